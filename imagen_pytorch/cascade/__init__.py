@@ -1,0 +1,1 @@
+"""The cascade: the only place where networks meet the diffusion process."""

@@ -1,0 +1,74 @@
+"""A training batch with every random draw made, so that what follows is a pure function of tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Everything the loss of one U-Net depends on, besides its weights.
+
+    Because noise, times, crops and dropped captions are drawn before a batch is split, the mean gradient over its
+    pieces is the gradient of the whole.
+
+    Attributes:
+        unet_number: 1-based number of the U-Net.
+        x0: what the stage models, ``(b, c, *space)``.
+        t: times of the stage's schedule, ``(b,)``.
+        noise: standard normal, like ``x0``.
+        self_condition: whether a first pass without gradient gives the network its own estimate.
+        text_embeds: ``(b, n, d)``; text_mask: ``(b, n)``; text_keep: ``(b,)``, false = the caption is dropped.
+        cond_images, cond_images_keep, lowres_cond_img, lowres_noise_times: as the network takes them.
+        base: the enlarged low-resolution picture without noise, where the stage models what it lacks.
+    """
+
+    unet_number: int
+    x0: Tensor
+    t: Tensor
+    noise: Tensor
+    self_condition: bool = False
+    text_embeds: Tensor | None = None
+    text_mask: Tensor | None = None
+    text_keep: Tensor | None = None
+    cond_images: Tensor | None = None
+    cond_images_keep: Tensor | None = None
+    lowres_cond_img: Tensor | None = None
+    lowres_noise_times: Tensor | None = None
+    base: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x0)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+
+    def conditioning(self) -> dict[str, Any]:
+        """The keyword arguments of the network; what is absent is left out."""
+        own = ("x0", "t", "noise", "base")
+        return {name: value for name, value in self._tensors().items() if name not in own}
+
+    def rows(self, rows: slice) -> TrainingBatch:
+        """Some items of the batch."""
+        return replace(self, **{name: value[rows] for name, value in self._tensors().items()})
+
+    def split(self, max_batch_size: int | None) -> list[TrainingBatch]:
+        """Pieces of at most ``max_batch_size`` items, in order.
+
+        Raises:
+            ValueError: a size below one.
+        """
+        if max_batch_size is None or max_batch_size >= len(self):
+            return [self]
+        if max_batch_size < 1:
+            raise ValueError(f"max_batch_size must be at least 1, got {max_batch_size}")
+        return [self.rows(slice(first, first + max_batch_size)) for first in range(0, len(self), max_batch_size)]
+
+    def to(self, device: torch.device | str) -> TrainingBatch:
+        """The same batch on another device."""
+        return replace(self, **{name: value.to(device) for name, value in self._tensors().items()})

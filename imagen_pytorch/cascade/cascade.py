@@ -1,0 +1,212 @@
+"""A cascade of diffusion models: networks in order, each with its process, trained and sampled together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor, nn
+
+from ..diffusion.guidance import Guidance
+from ..images import to_pil, unnormalize
+from ..tensors import Generators
+from .batch import TrainingBatch
+from .conditioning import text_input
+from .lowres import target_space
+from .options import Callback, SampleOptions, check_text_count
+from .parts import CascadeParts
+from .placement import evaluating
+from .preparation import build_batch
+from .sampling import SamplingRun
+from .stage import Stage, is_null
+
+
+class Cascade(CascadeParts):
+    """What `Imagen` and `ElucidatedImagen` share: everything but their tables of choices.
+
+    Arguments, attributes and errors of the constructor are those of `CascadeParts`.
+    """
+
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    def _stage_to_train(self, unet_number: int | None) -> Stage:
+        if unet_number is None and len(self.unets) > 1:
+            raise ValueError(f"say which U-Net to train: unet_number=1 to {len(self.unets)}")
+        number = 1 if unet_number is None else unet_number
+        unet = self.get_unet(number)
+        if self.only_train_unet_number not in (None, number):
+            raise ValueError(f"only U-Net {self.only_train_unet_number} may be trained here, got {number}")
+        if is_null(unet):
+            raise ValueError(f"U-Net {number} is a NullUnet placeholder and cannot be trained")
+        return self.stages[number - 1]
+
+    def training_batch(
+        self,
+        images: Shaped[Tensor, "b c *space"],
+        *,
+        unet_number: int | None = None,
+        texts: Sequence[str] | None = None,
+        text_embeds: Float[Tensor, "b n d"] | None = None,
+        text_masks: Bool[Tensor, "b n"] | None = None,
+        cond_images: Shaped[Tensor, "b c2 *space2"] | None = None,
+        noise: Float[Tensor, "b c *noise"] | None = None,
+        generator: Generators = None,
+    ) -> TrainingBatch:
+        """Prepare pictures for one U-Net and make every random draw of its loss.
+
+        Args:
+            images: in [0, 1] ([-1, 1] without auto_normalize_img), or uint8; at least as large as the stage.
+            unet_number: 1-based; may be omitted if there is one U-Net.
+            texts, text_embeds, text_masks: captions, or their embeddings with a mask (true = a real token).
+            cond_images: conditioning pictures, in [0, 1] or uint8.
+            noise: fixes the noise instead of drawing it.
+            generator: source of every draw.
+
+        Raises:
+            ValueError: anything that does not fit the model, with what came and what fits.
+            TypeError: whole numbers that are not uint8, or one string for captions.
+        """
+        stage = self._stage_to_train(unet_number)
+        if texts is not None and text_embeds is None:
+            check_text_count(texts, len(images))
+        dim = self.text_embed_dim if self.condition_on_text else None
+        text = text_input(self.encode, dim, texts, text_embeds, text_masks)
+        return build_batch(self, stage, images, text, cond_images, noise, generator)
+
+    def loss(self, batch: TrainingBatch, unet: nn.Module | None = None) -> Float[Tensor, ""]:
+        """Mean loss of a prepared batch; a pure function of the batch and the weights.
+
+        Args:
+            batch: from `training_batch`.
+            unet: the network to call in place of the model's own, such as a wrapper of it for several processes.
+        """
+        network = self.unets[batch.unet_number - 1] if unet is None else unet
+        stage, conditioning = self.stages[batch.unet_number - 1], batch.conditioning()
+        space = target_space(batch.base, stage.residual)
+
+        def net(x: Tensor, c_noise: Tensor, x0_before: Tensor | None) -> Tensor:
+            # the network meets its own estimate as it does in sampling: thresholded
+            before = None if x0_before is None else stage.threshold(x0_before, space)
+            return network(x, c_noise.to(x.dtype), self_cond=before, **conditioning)
+
+        loss = stage.process.loss(net, batch.x0, batch.t, batch.noise, self_condition=batch.self_condition)
+        return loss.mean()
+
+    def forward(
+        self,
+        images: Shaped[Tensor, "b c *space"],
+        unet: nn.Module | None = None,
+        texts: Sequence[str] | None = None,
+        text_embeds: Float[Tensor, "b n d"] | None = None,
+        text_masks: Bool[Tensor, "b n"] | None = None,
+        unet_number: int | None = None,
+        cond_images: Shaped[Tensor, "b c2 *space2"] | None = None,
+        noise: Float[Tensor, "b c *noise"] | None = None,
+        generator: Generators = None,
+    ) -> Float[Tensor, ""]:
+        """Training loss of one U-Net on pictures: `training_batch`, then `loss`. Arguments and errors as there."""
+        batch = self.training_batch(
+            images,
+            unet_number=unet_number,
+            texts=texts,
+            text_embeds=text_embeds,
+            text_masks=text_masks,
+            cond_images=cond_images,
+            noise=noise,
+            generator=generator,
+        )
+        return self.loss(batch, unet)
+
+    # -- sampling ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self,
+        texts: Sequence[str] | None = None,
+        text_masks: Bool[Tensor, "b n"] | None = None,
+        text_embeds: Float[Tensor, "b n d"] | None = None,
+        video_frames: int | None = None,
+        cond_images: Shaped[Tensor, "b c2 h2 w2"] | None = None,
+        cond_video_frames: Tensor | None = None,
+        post_cond_video_frames: Tensor | None = None,
+        inpaint_videos: Tensor | None = None,
+        inpaint_images: Shaped[Tensor, "b c h w"] | None = None,
+        inpaint_masks: Shaped[Tensor, "b *mask"] | None = None,
+        inpaint_resample_times: int = 5,
+        init_images: Any = None,
+        skip_steps: int | Sequence[int | None] | None = None,
+        batch_size: int = 1,
+        cond_scale: float | Sequence[float] = 1.0,
+        *,
+        cfg_remove_parallel_component: bool = False,
+        cfg_keep_parallel_frac: float = 0.0,
+        lowres_sample_noise_level: float | Sequence[float | None] | None = None,
+        start_at_unet_number: int = 1,
+        start_image_or_video: Shaped[Tensor, "b c h3 w3"] | None = None,
+        stop_at_unet_number: int | None = None,
+        return_all_unet_outputs: bool = False,
+        return_pil_images: bool = False,
+        device: torch.device | str | None = None,
+        use_tqdm: bool = True,
+        use_one_unet_in_gpu: bool = False,
+        sampler: Any = None,
+        steps: int | Sequence[int | None] | None = None,
+        sigma_min: float | Sequence[float | None] | None = None,
+        sigma_max: float | Sequence[float | None] | None = None,
+        image_sizes: Sequence[int | Sequence[int]] | None = None,
+        seed: int | Sequence[int] | None = None,
+        generator: Generators = None,
+        negative_texts: str | Sequence[str] | None = None,
+        guidance: str | Guidance = "cfg",
+        callback: Callback | None = None,
+        strength: float | Sequence[float | None] | None = None,
+    ) -> Any:
+        """Make pictures, stage by stage, in evaluation mode and without gradients.
+
+        "per-unet" arguments are one value or one per U-Net.
+
+        Args:
+            texts, text_embeds, text_masks: captions, or their embeddings with a mask; they decide the batch size.
+            cond_images: conditioning pictures in [0, 1] or uint8, for every U-Net that takes some.
+            inpaint_images, inpaint_masks: known pictures and where to keep them (true), ``(b, h, w)``; RePaint with
+                ``inpaint_resample_times`` repeats (Lugmayr et al. 2022, arXiv 2201.09865).
+            init_images: per-unet; start from these pictures, noised to the level reached by ``skip_steps`` or
+                ``strength`` (1 = from pure noise, 0 = the picture itself), both per-unet.
+            batch_size: number of pictures of an unconditional model.
+            cond_scale: per-unet guidance weight; 1 turns guidance off (Ho & Salimans 2022, arXiv 2207.12598).
+            cfg_remove_parallel_component, cfg_keep_parallel_frac: projected guidance of estimates, and the share of the
+                parallel part that stays (Sadat et al. 2024, arXiv 2410.02416).
+            lowres_sample_noise_level: per-unet augmentation time in [0, 1] of the low-resolution picture, in place of
+                the model's.
+            start_at_unet_number, start_image_or_video, stop_at_unet_number: run a part of the cascade.
+            return_all_unet_outputs: a list with the pictures of every stage that was run.
+            return_pil_images: Pillow images instead of tensors.
+            device: where to run; the networks go there for the call only.
+            use_one_unet_in_gpu: keep the other networks on the CPU meanwhile.
+            sampler, steps: per-unet sampler name (or object) and number of steps.
+            sigma_min, sigma_max: per-unet noise range of an ElucidatedImagen.
+            image_sizes: one size per U-Net, other than in training, each an int or (height, width).
+            seed: an int (picture i gets seed + i) or one per picture; the same picture in any batch.
+            generator: one `torch.Generator`, or one per picture.
+            negative_texts: what to guide away from, in place of the empty condition.
+            guidance: name of a guidance method, or a ready one, whose scale a ``cond_scale`` other than 1 replaces.
+            callback: ``callback(unet_number, step, total_steps, picture so far)``; returning False ends the stage.
+
+        Returns:
+            ``(b, channels, height, width)`` in [0, 1] ([-1, 1] without auto_normalize_img), or a list (of lists).
+
+        Raises:
+            ValueError: arguments that contradict each other or the model.
+        """
+        videos = (video_frames, cond_video_frames, post_cond_video_frames, inpaint_videos)
+        if any(argument is not None for argument in videos):
+            raise ValueError("this is an image model: it takes no video_frames and no conditioning or inpainted videos")
+        options = SampleOptions.take(locals())
+        with evaluating(self):
+            outputs = SamplingRun(self, options, None if device is None else torch.device(device)).run()
+        if return_pil_images:
+            pictures = [to_pil(output if self.auto_normalize_img else unnormalize(output)) for output in outputs]
+            return pictures if return_all_unet_outputs else pictures[-1]
+        return outputs if return_all_unet_outputs else outputs[-1]

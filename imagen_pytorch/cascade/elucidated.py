@@ -1,0 +1,89 @@
+"""The formulas of EDM under the names by which earlier code calls them on a model (Karras et al. 2022, arXiv
+2206.00364, table 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..diffusion.losses import NOISE_LEVELS, WEIGHTINGS
+from ..diffusion.objectives import OBJECTIVES, Coefficients
+from ..diffusion.schedules import SCHEDULES, Level
+from ..tensors import expand_to
+from .parts import CascadeParts
+from .stage import bounded
+
+
+def _level(sigma: Tensor) -> Level:
+    return Level(torch.ones_like(sigma), sigma)
+
+
+def _coefficients(sigma_data: float, sigma: Tensor) -> Coefficients:
+    return OBJECTIVES["edm"](sigma_data=sigma_data).coefficients(_level(sigma))
+
+
+class ElucidatedFormulas(CascadeParts):
+    """Formulas of a noise level ``sigma`` of any shape; nothing in training or sampling needs them."""
+
+    def c_skip(self, sigma_data: float, sigma: Tensor) -> Tensor:
+        """Weight of the noisy picture in the estimate."""
+        return _coefficients(sigma_data, sigma).c_skip
+
+    def c_out(self, sigma_data: float, sigma: Tensor) -> Tensor:
+        """Weight of the network's answer in the estimate."""
+        return _coefficients(sigma_data, sigma).c_out
+
+    def c_in(self, sigma_data: float, sigma: Tensor) -> Tensor:
+        """Scale of the network's input."""
+        return _coefficients(sigma_data, sigma).c_in
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """What the network is told: a quarter of log sigma."""
+        return _coefficients(1.0, sigma).c_noise
+
+    def loss_weight(self, sigma_data: float, sigma: Tensor) -> Tensor:
+        """Weight of the squared error of the estimate."""
+        return WEIGHTINGS["edm"](sigma_data=sigma_data).weight(_level(sigma))
+
+    def noise_distribution(self, P_mean: float, P_std: float, batch_size: int) -> Tensor:
+        """Training levels ``(batch_size,)``, on the model's device."""
+        return NOISE_LEVELS["log_normal"](P_mean=P_mean, P_std=P_std).draw(batch_size, device=self.device)
+
+    def sample_schedule(self, num_sample_steps: int, rho: float, sigma_min: float, sigma_max: float) -> Tensor:
+        """The levels of a sampling run, ``(num_sample_steps + 1,)``; the last one is 0."""
+        schedule = SCHEDULES["karras"](sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
+        sigmas = [level.sigma for level in schedule.levels(num_sample_steps)]
+        return torch.stack(sigmas).to(self.device, torch.float32)
+
+    def threshold_x_start(self, x_start: Tensor, dynamic_threshold: bool = True) -> Tensor:
+        """Estimates of pictures, clipped at their quantile or at 1."""
+        return bounded(x_start, self.dynamic_thresholding_percentile if dynamic_threshold else None)
+
+    def preconditioned_network_forward(
+        self,
+        unet_forward: Callable[..., Tensor],
+        noised_images: Tensor,
+        sigma: Tensor | float,
+        *,
+        sigma_data: float,
+        clamp: bool = False,
+        dynamic_threshold: bool = True,
+        **kwargs: Any,
+    ) -> Tensor:
+        """The estimate of the picture by a network that is called as ``unet_forward(x, time, **kwargs)``.
+
+        Args:
+            noised_images: ``(b, c, *space)``.
+            sigma: one noise level, or one per picture.
+            clamp, dynamic_threshold: threshold the estimate, and how.
+        """
+        process = replace(self.stages[0].process, objective=OBJECTIVES["edm"](sigma_data=sigma_data))
+        level = _level(torch.as_tensor(sigma, dtype=torch.float32, device=noised_images.device))
+        level = Level(*(expand_to(part, noised_images) for part in level))
+        denoise = process.denoiser(lambda x, c_noise, _: unet_forward(x, c_noise, **kwargs))
+        x0 = denoise(noised_images, level, None)
+        return self.threshold_x_start(x0, dynamic_threshold) if clamp else x0

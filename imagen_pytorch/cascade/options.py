@@ -1,0 +1,280 @@
+"""What a user may ask for, checked at the door and spread over the stages once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..diffusion.guidance import GUIDANCE, Guidance
+from ..diffusion.samplers import Sampler
+from ..images import RESIZE_MODES, Size, as_size
+from ..tensors import Generators, per_stage, seeded
+
+#: ``callback(unet_number, step, total_steps, picture so far in [0, 1])``; returning False ends the stage.
+Callback = Callable[[int, int, int, Tensor], Any]
+
+
+class _Taken:
+    """Dataclasses that pick their fields out of a larger table of arguments."""
+
+    @classmethod
+    def take(cls, arguments: Mapping[str, Any]) -> Any:
+        """Build from the entries of ``arguments`` that are fields."""
+        return cls(**{field.name: arguments[field.name] for field in fields(cls)})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class SharedOptions(_Taken):
+    """The constructor arguments that `Imagen` and `ElucidatedImagen` have in common (contract of both)."""
+
+    image_sizes: Any
+    text_encoder_name: str
+    text_encoder: Any
+    text_embed_dim: int | None
+    channels: int
+    cond_drop_prob: float
+    cond_images_drop_prob: float
+    random_crop_sizes: Any
+    lowres_noise_schedule: str
+    lowres_sample_noise_level: Any
+    lowres_residual: Any
+    per_sample_random_aug_noise_level: bool
+    condition_on_text: bool
+    auto_normalize_img: bool
+    dynamic_thresholding: Any
+    dynamic_thresholding_percentile: float
+    only_train_unet_number: int | None
+    temporal_downsample_factor: Any
+    resize_cond_video_frames: bool
+    resize_mode: str
+
+    def check(self, count: int) -> None:
+        """Refuse what lies outside its range.
+
+        Raises:
+            ValueError: with what came and what fits.
+        """
+        for name in ("cond_drop_prob", "cond_images_drop_prob", "dynamic_thresholding_percentile"):
+            check_share(getattr(self, name), name)
+        for level in per_stage(self.lowres_sample_noise_level, count, "lowres_sample_noise_level"):
+            check_share(level, "lowres_sample_noise_level")
+        if self.channels < 1:
+            raise ValueError(f"pictures have at least 1 channel, got channels={self.channels}")
+        if self.resize_mode not in RESIZE_MODES:
+            raise ValueError(f'no resize_mode "{self.resize_mode}"; known: {", ".join(RESIZE_MODES)}')
+        only = self.only_train_unet_number
+        if only is not None and not 1 <= only <= count:
+            raise ValueError(f"U-Nets are numbered 1 to {count}, got only_train_unet_number={only}")
+
+    def temporal_factors(self, count: int) -> tuple[int, ...]:
+        """The frame-rate divisor of each stage.
+
+        Raises:
+            ValueError: any but 1.
+        """
+        factors = per_stage(self.temporal_downsample_factor, count, "temporal_downsample_factor")
+        if any(factor != 1 for factor in factors):
+            raise ValueError("temporal_downsample_factor is for video cascades; pictures have no frames")
+        return factors
+
+    def sizes(self, count: int) -> tuple[Size, ...]:
+        """One (height, width) per stage.
+
+        Raises:
+            ValueError: another number of sizes than U-Nets, or a stage smaller than the one before.
+        """
+        return stage_sizes(self.image_sizes, count)
+
+    def crops(self, sizes: tuple[Size, ...]) -> tuple[Size | None, ...]:
+        """The training crop of each stage.
+
+        Raises:
+            ValueError: a crop for the first stage, or one larger than its picture.
+        """
+        crops = tuple(None if crop is None else as_size(crop) for crop in _entries(self.random_crop_sizes, len(sizes)))
+        if crops[0] is not None:
+            raise ValueError("random_crop_sizes: the first U-Net makes whole pictures, its entry must be None")
+        for crop, size in zip(crops, sizes, strict=True):
+            if crop is not None and (crop[0] > size[0] or crop[1] > size[1]):
+                raise ValueError(f"a training crop of {crop} does not fit into pictures of {size}")
+        return crops
+
+    def residuals(self, count: int) -> tuple[float | None, ...]:
+        """The residual scale of each stage.
+
+        Raises:
+            ValueError: a scale for the first stage, or one that is not positive.
+        """
+        scales = per_stage(self.lowres_residual, count, "lowres_residual")
+        if scales[0] is not None and count > 1 and not isinstance(self.lowres_residual, list | tuple):
+            scales = (None, *scales[1:])
+        if scales[0] is not None:
+            raise ValueError("lowres_residual: the first U-Net has no low-resolution picture, its entry must be None")
+        if any(scale is not None and scale <= 0 for scale in scales):
+            raise ValueError(f"lowres_residual scales must be positive, got {self.lowres_residual}")
+        return scales
+
+
+def stage_sizes(given: Any, count: int) -> tuple[Size, ...]:
+    """One (height, width) per stage from one size, or one size per stage.
+
+    Raises:
+        ValueError: another number of sizes than U-Nets, or a stage smaller than the one before.
+    """
+    single = isinstance(given, int) or (count == 1 and _is_pair(given))
+    sizes = tuple(as_size(size) for size in ((given,) if single else given))
+    if len(sizes) != count:
+        raise ValueError(f"{count} U-Nets need as many image_sizes, got {len(sizes)}: {given}")
+    for low, high in zip(sizes, sizes[1:], strict=False):
+        if high[0] < low[0] or high[1] < low[1]:
+            raise ValueError(f"image_sizes must not shrink from stage to stage, got {given}")
+    return sizes
+
+
+def plain_size(size: Size) -> int | Size:
+    """The side of a square, else (height, width)."""
+    return size[0] if size[0] == size[1] else size
+
+
+def check_share(value: float, name: str) -> None:
+    """Refuse what is no number between 0 and 1.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(side, int) for side in value)
+
+
+def _entries(value: Any, count: int) -> tuple[Any, ...]:
+    if isinstance(value, int):
+        return (None,) * (count > 1) + (value,) * (count - (count > 1))
+    return per_stage(value, count, "random_crop_sizes")
+
+
+@dataclass(frozen=True)
+class SampleOptions(_Taken):
+    """The arguments of `Cascade.sample`; see there for their meaning."""
+
+    texts: Sequence[str] | None
+    text_masks: Tensor | None
+    text_embeds: Tensor | None
+    cond_images: Tensor | None
+    inpaint_images: Tensor | None
+    inpaint_masks: Tensor | None
+    inpaint_resample_times: int
+    init_images: Any
+    skip_steps: Any
+    strength: Any
+    batch_size: int
+    cond_scale: Any
+    cfg_remove_parallel_component: bool
+    cfg_keep_parallel_frac: float
+    lowres_sample_noise_level: Any
+    start_at_unet_number: int
+    start_image_or_video: Tensor | None
+    stop_at_unet_number: int | None
+    use_tqdm: bool
+    use_one_unet_in_gpu: bool
+    sampler: Any
+    steps: Any
+    sigma_min: Any
+    sigma_max: Any
+    image_sizes: Any
+    seed: int | Sequence[int] | None
+    generator: Generators
+    negative_texts: str | Sequence[str] | None
+    guidance: str | Guidance
+    callback: Callback | None
+
+    def check(self, count: int) -> None:
+        """Refuse what contradicts itself.
+
+        Raises:
+            ValueError: with what came and what fits.
+        """
+        last = count if self.stop_at_unet_number is None else self.stop_at_unet_number
+        if not 1 <= self.start_at_unet_number <= last <= count:
+            raise ValueError(
+                f"U-Nets are numbered 1 to {count}: cannot start at {self.start_at_unet_number} and stop at {last}"
+            )
+        if (self.start_at_unet_number > 1) != (self.start_image_or_video is not None):
+            raise ValueError(
+                "start_at_unet_number above 1 needs start_image_or_video, the picture to begin from"
+                if self.start_image_or_video is None
+                else "start_image_or_video is what an upsampler begins from: it needs start_at_unet_number above 1"
+            )
+        if (self.inpaint_images is None) != (self.inpaint_masks is None):
+            raise ValueError("inpaint_images and inpaint_masks belong together: give both or neither")
+        if self.inpaint_resample_times < 1:
+            raise ValueError(f"inpaint_resample_times must be at least 1, got {self.inpaint_resample_times}")
+        if self.seed is not None and self.generator is not None:
+            raise ValueError("give seed or generator, not both")
+        if self.cfg_remove_parallel_component and self.guidance not in ("cfg", "apg"):
+            raise ValueError('cfg_remove_parallel_component is the guidance "apg"; give no other guidance with it')
+
+    def generators(self, batch: int) -> Generators:
+        """The source of every random draw of this call."""
+        return self.generator if self.seed is None else seeded(self.seed, batch)
+
+    def stage(self, index: int, count: int) -> StageChoices:
+        """The choices for stage ``index`` (0-based)."""
+        names = [field.name for field in fields(StageChoices)]
+        return StageChoices(**{name: per_stage(getattr(self, name), count, name)[index] for name in names})
+
+    def guide(self, scale: float) -> Guidance:
+        """The guidance method, by name or ready made; a ``scale`` other than 1 replaces that of a ready one."""
+        if isinstance(self.guidance, Guidance):
+            return self.guidance if scale == 1 else replace(self.guidance, scale=scale)
+        if self.cfg_remove_parallel_component or self.guidance == "apg":
+            return GUIDANCE["apg"](scale, eta=self.cfg_keep_parallel_frac)
+        return GUIDANCE[self.guidance](scale)
+
+
+@dataclass(frozen=True)
+class StageChoices:
+    """What `SampleOptions` says about one stage."""
+
+    init_images: Tensor | None
+    skip_steps: int | None
+    strength: float | None
+    cond_scale: float
+    lowres_sample_noise_level: float | None
+    sampler: str | Sampler | None
+    steps: int | None
+    sigma_min: float | None
+    sigma_max: float | None
+
+
+def check_text_count(texts: Sequence[str] | Tensor, batch: int, what: str = "texts") -> None:
+    """Refuse a number of captions that is not the number of pictures.
+
+    Raises:
+        TypeError: one string where a list is needed.
+        ValueError: the counts differ.
+    """
+    if isinstance(texts, str):
+        raise TypeError(f'{what} must be a list of captions, got one string; write {what}=["..."]')
+    if len(texts) != batch:
+        raise ValueError(f"{batch} pictures need as many {what}, got {len(texts)}")
+
+
+def mask_of(text_embeds: Tensor, text_masks: Tensor | None) -> Tensor:
+    """The given mask, or true where an embedding has any non-zero entry (zero padding is enough).
+
+    Raises:
+        ValueError: a mask of another shape.
+    """
+    if text_masks is None:
+        return torch.any(text_embeds != 0, dim=-1)
+    if text_masks.shape != text_embeds.shape[:2]:
+        raise ValueError(f"text_masks must be {tuple(text_embeds.shape[:2])}, got {tuple(text_masks.shape)}")
+    return text_masks.bool()

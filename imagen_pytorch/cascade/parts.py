@@ -1,0 +1,211 @@
+"""What a cascade is made of: networks, stages, a text encoder, and how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from ..construction import plain
+from ..diffusion.continuous_times import GaussianDiffusionContinuousTimes
+from ..diffusion.process import DiffusionProcess
+from ..diffusion.schedules import SCHEDULES
+from ..images import as_float, normalize, unnormalize
+from ..tensors import per_stage
+from ..text import TextEncoder, text_encoder
+from .conditioning import Text
+from .lowres import Augmentation
+from .options import SharedOptions, plain_size
+from .placement import alone_on_device, device_of
+from .stage import Stage, fitted, is_null
+
+
+class CascadeParts(nn.Module):
+    """Networks in order, each with its process and its size.
+
+    Args:
+        unets: the networks, lowest resolution first.
+        processes: one diffusion process per network.
+        shared: the arguments that the public constructors have in common.
+
+    Attributes:
+        unets: the networks, fitted to their places.
+        stages: what belongs to each besides its weights.
+        image_sizes, random_crop_sizes: per U-Net, an int for a square or (height, width).
+        sample_channels: channels of the pictures of each U-Net.
+
+    Raises:
+        ValueError: contradicting or unknown choices, each with a sentence.
+        TypeError: something that is no network.
+    """
+
+    #: name of the table of choices, as configuration files and checkpoints spell it
+    kind: ClassVar[str] = ""
+    _unrecorded: ClassVar[tuple[str, ...]] = ("unets", "text_encoder")
+    _locals: dict[str, Any]
+
+    def __init__(
+        self, unets: Sequence[nn.Module], processes: Sequence[DiffusionProcess], shared: SharedOptions
+    ) -> None:
+        super().__init__()
+        count = len(unets)
+        shared.check(count)
+        self.condition_on_text = shared.condition_on_text
+        self.cond_drop_prob = shared.cond_drop_prob
+        self.cond_images_drop_prob = shared.cond_images_drop_prob
+        self.channels = shared.channels
+        self.sample_channels = (shared.channels,) * count
+        self._text_encoder = shared.text_encoder
+        self.text_encoder_name = getattr(shared.text_encoder, "name", shared.text_encoder_name)
+        self.text_embed_dim = shared.text_embed_dim
+        if self.condition_on_text and self.text_embed_dim is None:
+            self.text_embed_dim = self.text_encoder.dim
+        self.auto_normalize_img = shared.auto_normalize_img
+        self.input_image_range = (0.0, 1.0) if shared.auto_normalize_img else (-1.0, 1.0)
+        self.resize_mode = shared.resize_mode
+        self.lowres_sample_noise_level = shared.lowres_sample_noise_level
+        self.per_sample_random_aug_noise_level = shared.per_sample_random_aug_noise_level
+        self.dynamic_thresholding = per_stage(shared.dynamic_thresholding, count, "dynamic_thresholding")
+        self.dynamic_thresholding_percentile = shared.dynamic_thresholding_percentile
+        self.only_train_unet_number = shared.only_train_unet_number
+        self.augmentation = Augmentation(SCHEDULES[shared.lowres_noise_schedule]())
+        self.temporal_downsample_factor = shared.temporal_factors(count)
+        self.resize_cond_video_frames = shared.resize_cond_video_frames
+        sizes = shared.sizes(count)
+        crops = shared.crops(sizes)
+        self.image_sizes = tuple(plain_size(size) for size in sizes)
+        self.random_crop_sizes = tuple(None if crop is None else plain_size(crop) for crop in crops)
+        limits = [shared.dynamic_thresholding_percentile if dynamic else None for dynamic in self.dynamic_thresholding]
+        columns = (range(1, count + 1), processes, sizes, crops, limits, shared.residuals(count))
+        self.stages = tuple(Stage(*row) for row in zip(*columns, strict=True))
+        embed_dim = self.text_embed_dim if self.condition_on_text else None
+        self.unets = nn.ModuleList(
+            fitted(unet, index, self.channels, self.condition_on_text, embed_dim) for index, unet in enumerate(unets)
+        )
+        if all(is_null(unet) for unet in self.unets):
+            raise ValueError("at least one U-Net must be more than a NullUnet placeholder")
+
+    # -- facts ------------------------------------------------------------------------------------------------------
+
+    @property
+    def unconditional(self) -> bool:
+        """Whether the model takes no text."""
+        return not self.condition_on_text
+
+    @property
+    def can_classifier_guidance(self) -> bool:
+        """Whether captions were dropped in training, so that there is something to guide away from."""
+        return self.cond_drop_prob > 0
+
+    @property
+    def is_video(self) -> bool:
+        """Whether the networks make videos."""
+        return False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return device_of(self.unets)
+
+    @property
+    def noise_schedulers(self) -> tuple[GaussianDiffusionContinuousTimes, ...]:
+        """The schedule of each stage, with the methods of earlier versions."""
+        return tuple(
+            GaussianDiffusionContinuousTimes(
+                noise_schedule=stage.process.schedule,
+                timesteps=stage.process.steps or stage.process.sampler.default_steps,
+            )
+            for stage in self.stages
+        )
+
+    @property
+    def lowres_noise_schedule(self) -> GaussianDiffusionContinuousTimes:
+        """The schedule of the noise on low-resolution pictures, with the methods of earlier versions."""
+        return GaussianDiffusionContinuousTimes(noise_schedule=self.augmentation.schedule)
+
+    def get_unet(self, unet_number: int) -> nn.Module:
+        """The network with this 1-based number; it stays where it is.
+
+        Raises:
+            ValueError: no such number.
+        """
+        if not 1 <= unet_number <= len(self.unets):
+            raise ValueError(f"U-Nets are numbered 1 to {len(self.unets)}, got {unet_number}")
+        return self.unets[unet_number - 1]
+
+    def to_config(self) -> dict[str, Any]:
+        """How the model was made, as plain containers: {"type", "unets": [{"type", ...}, ...], ...}.
+
+        Raises:
+            TypeError: it was made with an object that a file cannot hold.
+        """
+        given = dict(self._locals)
+        if self._text_encoder is not None:
+            given["text_encoder_name"] = self.text_encoder_name
+        if self.text_embed_dim is not None:
+            given["text_embed_dim"] = self.text_embed_dim
+        unets = [{"type": type(unet).__name__, **plain(unet._locals)} for unet in self.unets]
+        return {"type": self.kind, "unets": unets, **plain(given)}
+
+    # -- pictures and captions --------------------------------------------------------------------------------------
+
+    def as_given(self, images: Shaped[Tensor, "b c *space"], name: str = "images") -> Float[Tensor, "b c *space"]:
+        """Pictures as floats in the caller's range; uint8 is brought there.
+
+        Raises:
+            TypeError: whole numbers that are not uint8.
+        """
+        pictures = as_float(images, name)
+        return pictures if self.auto_normalize_img or images.is_floating_point() else normalize(pictures)
+
+    def normalize_img(self, images: Float[Tensor, "b c *space"]) -> Float[Tensor, "b c *space"]:
+        """From the caller's range to [-1, 1]."""
+        return normalize(images) if self.auto_normalize_img else images
+
+    def unnormalize_img(self, images: Float[Tensor, "b c *space"]) -> Float[Tensor, "b c *space"]:
+        """From [-1, 1] to the caller's range."""
+        return unnormalize(images) if self.auto_normalize_img else images
+
+    @property
+    def text_encoder(self) -> TextEncoder:
+        """The encoder of captions; its weights are loaded at the first caption."""
+        return self._text_encoder or text_encoder(self.text_encoder_name)
+
+    def encode(self, texts: Sequence[str]) -> Text:
+        """Captions as embeddings and mask, on the model's device."""
+        return Text(*self.text_encoder.encode(list(texts), device=self.device))
+
+    def encode_text(self, texts: Sequence[str], return_attn_mask: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Embeddings ``(b, n, d)`` of captions, on request with their mask ``(b, n)``."""
+        text = self.encode(texts)
+        return tuple(text) if return_attn_mask else text.embeds
+
+    # -- changes ----------------------------------------------------------------------------------------------------
+
+    def force_unconditional_(self) -> None:
+        """Use a text model without text, in place: its networks see the null caption that they met in training."""
+        self.condition_on_text = False
+
+    def reset_unets_all_one_device(self, device: torch.device | str | None = None) -> None:
+        """Bring every network to one device (that of the first one)."""
+        self.unets.to(device or self.device)
+
+    @contextmanager
+    def one_unet_in_gpu(self, unet_number: int | None = None, unet: nn.Module | None = None) -> Iterator[None]:
+        """Keep one network, by number or itself, on the model's device and the others on the CPU inside the block.
+
+        Raises:
+            ValueError: not exactly one of the two arguments, or no network of this model.
+        """
+        if (unet_number is None) == (unet is None):
+            raise ValueError("one_unet_in_gpu takes either unet_number or unet")
+        kept = unet if unet_number is None else self.get_unet(unet_number)
+        index = next((index for index, item in enumerate(self.unets) if item is kept), None)
+        if index is None:
+            raise ValueError("one_unet_in_gpu: the network is none of this model's; pass its unet_number")
+        with alone_on_device(self.unets, index, self.device):
+            yield

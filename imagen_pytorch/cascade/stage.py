@@ -1,0 +1,98 @@
+"""One place in the cascade: its process, its size and what its pictures pass through."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ..diffusion.guidance import dynamic_threshold, static_threshold
+from ..diffusion.process import DiffusionProcess
+from ..images import Size
+from .lowres import Direct, Residual
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What belongs to one U-Net besides its weights.
+
+    Attributes:
+        number: 1-based.
+        process: schedule, objective, noise levels, weighting and sampler.
+        size: height and width of the pictures that it makes.
+        crop: height and width of its training crops; None trains on whole pictures.
+        percentile: quantile at which estimates are thresholded (Saharia et al. 2022, section 2.3); None clips at 1.
+        residual: scale of the residual over the enlarged low-resolution picture; None models the picture itself.
+    """
+
+    number: int
+    process: DiffusionProcess
+    size: Size
+    crop: Size | None
+    percentile: float | None
+    residual: float | None
+
+    def threshold(self, x0: Tensor, space: Residual | Direct) -> Tensor:
+        """Estimates in the stage's space, thresholded as the pictures that they mean; for training and sampling."""
+        return space.encode(bounded(space.decode(x0), self.percentile))
+
+
+def bounded(picture: Tensor, percentile: float | None) -> Tensor:
+    """Estimates of pictures, each within its own quantile of absolute values, or (None) clipped to [-1, 1]."""
+    return static_threshold(picture) if percentile is None else dynamic_threshold(picture, percentile)
+
+
+def fitted(
+    unet: nn.Module, index: int, channels: int, condition_on_text: bool, text_embed_dim: int | None
+) -> nn.Module:
+    """A U-Net as its place in the cascade needs it.
+
+    A network from ``torch.compile`` is compiled in place after the fitting, with torch's default settings, so that the
+    names in its state dict stay plain; ``imagen.unets[0].compile(...)`` takes other settings.
+
+    Raises:
+        TypeError: not a network of this package.
+    """
+    compiled = hasattr(unet, "_orig_mod")
+    inner = unet._orig_mod if compiled else unet
+    if not hasattr(inner, "cast_model_parameters"):
+        raise TypeError(f"U-Net {index + 1} must be a Unet or NullUnet, got {type(inner).__name__}")
+    cast = inner.cast_model_parameters(
+        lowres_cond=index > 0,
+        text_embed_dim=text_embed_dim,
+        channels=channels,
+        channels_out=channels,
+        cond_on_text=condition_on_text,
+    )
+    if compiled:
+        cast.compile()
+    return cast
+
+
+def is_null(unet: nn.Module) -> bool:
+    """Whether this is a placeholder that is neither trained nor sampled."""
+    return bool(getattr(unet, "is_null", False))
+
+
+def takes_pictures(unet: nn.Module) -> bool:
+    """Whether this network is conditioned on pictures (``cond_images_channels``)."""
+    return bool(getattr(unet, "has_cond_image", False))
+
+
+def check_range(images: Tensor, normalized: bool) -> None:
+    """Catch pictures in 0..255 (an error) and outside the expected range (a warning).
+
+    Only on the CPU: reading a value back from an accelerator would stall every step.
+
+    Raises:
+        ValueError: values far outside; the picture was probably not divided by 255.
+    """
+    if images.device.type != "cpu" or not images.numel():
+        return
+    low, high = float(images.amin()), float(images.amax())
+    bottom = -1.0 if normalized else 0.0
+    if high > 16 or low < -16:
+        raise ValueError(f"images must lie in [{bottom:g}, 1], got {low:g} to {high:g}; divide by 255 or pass uint8")
+    if high > 1 + 1e-3 or low < bottom - 1e-3:
+        warnings.warn(f"images should lie in [{bottom:g}, 1], got {low:.3g} to {high:.3g}", stacklevel=3)

@@ -1,0 +1,145 @@
+"""The command line: ``imagen``. Every file beside this one whose name has no underscore in front is a command."""
+
+from __future__ import annotations
+
+import pkgutil
+import sys
+import traceback
+from importlib import import_module
+from typing import Any
+
+import click
+
+from ..registry import suggestion
+from ..version import __version__
+from ._errors import CommandFailed, described, exit_code, one_line, warnings_as_lines
+
+#: spellings of the README era and of other projects, and ours for them
+ALIASES = {
+    "epoches": "epochs",
+    "max-train-steps": "max-steps",
+    "train-batch-size": "batch-size",
+    "train-data-dir": "data",
+    "dataset-name": "data",
+    "dtype": "precision",
+    "mixed-precision": "precision",
+    "checkpointing-steps": "save-every",
+    "guidance-scale": "cond-scale",
+    "scale": "cond-scale",
+    "cfg": "cond-scale",
+    "num-inference-steps": "steps",
+    "images-per-prompt": "num-images",
+    "negative-prompt": "negative",
+    "from-file": "prompts",
+    "outdir": "output",
+}
+_DEBUG = "imagen.debug"
+
+
+def ours(name: str) -> str:
+    """Our spelling of an option or command: dashes for underscores, and the names of `ALIASES`."""
+    dashed = name.replace("_", "-")
+    return ALIASES.get(dashed, dashed)
+
+
+def _remember_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
+    context.meta[_DEBUG] = context.meta.get(_DEBUG, False) or value
+
+
+def _debug_option() -> click.Option:
+    return click.Option(
+        ["--debug"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_remember_debug,
+        help="Show the traceback of an error.",
+    )
+
+
+class Commands(click.Group):
+    """The files of this folder as commands, each imported when it is needed; errors end as one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all commands."""
+        found = (item.name for item in pkgutil.iter_modules(__path__) if not item.ispkg)
+        return sorted(name for name in found if not name.startswith("_"))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, or None."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command = getattr(import_module(f".{cmd_name}", __name__), cmd_name)
+        if all(parameter.name != "debug" for parameter in command.params):
+            command.params.append(_debug_option())
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the first argument names.
+
+        Raises:
+            click.UsageError: no such command; the message says which one was meant, or which there are.
+        """
+        known = tuple(self.list_commands(ctx))
+        if args and not args[0].startswith("-") and ours(args[0]) not in known:
+            hint = suggestion(args[0], known)
+            raise click.UsageError(f'no command "{args[0]}"; known: {", ".join(known)}{hint}', ctx)
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; whatever goes wrong becomes a sentence with an exit code."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            if ctx.meta.get(_DEBUG):
+                traceback.print_exc()
+            raise CommandFailed(described(error), exit_code(error)) from error
+
+    def main(self, *args: Any, standalone_mode: bool = True, **settings: Any) -> Any:
+        """Run and leave with an exit code; with ``standalone_mode=False`` return or raise, as click does."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **settings)
+        try:
+            with warnings_as_lines():
+                result = super().main(*args, standalone_mode=False, **settings)
+        except click.ClickException as error:
+            click.echo(one_line(error), err=True)
+            sys.exit(error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("interrupted", err=True)
+            sys.exit(130)
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+@click.group(
+    "imagen",
+    cls=Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": ours, "max_content_width": 110},
+)
+@click.version_option(__version__, prog_name="imagen")
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Text-to-image diffusion cascades: write a configuration, train, sample.
+
+    \b
+    imagen demo                        train a small cascade on the embedded pictures and look at it
+    imagen sample "a red heart"        a picture from ./imagen.pt
+    imagen train --data ./pictures     train on a folder of pictures with captions
+    imagen config                      write ./imagen_config.json and edit it
+
+    Results go to standard output, talk to standard error. Exit codes: 0 done, 1 failed, 2 usage, 3 data unusable,
+    4 checkpoint unusable, 5 out of memory, 130 or 143 interrupted and saved.
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+main.params.append(_debug_option())
+
+#: the names under which the command group has always been known
+imagen = imagen_pytorch = main

@@ -1,0 +1,94 @@
+"""Mistakes and mishaps as one line on standard error, each kind with its exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+FAILED, USAGE, DATA, CHECKPOINT, MEMORY = 1, 2, 3, 4, 5
+
+#: characters of one message, at most
+LONGEST = 600
+
+#: exit codes by the name of an exception's class or nearest parent; by name, so that nothing has to be imported
+CODES = {
+    "CheckpointMissing": USAGE,
+    "CheckpointError": CHECKPOINT,
+    "DataError": DATA,
+    "OutOfMemoryError": MEMORY,
+    "MemoryError": MEMORY,
+    "FileNotFoundError": USAGE,
+    "NotADirectoryError": USAGE,
+    "IsADirectoryError": USAGE,
+    "PermissionError": USAGE,
+    "ValueError": USAGE,
+    "TypeError": USAGE,
+}
+
+
+class CommandFailed(click.ClickException):
+    """Ends a command with a sentence and an exit code."""
+
+    def __init__(self, message: str, code: int = FAILED) -> None:
+        super().__init__(message)
+        self.exit_code = code
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code for an exception."""
+    if _out_of_memory(error):
+        return MEMORY
+    names = (parent.__name__ for parent in type(error).__mro__)
+    return next((CODES[name] for name in names if name in CODES), FAILED)
+
+
+def described(error: BaseException) -> str:
+    """An exception as a sentence; one that nobody foresaw says how to see its traceback."""
+    text = str(error) or type(error).__name__
+    if exit_code(error) == MEMORY:
+        return f"out of memory: {text.splitlines()[0]}"
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f"{error.filename}: " if error.filename else ""
+        hint = "; free some space" if error.errno == errno.ENOSPC else ""
+        return f"{where}{os.strerror(error.errno)}{hint}"
+    foreseen = isinstance(error, ValueError | TypeError | OSError | ImportError)
+    if foreseen or type(error).__module__.startswith("imagen_pytorch"):
+        return text
+    return f"{type(error).__name__}: {text} (unexpected; --debug shows where)"
+
+
+def one_line(error: click.ClickException) -> str:
+    """What click would print in several lines: the command, what is wrong, where to read on."""
+    text = " ".join(error.format_message().split()).removesuffix(".")
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]} ... (--debug shows the rest)"
+    context = getattr(error, "ctx", None)
+    if not isinstance(error, click.UsageError) or context is None:
+        return f"imagen: {text}"
+    return f"{context.command_path}: {text} (see {context.command_path} --help)"
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Warnings inside the block become one line each, without the place in the code; each is shown once."""
+    shown: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
+        text = " ".join(str(message).split())
+        if issubclass(category, UserWarning) and text not in shown:
+            shown.add(text)
+            click.echo(f"warning: {text}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

@@ -1,0 +1,73 @@
+"""Options that several commands share, and kinds of values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+
+class PerStage(click.ParamType):
+    """One value, or one per U-Net with commas between them.
+
+    Args:
+        kind: what a value is; made from its text.
+        least: the smallest one allowed, or None.
+    """
+
+    def __init__(self, kind: type, least: float | None = None) -> None:
+        self.kind, self.least = kind, least
+        self.name = f"{kind.__name__}[,...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A single value, or a list of them.
+
+        Raises:
+            click.BadParameter: one of them is none of this kind, or too small.
+        """
+        if not isinstance(value, str):
+            return value
+        try:
+            values = [self.kind(item.strip()) for item in value.split(",")]
+        except ValueError:
+            self.fail(f"{value!r} is not one {self.kind.__name__} or several with commas between them", param, ctx)
+        if self.least is not None and min(values) < self.least:
+            self.fail(f"{value!r} is below {self.least}", param, ctx)
+        return values[0] if len(values) == 1 else values
+
+
+device_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda|cuda:N|mps",
+    help="Where to compute; auto takes the fastest there is.",
+)
+
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors.")
+
+
+def chosen_device(name: str) -> Any:
+    """The torch device of that name.
+
+    Raises:
+        click.UsageError: there is no such device on this machine.
+    """
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise click.UsageError(f'no device "{name}"; write auto, cpu, cuda, cuda:1 or mps') from error
+    there = {
+        "cpu": lambda: True,
+        "cuda": lambda: torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available,
+    }
+    if not there.get(device.type, lambda: True)():
+        raise click.UsageError(f'the device "{name}" is not available on this machine; --device cpu always is')
+    return device

@@ -1,0 +1,212 @@
+"""What ``imagen sample`` does: captions in, pictures out."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from ._errors import USAGE, CommandFailed
+from ._files import check_picture_name, encoded, slug, write_new
+from ._options import chosen_device
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..cascade.cascade import Cascade
+
+@dataclass(frozen=True)
+class Request:
+    """The options of ``imagen sample``; the command's help says what they mean."""
+
+    text: str | None
+    model: str
+    cond_scale: Any
+    load_ema: bool
+    negative: str | None
+    prompts: str | None
+    num_images: int
+    seed: int | None
+    steps: Any
+    sampler: Any
+    guidance: str
+    stop_at_unet: int | None
+    save_stages: bool
+    grid: bool
+    batch_size: int
+    output: str | None
+    device: str
+    quiet: bool
+
+    def captions(self) -> list[str]:
+        """All captions that were given, in order.
+
+        Raises:
+            click.UsageError: the file cannot be read or holds none.
+        """
+        if self.prompts is None:
+            return [] if self.text is None else [self.text]
+        try:
+            text = sys.stdin.read() if self.prompts == "-" else Path(self.prompts).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+            raise click.UsageError(f"cannot read captions from {self.prompts}: {reason}") from error
+        lines = [line.strip() for line in text.splitlines()]
+        found = [line for line in lines if line and not line.startswith("#")]
+        if not found:
+            raise click.UsageError(f"there is no caption in {self.prompts}")
+        return ([] if self.text is None else [self.text]) + found
+
+
+class Wanted(NamedTuple):
+    """One picture to make."""
+
+    caption: str | None
+    seed: int
+
+
+class Made(NamedTuple):
+    """One picture: what was asked for, and what every stage made of it."""
+
+    wanted: Wanted
+    stages: list[Image.Image]
+
+
+def find_model(given: str) -> str:
+    """The checkpoint to load: the given file or address, or the newest in the given folder.
+
+    Raises:
+        CommandFailed: there is none.
+    """
+    from ..checkpoint import CheckpointStore
+
+    folder = Path(given)
+    if folder.is_dir():
+        inside = [str(path) for path in (folder / "imagen.pt",) if path.is_file()] or CheckpointStore(given).paths()
+        if not inside:
+            raise CommandFailed(f"the folder {given} holds no checkpoint (imagen.pt or checkpoint.<steps>.pt)", USAGE)
+        return inside[0]
+    if "://" not in given and not folder.is_file():
+        raise CommandFailed(
+            f"there is no model at {given}: train one with `imagen train` or `imagen demo`, or name one with --model",
+            USAGE,
+        )
+    return given
+
+
+def _check_captions(imagen: Cascade, captions: list[str], negative: str | None) -> list[str | None]:
+    if imagen.unconditional:
+        if captions or negative:
+            raise click.UsageError("this model was trained without captions; call it without TEXT")
+        return [None]
+    if not captions:
+        raise click.UsageError('say what to draw: imagen sample "a red heart", or --prompts FILE')
+    return list(captions)
+
+
+def _arguments(request: Request, imagen: Cascade) -> dict[str, Any]:
+    """Arguments of `Cascade.sample` that are the same for every picture."""
+    from ..training.sampling import last_trained
+
+    count = len(imagen.unets)
+    stop = request.stop_at_unet
+    if stop is not None and stop > count:
+        raise click.UsageError(f"--stop-at-unet {stop}: the model has {count} U-Nets")
+    trained = last_trained(list(imagen.unets), [0] * count)
+    if stop is None and 0 < trained < count:
+        click.echo(f"U-Net {trained + 1} has not been trained yet: stopping after U-Net {trained}", err=True)
+        stop = trained
+    by_default = click.get_current_context().get_parameter_source("cond_scale") == click.core.ParameterSource.DEFAULT
+    cannot = imagen.unconditional or not imagen.can_classifier_guidance
+    return {
+        "cond_scale": 1.0 if cannot and by_default else request.cond_scale,
+        "steps": request.steps,
+        "sampler": request.sampler,
+        "guidance": request.guidance,
+        "stop_at_unet_number": stop,
+        "negative_texts": None if request.negative is None else request.negative,
+        "use_tqdm": not request.quiet and sys.stderr.isatty(),
+        "return_all_unet_outputs": True,
+        "return_pil_images": True,
+    }
+
+
+def pictures(imagen: Cascade, wanted: list[Wanted], batch_size: int, arguments: dict[str, Any]) -> Iterator[Made]:
+    """Make pictures, ``batch_size`` at a time."""
+    for first in range(0, len(wanted), batch_size):
+        batch = wanted[first : first + batch_size]
+        captions = [item.caption for item in batch]
+        texts = {"batch_size": len(batch)} if None in captions else {"texts": captions}
+        stages = imagen.sample(**texts, seed=[item.seed for item in batch], **arguments)
+        for item, outputs in zip(batch, zip(*stages, strict=True), strict=True):
+            yield Made(item, list(outputs))
+
+
+def _target(request: Request, caption: str | None) -> Path:
+    """The file name of a picture, were it free."""
+    name = f"{slug(caption or '')}.png"
+    if request.output is None:
+        return Path(name)
+    given = Path(request.output)
+    is_folder = request.output.endswith(("/", "\\")) or given.is_dir() or not given.suffix
+    return given / name if is_folder else given
+
+
+def _write(request: Request, made: Made) -> None:
+    target = _target(request, made.wanted.caption)
+    path = write_new(encoded(made.stages[-1], target.suffix), target)
+    click.echo(path)
+    if request.save_stages:
+        for number, picture in enumerate(made.stages[:-1], start=1):
+            stage = path.with_name(f"{path.stem}-unet{number}{path.suffix}")
+            click.echo(write_new(encoded(picture, path.suffix), stage))
+
+
+def _write_grid(request: Request, made: list[Made]) -> None:
+    from ..evaluation.pictures import captioned_grid
+
+    target = _target(request, made[0].wanted.caption)
+    captions = [item.wanted.caption or f"seed {item.wanted.seed}" for item in made]
+    columns = request.num_images if request.num_images > 1 else min(len(made), 4)
+    sheet = captioned_grid([item.stages[-1] for item in made], captions, columns)
+    path = target.with_name(f"{target.stem}-grid{target.suffix}")
+    click.echo(write_new(encoded(sheet, path.suffix), path))
+
+
+def run(request: Request) -> None:
+    """Make and write the pictures that were asked for.
+
+    Raises:
+        click.ClickException: anything that the user can put right.
+    """
+    captions = request.captions()
+    model = find_model(request.model)
+    to_stdout = request.output == "-"
+    if to_stdout and (len(captions) > 1 or request.num_images > 1 or request.grid or request.save_stages):
+        raise click.UsageError("--output - takes a single picture; give a folder for several")
+    if not to_stdout:
+        check_picture_name(_target(request, "name"))
+    device = chosen_device(request.device)
+
+    from ..checkpoint import load_imagen_from_checkpoint
+
+    imagen = load_imagen_from_checkpoint(model, load_ema_if_available=request.load_ema).to(device)
+    texts = _check_captions(imagen, captions, request.negative)
+    seed = secrets.randbelow(2**31) if request.seed is None else request.seed
+    if not request.quiet:
+        click.echo(f"{model} on {device}, seed {seed}", err=True)
+    wanted = [Wanted(caption, seed + index) for caption in texts for index in range(request.num_images)]
+    made = []
+    for item in pictures(imagen, wanted, request.batch_size, _arguments(request, imagen)):
+        if to_stdout:
+            click.get_binary_stream("stdout").write(encoded(item.stages[-1]))
+            continue
+        _write(request, item)
+        made.append(item if request.grid else None)
+    if request.grid:
+        _write_grid(request, made)

@@ -1,0 +1,246 @@
+"""What ``imagen train`` does: steps, samples, validations and checkpoints, each when it is due."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._errors import MEMORY, CommandFailed, described, exit_code
+from ._files import encoded, set_aside, write_new
+from ._options import chosen_device
+from ._progress import MetricsLog, Progress, Span
+from ._settings import Request, open_data, placed_checkpoint, settle
+from ._signals import Interruption
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+    from ..configs import TrainingConfig
+    from ..trainer import ImagenTrainer
+
+#: steps of a training about whose length nobody says anything
+USUAL_STEPS = 1000
+#: batches of one validation, at most
+VALIDATION_BATCHES = 8
+#: captions that are taken from the data where none are given for samples
+BORROWED_CAPTIONS = 4
+
+
+def _make_trainer(config: TrainingConfig, request: Request) -> ImagenTrainer:
+    import torch
+
+    device = chosen_device(request.device)
+    options: dict[str, Any] = {}
+    if device.type == "cpu" and chosen_device("auto").type != "cpu":
+        options["accelerate_cpu"] = True
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    if request.seed is not None:
+        torch.manual_seed(request.seed)  # of the new weights; the trainer's is that of everything else
+        options["seed"] = request.seed
+    if config.validate_at_every:
+        options["split_valid_from_train"] = True
+    return config.create(**options)
+
+
+def _captions(dataset: Dataset) -> list[str]:
+    """A few different captions from all over a data set; none if it has none."""
+    count = len(dataset)  # type: ignore[arg-type]
+    items = [dataset[index * count // BORROWED_CAPTIONS] for index in range(min(BORROWED_CAPTIONS, count))]
+    return list(dict.fromkeys(item[1] for item in items if isinstance(item, tuple)))
+
+
+class Run:
+    """One call of ``imagen train``.
+
+    Args:
+        request: the options of the command.
+        config: the configuration that they and the file give.
+    """
+
+    def __init__(self, request: Request, config: TrainingConfig) -> None:
+        self.request, self.config = request, config
+        self.folder = Path(request.output)
+        self.checkpoint = placed_checkpoint(config, request.output)
+        self.log = MetricsLog(self.folder / "metrics.jsonl")
+        self.saved_at: list[int] = []  # steps of every U-Net in the checkpoint
+        self.captions = config.sample_texts
+        self.span = Span(0, 0, 0)
+        count = len(config.imagen.unets)
+        null = [number for number, unet in enumerate(config.imagen.unets, start=1) if getattr(unet, "is_null", False)]
+        every = [number for number in range(1, count + 1) if number not in null]
+        self.numbers = every if request.unet is None else [request.unet]
+
+    def prepare(self) -> None:
+        """Model, data and, if there is one, the checkpoint to go on from.
+
+        Raises:
+            click.ClickException: one of them cannot be used.
+        """
+        from ..storage import locate, make_folder, parent_of
+
+        fs, place = locate(self.checkpoint)
+        make_folder(fs, parent_of(place))  # a place that cannot be written to is found now, not after the training
+        self.trainer = _make_trainer(self.config, self.request)
+        sizes = self.trainer.imagen.image_sizes
+        dataset = open_data(self.config, sizes[max(self.numbers) - 1])
+        loader, _ = self.config.split_dataset_arguments()
+        self.batch_size = min(loader["batch_size"], len(dataset))  # type: ignore[arg-type]
+        self.trainer.add_train_dataset(dataset, **loader)
+        if not self.captions and self.config.imagen.condition_on_text:
+            self.captions = _captions(dataset)
+        self.say(f"{self.config.dataset_name}: {len(dataset)} pictures")  # type: ignore[arg-type]
+        if fs.exists(place):
+            self._resume()
+            self.say(f"going on from {self.checkpoint} after {self.taken()} steps")
+        else:
+            set_aside(self.log.path)
+            set_aside(self.folder / "loss.png")
+        self.saved_at = self.taken()
+
+    def _resume(self) -> None:
+        from ..checkpoint import CheckpointError
+
+        try:
+            self.trainer.load(self.checkpoint)
+        except CheckpointError as error:
+            hint = f"cannot go on from {self.checkpoint} (--checkpoint names another file to train in)"
+            raise CommandFailed(f"{hint}: {described(error)}", exit_code(error)) from error
+
+    def taken(self) -> list[int]:
+        """Training steps so far, of every U-Net."""
+        return [int(steps) for steps in self.trainer.steps]
+
+    def say(self, text: str) -> None:
+        """One line of talk."""
+        if not self.request.quiet:
+            click.echo(text, err=True)
+
+    def goal(self, number: int) -> int:
+        """The number of steps after which a U-Net is done."""
+        request, taken = self.request, self.taken()[number - 1]
+        if request.max_steps is not None:
+            return request.max_steps
+        if request.steps is not None:
+            return taken + request.steps
+        if request.epochs is not None:
+            return taken + request.epochs * len(self.trainer.train_dl)
+        total = self.config.total_steps(number)
+        return taken + USUAL_STEPS if total is None else total
+
+    def how_to_go_on(self) -> str:
+        """What to type after an interruption."""
+        if not self.span.last or (self.request.steps is None and self.request.epochs is None):
+            return "the same command goes on"
+        return f"the same command with --max-steps {self.span.last} in place of --steps or --epochs goes on"
+
+    def save(self) -> None:
+        """Write the checkpoint, unless it holds the present state already."""
+        if self.taken() != self.saved_at:
+            self.trainer.save(self.checkpoint)
+            self.saved_at = self.taken()
+
+    def train(self, number: int, interruption: Interruption) -> None:
+        """Train one U-Net to its goal, or until there is a signal."""
+        span = self.span = Span(number, self.taken()[number - 1], self.goal(number))
+        if span.first >= span.last:
+            self.say(f"U-Net {number} has been trained for {span.first} steps; --steps N trains it further")
+            return
+        duties = (
+            (self.config.validate_at_every, self.validate),
+            (self.config.sample_at_every, self.sample),
+            (self.config.save_at_every, lambda *_: self.save()),
+        )
+        with Progress(span, self.batch_size, self.log, self.request.log_every, self.request.quiet) as progress:
+            step = span.first
+            while step < span.last and not interruption:
+                loss = self.trainer.train_step(unet_number=number, max_batch_size=self.config.max_batch_size)
+                step, before = self.taken()[number - 1], step
+                progress.advance(step, loss, self.trainer.get_lr(number))
+                began = time.monotonic()
+                for period, duty in duties:
+                    if period and step > before and step % period == 0 and not interruption:
+                        duty(number, step, progress)
+                progress.pause(time.monotonic() - began)
+
+    def validate(self, number: int, _: int, progress: Progress) -> None:
+        """Mean loss over a part of the data that is not trained on; its noise is the same each time."""
+        count = min(VALIDATION_BATCHES, len(self.trainer.valid_dl))
+        self.trainer.create_valid_iter()  # the same batches each time
+        losses = [
+            self.trainer.valid_step(unet_number=number, max_batch_size=self.config.max_batch_size) for _ in range(count)
+        ]
+        progress.validated(sum(losses) / count)
+
+    def sample(self, number: int, step: int, progress: Progress) -> None:
+        """A sheet of pictures as the U-Net makes them now, always from the same captions and seeds."""
+        from ..evaluation.pictures import captioned_grid
+        from ..training.sampling import last_trained
+
+        imagen = self.trainer.imagen
+        if last_trained(list(imagen.unets), self.taken()) < number:
+            progress.say(f"no samples of U-Net {number}: a U-Net before it has not been trained yet")
+            return
+        guided = self.config.imagen.condition_on_text and imagen.can_classifier_guidance
+        texts = {"texts": self.captions} if self.captions else {"batch_size": BORROWED_CAPTIONS}
+        pictures = self.trainer.sample(
+            **texts,
+            seed=0,
+            cond_scale=self.request.cond_scale if guided else 1.0,
+            stop_at_unet_number=number,
+            return_pil_images=True,
+            use_tqdm=False,
+        )
+        name = f"sample-{step // self.config.sample_at_every}" + (f"-unet{number}" if number > 1 else "")
+        sheet = captioned_grid(pictures, self.captions or [""] * len(pictures))
+        progress.say(f"wrote {write_new(encoded(sheet), self.folder / f'{name}.png')}")
+
+    def draw_curve(self) -> None:
+        """``loss.png``, drawn anew from the whole log."""
+        from ..evaluation.pictures import loss_curve
+
+        history = self.log.history()
+        if history:
+            path = self.folder / "loss.png"
+            path.write_bytes(encoded(loss_curve(history)))
+            self.say(f"wrote {path}")
+
+
+@contextmanager
+def _smaller_batches_suggested(config: TrainingConfig) -> Iterator[None]:
+    """Running out of memory says which setting to try next."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if exit_code(error) != MEMORY:
+            raise
+        loader, _ = config.split_dataset_arguments()
+        smaller = max((config.max_batch_size or loader["batch_size"]) // 2, 1)
+        raise CommandFailed(f"{described(error)}; try --max-batch-size {smaller}", MEMORY) from error
+
+
+def run(request: Request) -> int:
+    """Train as the options say; returns the exit code.
+
+    Raises:
+        click.ClickException: anything that the user can put right.
+    """
+    training = Run(request, settle(request))
+    with _smaller_batches_suggested(training.config), Interruption() as interruption:
+        training.prepare()
+        for number in training.numbers:
+            if not interruption:
+                training.train(number, interruption)
+        training.save()
+    training.draw_curve()
+    if interruption:
+        training.say(f"interrupted and saved; {training.how_to_go_on()}")
+    else:
+        training.say(f'next: imagen sample --model {training.checkpoint} "..."')
+    click.echo(training.checkpoint)
+    return interruption.exit_code()

@@ -1,0 +1,52 @@
+"""``imagen demo``: a whole cascade, trained and sampled while you wait."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ._options import PerStage, device_option, quiet_option
+
+
+@click.command()
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Training steps of the first U-Net; those of the others keep their proportion.  [default: steps]",
+)
+@click.option(
+    "--config",
+    default="emoji",
+    show_default=True,
+    metavar="FILE",
+    help="Another configuration, a file or the name of a ready-made one; its data need captions.",
+)
+@click.option("--cond-scale", type=PerStage(float, 0), default="3", show_default=True, help="Guidance weight.")
+@click.option(
+    "--judge",
+    type=click.IntRange(min=0),
+    default=96,
+    show_default=True,
+    metavar="N",
+    help="Pictures of each kind (trained captions, held-out ones) that caption retrieval is measured with; 0: none.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Start of all random numbers.")
+@click.option(
+    "-o", "--output", default="runs/demo", show_default=True, metavar="FOLDER", help="An older one is renamed."
+)
+@device_option
+@quiet_option
+def demo(**options: Any) -> None:
+    """Train the ready-made cascade on the embedded pictures, draw with it, and print where the pictures are.
+
+    \b
+    imagen demo                    some minutes on two cores
+    imagen demo --steps 10000      better pictures
+    """
+    from ._demo import Options, run
+
+    code = run(Options(**options))
+    if code:
+        raise click.exceptions.Exit(code)

@@ -1,0 +1,84 @@
+"""``imagen sample``: pictures from a trained model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ._options import PerStage, device_option, quiet_option
+
+COUNT = click.IntRange(min=1)
+
+
+@click.command()
+@click.argument("text", required=False)
+@click.option(
+    "-m",
+    "--model",
+    default="./imagen.pt",
+    show_default=True,
+    metavar="PATH",
+    help="A checkpoint, a folder of checkpoints, or their address.",
+)
+@click.option(
+    "--cond-scale",
+    type=PerStage(float, 0),
+    default="5",
+    show_default=True,
+    help="Guidance weight, one or one per U-Net; 1 turns guidance off. Also --cond_scale.",
+)
+@click.option(
+    "--load-ema",
+    type=bool,
+    is_flag=False,
+    flag_value="true",
+    default=True,
+    show_default=True,
+    metavar="[true|false]",
+    help="Use the averaged weights if the checkpoint has them. Also --load_ema.",
+)
+@click.option("--no-load-ema", is_flag=True, help="The same as --load-ema false.")
+@click.option("--negative", metavar="TEXT", help="What the pictures shall not show; needs guidance.")
+@click.option(
+    "--prompts",
+    metavar="FILE",
+    help="Captions from a file, one per line, or from standard input with -; empty lines and those with # are skipped.",
+)
+@click.option("-n", "--num-images", type=COUNT, metavar="N", default=1, show_default=True, help="Pictures per caption.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Of the first picture of each caption; the next ones have seed + 1 ...",
+)
+@click.option("--steps", type=PerStage(int, 1), help="Sampling steps, one number or one per U-Net.")
+@click.option("--sampler", type=PerStage(str), help="Name of the sampler, one or one per U-Net.")
+@click.option("--guidance", default="cfg", show_default=True, metavar="NAME", help="Guidance method.")
+@click.option("--stop-at-unet", type=COUNT, metavar="N", help="Stop after this U-Net.")
+@click.option("--save-stages", is_flag=True, help="Also write what every U-Net before the last one made.")
+@click.option("--grid", is_flag=True, help="Also write all pictures with their captions on one sheet.")
+@click.option(
+    "--batch-size", type=COUNT, metavar="N", default=16, show_default=True, help="Pictures made at once."
+)
+@click.option(
+    "-o",
+    "--output",
+    metavar="PATH",
+    help="A file, a folder, or - for standard output. Without it, the caption is the name: ./a_red_heart.png",
+)
+@device_option
+@quiet_option
+def sample(no_load_ema: bool, load_ema: bool, **request: Any) -> None:
+    """Make pictures of TEXT with a trained model and print where they are.
+
+    No file is ever replaced: the next free name is taken (-1, -2 ...). The same seed gives the same picture, however
+    many are made at once.
+
+    \b
+    imagen sample "a red heart" -n 4 --seed 7 --grid
+    imagen sample --prompts captions.txt --output pictures/ --cond-scale 3,1
+    """
+    from ._sampling import Request, run
+
+    run(Request(load_ema=load_ema and not no_load_ema, **request))

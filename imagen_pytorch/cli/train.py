@@ -1,0 +1,110 @@
+"""``imagen train``: train a cascade that a configuration describes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ._options import PerStage, device_option, quiet_option
+
+COUNT, PERIOD = click.IntRange(min=1), click.IntRange(min=0)
+
+
+class UnetChoice(click.ParamType):
+    """A 1-based number, or "all"."""
+
+    name = "N|all"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or None for all of them.
+
+        Raises:
+            click.BadParameter: neither of the two.
+        """
+        if value == "all" or not isinstance(value, str):
+            return None if value == "all" else value
+        if not value.isdigit() or int(value) < 1:
+            self.fail(f"U-Nets are numbered from 1: give a number or all, not {value!r}", param, ctx)
+        return int(value)
+
+
+@click.command()
+@click.option(
+    "--config",
+    metavar="FILE",
+    help="Configuration file or name of a ready-made one. Without it: ./imagen_config.json if there is one, else "
+    "emoji, a small cascade for the embedded pictures.",
+)
+@click.option("--unet", type=UnetChoice(), default="1", show_default=True, help="The U-Net to train; all: one by one.")
+@click.option(
+    "--epochs",
+    type=COUNT,
+    metavar="N",
+    help="Train for so many passes over the data now. Also --epoches. (The first versions called a single step an "
+    "epoch: --steps is that number.)",
+)
+@click.option("--steps", type=COUNT, metavar="N", help="Train for so many steps now.")
+@click.option(
+    "--max-steps",
+    type=COUNT,
+    metavar="N",
+    help="Train until there have been so many steps, those of earlier runs included. Without any of the three: `steps` "
+    "of the configuration, counted like this, else 1000 steps now.",
+)
+@click.option("--text", multiple=True, help="Caption of a sample picture; may be repeated.  [default: sample_texts]")
+@click.option(
+    "--valid",
+    "validate_every",
+    type=PERIOD,
+    is_flag=False,
+    flag_value=50,
+    metavar="[N]",
+    help="Validate every N steps, 50 if bare, on a part of the data that is set aside.  [default: validate_at_every]",
+)
+@click.option(
+    "--data", metavar="NAME", help="emoji64, a folder of pictures, or a hub data set, in place of dataset_name."
+)
+@click.option("--batch-size", type=COUNT, metavar="N", help="Pictures per step, in place of the configuration's.")
+@click.option(
+    "--max-batch-size", type=COUNT, metavar="N", help="Pictures in memory at once; the same result in more time."
+)
+@click.option(
+    "--sample-every", type=PERIOD, metavar="N", help="Period of samples; 0: none.  [default: sample_at_every]"
+)
+@click.option(
+    "--save-every", type=PERIOD, metavar="N", help="Period of checkpoints; 0: at the end.  [default: save_at_every]"
+)
+@click.option("--log-every", type=COUNT, metavar="N", default=50, show_default=True, help="Period of metrics.")
+@click.option("--cond-scale", type=PerStage(float, 0), default="3", show_default=True, help="Guidance of the samples.")
+@click.option(
+    "--seed", type=PERIOD, metavar="N", help="Start of all random numbers; the same one gives the same training."
+)
+@click.option("--precision", type=click.Choice(["no", "fp16", "bf16"]), help="Mixed precision. Also --dtype.")
+@click.option("--checkpoint", metavar="PATH", help="Where the model is kept, in place of checkpoint_path.")
+@click.option(
+    "-o",
+    "--output",
+    default=".",
+    show_default=True,
+    metavar="FOLDER",
+    help="For samples, metrics.jsonl, loss.png, and the checkpoint if its path is relative.",
+)
+@device_option
+@quiet_option
+def train(**request: Any) -> None:
+    """Train one U-Net of a cascade, or all of them, and print where the checkpoint is.
+
+    If the checkpoint exists, training goes on from it. It is written now and then, at the end, and on Ctrl-C.
+
+    \b
+    imagen train                                   the embedded pictures, the first U-Net
+    imagen train --unet 2                          its upsampler
+    imagen train --data ./pictures --unet all      a folder with captions beside the pictures (cat.png, cat.txt)
+    imagen train --config mine.json --steps 5000 --text "a red heart" --sample-every 500
+    """
+    from ._training import Request, run
+
+    code = run(Request(**request))
+    if code:
+        raise click.exceptions.Exit(code)

@@ -1,0 +1,240 @@
+"""Configuration classes: their fields are the constructors' arguments, so that every default lives once."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping
+from enum import Enum
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from torch.utils.data import DataLoader
+
+from .cascade.cascade import Cascade
+from .diffusion.losses import LOSSES
+from .diffusion.objectives import OBJECTIVES
+from .diffusion.samplers import SAMPLERS
+from .diffusion.schedules import SCHEDULES
+from .imagen import CASCADES
+from .nn.presets import UNETS
+from .signatures import Configuration, model_from_signature, part
+from .trainer import ImagenTrainer
+from .training.options import forwarded
+
+#: The names of the noise schedules, for those who prefer an enum to a string.
+NoiseSchedule = Enum("NoiseSchedule", {name: name for name in SCHEDULES.names()}, type=str)  # type: ignore[misc]
+
+
+# -- networks ---------------------------------------------------------------------------------------------------------
+
+
+class _UnetBase(Configuration):
+    def create(self) -> Any:
+        return self.target(**{name: value for name, value in self.given().items() if name != "type"})
+
+
+class NullUnetConfig(Configuration):
+    """The placeholder for a U-Net that is not used."""
+
+    target = UNETS["NullUnet"]
+    is_null: Literal[True] = True
+
+    def create(self) -> Any:
+        """The placeholder."""
+        return self.target()
+
+
+@functools.cache
+def unet_model(name: str) -> type[Configuration]:
+    """The model of the network that is registered under this name.
+
+    Raises:
+        ValueError: no network of that name.
+    """
+    if UNETS[name] is NullUnetConfig.target:
+        return NullUnetConfig
+    return model_from_signature(UNETS[name], base=_UnetBase, type=(Literal[name], name))
+
+
+UnetConfig = unet_model("Unet")
+
+
+def _unet(values: Any) -> Configuration:
+    """A network's model from a dict with an optional "type"; ``{"is_null": true}`` is the placeholder."""
+    if isinstance(values, Configuration):
+        return values
+    if not isinstance(values, Mapping):
+        raise ValueError(f"a U-Net is described by a dict of its arguments, got {type(values).__name__}")
+    model = NullUnetConfig if values.get("is_null") else unet_model(values.get("type", "Unet"))
+    dropped = ("is_null", "type") if model is NullUnetConfig else ("is_null",)
+    return part(model, {key: value for key, value in values.items() if key not in dropped})
+
+
+# -- models -----------------------------------------------------------------------------------------------------------
+
+
+class _CascadeBase(Configuration):
+    families = {
+        "noise_schedules": SCHEDULES,
+        "lowres_noise_schedule": SCHEDULES,
+        "pred_objectives": OBJECTIVES,
+        "sampler": SAMPLERS,
+        "loss_type": LOSSES,
+    }
+    unets: list[Annotated[Any, BeforeValidator(_unet)]]
+    video: bool = False
+
+    @field_validator("unets", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, Mapping | Configuration) else value
+
+    @field_validator("video")
+    @classmethod
+    def _no_video(cls, value: bool) -> bool:
+        if value:
+            raise ValueError("this version makes pictures, no videos; set it to false")
+        return value
+
+    @model_validator(mode="after")
+    def _one_size_per_unet(self) -> _CascadeBase:
+        sizes = getattr(self, "image_sizes", None)
+        count = len(sizes) if isinstance(sizes, list | tuple) else 1
+        if count != len(self.unets) and not (len(self.unets) == 1 and count == 2):  # one (height, width)
+            raise ValueError(f"{len(self.unets)} unets need as many image_sizes, got {count}: {sizes}")
+        return self
+
+    def create(self) -> Cascade:
+        """The model; it remembers this configuration in ``_config``."""
+        arguments = {name: value for name, value in self.given().items() if name not in ("unets", "video")}
+        imagen = self.target([unet.create() for unet in self.unets], **arguments)
+        imagen._config = self.model_dump(mode="json")
+        return imagen
+
+
+@functools.cache
+def cascade_model(kind: str) -> type[Configuration]:
+    """The model of ``"original"``, ``"elucidated"`` or any other registered type.
+
+    Raises:
+        ValueError: no type of that name.
+    """
+    return model_from_signature(CASCADES[kind], base=_CascadeBase, skip=("text_encoder",))
+
+
+ImagenConfig = cascade_model("original")
+ElucidatedImagenConfig = cascade_model("elucidated")
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+class _TrainerBase(Configuration):
+    """The trainer also takes keywords for others: ``ema_*``, ``accelerate_*`` and what Adam takes."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @classmethod
+    def _check_unknown(cls, values: dict[str, Any]) -> None:
+        if not values:
+            return
+        try:
+            forwarded(values, tuple(cls.model_fields))
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+
+
+TrainerOptions = model_from_signature(ImagenTrainer, base=_TrainerBase, skip=("imagen", "imagen_checkpoint_path"))
+
+
+class ImagenTrainerConfig(TrainerOptions):  # type: ignore[misc, valid-type]
+    """A trainer with its model: the trainer's arguments, ``imagen``, and whether that is an `ElucidatedImagen`."""
+
+    elucidated: bool = False
+    video: bool = False
+    imagen: Any
+
+    @field_validator("imagen", mode="before")
+    @classmethod
+    def _parse_imagen(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = "elucidated" if info.data.get("elucidated") else "original"
+        if isinstance(value, Mapping) and info.data.get("video"):
+            value = {**value, "video": True}
+        return value if isinstance(value, Configuration) else part(cascade_model(kind), value)
+
+    def create(self) -> ImagenTrainer:
+        """The trainer with a new model."""
+        own = ("imagen", "elucidated", "video")
+        options = {name: value for name, value in self.given().items() if name not in own}
+        return self.target(self.imagen.create(), **options)
+
+
+def loader_arguments() -> frozenset[str]:
+    """The names of the arguments of torch's ``DataLoader``."""
+    return frozenset(inspect.signature(DataLoader).parameters) - {"dataset"}
+
+
+class TrainingConfig(Configuration):
+    """A whole configuration file: a model, a trainer, data, and what happens when.
+
+    All periods are counted in training steps of the U-Net that is trained; 0 means never.
+    """
+
+    type: str = Field("original", description="original or elucidated")
+    imagen: Any = Field(description="arguments of the model")
+    trainer: Any = Field(default_factory=dict, validate_default=True, description="arguments of the trainer")
+    dataset_name: str = Field("emoji64", description="the embedded data set, a folder, or a data set of the hub")
+    dataset: dict[str, Any] = Field(
+        default_factory=lambda: {"batch_size": 16, "shuffle": True},
+        description="arguments of torch's DataLoader and of the data source, in any order",
+    )
+    image_label: str | None = Field(None, description="column of a hub data set that holds the pictures")
+    url_label: str | None = Field(None, description="column that holds their addresses, if they must be fetched")
+    text_label: str | None = Field(None, description="column of the captions")
+    checkpoint_path: str = Field("./imagen.pt", description="written while training and at its end, continued from")
+    max_batch_size: int | None = Field(None, ge=1, description="pictures that fit into memory at once")
+    steps: int | list[int | None] | None = Field(
+        None, description="total training steps, one number or one per U-Net, where the command line says nothing"
+    )
+    sample_at_every: int = Field(100, ge=0, description="period of sample pictures")
+    save_at_every: int = Field(1000, ge=0, description="period of checkpoints")
+    validate_at_every: int = Field(0, ge=0, description="period of validations, on a part set aside for it")
+    sample_texts: list[str] = Field(default_factory=list, description="captions of the sample pictures")
+
+    @field_validator("type")
+    @classmethod
+    def _known_type(cls, value: str) -> str:
+        CASCADES[value]
+        return value
+
+    @field_validator("imagen", mode="before")
+    @classmethod
+    def _parse_imagen(cls, value: Any, info: ValidationInfo) -> Any:
+        return part(cascade_model(info.data["type"]), value) if "type" in info.data else value
+
+    @field_validator("trainer", mode="before")
+    @classmethod
+    def _parse_trainer(cls, value: Any) -> Any:
+        return part(TrainerOptions, value)
+
+    @model_validator(mode="after")
+    def _one_count_per_unet(self) -> TrainingConfig:
+        if isinstance(self.steps, list) and len(self.steps) != len(self.imagen.unets):
+            count = len(self.imagen.unets)
+            raise ValueError(f"steps needs one number for each of the {count} U-Nets, got {self.steps}")
+        return self
+
+    def total_steps(self, unet_number: int) -> int | None:
+        """The number of steps after which this U-Net (1-based) is done, if the configuration says so."""
+        return self.steps[unet_number - 1] if isinstance(self.steps, list) else self.steps
+
+    def split_dataset_arguments(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The entries of ``dataset`` for torch's ``DataLoader``, and those for the data source."""
+        known = loader_arguments()
+        loader = {"batch_size": 16} | {name: value for name, value in self.dataset.items() if name in known}
+        return loader, {name: value for name, value in self.dataset.items() if name not in known}
+
+    def create(self, **trainer_options: Any) -> ImagenTrainer:
+        """The trainer with a new model; further options of `ImagenTrainer` override those of the configuration."""
+        return ImagenTrainer(self.imagen.create(), **{**self.trainer.given(), **trainer_options})

@@ -1,0 +1,296 @@
+"""What every source of pictures has in common: sizes and modes made equal, the unreadable left out and counted."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import os
+import pkgutil
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from ..images import MODES, Size, as_size, from_pil, resize
+from ..registry import Registry, suggestion
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Batch = TypeVar("Batch")
+
+#: Data sets with a name of their own. Any other name is a folder, or a data set of the hub.
+SOURCES: Registry[Callable[..., TorchDataset]] = Registry("data set")
+
+#: How many left-out pictures a warning names.
+SHOWN = 3
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message says what is wrong with them."""
+
+
+class Skipped(NamedTuple):
+    """A picture that was left out.
+
+    Attributes:
+        name: its path, or its row.
+        reason: in a few words.
+    """
+
+    name: str
+    reason: str
+
+
+def check_known(what: str, name: object, known: Iterable[object]) -> None:
+    """Refuse a name that is not among the known ones.
+
+    Raises:
+        ValueError: the message lists what is known.
+    """
+    known = tuple(known)
+    if name not in known:
+        words = tuple(map(str, known))
+        raise ValueError(f"no {what} {name!r}; known: {', '.join(words)}{suggestion(name, words)}")
+
+
+def words_of(value: str | Iterable[str] | None) -> tuple[str, ...]:
+    """One word, several or none as a tuple, each once; a string may hold several with commas between them."""
+    if value is None:
+        return ()
+    words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+    return tuple(dict.fromkeys(words))
+
+
+def one_of(captions: Sequence[str]) -> str:
+    """One of a picture's captions, drawn with torch's own generator."""
+    return captions[int(torch.randint(len(captions), ()))] if len(captions) > 1 else captions[0]
+
+
+def channels_of(mode: str | None) -> int:
+    """The number of channels of a Pillow mode; three if there is none.
+
+    Raises:
+        ValueError: a mode that pictures of a model cannot have.
+    """
+    modes = {name: count for count, name in MODES.items()}
+    if mode is None:
+        return 3
+    check_known("picture mode", mode, modes)
+    return modes[mode]
+
+
+def fit(image: Float[Tensor, "c h w"], size: Size) -> Float[Tensor, "c h2 w2"]:
+    """Resize a picture until it just covers ``size`` and cut out its middle.
+
+    With an alpha channel (2 or 4 channels), colours count as much as they are opaque.
+    """
+    height, width = image.shape[-2:]
+    scale = max(size[0] / height, size[1] / width)
+    cover = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
+    if len(image) in (2, 4):
+        colour, alpha = image[:-1], image[-1:]
+        shrunk = resize(torch.cat([colour * alpha, alpha])[None], cover)[0]
+        image = torch.cat([shrunk[:-1] / shrunk[-1:].clamp(min=1e-4), shrunk[-1:]]).clamp(0, 1)
+    else:
+        image = resize(image[None], cover)[0]
+    top, left = (cover[0] - size[0]) // 2, (cover[1] - size[1]) // 2
+    return image[:, top : top + size[0], left : left + size[1]].contiguous()
+
+
+def decode(source: Any, size: Size) -> Image.Image:
+    """A picture, read completely and turned upright; of an animation the first frame.
+
+    Args:
+        source: a path, an open binary file, or a Pillow image that is perhaps not read yet.
+        size: (height, width) that is needed; a JPEG much larger than that is read at a fraction of its size.
+
+    Raises:
+        OSError: it cannot be read, for whatever reason.
+    """
+    from PIL import Image
+
+    try:
+        if isinstance(source, Image.Image):
+            source.load()
+            return _upright(source)
+        with Image.open(source) as picture:
+            needed = 2 * max(size) / min(picture.size)
+            picture.draft(picture.mode, tuple(round(side * needed) for side in picture.size))
+            picture.load()
+            return _upright(picture)
+    except OSError:
+        raise
+    # what Pillow raises on damaged files depends on the format and on where the damage is
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(picture)
+    # a damaged note about the camera says nothing about the pixels; what it raises depends on the format
+    except Exception:
+        return picture
+
+
+class PictureDataset(TorchDataset):
+    """Pictures of one size and one number of channels, in a fixed order, each alone or with a caption.
+
+    A picture that turns out to be unreadable is replaced by the next readable one, named in a warning and listed in
+    ``skipped``, also when a worker process meets it. Items are a tensor ``(c, h, w)`` in [0, 1], or such a tensor and a
+    caption; of several captions one is drawn, and a flip is drawn, with torch's own generator.
+
+    Args:
+        count: number of pictures.
+        image_size: side in pixels, or (height, width); a picture is resized to cover it and its middle is cut out.
+        channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA; any other mode is converted.
+        random_flip: mirror every other picture.
+
+    Raises:
+        ValueError: a size or a number of channels that pictures cannot have.
+    """
+
+    def __init__(self, count: int, image_size: int | Size, channels: int, random_flip: bool) -> None:
+        check_known("number of channels", channels, MODES)
+        self.size, self.channels, self.random_flip = as_size(image_size), channels, random_flip
+        self.count = count
+        # shared with worker processes, so that what they find is known here
+        self._bad = torch.zeros(count, dtype=torch.bool).share_memory_()
+        self._left_out: list[Skipped] = []
+        self._reasons: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return self.count
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What to call a picture in messages."""
+
+    @abstractmethod
+    def read(self, index: int) -> tuple[Image.Image, tuple[str, ...]]:
+        """A picture and its captions; no caption if the data have none.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """What was left out so far, and why."""
+        found = torch.nonzero(self._bad).flatten().tolist()
+        return [
+            *self._left_out,
+            *(Skipped(self.name(index), self._reasons.get(index, "cannot be read")) for index in found),
+        ]
+
+    def leave_out(self, skipped: list[Skipped], of: str) -> None:
+        """List pictures as left out, with one warning that names a few."""
+        self._left_out += skipped
+        if skipped:
+            shown = ", ".join(f"{item.name} ({item.reason})" for item in skipped[:SHOWN])
+            more = f" and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
+            warnings.warn(f"{len(skipped)} of the pictures in {of} are left out: {shown}{more}", stacklevel=3)
+
+    def prepare(self, picture: Image.Image) -> Float[Tensor, "c h w"]:
+        """A picture as a tensor of the right size and mode, perhaps mirrored."""
+        image = fit(from_pil(picture, self.channels), self.size)
+        return image.flip(-1) if self.random_flip and torch.rand(()) < 0.5 else image
+
+    def _load(self, index: int) -> Tensor | tuple[Tensor, str]:
+        picture, captions = self.read(index)
+        image = self.prepare(picture)
+        return (image, one_of(captions)) if captions else image
+
+    def __getitem__(self, index: int) -> Tensor | tuple[Tensor, str]:
+        if not -self.count <= index < self.count:
+            raise IndexError(f"there are {self.count} pictures, got index {index}")
+        for step in range(self.count):
+            position = (index + step) % self.count
+            if self._bad[position]:
+                continue
+            try:
+                return self._load(position)
+            except OSError as error:
+                self._bad[position], self._reasons[position] = True, str(error)
+                warnings.warn(f"{self.name(position)} cannot be read and is left out: {error}", stacklevel=2)
+        raise DataError(f"none of the {self.count} pictures can be read; the first is {self.name(0)}")
+
+
+def cycle(loader: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield a loader's batches again and again.
+
+    Raises:
+        DataError: the loader has no batch.
+    """
+    while True:
+        empty = True
+        for batch in loader:
+            empty = False
+            yield batch
+        if empty:
+            raise DataError("the loader yields no batch: the data set is empty, or smaller than a batch with drop_last")
+
+
+@functools.cache
+def _discover() -> None:
+    package = __name__.rpartition(".")[0]
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")
+
+
+def check_arguments(source: Callable[..., Any], name: str, given: Iterable[str]) -> None:
+    """Refuse arguments that a data source does not take.
+
+    Raises:
+        TypeError: the message lists those that it takes.
+    """
+    known = tuple(key for key in inspect.signature(source).parameters if key not in ("folder", "name", "self"))
+    for key in given:
+        if key not in known:
+            raise TypeError(f'{name} takes no argument "{key}"; it takes: {", ".join(known)}{suggestion(key, known)}')
+
+
+def open_source(
+    name: str,
+    *,
+    image_label: str | None = None,
+    text_label: str | None = None,
+    url_label: str | None = None,
+    **arguments: Any,
+) -> TorchDataset:
+    """The data set that a configuration names.
+
+    Args:
+        name: "emoji64", a folder of pictures, or a data set of the hub.
+        image_label, text_label, url_label: columns of a data set of the hub. A folder has at most a column of captions
+            (``text_label``, in its metadata file); embedded data have none and ignore them.
+        arguments: of the data source (`Emoji64`, `Dataset` or `hub_dataset`).
+
+    Raises:
+        DataError: nothing readable in it.
+        FileNotFoundError: nothing of that name.
+        TypeError: an argument that the source does not take.
+        ImportError: the name looks like a data set of the hub, and the datasets library is not installed.
+    """
+    _discover()
+    from .folder import Dataset
+    from .huggingface import hub_dataset
+
+    labels = {"image_label": image_label, "text_label": text_label, "url_label": url_label}
+    if name in SOURCES:
+        source, labels = SOURCES[name], {}
+    elif os.path.isdir(os.path.expanduser(name)):
+        source, labels = functools.partial(Dataset, os.path.expanduser(name)), {"text_label": text_label}
+    else:
+        source = functools.partial(hub_dataset, name)
+    check_arguments(source, name, arguments)
+    return source(**{key: value for key, value in labels.items() if value is not None}, **arguments)

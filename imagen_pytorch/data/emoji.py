@@ -1,0 +1,236 @@
+"""emoji64: the embedded data set, 1907 concepts drawn in up to five styles, 8550 pictures with captions.
+
+The artwork is from Noto Emoji, Twemoji and Fluent Emoji, the names from emojibase and the Unicode CLDR; their licences
+are in ``emoji64/LICENSE-emoji64.txt``.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from ..images import MODES, Size, as_size, resize
+from .base import SOURCES, DataError, check_known, words_of
+from .emoji_captions import BACKGROUNDS, STYLES, WORDINGS, Entry, Scene, backgrounds
+
+FOLDER = Path(__file__).parent / "emoji64"
+
+#: Parts of the data: 92 % to train on; concepts known in other styles only; concepts that are never seen.
+SPLITS = ("train", "pair", "concept", "all")
+
+#: Shares of the concepts, and of the other (concept, style) pairs, that are held out: split, what is hashed, share.
+HELD_OUT = (("concept", "concept/{code}", 0.03), ("pair", "pair/{code}/{style}", 0.05))
+
+#: Pictures that are rendered at once.
+CHUNK = 256
+
+#: Weights of red, green and blue in grey (ITU-R BT.601), as Pillow has them.
+LUMA = (0.299, 0.587, 0.114)
+
+
+class Key(NamedTuple):
+    """Which picture: code points of the concept, style, and its place in the style's atlas."""
+
+    code: str
+    style: str
+    place: int
+
+
+class Index(NamedTuple):
+    """What is where: the side of a tile, tiles per row of an atlas, concepts by style, entries by concept."""
+
+    tile: int
+    columns: int
+    styles: dict[str, list[str]]
+    entries: dict[str, Entry]
+
+
+@functools.cache
+def index() -> Index:
+    """The table of contents."""
+    raw = json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
+    entries = {code: Entry(**{**entry, "tags": tuple(entry["tags"])}) for code, entry in raw["entries"].items()}
+    return Index(raw["tile"], raw["columns"], raw["styles"], entries)
+
+
+@functools.cache
+def atlas(style: str) -> UInt8[Tensor, "n 4 h w"]:
+    """All pictures of a style as RGBA; decoded once per process."""
+    import numpy as np
+    from PIL import Image
+
+    side, columns, styles, _ = index()
+    with Image.open(FOLDER / f"{style}.webp") as picture:
+        pixels = torch.from_numpy(np.array(picture.convert("RGBA")))
+    tiles = pixels.reshape(-1, side, columns, side, 4).permute(0, 2, 4, 1, 3).reshape(-1, 4, side, side)
+    return tiles[: len(styles[style])].contiguous()
+
+
+@functools.cache
+def split_of(code: str, style: str) -> str:
+    """ "train", "pair" or "concept", from a hash of the picture's name: new pictures never move old ones."""
+    for split, name, share in HELD_OUT:
+        digest = hashlib.sha256(name.format(code=code, style=style).encode()).hexdigest()
+        if int(digest[:8], 16) / 2**32 < share:
+            return split
+    return "train"
+
+
+def render(
+    tiles: UInt8[Tensor, "n 4 a b"], colours: Float[Tensor, "n 3"], size: Size, channels: int
+) -> Float[Tensor, "n c h w"]:
+    """RGBA tiles over backgrounds in [0, 1], resized to fit and centred; with 2 or 4 channels they stay transparent."""
+    pixels = tiles.float() / 255
+    pixels = torch.cat([pixels[:, :3] * pixels[:, 3:], pixels[:, 3:]], 1)  # hidden colours must not bleed
+    side = min(size)
+    pixels = resize(pixels, side)
+    above, left = (size[0] - side) // 2, (size[1] - side) // 2
+    around = (left, size[1] - side - left, above, size[0] - side - above)
+    pixels = torch.nn.functional.pad(pixels, around)
+    colour, alpha = pixels[:, :3], pixels[:, 3:]
+    if channels in (1, 3):
+        colour = colour + colours[..., None, None] * (1 - alpha)
+    else:
+        colour = colour / alpha.clamp(min=1e-4)
+    if channels < 3:
+        colour = (colour * torch.tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+    return (colour if channels in (1, 3) else torch.cat([colour, alpha], 1)).clamp(0, 1)
+
+
+@SOURCES.register("emoji64")
+class Emoji64(TorchDataset):
+    """Emoji with captions; an item is a float tensor ``(c, h, w)`` in [0, 1] and its caption, always the same.
+
+    Args:
+        split: "train", "pair" (held-out drawings of concepts that "train" has in another style), "concept" (held-out
+            concepts) or "all".
+        styles: any of noto, twemoji, flat, 3d, mono; default: all.
+        groups: any of smileys-emotion, people-body, animals-nature, food-drink, travel-places, activities, objects,
+            symbols, flags; default: all.
+        image_size: side in pixels, or (height, width); the drawings have 64 x 64.
+        background: a colour's name, or "random" for one per picture. Captions name it. Black silhouettes on black are
+            left out.
+        limit: how many pictures at most, spread evenly over the selection.
+        wording: "plain" captions name style, concept and background, "bare" ones the concept alone, "varied" ones are
+            worded in several ways.
+        seed: of random backgrounds and varied wording.
+        channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA. With alpha there is no background, and captions name none.
+
+    Attributes:
+        captions: one per picture.
+        names: of the concepts, without article.
+        keys: code points and style of each picture.
+        backgrounds: the colour's name behind each picture.
+
+    Raises:
+        ValueError: an unknown split, style, group, background, wording or number of channels.
+        DataError: nothing is left by this choice.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        styles: str | Sequence[str] | None = None,
+        groups: str | Sequence[str] | None = None,
+        image_size: int | Size = 64,
+        background: str = "white",
+        limit: int | None = None,
+        *,
+        wording: str = "plain",
+        seed: int = 0,
+        channels: int = 3,
+    ) -> None:
+        check_known("split", split, SPLITS)
+        check_known("wording", wording, WORDINGS)
+        check_known("background", background, (*BACKGROUNDS, "random"))
+        check_known("number of channels", channels, MODES)
+        self.size, self.channels, self.seed, self.wording = as_size(image_size), channels, seed, wording
+        self.keys = _select(split, words_of(styles), words_of(groups), background)
+        if limit is not None and limit < len(self.keys):
+            self.keys = [self.keys[place * len(self.keys) // limit] for place in range(max(limit, 0))]
+        if not self.keys:
+            raise DataError(
+                f"no picture of emoji64 is left with {split=}, {styles=}, {groups=}, {background=}, {limit=}"
+            )
+        self.backgrounds = [background] * len(self.keys)
+        if background == "random":
+            visible = {style: backgrounds(style) for style in STYLES}
+            self.backgrounds = [
+                random.Random(self._seed("background", key)).choice(visible[key.style]) for key in self.keys
+            ]
+        self._pixels: Tensor | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The concept of each picture, without article."""
+        return [index().entries[key.code].text for key in self.keys]
+
+    @functools.cached_property
+    def captions(self) -> list[str]:
+        """The caption of each picture."""
+        word, entries = WORDINGS[self.wording], index().entries
+        seen = self.backgrounds if self.channels in (1, 3) else [None] * len(self.keys)
+        return [
+            word(Scene(entries[key.code], key.style, ground, self._seed("caption", key)))
+            for key, ground in zip(self.keys, seen, strict=True)
+        ]
+
+    def _seed(self, what: str, key: Key) -> str:
+        """What random numbers start from that belong to a picture, whatever else is selected."""
+        return f"{self.seed}/{what}/{key.code}/{key.style}"
+
+    def _render(self, first: int, last: int) -> Float[Tensor, "n c h w"]:
+        keys, names = self.keys[first:last], self.backgrounds[first:last]
+        tiles = torch.stack([atlas(key.style)[key.place] for key in keys])
+        colours = torch.tensor([BACKGROUNDS[name] for name in names], dtype=torch.float32) / 255
+        return render(tiles, colours, self.size, self.channels)
+
+    @property
+    def pixels(self) -> UInt8[Tensor, "n c h w"]:
+        """All pictures, 0 to 255; rendered once."""
+        if self._pixels is None:
+            parts = (self._render(first, first + CHUNK) for first in range(0, len(self.keys), CHUNK))
+            self._pixels = torch.cat([(part * 255).round().to(torch.uint8) for part in parts])
+        return self._pixels
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> tuple[Float[Tensor, "c h w"], str]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"there are {len(self)} pictures, got index {index}")
+        place = index % len(self)
+        if max(self.size) > 64:  # larger than the originals: not worth the memory
+            return self._render(place, place + 1)[0], self.captions[place]
+        return self.pixels[place].float() / 255, self.captions[place]
+
+
+def _select(split: str, styles: tuple[str, ...], groups: tuple[str, ...], background: str) -> list[Key]:
+    contents = index()
+    known_groups = dict.fromkeys(entry.group for entry in contents.entries.values())
+    for style in styles:
+        check_known("style", style, STYLES)
+    for group in groups:
+        check_known("group", group, known_groups)
+    return [
+        Key(code, style, place)
+        for style in styles or STYLES
+        if background in (*backgrounds(style), "random")
+        for place, code in enumerate(contents.styles[style])
+        if not groups or contents.entries[code].group in groups
+        if split == "all" or split == split_of(code, style)
+    ]
+
+
+#: The name under which the data set is known.
+emoji64 = Emoji64

@@ -1,0 +1,140 @@
+"""Data sets of the Hugging Face hub, and any other table with a column of pictures."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..images import Size
+from .base import SOURCES, DataError, PictureDataset
+from .remote import IMAGE_COLUMNS, TEXT_COLUMNS, captions_of, fetch, find_column, picture_of
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+#: What can only be meant for the hub, and is no misspelt folder.
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+class Table(Protocol):
+    """Rows by number, each a dict by column: a ``datasets.Dataset``, a list of dicts, and the like."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One row."""
+        ...
+
+
+class TableDataset(PictureDataset):
+    """The pictures in a column of a table, or behind the addresses in one, with captions if there is a column of them.
+
+    Args:
+        rows: a ``datasets.Dataset``, or anything with a length whose items are dicts.
+        image_size: side in pixels, or (height, width).
+        image_label: column of pictures; default: the first with a usual name ("image", ...).
+        text_label: column of captions, strings or lists of them; default: the first with a usual name ("text", ...).
+        url_label: column of http addresses; if given, pictures are fetched from there.
+        channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA.
+        random_flip: mirror every other picture; default: only without captions.
+        timeout: seconds to wait for a picture that is fetched.
+
+    Raises:
+        DataError: no rows, or a column that does not exist; the message lists those that do.
+    """
+
+    def __init__(
+        self,
+        rows: Table,
+        image_size: int | Size = 64,
+        *,
+        image_label: str | None = None,
+        text_label: str | None = None,
+        url_label: str | None = None,
+        channels: int = 3,
+        random_flip: bool | None = None,
+        timeout: float = 10.0,
+    ) -> None:
+        if not len(rows):
+            raise DataError("the table has no rows")
+        columns = tuple(getattr(rows, "column_names", None) or rows[0])
+        self.text_label = find_column(text_label, TEXT_COLUMNS, columns, "text_label")
+        self.url_label = find_column(url_label, (), columns, "url_label")
+        self.image_label = find_column(image_label, IMAGE_COLUMNS, columns, "image_label")
+        if self.url_label is None and self.image_label is None:
+            raise DataError(
+                f"which column has the pictures? set image_label or url_label to one of: {', '.join(columns)}"
+            )
+        flip = self.text_label is None if random_flip is None else random_flip
+        super().__init__(len(rows), image_size, channels, flip)
+        self.rows, self.timeout = rows, timeout
+
+    def name(self, index: int) -> str:
+        """A row by its number."""
+        return f"row {index}"
+
+    def read(self, index: int) -> tuple[Image.Image, tuple[str, ...]]:
+        """The picture and the captions of a row.
+
+        Raises:
+            OSError: the picture cannot be read or fetched, or the row has no caption.
+        """
+        row = self.rows[index]
+        captions = () if self.text_label is None else captions_of(row.get(self.text_label))
+        value = row.get(self.url_label or self.image_label)
+        return picture_of(value if self.url_label is None else fetch(value, self.timeout), self.size), captions
+
+
+def hub_dataset(
+    name: str,
+    split: str = "train",
+    subset: str | None = None,
+    revision: str | None = None,
+    image_size: int | Size = 64,
+    *,
+    image_label: str | None = None,
+    text_label: str | None = None,
+    url_label: str | None = None,
+    channels: int = 3,
+    random_flip: bool | None = None,
+    timeout: float = 10.0,
+) -> TableDataset:
+    """A data set of the hub by its name; needs the datasets library.
+
+    Args:
+        name: "owner/name".
+        split: part of the data set, in the library's notation ("train[:1000]").
+        subset: configuration, of a data set that has several.
+        revision: branch, tag or commit.
+        image_size, image_label, text_label, url_label, channels, random_flip, timeout: as in `TableDataset`.
+
+    Raises:
+        ImportError: the library is not installed, and the name looks like one of the hub ("owner/name").
+        FileNotFoundError: no such data set, or no way to fetch it.
+        DataError: it has no rows, or a column does not exist.
+    """
+    elsewhere = f'"{name}" is neither a folder nor an embedded data set ({", ".join(SOURCES)})'
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        missing = ImportError if HUB_NAME.fullmatch(name) else FileNotFoundError
+        raise missing(f"{elsewhere}; to look for it on the hub, pip install datasets") from None
+    try:
+        rows = load_dataset(name, subset, split=split, revision=revision)
+    # the last one: data sets that need code of their own
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise FileNotFoundError(f"{elsewhere}, and the hub has none of that name and split: {reason}") from None
+    return TableDataset(
+        rows,
+        image_size,
+        image_label=image_label,
+        text_label=text_label,
+        url_label=url_label,
+        channels=channels,
+        random_flip=random_flip,
+        timeout=timeout,
+    )

@@ -1,0 +1,170 @@
+"""From items to batches."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader, get_worker_info
+
+from ..images import MODES, Size, as_size, from_pil
+from .base import DataError, Skipped, channels_of, check_known, cycle, fit, one_of
+from .folder import Dataset
+from .remote import IMAGE_COLUMNS, TEXT_COLUMNS, captions_of, fetch, find_column, picture_of
+
+#: Places to count in, one per worker process; more workers than that share them.
+WORKERS = 256
+
+
+class Collator:
+    """Makes batches of rows of a table, for the ``collate_fn`` of a ``DataLoader``; works in worker processes too.
+
+    Rows whose picture or caption cannot be read are left out and counted; pictures behind addresses are fetched side by
+    side.
+
+    Args:
+        image_size: side in pixels, or (height, width).
+        url_label: column of http addresses; if given, pictures are fetched from there.
+        text_label, image_label: columns of captions and of pictures; default: the first with a usual name. Of several
+            captions in a cell one is drawn, with torch's own generator.
+        name: of the text encoder, or an encoder; it runs on the CPU. None leaves captions as they are: a trainer
+            encodes them on its own device and remembers them.
+        channels: 1 to 4, or "L", "LA", "RGB", "RGBA"; any other mode is converted.
+        timeout: seconds to wait for a picture that is fetched.
+        threads: pictures that are fetched at the same time.
+
+    Attributes:
+        skipped: the rows that this process left out, with reasons; a warning names the first.
+        num_skipped: how many rows were left out, those of worker processes included.
+
+    Raises:
+        ValueError: an impossible size, mode or number of channels.
+    """
+
+    def __init__(
+        self,
+        image_size: int | Size,
+        url_label: str | None = None,
+        text_label: str | None = None,
+        image_label: str | None = None,
+        name: Any = None,
+        channels: int | str = 3,
+        *,
+        timeout: float = 10.0,
+        threads: int = 16,
+    ) -> None:
+        self.size = as_size(image_size)
+        self.url_label, self.text_label, self.image_label = url_label, text_label, image_label
+        self.name, self.timeout, self.threads = name, timeout, threads
+        self.channels = channels if isinstance(channels, int) else channels_of(channels)
+        check_known("number of channels", self.channels, MODES)
+        self.skipped: list[Skipped] = []
+        # shared with worker processes; each counts in a place of its own, so that no count gets lost
+        self._counts = torch.zeros(WORKERS, dtype=torch.int64).share_memory_()
+
+    @property
+    def num_skipped(self) -> int:
+        """How many rows were left out so far, in all processes together."""
+        return int(self._counts.sum())
+
+    def _leave_out(self, row: str, reason: str) -> None:
+        if not self.skipped:
+            warnings.warn(f"{row} is left out: {reason}; further ones are only counted, in num_skipped", stacklevel=2)
+        self.skipped.append(Skipped(row, reason))
+        worker = get_worker_info()
+        self._counts[0 if worker is None else 1 + worker.id % (WORKERS - 1)] += 1
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor | list[str]] | None:
+        """A batch: pictures ``(b, c, h, w)`` in [0, 1] and captions, or their states ``(b, n, d)`` padded with zeros.
+
+        Returns:
+            None if no row can be read.
+
+        Raises:
+            DataError: a column does not exist; the message lists those that do.
+        """
+        source, texts = self._columns(tuple(dict.fromkeys(key for row in rows for key in row)))
+        cells = [(row.get(source), row.get(texts)) for row in rows]
+        if self.url_label:
+            with ThreadPoolExecutor(min(self.threads, len(cells))) as pool:
+                items = list(pool.map(self._read, *zip(*cells, strict=True)))
+        else:
+            items = [self._read(*cell) for cell in cells]
+        for (value, text), item in zip(cells, items, strict=True):
+            if isinstance(item, Exception):
+                names = [cell[:80] for cell in (text, value) if isinstance(cell, str)]
+                self._leave_out(names[0] if names else "a row", str(item))
+        read = [item for item in items if not isinstance(item, Exception)]
+        if not read:
+            return None
+        images, captions = zip(*read, strict=True)
+        return torch.stack(images), self._encoded([one_of(texts) for texts in captions])
+
+    def _columns(self, known: tuple[str, ...]) -> tuple[str, str]:
+        texts = find_column(self.text_label, TEXT_COLUMNS, known, "text_label")
+        source = find_column(self.url_label, (), known, "url_label")
+        source = source or find_column(self.image_label, IMAGE_COLUMNS, known, "image_label")
+        if texts is None or source is None:
+            missing = "text_label" if source else "image_label or url_label"
+            raise DataError(f"which column has them? set {missing} to one of: {', '.join(known)}")
+        return source, texts
+
+    def _read(self, value: Any, text: Any) -> tuple[Float[Tensor, "c h w"], tuple[str, ...]] | Exception:
+        try:
+            captions = captions_of(text)
+            picture = picture_of(fetch(value, self.timeout) if self.url_label else value, self.size)
+            return fit(from_pil(picture, self.channels), self.size), captions
+        except (OSError, TypeError) as error:
+            return error
+
+    def _encoded(self, captions: list[str]) -> Tensor | list[str]:
+        if self.name is None:
+            return captions
+        encoder = self.name
+        if isinstance(encoder, str):
+            # found by name at run time: sources of data know nothing about text encoders
+            encoder = import_module("..text", __package__).text_encoder(encoder)
+        return encoder.encode(captions).embeds
+
+
+def get_images_dataloader(
+    folder: str | Path,
+    *,
+    batch_size: int,
+    image_size: int | Size,
+    shuffle: bool = True,
+    cycle_dl: bool = False,
+    pin_memory: bool = True,
+    num_workers: int = 0,
+    **arguments: Any,
+) -> DataLoader | Iterator[Any]:
+    """Batches of the pictures in a folder.
+
+    Args:
+        folder: of pictures, as in `Dataset`.
+        batch_size: pictures per batch.
+        image_size: side in pixels, or (height, width).
+        shuffle: another order in every epoch.
+        cycle_dl: never end.
+        pin_memory: copy faster to a GPU, where there is one.
+        num_workers: processes that read pictures.
+        arguments: further ones of `Dataset`.
+
+    Raises:
+        DataError: no readable picture in the folder.
+    """
+    loader = DataLoader(
+        Dataset(folder, image_size, **arguments),
+        batch_size=batch_size,
+        shuffle=shuffle,
+        num_workers=num_workers,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+    )
+    return cycle(loader) if cycle_dl else loader

@@ -1,0 +1,1 @@
+"""The mathematics of diffusion: schedules, objectives, losses, guidance, samplers, and the process that joins them."""

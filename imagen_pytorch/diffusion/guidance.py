@@ -1,0 +1,203 @@
+"""From a conditional and an unconditional estimate to one, and thresholds; all on estimates of x0.
+
+In x0 space a linear guidance equals guidance of the noise or of v, and a non-linear one does not depend on what the
+network happens to predict. The order is fixed: guide, then threshold, then self-conditioning and sampler.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..registry import Registry
+from ..tensors import expand_to, quantile
+from .schedules import Level
+
+#: ``denoise(x_t, level, x0_before) -> x0``: the one function that samplers know.
+Denoise = Callable[[Tensor, Level, Tensor | None], Tensor]
+#: The same with both halves: the last argument asks for the unconditional one too, computed in the same batch.
+Pair = Callable[[Tensor, Level, Tensor | None, bool], tuple[Tensor, Tensor | None]]
+
+GUIDANCE: Registry[type[Guidance]] = Registry("guidance method")
+
+
+@dataclass(frozen=True)
+class Guidance(ABC):
+    """A way to combine both estimates.
+
+    Args:
+        scale: the weight w; 1 is the conditional estimate itself and costs no unconditional one.
+    """
+
+    scale: float = 1.0
+
+    @property
+    def needs_null_somewhere(self) -> bool:
+        """Whether any step needs the unconditional estimate."""
+        return self.scale != 1
+
+    def needs_null(self, level: Level) -> bool:
+        """Whether the step at this level needs it."""
+        return self.needs_null_somewhere
+
+    @abstractmethod
+    def combine(self, cond: Tensor, null: Tensor, level: Level, state: dict[str, Any]) -> Tensor:
+        """One estimate from two; ``state`` lives as long as the sampling run."""
+
+
+def _norm(x: Tensor) -> Tensor:
+    return expand_to(x.flatten(1).norm(dim=1), x)
+
+
+@GUIDANCE.register("cfg")
+@dataclass(frozen=True)
+class ClassifierFree(Guidance):
+    """``null + w (cond - null)`` (Ho & Salimans 2022, arXiv 2207.12598)."""
+
+    def combine(self, cond: Tensor, null: Tensor, level: Level, state: dict[str, Any]) -> Tensor:
+        """The weighted difference."""
+        return torch.lerp(null, cond, self.scale)
+
+
+@GUIDANCE.register("interval")
+@dataclass(frozen=True)
+class Interval(ClassifierFree):
+    """Guidance only while the log-SNR lies in an interval (Kynkaanniemi et al. 2024, arXiv 2404.07724); outside, the
+    unconditional estimate is not even computed.
+
+    Args:
+        low, high: bounds of the log-SNR.
+    """
+
+    low: float = -3.0
+    high: float = 3.0
+
+    def needs_null(self, level: Level) -> bool:
+        """Whether the level lies inside."""
+        return self.needs_null_somewhere and self.low <= float(level.log_snr) <= self.high
+
+
+@GUIDANCE.register("rescale")
+@dataclass(frozen=True)
+class Rescale(ClassifierFree):
+    """Bring the standard deviation back to that of the conditional estimate (Lin et al. 2023, arXiv 2305.08891,
+    eq. 16).
+
+    Args:
+        phi: share of the rescaled estimate.
+    """
+
+    phi: float = 0.7
+
+    def combine(self, cond: Tensor, null: Tensor, level: Level, state: dict[str, Any]) -> Tensor:
+        """The guided estimate, partly rescaled."""
+        guided_x0 = super().combine(cond, null, level, state)
+        ratio = cond.flatten(1).std(dim=1) / guided_x0.flatten(1).std(dim=1).clamp(min=1e-12)
+        return guided_x0 * (self.phi * expand_to(ratio, cond) + 1 - self.phi)
+
+
+@GUIDANCE.register("apg")
+@dataclass(frozen=True)
+class AdaptiveProjected(Guidance):
+    """Guide along what is orthogonal to the conditional estimate (Sadat et al. 2024, arXiv 2410.02416, algorithm 1).
+
+    Args:
+        eta: share of the parallel part that is kept.
+        radius: largest norm of the difference.
+        momentum: weight of the previous difference, usually negative.
+    """
+
+    eta: float = 0.0
+    radius: float = math.inf
+    momentum: float = 0.0
+
+    def combine(self, cond: Tensor, null: Tensor, level: Level, state: dict[str, Any]) -> Tensor:
+        """The projected guidance."""
+        difference = cond - null
+        if self.momentum:
+            before = state.get("difference")
+            difference = difference if before is None else difference + self.momentum * before
+            state["difference"] = difference
+        if math.isfinite(self.radius):
+            difference = difference * (self.radius / _norm(difference).clamp(min=1e-12)).clamp(max=1)
+        direction = cond / _norm(cond).clamp(min=1e-12)
+        parallel = expand_to((difference * direction).flatten(1).sum(1), cond) * direction
+        return cond + (self.scale - 1) * (difference - parallel + self.eta * parallel)
+
+
+@GUIDANCE.register("cfgpp")
+@dataclass(frozen=True)
+class CFGPlusPlus(Guidance):
+    """CFG++ (Chung et al. 2024, arXiv 2406.08070) as a weight that depends on the level, for any sampler.
+
+    Renoising a DDIM step with the unconditional noise is guidance with ``w = omega / (1 - exp(-h))``, where h is the
+    step in half log-SNR: published, its strength grows with the number of steps. Here h is that of a reference grid.
+
+    Args:
+        scale: omega.
+        ref_steps: steps of the reference grid, even in half log-SNR over ``span``; None takes ``h`` from ``step``.
+        span: half log-SNR from the first to the last level of the reference grid.
+        step: half log-SNR of the sampler's own steps, for the published form.
+    """
+
+    ref_steps: int | None = 50
+    span: float = 10.6
+    step: float | None = None
+
+    @property
+    def needs_null_somewhere(self) -> bool:
+        """Always: the weight is never exactly one."""
+        return True
+
+    @property
+    def weight(self) -> float:
+        """The equivalent weight of classifier-free guidance."""
+        h = self.step if self.ref_steps is None else self.span / self.ref_steps
+        if h is None:
+            raise ValueError("cfgpp without ref_steps needs step, the half log-SNR between the sampler's levels")
+        return self.scale / -math.expm1(-h)
+
+    def combine(self, cond: Tensor, null: Tensor, level: Level, state: dict[str, Any]) -> Tensor:
+        """Classifier-free guidance with the equivalent weight."""
+        return torch.lerp(null, cond, self.weight)
+
+
+def guided(pair: Pair, guidance: Guidance) -> Denoise:
+    """A denoiser that asks ``pair`` for what the guidance needs, and for no more."""
+    state: dict[str, Any] = {}
+
+    def denoise(x: Tensor, level: Level, x0_before: Tensor | None) -> Tensor:
+        both = guidance.needs_null(level)
+        cond, null = pair(x, level, x0_before, both)
+        return guidance.combine(cond, null, level, state) if both and null is not None else cond
+
+    return denoise
+
+
+def static_threshold(x0: Float[Tensor, "b *shape"]) -> Float[Tensor, "b *shape"]:
+    """Clip an estimate to [-1, 1]."""
+    return x0.clamp(-1, 1)
+
+
+def dynamic_threshold(
+    x0: Float[Tensor, "b *shape"], percentile: float = 0.95, ceiling: float | None = None
+) -> Float[Tensor, "b *shape"]:
+    """Clip each estimate at its own quantile of absolute values, at least 1, and divide by it.
+
+    Saharia et al. 2022, arXiv 2205.11487, section 2.3.
+
+    Args:
+        x0: estimates of any shape.
+        percentile: the quantile in [0, 1].
+        ceiling: largest divisor.
+    """
+    bound = quantile(x0.abs(), percentile).clamp(min=1.0, max=ceiling)
+    bound = expand_to(bound, x0)
+    return x0.clamp(-bound, bound) / bound

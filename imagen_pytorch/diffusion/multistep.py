@@ -1,0 +1,301 @@
+"""Samplers that read several estimates: of the past, of a midpoint, or of a correction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from .guidance import Denoise
+from .samplers import (
+    SAMPLERS,
+    Noises,
+    Past,
+    Sampler,
+    Step,
+    before,
+    exponential_step,
+    fresh_noise,
+    half_log_snr_step,
+)
+from .schedules import Level, Schedule
+
+# The weights are plain numbers: a step has few of them, and a tensor operation costs more than all of their arithmetic.
+
+
+def _moments(h: float, count: int) -> list[float]:
+    """``I_j``, the integral of ``exp(u - h) u**j`` over [0, h], for j below ``count``."""
+    if h < 0.05:
+        # the recursion cancels for small steps; the series does not
+        rows = []
+        for j in range(count):
+            term, total = h ** (j + 1) / (j + 1), 0.0
+            for m in range(12):
+                total += term
+                term *= -h / (j + 2 + m)
+            rows.append(total)
+        return rows
+    rows = [-math.expm1(-h)]
+    for j in range(1, count):
+        rows.append(h**j - j * rows[-1])
+    return rows
+
+
+def interpolatory_weights(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
+    """The weights ``w`` of values at ``nodes`` with ``sum_i w_i nodes_i**j == moments_j`` for every j: a linear
+    functional with these moments, applied to the polynomial through the values (Lagrange)."""
+    weights = []
+    for i, node in enumerate(nodes):
+        basis = [1.0]  # coefficients of the i-th Lagrange polynomial, the constant first
+        for other in (*nodes[:i], *nodes[i + 1 :]):
+            shifted = zip([0.0, *basis], [*basis, 0.0], strict=True)
+            basis = [(before_ - other * here) / (node - other) for before_, here in shifted]
+        weights.append(sum(part * moment for part, moment in zip(basis, moments, strict=True)))
+    return weights
+
+
+def exponential_weights(h: float, nodes: Sequence[float]) -> list[float]:
+    """Weights of estimates at ``nodes`` (half log-SNRs relative to t) in the exact step of length ``h`` for the
+    polynomial through them: ``x_s = (sigma_s / sigma_t) x_t + alpha_s sum_i w_i D_i``."""
+    return interpolatory_weights(nodes, _moments(h, len(nodes)))
+
+
+def _mixed(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
+    total = weights[0] * values[0]
+    for weight, value in zip(weights[1:], values[1:], strict=True):
+        total = total.add(value, alpha=weight)
+    return total
+
+
+def exponential_multistep(x: Tensor, t: Level, s: Level, known: list[tuple[Level, Tensor]]) -> Tensor:
+    """From ``t`` to ``s`` with estimates known at any levels; first order from pure noise and towards the clean end."""
+    if float(s.sigma) == 0 or float(t.alpha) == 0:
+        return exponential_step(x, known[0][1], t, s)
+    known = [item for item in known if float(item[0].alpha) > 0]
+    weights = exponential_weights(half_log_snr_step(t, s), [half_log_snr_step(t, level) for level, _ in known])
+    return (s.sigma / t.sigma) * x + s.alpha * _mixed(weights, [estimate for _, estimate in known])
+
+
+@dataclass(frozen=True)
+class AdamsBashforth(Sampler):
+    """Exponential Adams-Bashforth with exact weights (Hochbruck & Ostermann 2010, section 2.5).
+
+    Args:
+        order: number of estimates in the polynomial; the first steps have fewer.
+    """
+
+    order: int = 2
+    memory: ClassVar[int] = 3
+    default_steps: ClassVar[int] = 20
+
+    def step(
+        self,
+        denoise: Denoise,
+        schedule: Schedule,
+        x: Tensor,
+        t: Level,
+        s: Level,
+        history: list[Past],
+        generator: Noises,
+    ) -> Step:
+        """One step on the latest ``order`` estimates."""
+        x0 = denoise(x, t, before(history))
+        past = [(item.level, item.x0) for item in reversed(history)]
+        return Step(exponential_multistep(x, t, s, [(t, x0), *past][: self.order]), x0)
+
+
+@SAMPLERS.register("ab2")
+@dataclass(frozen=True)
+class AB2(AdamsBashforth):
+    """Adams-Bashforth of order 2."""
+
+
+@SAMPLERS.register("ab3")
+@dataclass(frozen=True)
+class AB3(AdamsBashforth):
+    """Adams-Bashforth of order 3."""
+
+    order: int = 3
+
+
+@dataclass(frozen=True)
+class PredictorCorrector(AdamsBashforth):
+    """Predict with Adams-Bashforth, correct with the estimate at the new point, and reuse it for the next step: one
+    order more for no evaluation more (Zhao et al. 2023, arXiv 2302.04867, with exact weights)."""
+
+    def step(
+        self,
+        denoise: Denoise,
+        schedule: Schedule,
+        x: Tensor,
+        t: Level,
+        s: Level,
+        history: list[Past],
+        generator: Noises,
+    ) -> Step:
+        """Correct the state at ``t``, then predict the next."""
+        x0 = denoise(x, t, before(history))
+        known = [(t, x0), *((item.level, item.x0) for item in reversed(history))]
+        if history:
+            origin = history[-1]
+            x = exponential_multistep(origin.x, origin.level, t, known[: self.order + 1])
+        return Step(exponential_multistep(x, t, s, known[: self.order]), x0, corrected=x)
+
+
+@SAMPLERS.register("pc2", "unipc")
+@dataclass(frozen=True)
+class PC2(PredictorCorrector):
+    """Predictor of order 2, corrector of order 3."""
+
+
+@SAMPLERS.register("pc3")
+@dataclass(frozen=True)
+class PC3(PredictorCorrector):
+    """Predictor of order 3, corrector of order 4."""
+
+    order: int = 3
+
+
+@SAMPLERS.register("dpmpp_2m", "dpm++2m", "dpm++", "dpmpp")
+@dataclass(frozen=True)
+class DPMpp2M(Sampler):
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2)."""
+
+    memory: ClassVar[int] = 1
+    default_steps: ClassVar[int] = 20
+
+    def step(
+        self,
+        denoise: Denoise,
+        schedule: Schedule,
+        x: Tensor,
+        t: Level,
+        s: Level,
+        history: list[Past],
+        generator: Noises,
+    ) -> Step:
+        """An exponential step on the linearly extrapolated estimate."""
+        x0 = denoise(x, t, before(history))
+        ahead = x0
+        if history and float(s.sigma) > 0:
+            slope = half_log_snr_step(t, s) / half_log_snr_step(history[-1].level, t)
+            ahead = x0 + (x0 - history[-1].x0) * (slope / 2)
+        return Step(exponential_step(x, ahead, t, s), x0)
+
+
+@SAMPLERS.register("dpmpp_2s")
+@dataclass(frozen=True)
+class DPMpp2S(Sampler):
+    """DPM-Solver++(2S) with the midpoint (Lu et al. 2022, arXiv 2211.01095, algorithm 1); two evaluations a step."""
+
+    default_steps: ClassVar[int] = 18
+
+    def step(
+        self,
+        denoise: Denoise,
+        schedule: Schedule,
+        x: Tensor,
+        t: Level,
+        s: Level,
+        history: list[Past],
+        generator: Noises,
+    ) -> Step:
+        """Half a step, then a whole one with the estimate found there."""
+        x0 = denoise(x, t, before(history))
+        if float(s.sigma) == 0:
+            return Step(x0, x0)
+        middle = schedule.level((t.log_snr + s.log_snr) / 2)
+        halfway = denoise(exponential_step(x, x0, t, middle), middle, x0)
+        return Step(exponential_step(x, halfway, t, s), x0)
+
+
+@dataclass(frozen=True)
+class DPMpp2MSDE(Sampler):
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, section 5).
+
+    Args:
+        eta: amount of noise; 0 is deterministic.
+        heun: extrapolate as Heun's method does instead of the midpoint's.
+    """
+
+    eta: float = 1.0
+    heun: bool = False
+    memory: ClassVar[int] = 1
+    default_steps: ClassVar[int] = 25
+
+    def step(
+        self,
+        denoise: Denoise,
+        schedule: Schedule,
+        x: Tensor,
+        t: Level,
+        s: Level,
+        history: list[Past],
+        generator: Noises,
+    ) -> Step:
+        """An exponential step of the reverse SDE."""
+        x0 = denoise(x, t, before(history))
+        if float(s.sigma) == 0:
+            return Step(x0, x0)
+        h = half_log_snr_step(t, s)
+        reach = (1 + self.eta) * h
+        fresh = -math.expm1(-reach)
+        out = (s.sigma / t.sigma) * math.exp(-self.eta * h) * x + s.alpha * fresh * x0
+        if history:
+            ratio = half_log_snr_step(history[-1].level, t) / h
+            lead = (1 - fresh / reach) if self.heun else fresh / 2
+            out = out + s.alpha * (lead / ratio) * (x0 - history[-1].x0)
+        noise = s.sigma * math.sqrt(-math.expm1(-2 * self.eta * h))
+        return Step(out + noise * fresh_noise(x, generator) if self.eta else out, x0)
+
+
+@SAMPLERS.register("dpmpp_2m_sde")
+@dataclass(frozen=True)
+class DPMpp2MSDEMidpoint(DPMpp2MSDE):
+    """SDE-DPM-Solver++(2M), midpoint."""
+
+
+@SAMPLERS.register("dpmpp_2m_sde_heun")
+@dataclass(frozen=True)
+class DPMpp2MSDEHeun(DPMpp2MSDE):
+    """SDE-DPM-Solver++(2M), Heun."""
+
+    heun: bool = True
+
+
+@SAMPLERS.register("lms4", "lms")
+@dataclass(frozen=True)
+class LMS(Sampler):
+    """Variable-step Adams in sigma / alpha, of order 4, with exactly integrated polynomials."""
+
+    order: int = 4
+    memory: ClassVar[int] = 3
+    default_steps: ClassVar[int] = 30
+
+    def step(
+        self,
+        denoise: Denoise,
+        schedule: Schedule,
+        x: Tensor,
+        t: Level,
+        s: Level,
+        history: list[Past],
+        generator: Noises,
+    ) -> Step:
+        """Integrate the polynomial through the latest slopes."""
+        x0 = denoise(x, t, before(history))
+        if float(s.sigma) == 0 or float(t.alpha) == 0:
+            return Step(exponential_step(x, x0, t, s), x0)
+        history = [item for item in history if float(item.level.alpha) > 0]
+        points = [(t, (x - t.alpha * x0) / t.sigma)]
+        points += [(item.level, (item.x - item.level.alpha * item.x0) / item.level.sigma) for item in reversed(history)]
+        points = points[: self.order]
+        # in units of the step from t, so that the powers stay moderate
+        length = float(s.ratio - t.ratio)
+        nodes = [float(level.ratio - t.ratio) / length for level, _ in points]
+        weights = interpolatory_weights(nodes, [1 / (j + 1) for j in range(len(points))])
+        slope = _mixed(weights, [value for _, value in points])
+        return Step((s.alpha / t.alpha) * x + s.alpha * length * slope, x0)

@@ -1,0 +1,139 @@
+"""What a network predicts, as four coefficients and a target.
+
+For every objective and every process ``x0 = c_skip x_t + c_out prediction``, and the network is given ``c_in x_t`` and
+the scalar ``c_noise``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..registry import Registry
+from .schedules import Level
+
+
+class Coefficients(NamedTuple):
+    """Scale of the input, weight of the input and of the prediction in x0, and the noise condition."""
+
+    c_in: Tensor
+    c_skip: Tensor
+    c_out: Tensor
+    c_noise: Tensor
+
+
+OBJECTIVES: Registry[type[Objective]] = Registry("objective")
+
+
+class Objective(ABC):
+    """One way to state what the network should answer."""
+
+    @abstractmethod
+    def coefficients(self, level: Level) -> Coefficients:
+        """The four coefficients at a level, of its shape and precision."""
+
+    @abstractmethod
+    def target(self, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
+        """The answer that leads back to ``x0``; the level must broadcast over the tensors."""
+
+
+def _condition(level: Level) -> Tensor:
+    # held where the picture is all noise or all data, so that a network never meets an infinite number
+    return level.log_snr.clamp(-30, 30)
+
+
+def _unit(level: Level) -> Tensor:
+    # brings data of unit variance to unit variance; exactly one for variance-preserving processes
+    return 1 / torch.hypot(level.alpha, level.sigma)
+
+
+@OBJECTIVES.register("noise", "eps")
+@dataclass(frozen=True)
+class Noise(Objective):
+    """The noise (Ho et al. 2020, arXiv 2006.11239, eq. 14). Says nothing where alpha is 0."""
+
+    def coefficients(self, level: Level) -> Coefficients:
+        """``x0 = (x_t - sigma noise) / alpha``."""
+        return Coefficients(_unit(level), 1 / level.alpha, -level.ratio, _condition(level))
+
+    def target(self, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
+        """The noise."""
+        return noise
+
+
+@OBJECTIVES.register("x_start", "x0")
+@dataclass(frozen=True)
+class XStart(Objective):
+    """The clean picture."""
+
+    def coefficients(self, level: Level) -> Coefficients:
+        """``x0`` is the prediction."""
+        nothing = torch.zeros_like(level.alpha)
+        return Coefficients(_unit(level), nothing, nothing + 1, _condition(level))
+
+    def target(self, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
+        """The clean picture."""
+        return x0
+
+
+@OBJECTIVES.register("v")
+@dataclass(frozen=True)
+class Velocity(Objective):
+    """``v = alpha noise - sigma x0`` (Salimans & Ho 2022, arXiv 2202.00512, appendix D), for any process."""
+
+    def coefficients(self, level: Level) -> Coefficients:
+        """``x0 = (alpha x_t - sigma v) / (alpha**2 + sigma**2)``."""
+        total = level.alpha.square() + level.sigma.square()
+        return Coefficients(_unit(level), level.alpha / total, -level.sigma / total, _condition(level))
+
+    def target(self, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
+        """v."""
+        return level.alpha * noise - level.sigma * x0
+
+
+@OBJECTIVES.register("flow")
+@dataclass(frozen=True)
+class FlowVelocity(Objective):
+    """``noise - x0``, the velocity of a straight path (Lipman et al. 2022, arXiv 2210.02747)."""
+
+    def coefficients(self, level: Level) -> Coefficients:
+        """``x0 = (x_t - sigma u) / (alpha + sigma)``."""
+        total = level.alpha + level.sigma
+        return Coefficients(torch.ones_like(total), 1 / total, -level.sigma / total, _condition(level))
+
+    def target(self, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
+        """The straight path's velocity."""
+        return noise - x0
+
+
+@OBJECTIVES.register("edm")
+@dataclass(frozen=True)
+class EDM(Objective):
+    """EDM's F (Karras et al. 2022, arXiv 2206.00364, table 1), on ``x_t / alpha`` so that it serves any process.
+
+    Args:
+        sigma_data: standard deviation of the data.
+    """
+
+    sigma_data: float = 0.5
+
+    def coefficients(self, level: Level) -> Coefficients:
+        """Input and target of unit variance; ``c_noise = log(sigma / alpha) / 4``."""
+        alpha, sigma = level
+        total = sigma.square() + (alpha * self.sigma_data).square()
+        return Coefficients(
+            1 / total.sqrt(),
+            alpha * self.sigma_data**2 / total,
+            sigma * self.sigma_data / total.sqrt(),
+            _condition(level) / -8,
+        )
+
+    def target(self, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
+        """``(x0 - c_skip x_t) / c_out``, written without the difference that would cancel at little noise."""
+        alpha, sigma = level
+        total = (sigma.square() + (alpha * self.sigma_data).square()).sqrt()
+        return (sigma / self.sigma_data * x0 - alpha * self.sigma_data * noise) / total

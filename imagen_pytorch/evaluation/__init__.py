@@ -1,0 +1,1 @@
+"""Looking at results: grids with captions, loss curves, and how well pictures fit their captions."""

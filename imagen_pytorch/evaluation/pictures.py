@@ -1,0 +1,264 @@
+"""What a run looks like: pictures with their captions, and loss curves. Drawn with Pillow alone."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..images import from_pil, to_pil
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw
+
+PAPER, INK, FAINT, ACCENT = (255, 255, 255), (32, 32, 36), (222, 222, 226), (176, 70, 20)
+COLOURS = ((31, 95, 170), (200, 80, 20), (40, 135, 70), (140, 60, 150), (110, 110, 110))
+
+#: Pixels: an upscaled picture is at least about this wide, and a caption gets at least this much room.
+PICTURE_WIDTH, CAPTION_WIDTH, MARGIN, FONT_SIZE = 128, 128, 12, 13
+
+Curve = Sequence[tuple[int, float]]
+
+
+def _font(size: int) -> Any:
+    from PIL import ImageFont
+
+    try:
+        return ImageFont.load_default(size)
+    except (ImportError, OSError, TypeError):  # a Pillow without FreeType has one small bitmap font
+        return ImageFont.load_default()
+
+
+def _printable(text: str) -> str:
+    """Text in the letters of Pillow's built-in font: typographic signs become plain ones, accents are dropped."""
+    plain = text.translate({0x2019: "'", 0x2018: "'", 0x201C: '"', 0x201D: '"', 0x2013: "-", 0x2014: "-"})
+    letters = unicodedata.normalize("NFKD", plain)
+    return " ".join("".join(letter for letter in letters if not unicodedata.combining(letter)).split())
+
+
+def wrap(text: str, width: float, font: Any) -> list[str]:
+    """Break a text into lines that fit into so many pixels; a word that is too long is cut into pieces."""
+    lines, line = [], ""
+    for word in _printable(text).split():
+        joined = f"{line} {word}".strip()
+        if font.getlength(joined) <= width:
+            line = joined
+            continue
+        if line:
+            lines.append(line)
+        while font.getlength(word) > width and len(word) > 1:
+            fits = max(1, next(n for n in range(len(word), 0, -1) if n == 1 or font.getlength(word[:n]) <= width))
+            lines.append(word[:fits])
+            word = word[fits:]
+        line = word
+    return [*lines, line] if line else lines
+
+
+def _pictures(images: Tensor | Sequence[Image.Image]) -> list[Image.Image]:
+    """Pillow images in RGB, transparency laid over white."""
+    if isinstance(images, Tensor):
+        if images.ndim != 4:
+            raise ValueError(f"a grid needs pictures of shape (b, c, h, w), got {tuple(images.shape)}")
+        images = to_pil(images)
+    return [to_pil(from_pil(picture)[None])[0] for picture in images]
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A wrapped text and how to draw it."""
+
+    lines: list[str]
+    font: Any
+    colour: tuple[int, int, int]
+
+    @property
+    def pitch(self) -> int:
+        return round(getattr(self.font, "size", 11) * 1.25)
+
+    @property
+    def height(self) -> int:
+        return self.pitch * len(self.lines)
+
+    def draw(self, canvas: ImageDraw.ImageDraw, x: float, y: float) -> float:
+        """Write the lines centred on ``x`` from ``y`` down; returns the ordinate below them."""
+        for line in self.lines:
+            canvas.text((x - self.font.getlength(line) / 2, y), line, font=self.font, fill=self.colour)
+            y += self.pitch
+        return y
+
+
+def captioned_grid(
+    images: Tensor | Sequence[Image.Image],
+    captions: Sequence[str],
+    columns: int | None = None,
+    scale: int | None = None,
+    *,
+    title: str = "",
+    notes: Sequence[str] | None = None,
+) -> Image.Image:
+    """Pictures in rows, each with its whole caption below it.
+
+    Args:
+        images: a tensor ``(b, c, h, w)`` in [0, 1], or Pillow images of one size.
+        captions: one per picture; wrapped, never cut off.
+        columns: pictures in a row; by default the grid comes out about twice as wide as high.
+        scale: whole number by which pixels are enlarged (nearest neighbour); by default small pictures become about
+            128 pixels wide.
+        title: a line above everything.
+        notes: one more remark per picture, set apart below the caption; an empty one leaves no trace.
+
+    Raises:
+        ValueError: no pictures, another number of captions or notes, or tensors of another rank.
+    """
+    from PIL import Image, ImageDraw
+
+    pictures = _pictures(images)
+    count = len(pictures)
+    notes = list(notes) if notes is not None else [""] * count
+    if not count or count != len(captions) or count != len(notes):
+        raise ValueError(f"{count} pictures need as many captions, got {len(captions)}, and notes, got {len(notes)}")
+    width, height = pictures[0].size
+    scale = scale or max(1, round(PICTURE_WIDTH / width))
+    columns = min(columns or math.ceil(math.sqrt(2 * count)), count)
+    cell = max(width * scale, CAPTION_WIDTH) + MARGIN
+    font = _font(FONT_SIZE)
+    texts = [
+        (_Text(wrap(caption, cell - MARGIN, font), font, INK), _Text(wrap(note, cell - MARGIN, font), font, ACCENT))
+        for caption, note in zip(captions, notes, strict=True)
+    ]
+    head_font = _font(FONT_SIZE + 4)
+    head = _Text(wrap(title, columns * cell - MARGIN, head_font), head_font, INK)
+    rows = [range(first, min(first + columns, count)) for first in range(0, count, columns)]
+    heights = [height * scale + MARGIN + max(texts[i][0].height + texts[i][1].height for i in row) for row in rows]
+    top = MARGIN + (head.height + MARGIN if head.lines else 0)
+
+    sheet = Image.new("RGB", (columns * cell + MARGIN, top + sum(heights) + MARGIN * len(rows)), PAPER)
+    canvas = ImageDraw.Draw(sheet)
+    head.draw(canvas, sheet.width / 2, MARGIN)
+    for row, row_height in zip(rows, heights, strict=True):
+        for column, index in enumerate(row):
+            centre = MARGIN / 2 + column * cell + cell / 2
+            enlarged = pictures[index].resize((width * scale, height * scale), Image.Resampling.NEAREST)
+            sheet.paste(enlarged, (round(centre - enlarged.width / 2), top))
+            caption, note = texts[index]
+            note.draw(canvas, centre, caption.draw(canvas, centre, top + enlarged.height + MARGIN / 2))
+        top += row_height + MARGIN
+    return sheet
+
+
+def smoothed(curve: Curve) -> list[tuple[int, float]]:
+    """A running mean centred on each value, over about a 25th of the curve; the window is shorter at the ends."""
+    sums = [0.0, *accumulate(value for _, value in curve)]
+    half, last = len(curve) // 50, len(curve) - 1
+    out = []
+    for index, (step, _) in enumerate(curve):
+        before = min(half, index)  # as short ahead as behind: a curve that falls fast at first is not flattened
+        ahead = min(before, last - index)
+        out.append((step, (sums[index + ahead + 1] - sums[index - before]) / (before + ahead + 1)))
+    return out
+
+
+def step_ticks(first: int, last: int, count: int = 6) -> list[int]:
+    """At most about ``count`` multiples of 1, 2 or 5 times a power of ten within [first, last]."""
+    power = 10 ** max(0, math.floor(math.log10(max(1, last - first) / count)))
+    apart = next(factor * power for factor in (1, 2, 5, 10) if factor * power * count >= last - first)
+    return list(range(math.ceil(first / apart) * apart, last + 1, apart))
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers for a logarithmic axis: 1, 2, 5 per decade, only powers of ten over many decades."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    many = math.log10(high / low)
+    factors = (1,) if many > 4 else (1, 2, 5) if many > 0.7 else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    inside = [factor * 10.0**decade for decade in decades for factor in factors]
+    return [tick for tick in inside if low * 0.999 <= tick <= high * 1.001]
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """From (step, loss) to pixels of a plot whose ordinate is logarithmic."""
+
+    box: tuple[float, float, float, float]
+    steps: tuple[int, int]
+    losses: tuple[float, float]
+
+    def x(self, step: float) -> float:
+        left, _, right, _ = self.box
+        first, last = self.steps
+        return left + (right - left) * (step - first) / max(last - first, 1)
+
+    def y(self, loss: float) -> float:
+        _, top, _, bottom = self.box
+        low, high = (math.log(value) for value in self.losses)
+        share = (math.log(max(loss, self.losses[0])) - low) / (high - low)
+        return bottom - (bottom - top) * min(share, 1.0)
+
+    def line(self, curve: Curve) -> list[tuple[float, float]]:
+        return [(self.x(step), self.y(value)) for step, value in curve]
+
+
+def _axes(curves: Mapping[str, Curve], box: tuple[float, float, float, float]) -> _Axes:
+    """Limits that show all smoothed curves and all but the wildest raw values."""
+    values = sorted(value for curve in curves.values() for _, value in curve)
+    steady = [value for curve in curves.values() for _, value in smoothed(curve)]
+    low = min(values[len(values) // 200], *steady) if steady else 0.1
+    high = max(values[-1 - len(values) // 200], *steady) if steady else 1.0
+    steps = [step for curve in curves.values() for step, _ in curve] or [0, 1]
+    return _Axes(box, (min(0, *steps), max(1, *steps)), (low / 1.12, high * 1.12))
+
+
+def _draw_axes(canvas: ImageDraw.ImageDraw, axes: _Axes, size: int) -> None:
+    left, top, right, bottom = axes.box
+    font = _font(size)
+    for loss in log_ticks(*axes.losses):
+        y, label = axes.y(loss), f"{loss:.3g}"
+        canvas.line([(left, y), (right, y)], fill=FAINT, width=max(1, size // 13))
+        canvas.text((left - size * 0.6 - font.getlength(label), y - size * 0.62), label, font=font, fill=INK)
+    for step in step_ticks(*axes.steps):
+        x, label = axes.x(step), str(step) if step < 1e5 else f"{step / 1000:g}k"
+        canvas.line([(x, bottom), (x, bottom + size * 0.4)], fill=INK, width=max(1, size // 13))
+        canvas.text((x - font.getlength(label) / 2, bottom + size * 0.55), label, font=font, fill=INK)
+    canvas.line([(left, top), (left, bottom), (right, bottom)], fill=INK, width=max(1, size // 9))
+    middle = (left + right - font.getlength("training step")) / 2
+    canvas.text((middle, bottom + size * 2), "training step", font=font, fill=INK)
+    canvas.text((left - size * 3, top - size * 2.2), "loss (logarithmic)", font=font, fill=INK)
+
+
+def loss_curve(history: Mapping[str, Curve], size: tuple[int, int] = (880, 480)) -> Image.Image:
+    """Losses over training steps, one colour per name: faint as they came, strong as a running mean.
+
+    Args:
+        history: name of each curve and its (step, loss) pairs in order; values that are not finite and positive are
+            left out, for the ordinate is logarithmic.
+        size: width and height in pixels.
+    """
+    from PIL import Image, ImageDraw
+
+    fine = 2  # drawn larger, then reduced: Pillow's own lines are jagged
+    curves = {name: [(s, v) for s, v in curve if math.isfinite(v) and v > 0] for name, curve in history.items()}
+    width, height, letter = size[0] * fine, size[1] * fine, 14 * fine
+    axes = _axes(curves, (letter * 5, letter * 3.2, width - letter * 2, height - letter * 4))
+    sheet = Image.new("RGB", (width, height), PAPER)
+    canvas = ImageDraw.Draw(sheet)
+    _draw_axes(canvas, axes, letter)
+    font, legend = _font(letter), axes.box[2]
+    for index, (name, curve) in reversed(list(enumerate(curves.items()))):
+        colour = COLOURS[index % len(COLOURS)]
+        pale = tuple(round(255 - (255 - channel) * 0.3) for channel in colour)
+        if len(curve) > 1:
+            canvas.line(axes.line(curve), fill=pale, width=fine)
+            canvas.line(axes.line(smoothed(curve)), fill=colour, width=2 * fine + 1, joint="curve")
+        for x, y in axes.line(curve) if len(curve) == 1 else ():
+            canvas.ellipse([x - 3 * fine, y - 3 * fine, x + 3 * fine, y + 3 * fine], fill=colour)
+        last = f"{_printable(name)}: {smoothed(curve)[-1][1]:.3g}" if curve else f"{_printable(name)}: no steps"
+        legend -= font.getlength(last)
+        canvas.text((legend, letter), last, font=font, fill=colour)
+        legend -= letter * 2
+        canvas.line([(legend, letter * 1.65), (legend + letter * 1.5, letter * 1.65)], fill=colour, width=2 * fine + 1)
+        legend -= letter
+    return sheet.resize(size, Image.Resampling.LANCZOS)

@@ -1,0 +1,281 @@
+"""The two public wrappers: one cascade, two tables of choices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from .cascade.cascade import Cascade
+from .cascade.elucidated import ElucidatedFormulas
+from .cascade.options import SharedOptions
+from .construction import records_construction
+from .diffusion.losses import LOSSES, NOISE_LEVELS, WEIGHTINGS
+from .diffusion.objectives import OBJECTIVES
+from .diffusion.process import DiffusionProcess
+from .diffusion.samplers import SAMPLERS
+from .diffusion.schedules import SCHEDULES
+from .nn.presets import UNETS
+from .registry import Registry
+from .tensors import per_stage
+from .text import DEFAULT_T5_NAME, TextEncoder
+
+CASCADES: Registry[type[Cascade]] = Registry("type of model")
+
+
+def _networks(unets: nn.Module | Sequence[nn.Module]) -> tuple[nn.Module, ...]:
+    return tuple(unets) if isinstance(unets, list | tuple | nn.ModuleList) else (unets,)
+
+
+def padded_schedules(given: str | Sequence[str], count: int) -> tuple[str, ...]:
+    """Noise schedules of all stages: what is missing is cosine for the second U-Net and linear behind it.
+
+    Raises:
+        ValueError: more schedules than U-Nets.
+    """
+    names = (given,) if isinstance(given, str) else tuple(given)
+    if len(names) > count:
+        raise ValueError(f"{count} U-Nets take at most as many noise_schedules, got {len(names)}: {names}")
+    rest = ("cosine", "cosine", *("linear",) * count)[len(names) : count]
+    return names + rest
+
+
+def _weighting(min_snr: bool, gamma: float, p2_gamma: float | None, p2_k: float) -> Any:
+    if p2_gamma is None:
+        return WEIGHTINGS["min_snr"](gamma=gamma) if min_snr else WEIGHTINGS["plain"]()
+    if not 0 <= p2_gamma <= 2:
+        raise ValueError(f"p2_loss_weight_gamma must lie in [0, 2] (the paper uses 0.5 to 1), got {p2_gamma}")
+    return WEIGHTINGS["p2"](gamma=p2_gamma, k=p2_k)
+
+
+@CASCADES.register("original")
+class Imagen(Cascade):
+    """A cascade with the processes of Imagen: variance preserving, continuous in time (Saharia et al. 2022,
+    arXiv 2205.11487; Kingma et al. 2021, arXiv 2107.00630).
+
+    "per-unet" arguments are one value or one per U-Net.
+
+    Args:
+        unets: one network or several, lowest resolution first.
+        image_sizes: size of each stage, an int or (height, width).
+        text_encoder_name: hub name or folder of a T5 or any other transformers encoder, or an embedded one.
+        text_encoder: an encoder object in place of a name.
+        text_embed_dim: width of caption embeddings; known from the encoder by default.
+        channels: of the pictures.
+        timesteps: per-unet number of sampling steps.
+        sampler: per-unet name of the sampler.
+        cond_drop_prob: share of captions dropped in training; 0 forbids guidance.
+        cond_images_drop_prob: share of conditioning pictures dropped in training; above 0 they are guided on too.
+        loss_type: "l1", "l2" or "huber".
+        noise_schedules: per-unet name; missing ones are cosine for U-Net 2, then linear.
+        pred_objectives: per-unet, "noise", "x_start" or "v".
+        random_crop_sizes: per-unet training crop of upsamplers; the first entry is None.
+        lowres_noise_schedule, lowres_sample_noise_level, per_sample_random_aug_noise_level: noise-conditioning
+            augmentation of the low-resolution picture: its schedule, its per-unet time when sampling, and whether
+            training draws a level per picture instead of per batch.
+        lowres_residual: per-unet scale; the stage then models (picture - enlarged low-resolution picture) / scale.
+        condition_on_text: False for unconditional models.
+        auto_normalize_img: pictures are given and returned in [0, 1]; False means [-1, 1].
+        dynamic_thresholding, dynamic_thresholding_percentile: per-unet switch and quantile (Imagen section 2.3).
+        only_train_unet_number: refuse training any other U-Net.
+        temporal_downsample_factor, resize_cond_video_frames: for videos.
+        resize_mode: of every resize, antialiased for "bilinear" and "bicubic".
+        min_snr_loss_weight, min_snr_gamma: per-unet min-SNR weight (Hang et al. 2023, arXiv 2303.09556).
+        p2_loss_weight_gamma, p2_loss_weight_k: per-unet P2 weight in its place (Choi et al. 2022, arXiv 2204.00227).
+
+    Raises:
+        ValueError: contradicting or unknown choices, each with a sentence.
+        TypeError: something that is no network.
+    """
+
+    kind = "original"
+
+    @records_construction
+    def __init__(
+        self,
+        unets: nn.Module | Sequence[nn.Module],
+        *,
+        image_sizes: int | Sequence[Any],
+        text_encoder_name: str = DEFAULT_T5_NAME,
+        text_encoder: TextEncoder | None = None,
+        text_embed_dim: int | None = None,
+        channels: int = 3,
+        timesteps: int | Sequence[int] = 1000,
+        sampler: str | Sequence[str] = "ddpm",
+        cond_drop_prob: float = 0.1,
+        cond_images_drop_prob: float = 0.0,
+        loss_type: str = "l2",
+        noise_schedules: str | Sequence[str] = "cosine",
+        pred_objectives: str | Sequence[str] = "noise",
+        random_crop_sizes: int | Sequence[Any] | None = None,
+        lowres_noise_schedule: str = "linear",
+        lowres_sample_noise_level: float | Sequence[float] = 0.2,
+        per_sample_random_aug_noise_level: bool = False,
+        lowres_residual: float | Sequence[float | None] | None = None,
+        condition_on_text: bool = True,
+        auto_normalize_img: bool = True,
+        dynamic_thresholding: bool | Sequence[bool] = True,
+        dynamic_thresholding_percentile: float = 0.95,
+        only_train_unet_number: int | None = None,
+        temporal_downsample_factor: int | Sequence[int] = 1,
+        resize_cond_video_frames: bool = True,
+        resize_mode: str = "bilinear",
+        min_snr_loss_weight: bool | Sequence[bool] = True,
+        min_snr_gamma: float | Sequence[float] = 5.0,
+        p2_loss_weight_gamma: float | Sequence[float | None] | None = None,
+        p2_loss_weight_k: float | Sequence[float] = 1.0,
+    ) -> None:
+        shared = SharedOptions.take(locals())
+        networks = _networks(unets)
+        count = len(networks)
+        table = {
+            "schedule": padded_schedules(noise_schedules, count),
+            "objective": per_stage(pred_objectives, count, "pred_objectives"),
+            "sampler": per_stage(sampler, count, "sampler"),
+            "steps": per_stage(timesteps, count, "timesteps"),
+            "min_snr": per_stage(min_snr_loss_weight, count, "min_snr_loss_weight"),
+            "gamma": per_stage(min_snr_gamma, count, "min_snr_gamma"),
+            "p2_gamma": per_stage(p2_loss_weight_gamma, count, "p2_loss_weight_gamma"),
+            "p2_k": per_stage(p2_loss_weight_k, count, "p2_loss_weight_k"),
+        }
+        rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+        processes = [
+            DiffusionProcess(
+                schedule=SCHEDULES[row["schedule"]](),
+                objective=OBJECTIVES[row["objective"]](),
+                noise_levels=NOISE_LEVELS["uniform"](),
+                weighting=_weighting(row["min_snr"], row["gamma"], row["p2_gamma"], row["p2_k"]),
+                sampler=SAMPLERS[row["sampler"]](),
+                loss_type=loss_type,
+                steps=row["steps"],
+            )
+            for row in rows
+        ]
+        super().__init__(networks, processes, shared)
+        self.loss_type, self.loss_fn = loss_type, LOSSES[loss_type]
+        self.pred_objectives = table["objective"]
+        self.min_snr_gamma = table["gamma"]
+
+
+class Hparams(NamedTuple):
+    """The EDM numbers of one stage (Karras et al. 2022, arXiv 2206.00364, table 1)."""
+
+    num_sample_steps: int
+    sigma_min: float
+    sigma_max: float
+    sigma_data: float
+    rho: float
+    P_mean: float
+    P_std: float
+    S_churn: float
+    S_tmin: float
+    S_tmax: float
+    S_noise: float
+
+
+@CASCADES.register("elucidated")
+class ElucidatedImagen(ElucidatedFormulas, Cascade):
+    """A cascade with the process of EDM (Karras et al. 2022, arXiv 2206.00364).
+
+    The arguments that it shares with `Imagen` mean the same. Its own are all per-unet.
+
+    Args:
+        num_sample_steps: number of sampling steps.
+        sigma_min, sigma_max, rho: the grid of noise levels (eq. 5).
+        sigma_data: standard deviation of the data in [-1, 1] (of the residual where lowres_residual is set).
+        P_mean, P_std: training levels, log sigma ~ N(P_mean, P_std**2).
+        S_churn, S_tmin, S_tmax, S_noise: stochasticity of the sampler (algorithm 2).
+        sampler: name of the sampler.
+
+    Raises:
+        ValueError: contradicting or unknown choices, each with a sentence.
+        TypeError: something that is no network.
+    """
+
+    kind = "elucidated"
+
+    @records_construction
+    def __init__(
+        self,
+        unets: nn.Module | Sequence[nn.Module],
+        *,
+        image_sizes: int | Sequence[Any],
+        text_encoder_name: str = DEFAULT_T5_NAME,
+        text_encoder: TextEncoder | None = None,
+        text_embed_dim: int | None = None,
+        channels: int = 3,
+        cond_drop_prob: float = 0.1,
+        cond_images_drop_prob: float = 0.0,
+        random_crop_sizes: int | Sequence[Any] | None = None,
+        lowres_noise_schedule: str = "linear",
+        lowres_sample_noise_level: float | Sequence[float] = 0.2,
+        per_sample_random_aug_noise_level: bool = False,
+        lowres_residual: float | Sequence[float | None] | None = None,
+        condition_on_text: bool = True,
+        auto_normalize_img: bool = True,
+        dynamic_thresholding: bool | Sequence[bool] = True,
+        dynamic_thresholding_percentile: float = 0.95,
+        only_train_unet_number: int | None = None,
+        temporal_downsample_factor: int | Sequence[int] = 1,
+        resize_cond_video_frames: bool = True,
+        resize_mode: str = "bilinear",
+        sampler: str | Sequence[str] = "edm",
+        num_sample_steps: int | Sequence[int] = 32,
+        sigma_min: float | Sequence[float] = 0.002,
+        sigma_max: float | Sequence[float] = 80.0,
+        sigma_data: float | Sequence[float] = 0.5,
+        rho: float | Sequence[float] = 7.0,
+        P_mean: float | Sequence[float] = -1.2,
+        P_std: float | Sequence[float] = 1.2,
+        S_churn: float | Sequence[float] = 80.0,
+        S_tmin: float | Sequence[float] = 0.05,
+        S_tmax: float | Sequence[float] = 50.0,
+        S_noise: float | Sequence[float] = 1.003,
+    ) -> None:
+        arguments = dict(locals())
+        networks = _networks(unets)
+        count = len(networks)
+        table = [per_stage(arguments[name], count, name) for name in Hparams._fields]
+        hparams = [Hparams(*row) for row in zip(*table, strict=True)]
+        names = per_stage(sampler, count, "sampler")
+        processes = [edm_process(row, name) for row, name in zip(hparams, names, strict=True)]
+        super().__init__(networks, processes, SharedOptions.take(arguments))
+        self.hparams = hparams
+
+
+def edm_process(hparams: Hparams, sampler: str = "edm") -> DiffusionProcess:
+    """The EDM process with the given numbers."""
+    churn = {name: getattr(hparams, name) for name in ("S_churn", "S_tmin", "S_tmax", "S_noise")}
+    return DiffusionProcess(
+        schedule=SCHEDULES["karras"](sigma_min=hparams.sigma_min, sigma_max=hparams.sigma_max, rho=hparams.rho),
+        objective=OBJECTIVES["edm"](sigma_data=hparams.sigma_data),
+        noise_levels=NOISE_LEVELS["log_normal"](P_mean=hparams.P_mean, P_std=hparams.P_std),
+        weighting=WEIGHTINGS["edm"](sigma_data=hparams.sigma_data),
+        sampler=SAMPLERS["edm"](**churn) if sampler == "edm" else SAMPLERS[sampler](),
+        steps=hparams.num_sample_steps,
+    )
+
+
+def unet_from_config(config: Mapping[str, Any]) -> nn.Module:
+    """A network from its constructor arguments and the name of its class ("type", by default "Unet").
+
+    Raises:
+        ValueError: no network of that name.
+        TypeError: an argument that the network does not take.
+    """
+    arguments = dict(config)
+    return UNETS[arguments.pop("type", "Unet")](**arguments)
+
+
+def imagen_from_config(config: Mapping[str, Any]) -> Cascade:
+    """The model that `Cascade.to_config` described; its weights are fresh.
+
+    Raises:
+        ValueError: no model or network of that name, or arguments that contradict each other.
+        TypeError: an argument that the model does not take.
+    """
+    arguments = dict(config)
+    kind = arguments.pop("type", "original")
+    unets = [unet_from_config(unet) for unet in arguments.pop("unets")]
+    return CASCADES[kind](unets, **arguments)

@@ -1,0 +1,170 @@
+"""Pictures and videos as tensors: ranges, antialiased resizing, paired crops, to and from Pillow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+#: Height and width in pixels.
+Size = tuple[int, int]
+
+#: Pillow's name of the mode with so many channels.
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+
+#: Modes from which Pillow converts to a few others only, and where to go first.
+DETOURS = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}
+
+RESIZE_MODES = ("nearest", "bilinear", "bicubic", "area")
+
+
+def as_size(size: int | Sequence[int]) -> Size:
+    """``64`` or ``(height, width)`` as a pair.
+
+    Raises:
+        ValueError: not one or two positive whole numbers.
+    """
+    pair = (size, size) if isinstance(size, int) else size
+    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise ValueError(f"a picture size is a positive int or (height, width), got {size!r}")
+    return tuple(pair)
+
+
+def normalize(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """From [0, 1] to the model's [-1, 1]."""
+    return x * 2 - 1
+
+
+def unnormalize(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """From the model's [-1, 1] to [0, 1], clipped."""
+    return (x.clamp(-1, 1) + 1) / 2
+
+
+def as_float(x: Shaped[Tensor, "*shape"], name: str = "images") -> Float[Tensor, "*shape"]:
+    """uint8 in 0..255 becomes float in [0, 1]; floating tensors pass unchanged.
+
+    Raises:
+        TypeError: any other dtype.
+    """
+    if x.dtype == torch.uint8:
+        return x.float() / 255
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be floating point in [0, 1] or uint8 in 0..255, got {x.dtype}")
+    return x
+
+
+def _resize_plane(x: Float[Tensor, "b c h w"], size: Size, mode: str) -> Float[Tensor, "b c h2 w2"]:
+    if mode in ("bilinear", "bicubic"):
+        # the antialiasing kernels of the CPU do not know half precision
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        return F.interpolate(wide, size, mode=mode, antialias=True, align_corners=False).to(x.dtype)
+    return F.interpolate(x, size, mode="nearest-exact" if mode == "nearest" else mode)
+
+
+def resize(
+    x: Float[Tensor, "b c *space"], size: int | Sequence[int], mode: str = "bilinear"
+) -> Float[Tensor, "b c *to"]:
+    """Resize the last two axes of pictures ``b c h w`` or videos ``b c f h w``; "bilinear" and "bicubic" antialias.
+
+    Bicubic overshoots; the result is clipped to the range of the input.
+
+    Raises:
+        ValueError: an unknown mode.
+    """
+    if mode not in RESIZE_MODES:
+        raise ValueError(f'no resize mode "{mode}"; known: {", ".join(RESIZE_MODES)}')
+    size = as_size(size)
+    if tuple(x.shape[-2:]) == size:
+        return x
+    if x.ndim == 4:
+        out = _resize_plane(x, size, mode)
+    else:
+        b, c, f, h, w = x.shape
+        planes = x.transpose(1, 2).reshape(b * f, c, h, w)
+        out = _resize_plane(planes, size, mode).reshape(b, f, c, *size).transpose(1, 2)
+    if mode != "bicubic":
+        return out
+    axes = tuple(range(1, x.ndim))
+    return out.clamp(x.amin(axes, keepdim=True), x.amax(axes, keepdim=True))
+
+
+def shrink_known(
+    image: Float[Tensor, "b c *space"], mask: Bool[Tensor, "b 1 *space"], size: Size
+) -> tuple[Float[Tensor, "b c *to"], Bool[Tensor, "b 1 *to"]]:
+    """A partly known picture and its mask (true = known) at another size.
+
+    A small pixel is known only if every pixel that it covers is known, and its value is the mean over known pixels:
+    no unknown value leaks in, whatever it is.
+    """
+    hidden = resize((~mask).float(), size, "area")
+    known = resize(image.masked_fill(~mask, 0), size, "area") / (1 - hidden).clamp(min=1e-6)
+    return known.to(image.dtype), hidden == 0
+
+
+def crop_offsets(size: Size, crop: Size, draws: Float[Tensor, "b 2"]) -> list[tuple[int, int]]:
+    """Top-left corners of one crop per item from uniform draws in [0, 1).
+
+    Raises:
+        ValueError: the crop is larger than the picture.
+    """
+    if crop[0] > size[0] or crop[1] > size[1]:
+        raise ValueError(f"a crop of {crop} does not fit into a picture of {size}; choose smaller random_crop_sizes")
+    room = torch.tensor([size[0] - crop[0] + 1, size[1] - crop[1] + 1])
+    return [(int(y), int(x)) for y, x in (draws.cpu().double() * room).long()]
+
+
+def crop(x: Shaped[Tensor, "b c *space"], offsets: list[tuple[int, int]], size: Size) -> Shaped[Tensor, "b c *to"]:
+    """Cut the same window out of every channel and frame of an item; pair tensors by giving them the same offsets."""
+    height, width = size
+    pairs = zip(x, offsets, strict=True)
+    return torch.stack([item[..., top : top + height, left : left + width] for item, (top, left) in pairs])
+
+
+def _mode(channels: int) -> str:
+    if channels not in MODES:
+        raise ValueError(f"pictures have 1 (L), 2 (LA), 3 (RGB) or 4 (RGBA) channels, got {channels}")
+    return MODES[channels]
+
+
+def to_pil(x: Float[Tensor, "b c h w"]) -> list[Image.Image]:
+    """Pictures in [0, 1] as Pillow images (L, LA, RGB or RGBA by the number of channels); values outside are clipped.
+
+    Raises:
+        ValueError: no Pillow mode has so many channels.
+    """
+    from PIL import Image
+
+    mode = _mode(x.shape[1])
+    pixels = (x.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(item[..., 0] if mode == "L" else item) for item in pixels]
+
+
+def from_pil(picture: Image.Image, channels: int = 3) -> Float[Tensor, "c h w"]:
+    """A Pillow image of any mode as floats in [0, 1]; transparency is laid over white unless alpha is asked for.
+
+    Raises:
+        ValueError: no Pillow mode has so many channels.
+    """
+    import numpy as np
+    from PIL import Image
+
+    wanted = _mode(channels)
+    if picture.mode in DETOURS:
+        picture = picture.convert(DETOURS[picture.mode])
+    if picture.mode.startswith("I") or picture.mode == "F":
+        white = 255 if picture.mode == "F" else 65535
+        levels = np.asarray(picture, dtype=np.float32) / white
+        picture = Image.fromarray((levels.clip(0, 1) * 255).round().astype(np.uint8))
+    transparent = "A" in picture.getbands() or "transparency" in picture.info
+    if transparent and channels in (1, 3):
+        rgba = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    pixels = torch.from_numpy(np.array(picture.convert(wanted)))
+    return (pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1).float() / 255

@@ -1,0 +1,1 @@
+"""Networks as functions of tensors: conditioned once, called at every step."""

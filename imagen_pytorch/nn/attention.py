@@ -1,0 +1,198 @@
+"""Attention over positions and context tokens, always through the fused kernel; and a linear kind for large maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .geometry import IMAGE, Geometry
+
+#: Keys and values of context tokens, each ``(b, heads, n, dim_head)``: computed once per sampling call.
+KeysValues = tuple[Tensor, Tensor]
+
+
+def to_tokens(x: Float[Tensor, "b c *space"]) -> Float[Tensor, "b n c"]:
+    """A feature map as a sequence of positions."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def to_map(tokens: Float[Tensor, "b n c"], like: Float[Tensor, "b c2 *space"]) -> Float[Tensor, "b c *space"]:
+    """A sequence of positions as a feature map of the space of ``like``."""
+    return tokens.transpose(1, 2).reshape(len(like), -1, *like.shape[2:])
+
+
+def unit(x: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
+    """Vectors of length one; zeros stay zeros, in half precision too."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1).to(x.dtype)
+
+
+def joined(groups: Sequence[KeysValues]) -> KeysValues:
+    """Keys and values of several groups of tokens as one."""
+    keys, values = (torch.cat([group[part] for group in groups], dim=2) for part in (0, 1))
+    return keys, values
+
+
+class FeedForward(nn.Module):
+    """Norm, linear, GELU, linear, per token.
+
+    Args:
+        dim: width.
+        mult: expansion.
+    """
+
+    def __init__(self, dim: int, mult: float = 2, dropout: float = 0.0, zero: bool = False) -> None:
+        super().__init__()
+        inner = int(dim * mult)
+        self.norm = nn.LayerNorm(dim)
+        self.expand = nn.Linear(dim, inner)
+        self.dropout = nn.Dropout(dropout)
+        self.contract = nn.Linear(inner, dim)
+        if zero:
+            nn.init.zeros_(self.contract.weight)
+            nn.init.zeros_(self.contract.bias)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """The update, to be added to ``x``."""
+        return self.contract(self.dropout(F.gelu(self.expand(self.norm(x)))))
+
+
+class Attention(nn.Module):
+    """Multi-head attention of tokens to themselves, to context tokens and to one learned null token.
+
+    The null token lets a position attend to nothing, and keeps the softmax defined when every context token is masked.
+
+    Args:
+        dim: width of the tokens.
+        heads, dim_head: number and width of the heads.
+        context_dim: width of context tokens; None for none.
+        attend_self: whether tokens attend to each other.
+        cosine: unit queries and keys, scaled by 16.
+        zero: start with an update of zero; for whatever is no part of a block that starts as its shortcut already.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        dim_head: int,
+        context_dim: int | None = None,
+        attend_self: bool = True,
+        cosine: bool = False,
+        zero: bool = True,
+    ) -> None:
+        super().__init__()
+        inner = heads * dim_head
+        self.heads, self.attend_self, self.cosine = heads, attend_self, cosine
+        self.norm = nn.LayerNorm(dim)
+        self.to_qkv = nn.Linear(dim, inner * (3 if attend_self else 1), bias=False)
+        self.null_kv = nn.Parameter(torch.randn(2, heads, dim_head) * 0.02)
+        self.norm_context = None if context_dim is None else nn.LayerNorm(context_dim)
+        self.to_context = None if context_dim is None else nn.Linear(context_dim, inner * 2, bias=False)
+        self.to_out = nn.Linear(inner, dim)
+        if zero:
+            nn.init.zeros_(self.to_out.weight)
+        nn.init.zeros_(self.to_out.bias)
+
+    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """Fused projections to ``parts`` tensors of ``(b, heads, n, dim_head)``."""
+        batch, count, _ = x.shape
+        return x.view(batch, count, parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def context(self, tokens: Float[Tensor, "b n d"]) -> KeysValues:
+        """Keys and values of context tokens."""
+        keys, values = self._split(self.to_context(self.norm_context(tokens)), 2)
+        return (unit(keys), values) if self.cosine else (keys, values)
+
+    def tokens(
+        self, x: Float[Tensor, "b n d"], context: Sequence[KeysValues] = (), mask: Bool[Tensor, "b m"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """The update of tokens ``x``; ``mask`` is true at those tokens of all context groups that count."""
+        batch, count, _ = x.shape
+        query, *own = self._split(self.to_qkv(self.norm(x)), 3 if self.attend_self else 1)
+        if self.cosine:
+            query = unit(query)
+            own = [unit(own[0]), own[1]] if own else own
+        null = self.null_kv.to(query.dtype)[:, None, :, None].expand(2, batch, -1, 1, -1)
+        keys, values = joined([(null[0], null[1]), *context, *([tuple(own)] if own else [])])
+        if mask is not None:
+            mask = F.pad(mask, (1, count if self.attend_self else 0), value=True)[:, None, None]
+        scale = 16.0 if self.cosine else None
+        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
+        return self.to_out(out.transpose(1, 2).reshape(batch, count, -1))
+
+    def forward(
+        self,
+        x: Float[Tensor, "b c *space"],
+        context: Sequence[KeysValues] = (),
+        mask: Bool[Tensor, "b m"] | None = None,
+    ) -> Float[Tensor, "b c *space"]:
+        """The update of a feature map, whose positions are the tokens."""
+        return to_map(self.tokens(to_tokens(x), context, mask), x)
+
+
+class LinearAttention(nn.Module):
+    """Attention of linear cost (Shen et al. 2018, arXiv 1812.01243): softmax of queries over features and of keys over
+    positions. Attends to the map itself with 3x3 depthwise convolutions behind the projections (So et al. 2021, arXiv
+    2109.08668), or, as cross-attention, to context tokens only.
+
+    Args:
+        dim, heads, dim_head, context_dim, attend_self: as for `Attention`.
+        geometry: rank of the maps.
+        dropout: of channels, before the projections.
+        zero: as for `Attention`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        dim_head: int,
+        context_dim: int | None = None,
+        attend_self: bool = True,
+        geometry: Geometry = IMAGE,
+        dropout: float = 0.0,
+        zero: bool = True,
+    ) -> None:
+        super().__init__()
+        inner = heads * dim_head
+        self.heads, self.attend_self = heads, attend_self
+        self.norm = nn.GroupNorm(1, dim)
+        parts = 3 if attend_self else 1
+        self.dropout = nn.Dropout(dropout)
+        self.to_qkv = nn.Sequential(geometry.conv(dim, inner * parts, 1), geometry.depthwise(inner * parts, 3))
+        self.norm_context = None if context_dim is None else nn.LayerNorm(context_dim)
+        self.to_context = None if context_dim is None else nn.Linear(context_dim, inner * 2, bias=False)
+        self.to_out = geometry.conv(inner, dim, 1)
+        if zero:
+            nn.init.zeros_(self.to_out.weight)
+        nn.init.zeros_(self.to_out.bias)
+
+    def context(self, tokens: Float[Tensor, "b n d"]) -> KeysValues:
+        """Keys and values of context tokens."""
+        batch, count, _ = tokens.shape
+        both = self.to_context(self.norm_context(tokens)).view(batch, count, 2, self.heads, -1)
+        keys, values = both.permute(2, 0, 3, 1, 4).unbind(0)
+        return keys, values
+
+    def forward(
+        self,
+        x: Float[Tensor, "b c *space"],
+        context: Sequence[KeysValues] = (),
+        mask: Bool[Tensor, "b m"] | None = None,
+    ) -> Float[Tensor, "b c *space"]:
+        """The update of a feature map."""
+        projected = self.to_qkv(self.dropout(self.norm(x))).flatten(2)
+        parts = projected.unflatten(1, (3 if self.attend_self else 1, self.heads, -1))
+        query, *own = parts.transpose(-1, -2).unbind(1)
+        keys, values = joined([*context, *([tuple(own)] if own else [])])
+        if mask is not None:
+            seen = F.pad(mask, (0, keys.shape[2] - mask.shape[1]), value=True)[:, None, :, None]
+            keys = keys.masked_fill(~seen, torch.finfo(keys.dtype).min)
+            values = values * seen
+        summary = keys.softmax(dim=2).transpose(-1, -2) @ values
+        out = (query.softmax(dim=-1) * query.shape[-1] ** -0.5) @ summary
+        return self.to_out(F.silu(to_map(out.transpose(1, 2).flatten(2), x)))

@@ -1,0 +1,212 @@
+"""Blocks of the U-Net: residual block, gate, transformer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .attention import Attention, FeedForward, KeysValues, LinearAttention, to_map, to_tokens
+from .geometry import Geometry
+
+
+@dataclass(frozen=True)
+class Context:
+    """What attention layers may look at in one forward pass.
+
+    Attributes:
+        time_tokens: made of the noise level, ``(b, m, d)``; None if no layer reads tokens.
+        static: keys and values of all other tokens, per attention layer; computed once per sampling call.
+        mask: true at tokens that count, time tokens first; None if all do.
+    """
+
+    time_tokens: Tensor | None
+    static: tuple[KeysValues, ...]
+    mask: Tensor | None
+
+    def read(
+        self, layer: Attention | LinearAttention, index: int
+    ) -> tuple[list[KeysValues], Bool[Tensor, "b m"] | None]:
+        """Groups of keys and values for one layer, those of the time tokens first, and the mask over all of them."""
+        return [layer.context(self.time_tokens), *self.static[index : index + 1]], self.mask
+
+
+class ReadsContext(nn.Module):
+    """Base of what holds one attention layer that reads the context; numbered by the U-Net."""
+
+    attention: Attention | LinearAttention
+    context_index: int = -1
+
+    def attend(self, x: Float[Tensor, "b c *space"], context: Context) -> Float[Tensor, "b c *space"]:
+        """The update of a feature map from the context."""
+        return self.attention(x, *context.read(self.attention, self.context_index))
+
+
+def group_norm(dim: int, groups: int) -> nn.GroupNorm:
+    """Group norm with the largest number of groups, at most ``groups``, that divides the channels."""
+    return nn.GroupNorm(math.gcd(dim, groups), dim)
+
+
+class GlobalContext(nn.Module):
+    """Gate channels by an attention-pooled summary of a whole map: the same one (Cao et al. 2020, arXiv 2012.13375) or
+    a smaller one ("skip-layer excitation", Liu et al. 2021, arXiv 2101.04775).
+
+    Args:
+        dim: channels of the map that is gated.
+        source: channels of the map that is summed up, if that is another one.
+    """
+
+    def __init__(self, dim: int, source: int | None = None) -> None:
+        super().__init__()
+        hidden, source = max(3, dim // 2), source or dim
+        self.to_weight = nn.Linear(source, 1, bias=False)  # softmax would cancel a bias
+        self.net = nn.Sequential(nn.Linear(source, hidden), nn.SiLU(), nn.Linear(hidden, dim), nn.Sigmoid())
+
+    def gate(self, source: Float[Tensor, "b c *space"]) -> Float[Tensor, "b c2"]:
+        """A factor in (0, 1) per channel."""
+        flat = source.flatten(2)
+        weight = (self.to_weight.weight @ flat).softmax(dim=-1)
+        return self.net((flat @ weight.transpose(1, 2)).squeeze(-1))
+
+    def forward(
+        self, x: Float[Tensor, "b c *space"], source: Float[Tensor, "b c2 *space2"] | None = None
+    ) -> Float[Tensor, "b c *space"]:
+        """The gated map."""
+        gate = self.gate(x if source is None else source)
+        return x * gate.reshape(*gate.shape, *(1,) * (x.ndim - 2))
+
+
+@dataclass(frozen=True)
+class BlockOptions:
+    """What all blocks of one U-Net share."""
+
+    geometry: Geometry
+    groups: int
+    hidden_dim: int
+    cond_dim: int
+    heads: int
+    dim_head: int
+    dropout: float = 0.0
+    cosine: bool = False
+
+
+class CrossAttention(ReadsContext):
+    """A map looks at the context tokens only."""
+
+    def __init__(self, dim: int, options: BlockOptions, linear: bool) -> None:
+        super().__init__()
+        shape = (dim, options.heads, options.dim_head, options.cond_dim)
+        self.attention = (
+            LinearAttention(*shape, attend_self=False, geometry=options.geometry, zero=False)
+            if linear
+            else Attention(*shape, attend_self=False, cosine=options.cosine, zero=False)
+        )
+
+    def forward(self, x: Float[Tensor, "b c *space"], context: Context) -> Float[Tensor, "b c *space"]:
+        """The map plus what it read."""
+        return x + self.attend(x, context)
+
+
+class ResnetBlock(nn.Module):
+    """Norm, SiLU, convolution, twice; modulated by the noise level and the pooled text (Perez et al. 2017, arXiv
+    1709.07871), with optional cross-attention between and a gate behind. Starts as its shortcut.
+
+    Args:
+        dim_in, dim_out: channels.
+        options: shared by all blocks.
+        cross: "", "full" or "linear" cross-attention to the context.
+        gated: gate channels by the global context.
+    """
+
+    def __init__(self, dim_in: int, dim_out: int, options: BlockOptions, cross: str = "", gated: bool = False) -> None:
+        super().__init__()
+        self.norm1 = group_norm(dim_in, options.groups)
+        self.conv1 = options.geometry.conv(dim_in, dim_out, 3)
+        self.cross = CrossAttention(dim_out, options, cross == "linear") if cross else None
+        self.norm2 = group_norm(dim_out, options.groups)
+        self.to_scale_shift = nn.Linear(options.hidden_dim, dim_out * 2)
+        self.dropout = nn.Dropout(options.dropout)
+        self.conv2 = options.geometry.conv(dim_out, dim_out, 3)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
+        self.gate = GlobalContext(dim_out) if gated else nn.Identity()
+        self.shortcut = options.geometry.conv(dim_in, dim_out, 1) if dim_in != dim_out else nn.Identity()
+
+    def forward(
+        self, x: Float[Tensor, "b c *space"], hidden: Float[Tensor, "b d"], context: Context | None = None
+    ) -> Float[Tensor, "b c2 *space"]:
+        """``hidden`` is already activated: SiLU of the noise level's vector plus the text's."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        if self.cross is not None and context is not None:
+            h = self.cross(h, context)
+        modulation = self.to_scale_shift(hidden)
+        scale, shift = modulation.reshape(*modulation.shape, *(1,) * (x.ndim - 2)).chunk(2, dim=1)
+        h = F.silu(torch.addcmul(shift, self.norm2(h), scale + 1))
+        return self.shortcut(x) + self.gate(self.conv2(self.dropout(h)))
+
+
+class TransformerLayer(ReadsContext):
+    """Attention, then a feed-forward, both residual."""
+
+    def __init__(self, dim: int, options: BlockOptions, ff_mult: float, linear: bool, reads: bool) -> None:
+        super().__init__()
+        shape = (dim, options.heads, options.dim_head, options.cond_dim if reads else None)
+        self.reads = reads
+        self.attention = (
+            LinearAttention(*shape, geometry=options.geometry, dropout=options.dropout)
+            if linear
+            else Attention(*shape, cosine=options.cosine)
+        )
+        self.feed_forward = FeedForward(dim, ff_mult, options.dropout, zero=True)
+
+    def forward(self, x: Float[Tensor, "b c *space"], context: Context) -> Float[Tensor, "b c *space"]:
+        """The updated map."""
+        x = x + (self.attend(x, context) if self.reads else self.attention(x))
+        return x + to_map(self.feed_forward(to_tokens(x)), x)
+
+
+class Transformer(nn.Module):
+    """Transformer layers over the positions of a map.
+
+    Args:
+        dim: channels.
+        depth: number of layers.
+        linear: attention of linear cost.
+        reads: attend to the context tokens too.
+    """
+
+    def __init__(
+        self, dim: int, options: BlockOptions, depth: int, ff_mult: float, linear: bool = False, reads: bool = True
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(TransformerLayer(dim, options, ff_mult, linear, reads) for _ in range(depth))
+
+    def forward(self, x: Float[Tensor, "b c *space"], context: Context) -> Float[Tensor, "b c *space"]:
+        """The updated map."""
+        for layer in self.layers:
+            x = layer(x, context)
+        return x
+
+
+class UpsampleCombiner(nn.Module):
+    """Concatenate the maps of all levels of the upward path, each brought to ``dim`` channels and full size."""
+
+    def __init__(self, widths: list[int], dim: int, options: BlockOptions) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList(
+            nn.Sequential(group_norm(width, options.groups), nn.SiLU(), options.geometry.conv(width, dim, 3))
+            for width in widths
+        )
+        self.extra = dim * len(widths)
+
+    def forward(self, x: Float[Tensor, "b c *space"], maps: list[Tensor]) -> Float[Tensor, "b c2 *space"]:
+        """The full-size map and all projections."""
+        sized = [
+            F.interpolate(projection(item), x.shape[2:], mode="nearest")
+            for projection, item in zip(self.projections, maps, strict=True)
+        ]
+        return torch.cat([x, *sized], dim=1)

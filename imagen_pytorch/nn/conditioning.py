@@ -1,0 +1,241 @@
+"""What a network knows besides the noisy picture: computed once, used at every step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ..images import Size, resize
+from .attention import KeysValues
+from .blocks import Context, ReadsContext
+from .embeddings import FourierFeatures, PerceiverResampler, masked_mean
+from .persistence import Persistent
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """The result of `Conditioned.condition`; rows can be taken out of it.
+
+    Attributes:
+        hidden: what low-resolution noise level and text add to the noise level's vector, ``(b, d)``.
+        static: keys and values of low-resolution and text tokens, per attention layer.
+        mask: ``(b, n)``, true at those of the tokens that count.
+        pictures: conditioning pictures at working size; lowres: the low-resolution picture.
+    """
+
+    hidden: Tensor | None = None
+    static: tuple[KeysValues, ...] = ()
+    mask: Tensor | None = None
+    pictures: Tensor | None = None
+    lowres: Tensor | None = None
+
+    def rows(self, rows: slice) -> Conditioning:
+        """The conditioning of some items of the batch."""
+        return replace(self, **{field.name: _rows(getattr(self, field.name), rows) for field in fields(self)})
+
+
+def _rows(value: Any, rows: slice) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_rows(item, rows) for item in value)
+    return value[rows] if isinstance(value, Tensor) else value
+
+
+@dataclass(frozen=True)
+class Told:
+    """What one condition has to say: a vector, tokens and which of them count; None where it says nothing."""
+
+    hidden: Tensor | None
+    tokens: Tensor | None
+    mask: Tensor | None
+
+
+class Conditioned(Persistent):
+    """The half of a U-Net that reads noise levels, captions and pictures; the other half makes maps out of maps."""
+
+    has_cond_image: bool
+    cond_images_channels: int
+    max_text_len: int
+    resize_mode: str
+
+    # -- construction -----------------------------------------------------------------------------------------------
+
+    def _build_conditions(self, given: Mapping[str, Any], cond_dim: int, hidden_dim: int, attends: bool) -> None:
+        """``attends``: some layer reads tokens; parts that nobody would listen to are not made."""
+        features, tokens = given["learned_sinu_pos_emb_dim"], given["num_time_tokens"]
+
+        def hiddens() -> nn.Module:
+            return nn.Sequential(FourierFeatures(features), nn.Linear(features + 1, hidden_dim), nn.SiLU())
+
+        def to_tokens() -> nn.Module | None:
+            parts = (nn.Linear(hidden_dim, cond_dim * tokens), nn.Unflatten(1, (tokens, cond_dim)))
+            return nn.Sequential(*parts) if attends else None
+
+        self.to_time_hiddens, self.to_time_tokens = hiddens(), to_tokens()
+        self.to_time_cond = nn.Linear(hidden_dim, hidden_dim)
+        if self.lowres_cond:
+            self.to_lowres_time_hiddens, self.to_lowres_time_tokens = hiddens(), to_tokens()
+            self.to_lowres_time_cond = nn.Linear(hidden_dim, hidden_dim)
+        self.norm_cond = nn.LayerNorm(cond_dim) if attends else None
+        self.text_to_cond = self.attn_pool = self.to_text_non_attn_cond = None
+        if self.cond_on_text and (attends or given["text_film"]):
+            self._build_text(given, cond_dim, hidden_dim)
+
+    def _build_text(self, given: Mapping[str, Any], cond_dim: int, hidden_dim: int) -> None:
+        self.text_to_cond = nn.Linear(given["text_embed_dim"], cond_dim)
+        # a dropped caption is one null token to those who attend, and one null vector to the rest
+        self.null_text_embed = None if self.norm_cond is None else nn.Parameter(torch.randn(1, 1, cond_dim))
+        if given["text_film"]:
+            self.to_text_non_attn_cond = nn.Sequential(
+                nn.LayerNorm(cond_dim), nn.Linear(cond_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, hidden_dim)
+            )
+            self.null_text_hidden = nn.Parameter(torch.randn(1, hidden_dim) * 0.02)
+        if given["attn_pool_text"]:
+            shape = (given["attn_pool_num_latents"], self.max_text_len, given["attn_heads"], given["attn_dim_head"])
+            self.attn_pool = PerceiverResampler(cond_dim, *shape)
+
+    def _number_readers(self) -> None:
+        """Tell every layer that reads the context which of the prepared keys and values are its own."""
+        readers = (part for part in self.modules() if isinstance(part, ReadsContext))
+        self._readers = [reader for reader in readers if reader.attention.to_context is not None]
+        for index, reader in enumerate(self._readers):
+            reader.context_index = index
+
+    # -- once per call ----------------------------------------------------------------------------------------------
+
+    def condition(
+        self,
+        *,
+        batch: int,
+        size: Size,
+        text_embeds: Float[Tensor, "b n d"] | None = None,
+        text_mask: Bool[Tensor, "b n"] | None = None,
+        text_keep: Bool[Tensor, " b"] | None = None,
+        lowres_cond_img: Float[Tensor, "b c h w"] | None = None,
+        lowres_noise_times: Float[Tensor, " b"] | None = None,
+        cond_images: Float[Tensor, "b c2 h2 w2"] | None = None,
+        cond_images_keep: Bool[Tensor, " b"] | None = None,
+    ) -> Conditioning:
+        """Everything that does not depend on the noise level, once.
+
+        Args:
+            batch, size: number of pictures and their height and width.
+            text_embeds, text_mask: captions; without a mask every position counts that is not all zero. Other
+                positions influence nothing, and those behind the longest caption cost nothing.
+            text_keep: false replaces a caption by the learned null text, as does an empty one.
+            lowres_cond_img, lowres_noise_times: low-resolution picture, noised, and the log-SNR of that noise.
+            cond_images, cond_images_keep: conditioning pictures of any size; false blanks one out.
+
+        Raises:
+            ValueError: what the network needs is missing, what it does not take is given, or shapes do not fit.
+        """
+        taken = {
+            "text_embeds": (text_embeds, self.cond_on_text, "is conditioned on text (cond_on_text)"),
+            "lowres_cond_img": (lowres_cond_img, self.lowres_cond, "enlarges a picture (lowres_cond)"),
+            "lowres_noise_times": (lowres_noise_times, self.lowres_cond, "enlarges a picture (lowres_cond)"),
+            "cond_images": (cond_images, self.has_cond_image, "sees another picture (cond_images_channels)"),
+        }
+        for name, (value, wanted, what) in taken.items():
+            _check(name, value, wanted, what, batch)
+        told = []
+        if self.lowres_cond:
+            told.append(self._lowres_level(lowres_noise_times))
+        if self.text_to_cond is not None and self.cond_on_text:
+            told.append(self._read_text(*self._counted(text_embeds, text_mask, text_keep)))
+        all_told = _together(told)
+        static: tuple[KeysValues, ...] = ()
+        if all_told.tokens is not None:
+            normed = self.norm_cond(all_told.tokens)
+            static = tuple(reader.attention.context(normed) for reader in self._readers)
+        pictures = self._pictures(cond_images, cond_images_keep, size)
+        lowres = None if lowres_cond_img is None else resize(lowres_cond_img, size)
+        return Conditioning(all_told.hidden, static, all_told.mask, pictures, lowres)
+
+    def _lowres_level(self, times: Tensor) -> Told:
+        hidden = self.to_lowres_time_hiddens(times)
+        tokens = None if self.to_lowres_time_tokens is None else self.to_lowres_time_tokens(hidden)
+        return Told(self.to_lowres_time_cond(hidden), tokens, None)
+
+    def _counted(self, embeds: Tensor, mask: Tensor | None, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Captions cut behind the last token that counts, which tokens do, and which captions have any."""
+        width = self.text_to_cond.in_features
+        if embeds.shape[-1] != width:
+            raise ValueError(f"text_embeds must be (batch, tokens, {width}), got {tuple(embeds.shape)}")
+        mask = torch.any(embeds != 0, dim=-1) if mask is None else mask.bool()
+        if mask.shape != embeds.shape[:2]:
+            raise ValueError(f"text_mask must be {tuple(embeds.shape[:2])} as text_embeds are, got {tuple(mask.shape)}")
+        mask = mask if keep is None else mask & keep[:, None]
+        length = embeds.shape[1]
+        if not torch.compiler.is_compiling():  # a compiled network keeps the shapes that it was given
+            length = int((mask.any(dim=0) * torch.arange(1, length + 1, device=mask.device)).amax()) if length else 0
+        if length > self.max_text_len:
+            warnings.warn(f"captions of {length} tokens are cut at max_text_len={self.max_text_len}", stacklevel=3)
+        # one token at least, for the null text; a negative number cuts
+        room = max(1, min(length, self.max_text_len)) - embeds.shape[1]
+        embeds, mask = F.pad(embeds, (0, 0, 0, room)), F.pad(mask, (0, room))
+        return embeds, mask, mask.any(dim=1, keepdim=True)
+
+    def _read_text(self, embeds: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"], kept: Bool[Tensor, "b 1"]) -> Told:
+        tokens = self.text_to_cond(embeds)
+        null = tokens.new_zeros(()) if self.null_text_embed is None else self.null_text_embed.to(tokens.dtype)
+        tokens = torch.where(mask[..., None], tokens, null)
+        first = torch.arange(mask.shape[1], device=mask.device) == 0
+        mask = mask | (first & ~kept)
+        if self.attn_pool is not None:
+            tokens, mask = self.attn_pool(tokens, mask), None
+        hidden = None
+        if self.to_text_non_attn_cond is not None:
+            pooled = self.to_text_non_attn_cond(masked_mean(tokens, mask))
+            hidden = torch.where(kept, pooled, self.null_text_hidden.to(pooled.dtype))
+        return Told(hidden, tokens, mask) if self.norm_cond is not None else Told(hidden, None, None)
+
+    def _pictures(self, images: Tensor | None, keep: Tensor | None, size: Size) -> Tensor | None:
+        if images is None:
+            return None
+        if images.shape[1] != self.cond_images_channels:
+            raise ValueError(f"cond_images must have {self.cond_images_channels} channels, got {images.shape[1]}")
+        images = resize(images, size, self.resize_mode)
+        return images if keep is None else images * keep.reshape(-1, 1, 1, 1).to(images.dtype)
+
+    # -- at every step ----------------------------------------------------------------------------------------------
+
+    def _look(self, time: Tensor, conditioning: Conditioning) -> tuple[Tensor, Context]:
+        """The activated vector that modulates all blocks, and what attention may read."""
+        time_hidden = self.to_time_hiddens(time)
+        hidden = self.to_time_cond(time_hidden)
+        if conditioning.hidden is not None:
+            hidden = hidden + conditioning.hidden
+        tokens = None if self.to_time_tokens is None else self.norm_cond(self.to_time_tokens(time_hidden))
+        mask = conditioning.mask
+        if mask is not None:
+            mask = F.pad(mask, (tokens.shape[1], 0), value=True)
+        return F.silu(hidden), Context(tokens, conditioning.static, mask)
+
+
+def _check(name: str, value: Tensor | None, wanted: bool, what: str, batch: int) -> None:
+    if wanted and value is None:
+        raise ValueError(f"this U-Net {what}: {name} must be given")
+    if value is not None and not wanted:
+        raise ValueError(f"{name} was given, but only a U-Net that {what} takes it; this one was built without")
+    if value is not None and len(value) != batch:
+        raise ValueError(f"a batch of {batch} needs as many {name}, got {len(value)}")
+
+
+def _together(told: list[Told]) -> Told:
+    """Vectors added, tokens one behind the other; no mask if all of them count."""
+    hiddens = [item.hidden for item in told if item.hidden is not None]
+    spoken = [item for item in told if item.tokens is not None]
+    hidden = sum(hiddens[1:], hiddens[0]) if hiddens else None
+    tokens = torch.cat([item.tokens for item in spoken], dim=1) if spoken else None
+    if all(item.mask is None for item in spoken):
+        return Told(hidden, tokens, None)
+    masks = [
+        torch.ones_like(item.tokens[..., 0], dtype=torch.bool) if item.mask is None else item.mask for item in spoken
+    ]
+    return Told(hidden, tokens, torch.cat(masks, dim=1))

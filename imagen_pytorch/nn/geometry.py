@@ -1,0 +1,118 @@
+"""The few layers whose rank matters; everything else is written for feature maps ``(b, c, *space)``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class CrossEmbed(nn.Module):
+    """Parallel convolutions with kernels of several sizes, concatenated: widths halve from the smallest kernel on and
+    the largest takes the remainder.
+
+    Raises:
+        ValueError: kernels whose parity differs from the stride's (the maps would not fit together), or more kernels
+            than the width can be shared among.
+    """
+
+    def __init__(self, dim_in: int, dim_out: int, kernels: Sequence[int], stride: int = 1) -> None:
+        super().__init__()
+        kernels = sorted(kernels)
+        if any(kernel % 2 != stride % 2 for kernel in kernels):
+            raise ValueError(f"kernels of a cross embedding must be {'odd' if stride % 2 else 'even'}, got {kernels}")
+        widths = [dim_out // 2 ** (index + 1) for index in range(len(kernels) - 1)]
+        widths.append(dim_out - sum(widths))
+        if 0 in widths:
+            raise ValueError(f"{dim_out} channels are too few for {len(kernels)} kernels {kernels}; give fewer kernels")
+        self.convs = nn.ModuleList(
+            nn.Conv2d(dim_in, width, kernel, stride, (kernel - stride) // 2)
+            for width, kernel in zip(widths, kernels, strict=True)
+        )
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        """All kernels on the same input."""
+        return torch.cat([conv(x) for conv in self.convs], dim=1)
+
+
+class PixelUnshuffle(nn.Module):
+    """Halve height and width without losing a pixel: space to depth, then a 1x1 convolution (Sunkara & Luo 2022,
+    arXiv 2208.03641)."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim_in * 4, dim_out, 1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        """Half the size."""
+        return self.conv(F.pixel_unshuffle(x, 2))
+
+
+class PixelShuffle(nn.Module):
+    """Double height and width by a sub-pixel convolution, initialised alike within each group of four so that nothing
+    looks like a checkerboard (Aitken et al. 2017, arXiv 1707.02937)."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim_in, dim_out * 4, 1)
+        with torch.no_grad():
+            self.conv.weight.copy_(self.conv.weight[::4].repeat_interleave(4, dim=0))
+            self.conv.bias.zero_()
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        """Twice the size."""
+        return F.pixel_shuffle(F.silu(self.conv(x)), 2)
+
+
+class NearestUpsample(nn.Module):
+    """Double height and width by repeating pixels, then a 3x3 convolution."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim_in, dim_out, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        """Twice the size."""
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Factories of the layers that depend on the rank of feature maps."""
+
+    def conv(self, dim_in: int, dim_out: int, kernel: int) -> nn.Module:
+        """A convolution that keeps the size.
+
+        Raises:
+            ValueError: an even kernel, which cannot.
+        """
+        if kernel % 2 == 0:
+            raise ValueError(f"kernels of convolutions that keep the size must be odd, got {kernel}")
+        return nn.Conv2d(dim_in, dim_out, kernel, padding=kernel // 2)
+
+    def depthwise(self, dim: int, kernel: int) -> nn.Module:
+        """A convolution of each channel alone, that keeps the size."""
+        return nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim, bias=False)
+
+    def cross_embed(self, dim_in: int, dim_out: int, kernels: Sequence[int], stride: int = 1) -> nn.Module:
+        """Kernels of several sizes side by side."""
+        return CrossEmbed(dim_in, dim_out, kernels, stride)
+
+    def downsample(self, dim_in: int, dim_out: int) -> nn.Module:
+        """Half the height and width."""
+        return PixelUnshuffle(dim_in, dim_out)
+
+    def upsample(self, dim_in: int, dim_out: int, pixel_shuffle: bool) -> nn.Module:
+        """Twice the height and width."""
+        return PixelShuffle(dim_in, dim_out) if pixel_shuffle else NearestUpsample(dim_in, dim_out)
+
+    def temporal(self, dim: int) -> nn.Module:
+        """What mixes frames: nothing in a picture."""
+        return nn.Identity()
+
+
+IMAGE = Geometry()

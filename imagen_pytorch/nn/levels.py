@@ -1,0 +1,202 @@
+"""One resolution of the U-Net on its way down, and on its way up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..tensors import per_stage
+from .blocks import BlockOptions, Context, GlobalContext, ResnetBlock, Transformer
+
+
+@dataclass(frozen=True)
+class LevelSpec:
+    """All choices of one level.
+
+    Attributes:
+        dim_in, dim_out: channels above and below.
+        width: channels at which the level works on the way down.
+        halves: whether it halves height and width.
+        first: whether it downsamples before its blocks (the memory-efficient form).
+        top: whether it is the one with the largest maps.
+        attention, cross: "full", "linear" or "" for none: over the map, and to the context in the first block.
+        reads: whether ``attention`` sees the context too.
+        excited: whether the map below gates the one above on the way up.
+    """
+
+    dim_in: int
+    dim_out: int
+    width: int
+    halves: bool
+    first: bool
+    top: bool
+    num_blocks: int
+    attention: str
+    depth: int
+    cross: str
+    groups: int
+    reads: bool
+    ff_mult: float
+    gated: bool
+    pixel_shuffle: bool
+    excited: bool
+    cross_embed_kernels: tuple[int, ...] | None
+
+    @property
+    def attends(self) -> bool:
+        """Whether some layer of the level reads context tokens."""
+        return bool(self.cross) or (bool(self.attention) and self.reads and self.depth > 0)
+
+
+def level_specs(given: Mapping[str, Any], init_dim: int) -> list[LevelSpec]:
+    """The arguments of a U-Net, gathered per level.
+
+    Raises:
+        ValueError: a per-level argument with another number of entries than ``dim_mults``.
+    """
+    widths = [init_dim, *(int(given["dim"] * mult) for mult in given["dim_mults"])]
+    count = len(widths) - 1
+    per_level = {
+        name: _per_level(given[name], count, name)
+        for name in (
+            "num_resnet_blocks",
+            "layer_attns",
+            "layer_attns_depth",
+            "layer_cross_attns",
+            "use_linear_attn",
+            "use_linear_cross_attn",
+            "resnet_groups",
+        )
+    }
+    efficient = given["memory_efficient"]
+    kernels = tuple(given["cross_embed_downsample_kernel_sizes"]) if given["cross_embed_downsample"] else None
+    specs = []
+    for index in range(count):
+        row = {name: values[index] for name, values in per_level.items()}
+        specs.append(
+            LevelSpec(
+                dim_in=widths[index],
+                dim_out=widths[index + 1],
+                width=widths[index + 1] if efficient else widths[index],
+                halves=efficient or index < count - 1,
+                first=efficient,
+                top=index == 0,
+                num_blocks=row["num_resnet_blocks"],
+                attention="full" if row["layer_attns"] else "linear" if row["use_linear_attn"] else "",
+                depth=row["layer_attns_depth"],
+                cross="linear" if row["use_linear_cross_attn"] else "full" if row["layer_cross_attns"] else "",
+                groups=row["resnet_groups"],
+                reads=given["layer_attns_add_text_cond"],
+                ff_mult=given["ff_mult"],
+                gated=given["use_global_context_attn"],
+                pixel_shuffle=given["pixel_shuffle_upsample"],
+                excited=given["skip_layer_excitation"],
+                cross_embed_kernels=kernels,
+            )
+        )
+    return specs
+
+
+def _per_level(value: Any, count: int, name: str) -> tuple[Any, ...]:
+    if isinstance(value, list | tuple) and len(value) != count:
+        raise ValueError(f"{name} needs one value or {count}, one for each of dim_mults; got {len(value)}: {value!r}")
+    return per_stage(value, count, name)
+
+
+class _Level(nn.Module):
+    """What both directions share: a conditioned block, more blocks, attention."""
+
+    def _build(self, spec: LevelSpec, width: int, skip: int, options: BlockOptions) -> None:
+        options = replace(options, groups=spec.groups)
+        self.init_block = ResnetBlock(width + skip, width, options, cross=spec.cross)
+        self.blocks = nn.ModuleList(
+            ResnetBlock(width + skip, width, options, gated=spec.gated) for _ in range(spec.num_blocks)
+        )
+        self.attention = (
+            Transformer(width, options, spec.depth, spec.ff_mult, spec.attention == "linear", spec.reads)
+            if spec.attention
+            else None
+        )
+
+    def _attend(self, x: Tensor, context: Context) -> Tensor:
+        return x if self.attention is None else self.attention(x, context)
+
+
+class _Edge(nn.Module):
+    """The last level of the ordinary form changes the width but not the size: a 3x3 and a 1x1 convolution, added."""
+
+    def __init__(self, dim_in: int, dim_out: int, options: BlockOptions) -> None:
+        super().__init__()
+        self.wide = options.geometry.conv(dim_in, dim_out, 3)
+        self.narrow = options.geometry.conv(dim_in, dim_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Another width."""
+        return self.wide(x) + self.narrow(x)
+
+
+def _downsample(spec: LevelSpec, options: BlockOptions) -> nn.Module:
+    if spec.cross_embed_kernels is not None:
+        return options.geometry.cross_embed(spec.dim_in, spec.dim_out, spec.cross_embed_kernels, stride=2)
+    return options.geometry.downsample(spec.dim_in, spec.dim_out)
+
+
+class DownLevel(_Level):
+    """Blocks, each leaving a skip, and the step to the next size."""
+
+    def __init__(self, spec: LevelSpec, options: BlockOptions) -> None:
+        super().__init__()
+        self.before = _downsample(spec, options) if spec.first else None
+        self._build(spec, spec.width, 0, options)
+        self.after = None
+        if not spec.first:
+            self.after = _downsample(spec, options) if spec.halves else _Edge(spec.dim_in, spec.dim_out, options)
+
+    def forward(self, x: Tensor, hidden: Tensor, context: Context) -> tuple[Tensor, list[Tensor]]:
+        """The map for the next level, and this level's skips."""
+        x = x if self.before is None else self.before(x)
+        x = self.init_block(x, hidden, context)
+        skips = []
+        for block in self.blocks:
+            x = block(x, hidden)
+            skips.append(x)
+        x = self._attend(x, context)
+        skips.append(x)
+        return (x if self.after is None else self.after(x)), skips
+
+
+class UpLevel(_Level):
+    """Blocks, each taking a skip, and the step to the previous size.
+
+    Attributes:
+        num_skips: how many it takes, the latest first.
+        dim_out: channels of its answer.
+    """
+
+    def __init__(self, spec: LevelSpec, options: BlockOptions, skip_scale: float) -> None:
+        super().__init__()
+        self.skip_scale, self.num_skips = skip_scale, spec.num_blocks + 1
+        self._build(spec, spec.dim_out, spec.width, options)
+        grows = spec.first or not spec.top
+        self.dim_out = spec.dim_in if grows else spec.dim_out
+        self.after = (
+            options.geometry.upsample(spec.dim_out, spec.dim_in, spec.pixel_shuffle) if grows else nn.Identity()
+        )
+        self.excite = GlobalContext(self.dim_out, spec.dim_out) if spec.excited and grows else None
+
+    def forward(self, x: Tensor, skips: list[Tensor], hidden: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """The map for the next level, and the same for those who collect maps."""
+        below, (first, *rest) = x, skips
+        x = self.init_block(self._join(x, first), hidden, context)
+        for block, skip in zip(self.blocks, rest, strict=True):
+            x = block(self._join(x, skip), hidden)
+        x = self.after(self._attend(x, context))
+        x = x if self.excite is None else self.excite(x, below)
+        return x, x
+
+    def _join(self, x: Tensor, skip: Tensor) -> Tensor:
+        return torch.cat([x, skip * self.skip_scale], dim=1)

@@ -1,0 +1,103 @@
+"""Networks that can be written down, read back and refitted."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..construction import plain
+from ..registry import Registry
+
+UNETS: Registry[type[nn.Module]] = Registry("network")
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class Persistent(nn.Module):
+    """A network that knows its constructor's arguments (``_locals``, set by `records_construction`)."""
+
+    _locals: dict[str, Any]
+    cond_on_text: bool
+    lowres_cond: bool
+    channels: int
+    channels_out: int
+    text_embed_dim: int | None
+
+    def cast_model_parameters(
+        self: Network,
+        *,
+        lowres_cond: bool,
+        text_embed_dim: int | None,
+        channels: int,
+        channels_out: int,
+        cond_on_text: bool,
+    ) -> Network:
+        """Itself if it fits already, else a new network with these choices and every weight that still fits.
+
+        A weight that was trained and does not fit any more is named in a warning.
+        """
+        wanted = {
+            "lowres_cond": lowres_cond,
+            "channels": channels,
+            "channels_out": channels_out,
+            "cond_on_text": cond_on_text,
+        }
+        same_text = not cond_on_text or self.text_embed_dim == text_embed_dim
+        if same_text and all(getattr(self, name) == value for name, value in wanted.items()):
+            return self
+        text = {"text_embed_dim": text_embed_dim} if cond_on_text else {}
+        fitted = type(self)(**{**self._locals, **wanted, **text})
+        kept, target = self.state_dict(), fitted.state_dict()
+        fits = {name: value for name, value in kept.items() if name in target and target[name].shape == value.shape}
+        fitted.load_state_dict({**target, **fits})
+        lost = [name for name in kept if name not in fits]
+        # a new network's last layer is zero: where it is not, this one was trained
+        if lost and any(bool(part.any()) for part in self.final_conv.parameters()):
+            warnings.warn(
+                f"the U-Net was refitted to its place in the cascade; {len(lost)} trained weights no longer fit and "
+                f"start afresh, among them {', '.join(lost[:3])}",
+                stacklevel=5,
+            )
+        example = next(self.parameters())
+        return fitted.to(example.device, example.dtype).train(self.training)
+
+    def to_config_and_state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Constructor arguments and weights."""
+        return dict(self._locals), self.state_dict()
+
+    @classmethod
+    def from_config_and_state_dict(
+        cls: type[Network], config: Mapping[str, Any], state_dict: Mapping[str, Tensor]
+    ) -> Network:
+        """The network with these arguments and weights."""
+        network = cls(**config)
+        network.load_state_dict(state_dict)
+        return network
+
+    def persist_to_file(self, path: str | os.PathLike[str]) -> None:
+        """Write class, arguments and weights to a file; its folder is made if it is missing."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        config, state = self.to_config_and_state_dict()
+        torch.save({"type": type(self).__name__, "config": plain(config), "state_dict": state}, path)
+
+    @classmethod
+    def hydrate_from_file(cls, path: str | os.PathLike[str]) -> Persistent:
+        """The network that `persist_to_file` wrote, of the class that it was, on the CPU.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a network of a class that is not registered.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no network at {Path(path).absolute()}")
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        name = stored.get("type", cls.__name__)
+        kind = cls if name == cls.__name__ else UNETS[name]
+        return kind.from_config_and_state_dict(stored["config"], stored["state_dict"])

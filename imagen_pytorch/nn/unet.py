@@ -1,0 +1,349 @@
+"""The image U-Net of Imagen (Saharia et al. 2022, arXiv 2205.11487, appendix B)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..construction import records_construction
+from ..images import RESIZE_MODES
+from .blocks import BlockOptions, Context, ResnetBlock, Transformer, UpsampleCombiner
+from .conditioning import Conditioned, Conditioning
+from .geometry import IMAGE, Geometry
+from .levels import DownLevel, LevelSpec, UpLevel, level_specs
+
+
+class Unet(Conditioned):
+    """A U-Net for pictures of any height and width.
+
+    "per-level" arguments are one value or one per entry of ``dim_mults``.
+
+    Args:
+        dim: base width.
+        text_embed_dim: width of the text embeddings.
+        num_resnet_blocks: per-level number of residual blocks behind the first, conditioned one.
+        cond_dim: width of the conditioning tokens; ``dim`` by default.
+        num_time_tokens: tokens made of the noise level.
+        learned_sinu_pos_emb_dim: even number of learned Fourier features of the noise level.
+        dim_mults: widths of the levels, in units of ``dim``.
+        cond_images_channels: channels of a conditioning picture; above 0 it must be given.
+        channels, channels_out: of the picture and of the answer.
+        attn_dim_head, attn_heads: attention size.
+        ff_mult: expansion of the feed-forwards.
+        lowres_cond: take a low-resolution picture and its noise level.
+        layer_attns, layer_attns_depth: per-level self-attention and its depth.
+        layer_mid_attns_depth, attend_at_middle: the same at the bottleneck.
+        layer_attns_add_text_cond: self-attention sees the conditioning tokens too.
+        layer_cross_attns, mid_cross_attn: per-level cross-attention in the level's first block, and at the bottleneck.
+        use_linear_attn, use_linear_cross_attn: per-level attention of linear cost, where the full one is off.
+        cond_on_text, max_text_len: take text, of at most so many tokens.
+        text_film: the pooled text modulates the blocks, beside what attention reads.
+        init_dim, init_conv_kernel_size, init_cross_embed, init_cross_embed_kernel_sizes: the first convolution, with
+            kernels of several sizes or one. At full resolution the 15x15 kernel is most of the cost of a small network.
+        cross_embed_downsample, cross_embed_downsample_kernel_sizes: downsample with kernels of several sizes.
+        attn_pool_text, attn_pool_num_latents: Perceiver resampler over the text tokens.
+        dropout: in residual blocks and feed-forwards.
+        memory_efficient: downsample at the start of a level and upsample at its end.
+        init_conv_to_final_conv_residual: hand the first convolution's answer to the last block.
+        use_global_context_attn: gate the additional residual blocks.
+        skip_layer_excitation: on the way up, each map gates the one that is made of it.
+        scale_skip_connection: multiply skips by ``2**-0.5``.
+        final_resnet_block, final_conv_kernel_size: the end; the last convolution starts at zero.
+        self_cond: take an earlier estimate of the picture.
+        resize_mode: of conditioning pictures.
+        combine_upsample_fmaps: concatenate the maps of all upward levels before the end.
+        pixel_shuffle_upsample: sub-pixel upsampling instead of nearest and convolution.
+        resnet_groups: groups of the norms.
+        cosine_sim_attn: attention by cosine similarity.
+        gradient_checkpointing: recompute levels in the backward pass instead of storing them.
+        image_embed_dim, num_image_tokens, out_dim: accepted for old code; they never did anything.
+
+    Raises:
+        ValueError: contradicting or impossible choices, each with a sentence.
+    """
+
+    geometry: Geometry = IMAGE
+
+    @records_construction
+    def __init__(
+        self,
+        *,
+        dim: int,
+        text_embed_dim: int | None = 768,
+        num_resnet_blocks: int | Sequence[int] = 1,
+        cond_dim: int | None = None,
+        num_image_tokens: int | None = None,
+        num_time_tokens: int = 2,
+        learned_sinu_pos_emb_dim: int = 16,
+        out_dim: int | None = None,
+        dim_mults: Sequence[float] = (1, 2, 4, 8),
+        cond_images_channels: int = 0,
+        channels: int = 3,
+        channels_out: int | None = None,
+        attn_dim_head: int = 64,
+        attn_heads: int = 8,
+        ff_mult: float = 2.0,
+        lowres_cond: bool = False,
+        layer_attns: bool | Sequence[bool] = True,
+        layer_attns_depth: int | Sequence[int] = 1,
+        layer_mid_attns_depth: int = 1,
+        layer_attns_add_text_cond: bool = True,
+        attend_at_middle: bool = True,
+        mid_cross_attn: bool = True,
+        layer_cross_attns: bool | Sequence[bool] = True,
+        use_linear_attn: bool | Sequence[bool] = False,
+        use_linear_cross_attn: bool | Sequence[bool] = False,
+        cond_on_text: bool = True,
+        max_text_len: int = 256,
+        text_film: bool = True,
+        init_dim: int | None = None,
+        init_conv_kernel_size: int = 7,
+        init_cross_embed: bool = True,
+        init_cross_embed_kernel_sizes: Sequence[int] = (3, 7, 15),
+        cross_embed_downsample: bool = False,
+        cross_embed_downsample_kernel_sizes: Sequence[int] = (2, 4),
+        attn_pool_text: bool = True,
+        attn_pool_num_latents: int = 32,
+        dropout: float = 0.0,
+        memory_efficient: bool = False,
+        init_conv_to_final_conv_residual: bool = False,
+        use_global_context_attn: bool = True,
+        skip_layer_excitation: bool = False,
+        scale_skip_connection: bool = True,
+        final_resnet_block: bool = True,
+        final_conv_kernel_size: int = 3,
+        self_cond: bool = False,
+        resize_mode: str = "nearest",
+        combine_upsample_fmaps: bool = False,
+        pixel_shuffle_upsample: bool = True,
+        resnet_groups: int | Sequence[int] = 8,
+        cosine_sim_attn: bool = False,
+        gradient_checkpointing: bool = False,
+        image_embed_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        given = dict(locals())
+        for name in ("num_image_tokens", "out_dim", "image_embed_dim"):
+            if given[name] is not None:
+                warnings.warn(f"Unet({name}=...) has no effect and will be removed", DeprecationWarning, stacklevel=3)
+        if attn_heads < 2:
+            raise ValueError(f"attn_heads must be at least 2, got {attn_heads}")
+        if cond_on_text and text_embed_dim is None:
+            raise ValueError("text_embed_dim must be given if cond_on_text is true")
+        if resize_mode not in RESIZE_MODES:
+            raise ValueError(f'no resize_mode "{resize_mode}"; known: {", ".join(RESIZE_MODES)}')
+        self.channels, self.channels_out = channels, channels_out or channels
+        self.lowres_cond, self.self_cond, self.cond_on_text = lowres_cond, self_cond, cond_on_text
+        self.cond_images_channels, self.has_cond_image = cond_images_channels, cond_images_channels > 0
+        self.text_embed_dim, self.max_text_len, self.resize_mode = text_embed_dim, max_text_len, resize_mode
+        self.gradient_checkpointing = gradient_checkpointing
+        cond_dim = cond_dim or dim
+        init_dim = init_dim or dim
+        specs = level_specs(given, init_dim)
+        options = BlockOptions(
+            self.geometry,
+            specs[0].groups,
+            dim * (8 if lowres_cond else 4),
+            cond_dim,
+            attn_heads,
+            attn_dim_head,
+            dropout,
+            cosine_sim_attn,
+        )
+        attends = mid_cross_attn or any(spec.attends for spec in specs)
+        self._build_conditions(given, cond_dim, options.hidden_dim, attends)
+        self._build_stem(given, init_dim, options)
+        self._build_levels(given, specs, options)
+        self._build_head(given, init_dim, options)
+        self._number_readers()
+
+    # -- construction -----------------------------------------------------------------------------------------------
+
+    def _build_stem(self, given: dict[str, Any], init_dim: int, options: BlockOptions) -> None:
+        taken = self.channels * (1 + self.lowres_cond + self.self_cond) + self.cond_images_channels
+        self.init_conv = (
+            self.geometry.cross_embed(taken, init_dim, given["init_cross_embed_kernel_sizes"])
+            if given["init_cross_embed"]
+            else self.geometry.conv(taken, init_dim, given["init_conv_kernel_size"])
+        )
+        gated = given["use_global_context_attn"]
+        efficient = given["memory_efficient"]
+        self.init_resnet_block = ResnetBlock(init_dim, init_dim, options, gated=gated) if efficient else None
+
+    def _build_levels(self, given: dict[str, Any], specs: list[LevelSpec], options: BlockOptions) -> None:
+        scale = 2**-0.5 if given["scale_skip_connection"] else 1.0
+        self.downs = nn.ModuleList(DownLevel(spec, options) for spec in specs)
+        width, middle = specs[-1].dim_out, replace(options, groups=specs[-1].groups)
+        cross = "full" if given["mid_cross_attn"] else ""
+        self.mid_block1 = ResnetBlock(width, width, middle, cross)
+        self.mid_attn = (
+            Transformer(width, middle, given["layer_mid_attns_depth"], given["ff_mult"], reads=False)
+            if given["attend_at_middle"]
+            else None
+        )
+        self.mid_block2 = ResnetBlock(width, width, middle, cross)
+        self.ups = nn.ModuleList(UpLevel(spec, options, scale) for spec in reversed(specs))
+        self.stride = 2 ** sum(spec.halves for spec in specs)
+
+    def _build_head(self, given: dict[str, Any], init_dim: int, options: BlockOptions) -> None:
+        dim = given["dim"]
+        width = self.ups[-1].dim_out
+        self.upsample_combiner = None
+        if given["combine_upsample_fmaps"]:
+            self.upsample_combiner = UpsampleCombiner([level.dim_out for level in self.ups], dim, options)
+            width += self.upsample_combiner.extra
+        self.init_conv_to_final_conv_residual = given["init_conv_to_final_conv_residual"]
+        width += init_dim if self.init_conv_to_final_conv_residual else 0
+        self.final_res_block = ResnetBlock(width, dim, options, gated=True) if given["final_resnet_block"] else None
+        width = dim if self.final_res_block is not None else width
+        width += self.channels if self.lowres_cond else 0
+        self.final_conv = self.geometry.conv(width, self.channels_out, given["final_conv_kernel_size"])
+        nn.init.zeros_(self.final_conv.weight)
+        nn.init.zeros_(self.final_conv.bias)
+
+    # -- forward ----------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        x: Float[Tensor, "b c h w"],
+        time: Float[Tensor, " b"],
+        conditioning: Conditioning | None = None,
+        *,
+        self_cond: Float[Tensor, "b c h w"] | None = None,
+        cond_drop_prob: float = 0.0,
+        text_embeds: Float[Tensor, "b n d"] | None = None,
+        text_mask: Bool[Tensor, "b n"] | None = None,
+        text_keep: Bool[Tensor, " b"] | None = None,
+        lowres_cond_img: Float[Tensor, "b c h3 w3"] | None = None,
+        lowres_noise_times: Float[Tensor, " b"] | None = None,
+        cond_images: Float[Tensor, "b c2 h2 w2"] | None = None,
+        cond_images_keep: Bool[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b c4 h w"]:
+        """Answer for a noisy picture.
+
+        Args:
+            x: the picture, scaled to about unit variance.
+            time: the noise condition: log-SNR for `Imagen`, a quarter of log sigma for `ElucidatedImagen`.
+            conditioning: from `condition`. Without it, it is made of the remaining arguments, explained there.
+            self_cond: an earlier estimate; zeros if missing. Networks that were built without self_cond ignore it.
+            cond_drop_prob: share of captions to drop; 0 and 1 are exact, between them torch's generator decides.
+
+        Raises:
+            ValueError: as `condition`; pictures of other channels than the network was built for; a ready conditioning
+                and parts of another one.
+        """
+        if x.shape[1] != self.channels:
+            raise ValueError(f"x must be (batch, {self.channels}, height, width), got {tuple(x.shape)}")
+        if text_keep is None and cond_drop_prob > 0:
+            text_keep = torch.rand(len(x), device=x.device) >= cond_drop_prob
+        named = {
+            "text_embeds": text_embeds,
+            "text_mask": text_mask,
+            "text_keep": text_keep,
+            "lowres_cond_img": lowres_cond_img,
+            "lowres_noise_times": lowres_noise_times,
+            "cond_images": cond_images,
+            "cond_images_keep": cond_images_keep,
+        }
+        size = tuple(x.shape[-2:])
+        if conditioning is None:
+            conditioning = self.condition(batch=len(x), size=size, **named)
+        elif given := [name for name, value in named.items() if value is not None]:
+            raise ValueError(f"a ready conditioning was given and {', '.join(given)} too; give one or the other")
+        hidden, context = self._look(time, conditioning)
+        x = self._pad(self._stack(x, self_cond, conditioning))
+        stem = x = self.init_conv(x)
+        if self.init_resnet_block is not None:
+            x = self.init_resnet_block(x, hidden)
+        x, skips = self._down(x, hidden, context)
+        x = self.mid_block1(x, hidden, context)
+        x = x if self.mid_attn is None else self.mid_attn(x, context)
+        x = self.mid_block2(x, hidden, context)
+        x, maps = self._up(x, skips, hidden, context)
+        return self._head(x, maps, stem, hidden, conditioning)[..., : size[0], : size[1]]
+
+    def _stack(self, x: Tensor, self_cond: Tensor | None, conditioning: Conditioning) -> Tensor:
+        parts = [] if conditioning.pictures is None else [conditioning.pictures.to(x.dtype)]
+        parts.append(x)
+        if self.self_cond:
+            parts.append(torch.zeros_like(x) if self_cond is None else self_cond.to(x.dtype))
+        if conditioning.lowres is not None:
+            parts.append(conditioning.lowres.to(x.dtype))
+        return torch.cat(parts, dim=1) if len(parts) > 1 else x
+
+    def _pad(self, x: Tensor) -> Tensor:
+        """Up to the next multiple of what the levels divide by; `forward` cuts it off again."""
+        bottom, right = (-side % self.stride for side in x.shape[-2:])
+        return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
+
+    def _run(self, level: nn.Module, *arguments: Any) -> Any:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(level, *arguments, use_reentrant=False)
+        return level(*arguments)
+
+    def _down(self, x: Tensor, hidden: Tensor, context: Context) -> tuple[Tensor, list[Tensor]]:
+        skips: list[Tensor] = []
+        for level in self.downs:
+            x, found = self._run(level, x, hidden, context)
+            skips += found
+        return x, skips
+
+    def _up(self, x: Tensor, skips: list[Tensor], hidden: Tensor, context: Context) -> tuple[Tensor, list[Tensor]]:
+        maps = []
+        for level in self.ups:
+            taken = [skips.pop() for _ in range(level.num_skips)]
+            x, found = self._run(level, x, taken, hidden, context)
+            maps.append(found)
+        return x, maps
+
+    def _head(self, x: Tensor, maps: list[Tensor], stem: Tensor, hidden: Tensor, conditioning: Conditioning) -> Tensor:
+        if self.upsample_combiner is not None:
+            x = self.upsample_combiner(x, maps)
+        if self.init_conv_to_final_conv_residual:
+            x = torch.cat([x, stem], dim=1)
+        if self.final_res_block is not None:
+            x = self.final_res_block(x, hidden)
+        if conditioning.lowres is not None:
+            x = torch.cat([x, self._pad(conditioning.lowres.to(x.dtype))], dim=1)
+        return self.final_conv(x)
+
+    def forward_with_cond_scale(
+        self,
+        *args: Any,
+        cond_scale: float = 1.0,
+        remove_parallel_component: bool = False,
+        keep_parallel_frac: float = 0.0,
+        **kwargs: Any,
+    ) -> Float[Tensor, "b c h w"]:
+        """`forward`, guided in the space of the answer (Ho & Salimans 2022, arXiv 2207.12598); kept for code that
+        calls the network itself. Sampling guides estimates of the picture instead, in one batch.
+
+        Args:
+            *args, **kwargs: of `forward`, without a ready ``conditioning``.
+            cond_scale: 1 returns the plain answer, as does a network that takes no text.
+            remove_parallel_component, keep_parallel_frac: weaken what guidance adds along the answer itself to this
+                share (Sadat et al. 2024, arXiv 2410.02416).
+
+        Raises:
+            ValueError: as `forward`; a ready conditioning, out of which the caption cannot be taken.
+        """
+        answer = self.forward(*args, **kwargs)
+        if cond_scale == 1 or not self.cond_on_text:
+            return answer
+        if len(args) > 2 or kwargs.get("conditioning") is not None:
+            raise ValueError("forward_with_cond_scale takes text_embeds and the like, not a ready conditioning")
+        null = self.forward(*args, **{**kwargs, "cond_drop_prob": 1.0, "text_keep": None})
+        update = answer - null
+        if remove_parallel_component:
+            axis = F.normalize(answer.flatten(1), dim=1).view_as(answer)
+            parallel = axis * (axis * update).flatten(1).sum(1).view(-1, *(1,) * (answer.ndim - 1))
+            update = update - (1 - keep_parallel_frac) * parallel
+        return answer + (cond_scale - 1) * update

@@ -1,0 +1,67 @@
+"""Families of interchangeable parts, reachable by name from Python, JSON and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from typing import Generic, TypeVar
+
+Member = TypeVar("Member")
+
+
+def suggestion(name: object, known: tuple[str, ...]) -> str:
+    """The words '; did you mean "x"?' when ``name`` looks like a known one, else nothing."""
+    close = get_close_matches(str(name), known, n=1)
+    return f'; did you mean "{close[0]}"?' if close else ""
+
+
+class Registry(Generic[Member]):
+    """Maps names to the members of one family; a member registers itself where it is defined.
+
+    Args:
+        family: what the members are, in the singular ("schedule"); used in the error message.
+    """
+
+    def __init__(self, family: str) -> None:
+        self.family = family
+        self._members: dict[str, Member] = {}
+        self._canonical: list[str] = []
+
+    def register(self, name: str, *aliases: str) -> Callable[[Member], Member]:
+        """Decorator that makes a member known as ``name`` and, silently, as each alias.
+
+        Raises:
+            ValueError: a name is taken already.
+        """
+
+        def decorate(member: Member) -> Member:
+            keys = (name, *aliases)
+            taken = next((key for key in keys if key in self._members), None)
+            if taken is not None:
+                raise ValueError(f'the {self.family} "{taken}" is registered already')
+            self._members.update(dict.fromkeys(keys, member))
+            self._canonical.append(name)
+            return member
+
+        return decorate
+
+    def names(self) -> tuple[str, ...]:
+        """The canonical names, in the order of their registration."""
+        return tuple(self._canonical)
+
+    def __getitem__(self, name: str) -> Member:
+        """The member called ``name``.
+
+        Raises:
+            ValueError: no such member; the message lists what is known.
+        """
+        if name not in self._members:
+            known = self.names()
+            raise ValueError(f'no {self.family} "{name}"; known: {", ".join(known)}{suggestion(name, known)}')
+        return self._members[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._members
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._canonical)

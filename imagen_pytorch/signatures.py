@@ -1,0 +1,202 @@
+"""Models of configurations made from the signatures of constructors, and their mistakes as sentences."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
+
+from .registry import Registry, suggestion
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message is one line and says where the mistake is."""
+
+
+class _Nested(ValueError):
+    """Carries the errors of a part of a configuration outwards, so that the whole path can be named."""
+
+    def __init__(self, inner: ValidationError) -> None:
+        super().__init__(sentence(inner))
+        self.inner = inner
+
+
+def _problems(error: ValidationError, path: str = "") -> dict[str, list[str]]:
+    """What is wrong at which place: "imagen.unets[0].dim" to messages (several for a union of types)."""
+    found: dict[str, list[str]] = {}
+    for item in error.errors(include_url=False):
+        where = path
+        for index, part in enumerate(item["loc"]):
+            if isinstance(part, int):
+                where += f"[{part}]"
+            elif index == 0:
+                where += f".{part}" if where else str(part)
+            else:
+                break  # behind the field's name come the types that pydantic tried
+        cause = item.get("ctx", {}).get("error")
+        if isinstance(cause, _Nested):
+            found |= _problems(cause.inner, where)
+            continue
+        found.setdefault(where, []).append(_message(item, cause))
+    return found
+
+
+def _message(item: Mapping[str, Any], cause: Exception | None) -> str:
+    if cause is not None:
+        return str(cause)
+    if item["type"] == "missing":
+        return "it is missing"
+    given, message = repr(item["input"]), item["msg"]
+    return f"{message[0].lower()}{message[1:]}, got {given if len(given) <= 40 else given[:37] + '...'}"
+
+
+def sentence(error: ValidationError) -> str:
+    """A validation error as one line: ``imagen.unets[0]: unknown key "dimm"; did you mean "dim"?``."""
+    parts = []
+    for where, messages in _problems(error).items():
+        text = " or ".join(dict.fromkeys(messages))
+        parts.append(f"{where}: {text}" if where else text)
+    return "; ".join(parts)
+
+
+def parse(model: type[Configuration], values: Any) -> Any:
+    """An instance of ``model`` from plain values.
+
+    Raises:
+        ConfigError: something does not fit; one line with the place and what fits.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(sentence(error)) from error
+
+
+def part(model: type[Configuration], values: Any) -> Any:
+    """A part of a larger configuration, from plain values or ready made; for use in validators.
+
+    Raises:
+        ValueError: something does not fit; the error of the whole then names the place within the part.
+    """
+    if isinstance(values, model):
+        return values
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise _Nested(error) from error
+
+
+class Configuration(BaseModel):
+    """Keyword arguments of one callable, checked by name and type before it is called."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+
+    #: what `create` calls
+    target: ClassVar[Any] = None
+    #: arguments that name members of a family
+    families: ClassVar[Mapping[str, Registry[Any]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            cls._check_unknown({key: values[key] for key in values if key not in cls.model_fields})
+        return values
+
+    @classmethod
+    def _check_unknown(cls, values: dict[str, Any]) -> None:
+        """Refuse arguments that are no fields.
+
+        Raises:
+            ValueError: naming the first of them and, if one is close, the field that was meant.
+        """
+        for key in values:
+            raise ValueError(f'unknown key "{key}"{suggestion(key, tuple(cls.model_fields))}')
+
+    @model_validator(mode="after")
+    def _known_members(self) -> Configuration:
+        for field in self.model_fields_set & self.families.keys():
+            value = getattr(self, field)
+            for name in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(name, str):
+                    self.families[field][name]
+        return self
+
+    def given(self) -> dict[str, Any]:
+        """What was set by the user; everything else is left to the defaults of the target."""
+        chosen = {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+        return chosen | (self.model_extra or {})
+
+    def create(self) -> Any:
+        """Call the target with what was set."""
+        return self.target(**self.given())
+
+
+def constructor_arguments(target: type) -> dict[str, tuple[Any, Any]]:
+    """Name to (type, default) of a class's arguments; ``...`` stands for a default that is missing.
+
+    Arguments that a constructor passes on through ``**`` are looked up in its parents; a class attribute ``defaults``
+    replaces the parents' defaults.
+    """
+    found: dict[str, tuple[Any, Any]] = {}
+    for owner in target.__mro__:
+        if "__init__" not in vars(owner):
+            continue
+        hints = get_type_hints(owner.__init__)
+        parameters = list(inspect.signature(owner.__init__).parameters.values())[1:]
+        for item in parameters:
+            if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD):
+                default = ... if item.default is item.empty else item.default
+                found.setdefault(item.name, (hints.get(item.name, Any), default))
+        if not any(item.kind == item.VAR_KEYWORD for item in parameters):
+            break
+    for name, default in getattr(target, "defaults", {}).items():
+        found[name] = (found[name][0], default)
+    return found
+
+
+def model_from_signature(
+    target: type, *, base: type[Configuration] = Configuration, skip: Sequence[str] = (), **fields: Any
+) -> type[Any]:
+    """A model whose fields are the constructor arguments of ``target``, with its types and its defaults.
+
+    Args:
+        target: the class that the model's ``create`` makes.
+        base: the model's parent; fields that it defines are not replaced.
+        skip: arguments that are no fields.
+        **fields: further fields, as pydantic's ``create_model`` takes them.
+    """
+    arguments = constructor_arguments(target)
+    left_out = {*skip, *base.model_fields}
+    derived = {name: field for name, field in arguments.items() if name not in left_out}
+    model = create_model(  # type: ignore[call-overload]
+        f"{target.__name__}Config",
+        __base__=base,
+        __module__=base.__module__,
+        __doc__=f"Arguments of `{target.__name__}`, with its defaults; ``create()`` makes one.",
+        **{**derived, **fields},
+    )
+    model.target = target
+    return model
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The contents of a JSON file.
+
+    Raises:
+        ConfigError: there is no such file, or it does not hold a JSON object; the message says where it breaks.
+    """
+    try:
+        contents = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the configuration {path} is no text in UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is no JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
+    if not isinstance(contents, dict):
+        raise ConfigError(f"{path} must hold one JSON object, found {type(contents).__name__}")
+    return contents

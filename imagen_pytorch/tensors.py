@@ -1,0 +1,112 @@
+"""Small tensor tools: random draws, broadcasting, masks.
+
+Shape legend of the package: ``b`` batch, ``c`` channels, ``h w`` height and width, ``f`` frames, ``*space`` either
+``h w`` or ``f h w``, ``n`` text tokens, ``d`` features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+Value = TypeVar("Value")
+
+#: One generator for a whole batch, one per batch item (a draw then never depends on its neighbours), or torch's own.
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def seeded(seed: int | Sequence[int], batch: int) -> list[torch.Generator]:
+    """One CPU generator per batch item: ``seed + index`` for an int, else one per given seed.
+
+    Raises:
+        ValueError: the number of seeds is not the batch size.
+    """
+    seeds = [seed + index for index in range(batch)] if isinstance(seed, int) else list(seed)
+    if len(seeds) != batch:
+        raise ValueError(f"{batch} pictures need one seed or {batch} seeds, got {len(seeds)}")
+    return [torch.Generator().manual_seed(int(item)) for item in seeds]
+
+
+def _draw(
+    sample: Any, shape: Sequence[int], generator: Generators, device: torch.device | str | None, dtype: torch.dtype
+) -> Tensor:
+    if generator is None:
+        return sample(tuple(shape), device=device, dtype=dtype)
+    if isinstance(generator, torch.Generator):
+        return sample(tuple(shape), generator=generator, device=generator.device, dtype=dtype).to(device)
+    if len(generator) != shape[0]:
+        raise ValueError(f"{len(generator)} generators cannot serve a batch of {shape[0]}; give one per item")
+    rows = [sample(tuple(shape[1:]), generator=item, device=item.device, dtype=dtype) for item in generator]
+    return torch.stack(rows).to(device)
+
+
+def randn(
+    shape: Sequence[int],
+    generator: Generators = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Standard normal noise of any shape whose first axis is the batch; drawn on the generator's own device."""
+    return _draw(torch.randn, shape, generator, device, dtype)
+
+
+def rand(
+    shape: Sequence[int],
+    generator: Generators = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Uniform numbers in [0, 1) of any shape whose first axis is the batch."""
+    return _draw(torch.rand, shape, generator, device, dtype)
+
+
+def randn_like(x: Tensor, generator: Generators = None) -> Tensor:
+    """Standard normal noise of the shape, device and precision of ``x``."""
+    return randn(x.shape, generator, x.device, x.dtype)
+
+
+def bernoulli(
+    probability: float, batch: int, generator: Generators = None, device: torch.device | str | None = None
+) -> Bool[Tensor, " b"]:
+    """One independent coin per batch item, true with the given probability; 0 and 1 are exact."""
+    return rand((batch,), generator, device) < probability
+
+
+def expand_to(value: Tensor, x: Tensor) -> Tensor:
+    """Append unit axes to a per-item value ``(b,)`` so that it broadcasts over ``x``; a scalar stays as it is."""
+    return value if value.ndim == 0 else value.reshape(*value.shape, *(1,) * (x.ndim - value.ndim))
+
+
+def quantile(x: Float[Tensor, "b *space"], q: float) -> Float[Tensor, " b"]:
+    """The q-quantile of each batch item, linearly interpolated as ``torch.quantile`` does.
+
+    Any number of elements and any floating precision: ``torch.quantile`` refuses more than 2**24 values and half
+    precision.
+    """
+    flat = x.flatten(1).float() if x.dtype in (torch.float16, torch.bfloat16) else x.flatten(1)
+    count = flat.shape[1]
+    position = q * (count - 1)
+    low = int(position)
+    # two neighbours in rank, selected from the nearer end; where values fall evenly, `kthvalue` takes quadratic time
+    upper = 2 * low >= count
+    end = flat.topk(count - low if upper else min(low + 2, count), dim=1, largest=upper, sorted=False).values
+    pair = end.topk(min(2, end.shape[1]), dim=1, largest=not upper).values
+    below, above = pair.amin(1), pair.amax(1)
+    return (below if position == low else torch.lerp(below, above, position - low)).to(x.dtype)
+
+
+def per_stage(value: Value | Sequence[Value], count: int, name: str) -> tuple[Value, ...]:
+    """Broadcast a per-U-Net argument: a list or tuple must have ``count`` entries, anything else is repeated.
+
+    Raises:
+        ValueError: a list or tuple of another length; the message names the argument.
+    """
+    if not isinstance(value, list | tuple):
+        return (value,) * count
+    if len(value) != count:
+        raise ValueError(f"{name} needs one value, or one for each of the {count} U-Nets; got {len(value)}: {value!r}")
+    return tuple(value)

@@ -1,0 +1,191 @@
+"""What every text encoder has in common: a name, a width, captions in, padded states and a mask out."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import pkgutil
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..registry import Registry
+
+#: Encoders with a name of their own. Any other name belongs to a transformers encoder.
+ENCODERS: Registry[type[TextEncoder]] = Registry("text encoder")
+
+#: What names in `ENCODERS` begin with, so that a misspelt one is not looked for on the hub.
+EMBEDDED = "builtin:"
+
+
+class TextCondition(NamedTuple):
+    """Captions as a network sees them.
+
+    Attributes:
+        embeds: one state per token ``(b, n, d)``, zero where there is no token.
+        mask: true where there is a token ``(b, n)``.
+    """
+
+    embeds: Float[Tensor, "b n d"]
+    mask: Bool[Tensor, "b n"]
+
+
+class CaptionMemory:
+    """States of captions that were encoded lately; the least recently used are forgotten first.
+
+    Args:
+        limit: bytes that may be held.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+        self._states: OrderedDict[str, Tensor] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def get(self, caption: str) -> Tensor | None:
+        """The states ``(n, d)`` of a caption, if they are remembered."""
+        states = self._states.get(caption)
+        if states is not None:
+            self._states.move_to_end(caption)
+        return states
+
+    def put(self, caption: str, states: Tensor) -> None:
+        """Remember a caption that is not remembered yet."""
+        self._states[caption] = states
+        self.used += states.nbytes
+        while self.used > self.limit:
+            self.used -= self._states.popitem(last=False)[1].nbytes
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._states.clear()
+        self.used = 0
+
+
+def check_captions(texts: Any) -> None:
+    """Refuse what is no list of captions.
+
+    Raises:
+        TypeError: a single string, or something among the captions that is no string.
+        ValueError: no caption.
+    """
+    if isinstance(texts, str):
+        raise TypeError("texts must be a list of captions, got one string; write [text]")
+    wrong = [item for item in texts if not isinstance(item, str)]
+    if wrong:
+        raise TypeError(f"captions must be strings, got {type(wrong[0]).__name__}: {wrong[0]!r}")
+    if not texts:
+        raise ValueError("texts must hold at least one caption, got none")
+
+
+class TextEncoder(ABC):
+    """A frozen function from captions to states.
+
+    An implementation turns captions into states; this class remembers them, so that captions which come again while
+    training cost nothing, and pads them.
+
+    Args:
+        name: by which `text_encoder` finds it again.
+        memory: bytes of CPU memory for the states of captions; 0 remembers nothing.
+    """
+
+    #: Captions per pass.
+    batch_size = 128
+
+    def __init__(self, name: str, memory: int = 2**28) -> None:
+        self.name = name
+        self.memory = CaptionMemory(memory)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Remembered captions stay behind when an encoder is sent to another process."""
+        return {**self.__dict__, "memory": CaptionMemory(self.memory.limit)}
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """Width of the states; known without loading weights."""
+
+    @abstractmethod
+    def states(self, captions: Sequence[str], device: torch.device) -> list[Float[Tensor, "_ d"]]:
+        """States of a few captions of similar length, without padding; at least one state for each."""
+
+    def encode(self, texts: Sequence[str], device: torch.device | str | None = None) -> TextCondition:
+        """Captions as padded states and their mask.
+
+        Args:
+            texts: one or more captions; an empty one is legal.
+            device: where the result is wanted, and where unknown captions are encoded; default: the CPU.
+
+        Returns:
+            float32 states ``(b, n, d)``, zero at padding, and a mask ``(b, n)``; n is the longest caption's length.
+
+        Raises:
+            TypeError: a single string, or something among the captions that is no string.
+            ValueError: no caption.
+            FileNotFoundError: the encoder's files can neither be found nor fetched.
+        """
+        check_captions(texts)
+        device = torch.device(device or "cpu")
+        found = {caption: self.memory.get(caption) for caption in texts}
+        found.update(self._encode_new([caption for caption, states in found.items() if states is None], device))
+        return _padded([found[caption] for caption in texts], device)
+
+    @torch.no_grad()
+    def _encode_new(self, captions: list[str], device: torch.device) -> dict[str, Tensor]:
+        # similar lengths side by side waste the least on padding
+        captions = sorted(captions, key=len)
+        found = {}
+        for first in range(0, len(captions), self.batch_size):
+            part = captions[first : first + self.batch_size]
+            for caption, states in zip(part, self.states(part, device), strict=True):
+                found[caption] = states.float().cpu().clone()
+                self.memory.put(caption, found[caption])
+        return found
+
+
+def _padded(states: Sequence[Tensor], device: torch.device) -> TextCondition:
+    lengths = torch.tensor([len(item) for item in states])
+    embeds = torch.nn.utils.rnn.pad_sequence(list(states), batch_first=True)
+    mask = torch.arange(embeds.shape[1]) < lengths[:, None]
+    return TextCondition(embeds.to(device), mask.to(device))
+
+
+@functools.cache
+def _discover() -> None:
+    package = __name__.rpartition(".")[0]
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")
+
+
+def text_encoder(name: str) -> TextEncoder:
+    """The encoder with this name; the same object every time. Its weights are loaded at the first caption.
+
+    Args:
+        name: an embedded encoder ("builtin:words"), a transformers encoder on the hub ("google/t5-v1_1-base"), a local
+            folder of one, or ``pkg:package/path`` for a folder inside an installed package.
+
+    Raises:
+        ValueError: no embedded encoder has this name; the message lists what is known.
+    """
+    folder = os.path.expanduser(name)
+    return _encoder(os.path.abspath(folder) if os.path.isdir(folder) else name)
+
+
+@functools.cache
+def _encoder(name: str) -> TextEncoder:
+    _discover()
+    family = next((key for key in ENCODERS if name == key or name.startswith(f"{key}:")), None)
+    if family is not None or name.startswith(EMBEDDED):
+        return ENCODERS[family or name](name)
+    from .t5 import TransformersEncoder
+
+    return TransformersEncoder(name)

@@ -1,0 +1,64 @@
+"""Words as fixed pseudo-random vectors: no weights, no network, nothing to install."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .base import ENCODERS, TextEncoder
+
+#: A run of letters and digits (in any script, apostrophes inside), or one other visible character.
+WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
+
+
+@functools.lru_cache(2**15)
+def word_vector(word: str, dim: int) -> Float[Tensor, " d"]:
+    """The vector of a word: uniform values of mean 0 and variance 1, read from a cryptographic hash of the word.
+
+    The same on every machine for ever. Vectors of different words are nearly orthogonal.
+    """
+    raw = np.frombuffer(hashlib.shake_256(word.encode()).digest(2 * dim), dtype="<u2")
+    return torch.from_numpy(((raw / 65535 * 2 - 1) * 3**0.5).astype(np.float32))
+
+
+@ENCODERS.register("builtin:words")
+class HashedWords(TextEncoder):
+    """Each word of a caption, in lower case, becomes its own fixed vector; a last vector ends the caption.
+
+    For demonstrations and tests: related words are strangers to it, and it does not see the order of words.
+
+    Args:
+        name: "builtin:words", or "builtin:words:256" for another width than 128.
+        max_length: vectors per caption, at most.
+
+    Raises:
+        ValueError: the width is no positive whole number.
+    """
+
+    default_dim: ClassVar[int] = 128
+
+    def __init__(self, name: str = "builtin:words", max_length: int = 256) -> None:
+        super().__init__(name)
+        width = name.removeprefix("builtin:words").removeprefix(":") or str(self.default_dim)
+        if not width.isdecimal() or int(width) == 0:
+            raise ValueError(f'the width in "builtin:words:256" is a positive whole number, got "{name}"')
+        self._dim = int(width)
+        self.max_length = max_length
+
+    @property
+    def dim(self) -> int:
+        """Width of the vectors."""
+        return self._dim
+
+    def states(self, captions: Sequence[str], device: torch.device) -> list[Float[Tensor, "_ d"]]:
+        """One vector per word and one for the end."""
+        words = [WORD.findall(caption.lower())[: self.max_length - 1] for caption in captions]
+        return [torch.stack([word_vector(word, self.dim) for word in (*each, "")]) for each in words]

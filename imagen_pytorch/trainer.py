@@ -1,0 +1,316 @@
+"""The trainer of cascades: every U-Net in turn, with averages, schedules, checkpoints and data."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .cascade.batch import TrainingBatch
+from .cascade.cascade import Cascade
+from .cascade.placement import evaluating
+from .checkpoint import described_model
+from .storage import read_checkpoint
+from .tensors import per_stage
+from .training.data import TrainerData
+from .training.ema import make_average, standing_in
+from .training.lane import Lane
+from .training.loaders import as_tensors, named_batch
+from .training.optim import make_optimizer, make_scheduler
+from .training.options import forwarded, warn_of_lion
+from .training.precision import Precision, chosen_precision
+from .training.processes import Processes
+from .training.randomness import TrainingRandomness
+from .training.sampling import in_pieces, stop_before_untrained
+from .training.saving import TrainerCheckpoints
+from .training.state import TrainingState
+from .training.status import TrainerStatus
+
+#: names under which the parts of a lane are known to users: optim0, scaler1 ...
+_PARTS = {"optim": "optimizer", "scaler": "scaler", "scheduler": "scheduler"}
+_PART = re.compile(rf"^({'|'.join(_PARTS)})(\d+)$")
+
+
+class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
+    """Trains the U-Nets of a cascade, one at a time, in any order, each with its own optimizer, schedule and average.
+
+    "per-unet" arguments are one value or one per U-Net.
+
+    Args:
+        imagen: the model; it is moved to the trainer's device.
+        imagen_checkpoint_path: take the model from this checkpoint instead, with its weights and averages.
+        use_ema: keep exponential moving averages of the weights and sample from them.
+        lr, eps: per-unet learning rate and Adam's epsilon.
+        beta1, beta2: of Adam.
+        max_grad_norm: scale gradients down to this norm.
+        group_wd_params: with ``weight_decay``, decay matrices and convolutions only.
+        warmup_steps: per-unet; the rate rises linearly and is full from this update on.
+        cosine_decay_max_steps: per-unet; the rate falls to 0 at this update and stays there.
+        only_train_unet_number: refuse training any other U-Net.
+        fp16, precision: mixed precision: "no", "fp16" (with loss scaling) or "bf16"; ``fp16=True`` is short for "fp16".
+        split_batches: for runs on several processes: the loader's batch is that of all of them together.
+        dl_tuple_output_keywords_names: names of the entries of a loader's tuples.
+        verbose: whether `print` says anything.
+        split_valid_from_train, split_valid_fraction, split_random_seed: set a part of the training data aside.
+        checkpoint_path, checkpoint_every: folder, a path or any fsspec URL, and period in updates of all U-Nets
+            together. Training goes on from the newest checkpoint that the folder holds.
+        checkpoint_fs, fs_kwargs: a ready fsspec filesystem, or arguments for making it.
+        max_checkpoints_keep: number of newest checkpoints to keep; 0 or less keeps all.
+        max_skipped_steps: how many updates in a row may be skipped because a loss or gradient is not finite.
+        seed: start of all random draws of training; by default torch's global random state decides.
+        use_lion: no longer supported.
+        options: ``ema_*`` for ema-pytorch's ``EMA``, ``accelerate_*`` for Accelerate's ``Accelerator``, and everything
+            that ``torch.optim.Adam`` takes.
+
+    Raises:
+        ValueError: contradicting or impossible choices, each with a sentence.
+        TypeError: an argument that nobody takes.
+    """
+
+    def __init__(
+        self,
+        imagen: Cascade | None = None,
+        imagen_checkpoint_path: str | Path | None = None,
+        *,
+        use_ema: bool = True,
+        lr: float | Sequence[float] = 1e-4,
+        eps: float | Sequence[float] = 1e-8,
+        beta1: float = 0.9,
+        beta2: float = 0.99,
+        max_grad_norm: float | None = None,
+        group_wd_params: bool = True,
+        warmup_steps: int | Sequence[int | None] | None = None,
+        cosine_decay_max_steps: int | Sequence[int | None] | None = None,
+        only_train_unet_number: int | None = None,
+        fp16: bool = False,
+        precision: str | None = None,
+        split_batches: bool = True,
+        dl_tuple_output_keywords_names: Sequence[str] = ("images", "text_embeds", "text_masks", "cond_images"),
+        verbose: bool = True,
+        split_valid_from_train: bool = False,
+        split_valid_fraction: float = 0.025,
+        split_random_seed: int = 42,
+        checkpoint_path: str | Path | None = None,
+        checkpoint_every: int | None = None,
+        checkpoint_fs: Any = None,
+        fs_kwargs: Mapping[str, Any] | None = None,
+        max_checkpoints_keep: int = 20,
+        max_skipped_steps: int = 50,
+        seed: int | None = None,
+        use_lion: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if (imagen is None) == (imagen_checkpoint_path is None):
+            raise ValueError("give the trainer either imagen or imagen_checkpoint_path")
+        if not 0 <= split_valid_fraction <= 1:
+            raise ValueError(f"split_valid_fraction must lie in [0, 1], got {split_valid_fraction}")
+        warn_of_lion(use_lion)
+        others = forwarded(options, tuple(inspect.signature(type(self)).parameters))
+        self.processes = Processes({"split_batches": split_batches, **others.accelerate})
+        self.precision = Precision(chosen_precision(fp16, precision, self.processes.precision), self.device)
+        self.verbose, self.seed, self.max_grad_norm = verbose, seed, max_grad_norm
+        self.dl_tuple_output_keywords_names = tuple(dl_tuple_output_keywords_names)
+        self.split_valid_from_train, self.split_valid_fraction = split_valid_from_train, split_valid_fraction
+        self.split_random_seed, self.max_checkpoints_keep = split_random_seed, max_checkpoints_keep
+        self._fs, self._fs_kwargs = checkpoint_fs, fs_kwargs
+        contents = None
+        if imagen is None:
+            contents = read_checkpoint(imagen_checkpoint_path, checkpoint_fs, fs_kwargs)
+            imagen = described_model(contents, imagen_checkpoint_path)
+        self.imagen = imagen.to(self.device)
+        self.num_unets = len(imagen.unets)
+        self.only_train_unet_number = only_train_unet_number
+        if only_train_unet_number is not None:
+            self.validate_unet_number(only_train_unet_number)
+        self.use_ema = use_ema
+        self.ema_unets = nn.ModuleList(make_average(unet, others.ema) for unet in imagen.unets) if use_ema else None
+        self.steps = torch.zeros(self.num_unets, dtype=torch.long)
+        per_unet = {
+            "lr": lr,
+            "eps": eps,
+            "warmup_steps": warmup_steps,
+            "cosine_decay_max_steps": cosine_decay_max_steps,
+        }
+        rows = zip(*(per_stage(value, self.num_unets, name) for name, value in per_unet.items()), strict=True)
+        shared = {"betas": (beta1, beta2), "group_wd_params": group_wd_params, "options": others.adam}
+        self.lanes = tuple(
+            self._lane(number, dict(zip(per_unet, row, strict=True)), shared, max_skipped_steps)
+            for number, row in enumerate(rows, start=1)
+        )
+        self.randomness = TrainingRandomness(seed, self.device, self.processes.rank)
+        self.state = TrainingState(imagen, self.lanes, self.ema_unets, self.steps)
+        self.prepared = False
+        self.unet_being_trained = -1
+        self._init_data()
+        if contents is not None:
+            self._take_over(contents, only_model=True, strict=True)
+        self._init_checkpoints(checkpoint_path, checkpoint_every)
+        if self.store is not None:
+            self.load_from_checkpoint_folder()
+
+    def _lane(self, number: int, row: Mapping[str, Any], shared: Mapping[str, Any], max_skipped: int) -> Lane:
+        unet = self.imagen.unets[number - 1]
+        optimizer = make_optimizer(unet, lr=row["lr"], eps=row["eps"], **shared)
+        return Lane(
+            number,
+            unet,
+            optimizer=optimizer,
+            scheduler=make_scheduler(optimizer, row["warmup_steps"], row["cosine_decay_max_steps"]),
+            scaler=self.precision.scaler(),
+            average=None if self.ema_unets is None else self.ema_unets[number - 1],
+            max_skipped=max_skipped,
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        found = _PART.match(name)
+        if found and int(found[2]) < len(self.lanes):
+            return getattr(self.lanes[int(found[2])], _PARTS[found[1]])
+        return super().__getattr__(name)
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Close the set-up; called by the first step."""
+        self.prepared = True
+
+    def forward(
+        self,
+        images: Tensor | np.ndarray,
+        *,
+        texts: Sequence[str] | None = None,
+        text_embeds: Tensor | np.ndarray | None = None,
+        text_masks: Tensor | np.ndarray | None = None,
+        cond_images: Tensor | np.ndarray | None = None,
+        noise: Tensor | np.ndarray | None = None,
+        unet_number: int | None = None,
+        max_batch_size: int | None = None,
+    ) -> float:
+        """Loss of one U-Net; in training mode its gradient is added to those that wait for `update`.
+
+        Args:
+            images, texts, text_embeds, text_masks, cond_images, noise: as for `Cascade.training_batch`.
+            unet_number: 1-based; may be omitted if only one can be meant.
+            max_batch_size: pictures in memory at once. All draws are made before the batch is split, so the gradient
+                is that of the whole.
+
+        Raises:
+            ValueError: as `Cascade.training_batch`.
+        """
+        number = self.validate_and_set_unet_being_trained(unet_number)
+        self.prepare()
+        data = {
+            "images": images,
+            "texts": texts,
+            "text_embeds": text_embeds,
+            "text_masks": text_masks,
+            "cond_images": cond_images,
+            "noise": noise,
+        }
+        draws = self.randomness.step() if self.training else nullcontext()
+        with draws as generator:
+            batch = self.imagen.training_batch(**as_tensors(data), unet_number=number, generator=generator)
+            return self._loss(batch, max_batch_size)
+
+    def _loss(self, batch: TrainingBatch, max_batch_size: int | None) -> float:
+        lane = self.lanes[batch.unet_number - 1]
+        total = torch.zeros((), device=self.device)
+        with nullcontext() if self.training else torch.no_grad():
+            for piece in batch.split(max_batch_size):
+                with self.precision.autocast():
+                    loss = self.imagen.loss(piece) * (len(piece) / len(batch))
+                if self.training:
+                    lane.backward(loss)
+                total += loss.detach()
+        value = float(total)
+        lane.finite &= bool(np.isfinite(value))
+        return value
+
+    def update(self, unet_number: int | None = None) -> bool:
+        """One optimizer step from the gradients that wait; then schedule, averages, step count, checkpoint if due.
+
+        Returns:
+            False if the step was skipped because loss or gradient was not finite.
+
+        Raises:
+            ValueError: no gradient waits.
+            TrainingDiverged: too many skipped steps in a row.
+        """
+        chosen = unet_number
+        if chosen is None and self.unet_being_trained >= 0:
+            chosen = self.unet_being_trained + 1
+        number = self.validate_unet_number(chosen)
+        taken = self.lanes[number - 1].update(self.max_grad_norm)
+        if taken:
+            self.steps[number - 1] += 1
+            self._save_if_due()
+        return taken
+
+    def step_with_dl_iter(self, dl_iter: Iterator[Any], **kwargs: Any) -> float:
+        """The loss on the next batch of a stream; keywords as for `forward`."""
+        return self(**named_batch(next(dl_iter), self.dl_tuple_output_keywords_names), **kwargs)
+
+    def train_step(self, unet_number: int | None = None, *, max_batch_size: int | None = None) -> float:
+        """The next batch of the training data, its loss and an update.
+
+        Raises:
+            ValueError: there is no training data.
+        """
+        self.train()
+        stream = self.create_train_iter()
+        loss = self.step_with_dl_iter(stream, unet_number=unet_number, max_batch_size=max_batch_size)
+        self.update(unet_number)
+        return loss
+
+    def valid_step(
+        self, unet_number: int | None = None, *, max_batch_size: int | None = None, use_ema_unets: bool = False
+    ) -> float:
+        """The loss on the next batch of the validation data, without dropping captions and always with the same noise.
+
+        Args:
+            unet_number, max_batch_size: as for `forward`.
+            use_ema_unets: whether to validate the averaged weights.
+
+        Raises:
+            ValueError: there is no validation data.
+        """
+        number = self.validate_unet_number(unet_number)
+        stream = self._existing("valid")
+        averaged = self.use_ema_unets() if use_ema_unets else nullcontext()
+        with evaluating(self), averaged:
+            data = as_tensors(named_batch(next(stream), self.dl_tuple_output_keywords_names))
+            with self.randomness.validation(number, stream.position) as generator:
+                batch = self.imagen.training_batch(**data, unet_number=number, generator=generator)
+                return self._loss(batch, max_batch_size)
+
+    # -- sampling -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def use_ema_unets(self) -> Iterator[None]:
+        """The model's U-Nets are the averaged ones inside the block."""
+        with standing_in(self.imagen, self.unets):
+            yield
+
+    def sample(self, *args: Any, max_batch_size: int | None = None, use_non_ema: bool = False, **kwargs: Any) -> Any:
+        """Pictures from the averaged weights; stops, with a warning, before stages that have not been trained.
+
+        Args:
+            args, kwargs: of `Cascade.sample`.
+            max_batch_size: pictures made at once; with ``seed`` they are the same for any number.
+            use_non_ema: take the weights themselves instead.
+
+        Raises:
+            ValueError: as `Cascade.sample`.
+            TypeError: an argument that it does not take.
+        """
+        arguments = dict(inspect.signature(self.imagen.sample).bind(*args, **kwargs).arguments)
+        arguments = stop_before_untrained(arguments, list(self.imagen.unets), self.steps.tolist())
+        with nullcontext() if use_non_ema else self.use_ema_unets():
+            return in_pieces(self.imagen.sample, arguments, max_batch_size)

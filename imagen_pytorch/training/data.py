@@ -1,0 +1,130 @@
+"""The trainer's data: a training and a validation loader, each endless and resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from .loaders import BatchStream, make_loader, split_off
+from .randomness import derived_seed, draw_seed
+
+
+class TrainerData:
+    """The part of `ImagenTrainer` that holds its data."""
+
+    seed: int | None
+    split_valid_from_train: bool
+    split_valid_fraction: float
+    split_random_seed: int
+    prepared: bool
+
+    def _init_data(self) -> None:
+        self.train_dl: Any = None
+        self.valid_dl: Any = None
+        self.train_dl_iter: BatchStream | None = None
+        self.valid_dl_iter: BatchStream | None = None
+        self._saved_position: Mapping[str, Any] | None = None
+
+    def _order_seed(self) -> int:
+        return draw_seed() if self.seed is None else derived_seed(self.seed, 1)
+
+    def _check_free(self, kind: str) -> None:
+        if self.prepared:
+            raise ValueError(f"the {kind} data must be added before the first step (or prepare())")
+        if getattr(self, f"{kind}_dl") is not None:
+            raise ValueError(f"the trainer has its {kind} data already; make a new trainer for other data")
+
+    def add_train_dataset(self, ds: Any = None, *, batch_size: int = 1, **dataloader_kwargs: Any) -> None:
+        """Train on a data set; with ``split_valid_from_train`` a part of it is set aside for validation.
+
+        Args:
+            ds: anything with a length and items; they are pictures, tuples in the order of
+                ``dl_tuple_output_keywords_names``, or dicts; a string is a caption. None does nothing.
+            batch_size: items per step.
+            dataloader_kwargs: of torch's ``DataLoader``.
+
+        Raises:
+            ValueError: there is training data already, or training has begun.
+        """
+        if ds is None:
+            return
+        self._check_free("train")
+        valid = None
+        if self.split_valid_from_train:
+            ds, valid = split_off(ds, self.split_valid_fraction, self.split_random_seed)
+        self.add_train_dataloader(make_loader(ds, batch_size, self._order_seed(), **dataloader_kwargs))
+        unordered = ("shuffle", "drop_last", "sampler", "batch_sampler", "generator")
+        plain = {name: value for name, value in dataloader_kwargs.items() if name not in unordered}
+        self.add_valid_dataset(valid, batch_size=batch_size, **plain)
+
+    def add_valid_dataset(self, ds: Any = None, *, batch_size: int = 1, **dataloader_kwargs: Any) -> None:
+        """Validate on a data set, in its own order. Arguments and errors as for `add_train_dataset`."""
+        if ds is not None:
+            self.add_valid_dataloader(make_loader(ds, batch_size, self._order_seed(), **dataloader_kwargs))
+
+    def add_train_dataloader(self, dl: DataLoader | Iterable[Any] | None = None) -> None:
+        """Train on the batches of a loader. None does nothing.
+
+        Raises:
+            ValueError: as `add_train_dataset`.
+        """
+        if dl is None:
+            return
+        self._check_free("train")
+        self.train_dl = dl
+        self.train_dl_iter = self._stream(dl)
+        if self._saved_position is not None:
+            self.train_dl_iter.load_state(self._saved_position)
+
+    def add_valid_dataloader(self, dl: DataLoader | Iterable[Any] | None = None) -> None:
+        """Validate on the batches of a loader. None does nothing.
+
+        Raises:
+            ValueError: as `add_train_dataset`.
+        """
+        if dl is None:
+            return
+        self._check_free("valid")
+        self.valid_dl = dl
+        self.valid_dl_iter = self._stream(dl)
+
+    def _stream(self, loader: Any) -> BatchStream:
+        return BatchStream(loader, self._order_seed())
+
+    def create_train_iter(self) -> BatchStream:
+        """The endless stream of training batches.
+
+        Raises:
+            ValueError: there is no training data.
+        """
+        return self._existing("train")
+
+    def create_valid_iter(self) -> BatchStream:
+        """The endless stream of validation batches, from its beginning.
+
+        Raises:
+            ValueError: there is no validation data.
+        """
+        stream = self._existing("valid")
+        stream.restart()
+        return stream
+
+    def _existing(self, kind: str) -> BatchStream:
+        stream = getattr(self, f"{kind}_dl_iter")
+        if stream is None:
+            hint = ", or set split_valid_from_train=True" if kind == "valid" else ""
+            raise ValueError(f"there is no {kind} data: call add_{kind}_dataset or add_{kind}_dataloader{hint}")
+        return stream
+
+    def _data_state(self) -> dict[str, Any]:
+        if self.train_dl_iter is not None:
+            return {"data": self.train_dl_iter.state()}
+        return {} if self._saved_position is None else {"data": dict(self._saved_position)}
+
+    def _load_data_state(self, state: Mapping[str, Any]) -> None:
+        # a checkpoint is often loaded before the data are added
+        self._saved_position = state.get("data")
+        if self.train_dl_iter is not None and self._saved_position is not None:
+            self.train_dl_iter.load_state(self._saved_position)

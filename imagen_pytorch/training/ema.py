@@ -1,0 +1,41 @@
+"""Averaged weights: exponential moving averages by ema-pytorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+
+def make_average(unet: nn.Module, options: Mapping[str, Any]) -> nn.Module:
+    """The moving average of a network's weights, as an ``ema_pytorch.EMA`` on the same device.
+
+    Args:
+        unet: the network that is trained; it is watched, not contained.
+        options: keywords of ``EMA``.
+    """
+    from ema_pytorch import EMA
+
+    average = EMA(unet, include_online_model=False, **{"use_foreach": True, **options})
+    average.ema_model.eval().requires_grad_(False)
+    return average
+
+
+def start_average(average: Any) -> None:
+    """Let an average begin at the present weights."""
+    average.copy_params_from_model_to_ema()
+    average.step.zero_()
+    average.initted.fill_(False)
+
+
+@contextmanager
+def standing_in(owner: nn.Module, stand_ins: nn.ModuleList) -> Iterator[None]:
+    """``owner.unets`` are other networks inside the block and the very same ones as before after it."""
+    own = owner.unets
+    owner.unets = stand_ins
+    try:
+        yield
+    finally:
+        owner.unets = own

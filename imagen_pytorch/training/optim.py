@@ -1,0 +1,108 @@
+"""Optimizers, learning-rate schedules and the size of gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+#: devices for which torch has one kernel for the whole optimizer step
+_FUSED = ("cpu", "cuda", "xpu", "mps")
+
+
+def parameter_groups(unet: nn.Module, separate: bool) -> list[dict[str, Any]]:
+    """The parameters of a network: in one group, or those to decay (matrices, convolutions) and those not to
+    (gains, biases and other vectors).
+    """
+    parameters = list(unet.parameters())
+    if not separate:
+        return [{"params": parameters}]
+    groups = [
+        {"params": [item for item in parameters if item.ndim >= 2]},
+        {"params": [item for item in parameters if item.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(
+    unet: nn.Module,
+    *,
+    lr: float,
+    eps: float,
+    betas: tuple[float, float],
+    group_wd_params: bool = True,
+    options: Mapping[str, Any] | None = None,
+) -> Optimizer:
+    """Adam (Kingma & Ba 2014, arXiv 1412.6980), or with ``weight_decay`` AdamW (Loshchilov & Hutter 2017,
+    arXiv 1711.05101); in one kernel for all parameters where the device has it.
+
+    Args:
+        unet: network to train.
+        lr, eps, betas: as in torch.
+        group_wd_params: decay only parameters with two and more axes.
+        options: further keywords of ``torch.optim.Adam``; ``decoupled_weight_decay=False`` asks for Adam's own L2
+            penalty in place of AdamW.
+
+    Raises:
+        ValueError: numbers that torch refuses.
+    """
+    options = dict(options or {})
+    decay = options.get("weight_decay", 0.0)
+    decoupled = options.pop("decoupled_weight_decay", True)
+    kind = torch.optim.AdamW if decay and decoupled else torch.optim.Adam
+    if not {"fused", "foreach", "differentiable"} & set(options):
+        options["fused"] = all(item.device.type in _FUSED and item.is_floating_point() for item in unet.parameters())
+    options.setdefault("weight_decay", 0.0)
+    groups = parameter_groups(unet, separate=bool(decay) and group_wd_params)
+    return kind(groups, lr=lr, eps=eps, betas=betas, **options)
+
+
+def rate_factor(step: int, warmup_steps: int | None = None, cosine_decay_max_steps: int | None = None) -> float:
+    """Share of the full learning rate after ``step`` updates.
+
+    Rises linearly and is 1 from update ``warmup_steps`` on; falls with a half cosine, counted from the first update,
+    to 0 at ``cosine_decay_max_steps`` and stays there.
+    """
+    rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    if not cosine_decay_max_steps:
+        return rise
+    return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / cosine_decay_max_steps)))
+
+
+def make_scheduler(
+    optimizer: Optimizer, warmup_steps: int | None, cosine_decay_max_steps: int | None
+) -> LambdaLR | None:
+    """The learning-rate schedule of `rate_factor`; None for a constant rate.
+
+    Raises:
+        ValueError: a number of steps below one.
+    """
+    chosen = {"warmup_steps": warmup_steps, "cosine_decay_max_steps": cosine_decay_max_steps}
+    for name, steps in chosen.items():
+        if steps is not None and steps < 1:
+            raise ValueError(f"{name} must be at least 1 or None, got {steps}")
+    if warmup_steps is None and cosine_decay_max_steps is None:
+        return None
+    return LambdaLR(optimizer, partial(rate_factor, **chosen))
+
+
+def gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """The gradients that are there."""
+    return [item.grad for item in parameters if item.grad is not None]
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
+    """Euclidean norm of all gradients together; not finite if any of them is not."""
+    return torch.nn.utils.get_total_norm(gradients(parameters))
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], norm: Float[Tensor, ""], max_norm: float) -> None:
+    """Scale all gradients, whose joint norm is known, down to ``max_norm`` (Pascanu et al. 2012, arXiv 1211.5063)."""
+    torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)

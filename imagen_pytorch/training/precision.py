@@ -1,0 +1,48 @@
+"""Mixed precision: where the network computes in half precision, and how its gradients are kept from vanishing."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+DTYPES = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def chosen_precision(fp16: bool, precision: str | None, otherwise: str) -> str:
+    """The name of the precision that was asked for.
+
+    Args:
+        fp16: shorthand for ``precision="fp16"``.
+        precision: "no", "fp16", "bf16" or None.
+        otherwise: what holds if nothing was asked for, such as the choice of ``accelerate launch``.
+
+    Raises:
+        ValueError: both arguments, or an unknown name.
+    """
+    if fp16 and precision is not None:
+        raise ValueError(f"give either fp16=True or precision={precision!r}, not both")
+    name = "fp16" if fp16 else otherwise if precision is None else precision
+    if name not in DTYPES:
+        raise ValueError(f"precision must be one of {', '.join(DTYPES)}, got {name!r}")
+    return name
+
+
+class Precision:
+    """Half precision inside the network, single precision around it (Micikevicius et al. 2017, arXiv 1710.03740).
+
+    Args:
+        name: "no", "fp16" or "bf16".
+        device: where the network is.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.name, self.device, self.dtype = name, device, DTYPES[name]
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Context in which matrix products and convolutions run in half precision."""
+        return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """A loss scaler, active for fp16 only: bf16 has the exponents of float32."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")

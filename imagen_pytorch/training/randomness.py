@@ -1,0 +1,102 @@
+"""The random numbers of training: one stream that sampling, validation and saving never disturb."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+#: every validation draws the same times and noise
+VALIDATION_SEED = 20_220_523
+
+
+def derived_seed(*parts: int) -> int:
+    """One well-mixed seed of several numbers, such as a seed and a counter."""
+    return int(np.random.SeedSequence([part % (1 << 64) for part in parts]).generate_state(1, np.uint64)[0] >> 1)
+
+
+@contextmanager
+def isolated(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Torch's global random state starts from ``seed`` inside the block and is as before after it.
+
+    It serves code that takes no generator: dropout, the random flips of a data set.
+    """
+    on_cuda = device is not None and device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if on_cuda:
+            torch.cuda.manual_seed(seed)
+        yield
+
+
+def draw_seed(generator: torch.Generator | None = None) -> int:
+    """A new seed from a generator, by default torch's global one."""
+    return int(torch.empty((), dtype=torch.int64).random_(generator=generator))
+
+
+class TrainingRandomness:
+    """Every random draw of training steps: times, noise, dropped captions, dropout.
+
+    The stream belongs to the trainer, so that drawing samples in between changes nothing. Without a seed it starts
+    from torch's global random state at the first step, and starts again when that has been seeded anew just before a
+    step, so that ``torch.manual_seed`` means what its users expect.
+
+    Args:
+        seed: start of the stream, or None.
+        device: where the draws are made.
+        rank: number of the process; each has its own stream.
+    """
+
+    def __init__(self, seed: int | None, device: torch.device, rank: int = 0) -> None:
+        self.seed, self.device, self.rank = seed, device, rank
+        self._seeds: torch.Generator | None = None
+        self._draws = torch.Generator(device)
+        if seed is not None:
+            self._start(seed)
+
+    def _start(self, seed: int) -> None:
+        self._seeds = torch.Generator().manual_seed(derived_seed(seed, self.rank))
+
+    def _follow_global(self) -> None:
+        """Start (again) where the user seeded; drawing from the global state marks this seeding as used."""
+        if self.seed is not None:
+            return
+        if self._seeds is None or freshly_seeded():
+            self._start(draw_seed())
+
+    @contextmanager
+    def step(self) -> Iterator[torch.Generator]:
+        """The generator for one training step; dropout inside the block follows the same stream."""
+        self._follow_global()
+        seed = draw_seed(self._seeds)
+        with isolated(seed, self.device):
+            yield self._draws.manual_seed(seed)
+
+    @contextmanager
+    def validation(self, *parts: int) -> Iterator[torch.Generator]:
+        """A generator that gives the same draws at each call with the same ``parts``."""
+        seed = derived_seed(VALIDATION_SEED, *parts)
+        with isolated(seed, self.device):
+            yield torch.Generator(self.device).manual_seed(seed)
+
+    def state(self) -> dict[str, Any]:
+        """Where the stream is."""
+        return {} if self._seeds is None else {"seeds": self._seeds.get_state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on where ``state`` was taken."""
+        if "seeds" not in state:
+            return
+        self._seeds = torch.Generator()
+        self._seeds.set_state(state["seeds"])
+        if freshly_seeded():
+            draw_seed()
+
+
+def freshly_seeded() -> bool:
+    """Whether nothing has been drawn from torch's global generator since it was seeded."""
+    fresh = torch.Generator().manual_seed(torch.initial_seed())
+    return torch.equal(torch.get_rng_state(), fresh.get_state())

@@ -1,0 +1,114 @@
+"""What a checkpoint says about a training run, gathered from its parts and given back to them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..cascade.cascade import Cascade
+from ..checkpoint import differences, fitting
+from ..storage import CheckpointMismatch
+from .ema import start_average
+from .lane import Lane
+
+
+def _describes(name: str, indices: Sequence[int], prefix: str = "") -> bool:
+    """Whether a name such as "unets.1.…" or "1.…" belongs to one of these U-Nets (or to none)."""
+    head = name.removeprefix(prefix).split(".", 1)[0]
+    return not name.startswith(prefix) or not head.isdigit() or int(head) in indices
+
+
+class TrainingState:
+    """The parts of a trainer that outlive it.
+
+    Args:
+        cascade: the model.
+        lanes: one per U-Net.
+        averages: the moving averages, or None.
+        steps: updates taken by each U-Net.
+    """
+
+    def __init__(self, cascade: Cascade, lanes: Sequence[Lane], averages: nn.ModuleList | None, steps: Tensor) -> None:
+        self.cascade, self.lanes, self.averages, self.steps = cascade, lanes, averages, steps
+
+    def _chosen(self, tensors: dict[str, Tensor], numbers: Sequence[int], prefix: str = "") -> dict[str, Tensor]:
+        indices = [number - 1 for number in numbers]
+        return {name: item for name, item in tensors.items() if _describes(name, indices, prefix)}
+
+    def _model(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+        return self._chosen(dict(self.cascade.state_dict()), numbers, "unets.")
+
+    def _averages(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+        return {} if self.averages is None else self._chosen(dict(self.averages.state_dict()), numbers)
+
+    def gather(self, numbers: Sequence[int], with_optimizer: bool) -> dict[str, Any]:
+        """Entries of a checkpoint for these U-Nets (1-based): model, steps, averages, optimizers, and how to make
+        the model again.
+        """
+        contents: dict[str, Any] = {"model": self._model(numbers), "steps": self.steps.clone()}
+        for lane in self.lanes:
+            if lane.number in numbers:
+                contents |= lane.state(with_optimizer)
+        if self.averages is not None:
+            contents["ema"] = self._averages(numbers)
+        try:
+            config = self.cascade.to_config()
+        except TypeError as error:
+            warnings.warn(f"the checkpoint cannot say how its model was made: {error}", stacklevel=4)
+            return contents
+        return contents | {"imagen_type": config.pop("type"), "imagen_params": config}
+
+    def numbers_in(self, contents: dict[str, Any]) -> list[int]:
+        """The U-Nets that a checkpoint holds."""
+        return list(contents.get("state", {}).get("unet_numbers", range(1, len(self.lanes) + 1)))
+
+    def check(self, contents: dict[str, Any], only_model: bool, strict: bool) -> list[str]:
+        """Everything in a checkpoint that does not fit, before anything is changed.
+
+        Raises:
+            CheckpointMismatch: something does not fit, and ``strict``.
+        """
+        numbers = self.numbers_in(contents)
+        found = [f"model: {text}" for text in differences(contents["model"], self._model(numbers))]
+        if self.averages is not None and "ema" in contents:
+            found += [f"ema: {text}" for text in differences(contents["ema"], self._averages(numbers))]
+        if not only_model:
+            if len(contents.get("steps", ())) != len(self.lanes):
+                found.append(f"steps of {len(contents.get('steps', ()))} U-Nets, the model has {len(self.lanes)}")
+            for lane in self.lanes:
+                found += lane.differences(contents)
+        if found and strict:
+            raise CheckpointMismatch(
+                f"the checkpoint belongs to another model, nothing was loaded; {'; '.join(found)}. "
+                "strict=False loads what fits"
+            )
+        return found
+
+    def restore(self, contents: dict[str, Any], only_model: bool) -> None:
+        """Take over everything that fits; call `check` first."""
+        numbers = self.numbers_in(contents)
+        self.cascade.load_state_dict(fitting(contents["model"], self._model(numbers)), strict=False)
+        self._restore_averages(contents, numbers)
+        if only_model:
+            return
+        saved = contents.get("steps", ())
+        for lane in self.lanes:
+            if lane.number not in numbers:
+                continue
+            if lane.number <= len(saved):
+                self.steps[lane.number - 1] = int(saved[lane.number - 1])
+            if not lane.differences(contents):
+                lane.load_state(contents)
+
+    def _restore_averages(self, contents: dict[str, Any], numbers: Sequence[int]) -> None:
+        if self.averages is None:
+            return
+        if "ema" in contents:
+            self.averages.load_state_dict(fitting(contents["ema"], self._averages(numbers)), strict=False)
+            return
+        for number in numbers:
+            start_average(self.averages[number - 1])
+        warnings.warn("the checkpoint has no averaged weights: the averages start from its weights", stacklevel=4)

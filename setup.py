@@ -1,0 +1,60 @@
+"""Installation; tools are configured in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "imagen_pytorch" / "version.py").read_text(), re.MULTILINE)
+README = ROOT / "README.md"
+
+TEST = ["diffusers>=0.30", "hypothesis>=6.80", "pytest>=7.4", "pytest-timeout>=2.2", "pytest-xdist>=3.3", "ruff>=0.6",
+        "scipy>=1.10", "typeguard==2.13.3"]  # fmt: skip
+
+setup(
+    name="imagen-pytorch",
+    version=VERSION[1],
+    description="Text-to-image and text-to-video diffusion cascades in PyTorch",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="MIT",
+    keywords=["diffusion", "text-to-image", "text-to-video", "imagen", "deep learning"],
+    classifiers=["Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
+    # the ready configurations live in configs/ and are installed as imagen_pytorch/presets/
+    packages=[*find_packages(include=["imagen_pytorch", "imagen_pytorch.*"]), "imagen_pytorch.presets"],
+    package_dir={"imagen_pytorch.presets": "configs"},
+    include_package_data=False,
+    package_data={
+        "imagen_pytorch": ["default_config.json", "py.typed", "data/emoji64/*"],
+        "imagen_pytorch.presets": ["*.json"],
+    },
+    python_requires=">=3.10",
+    install_requires=[
+        "accelerate>=0.26",
+        "click>=8.1",
+        "einops>=0.7",
+        "ema-pytorch>=0.5",
+        "fsspec>=2023.6",
+        "jaxtyping>=0.2.25",
+        "numpy>=1.24",
+        "packaging",
+        "pillow>=10",
+        "protobuf>=4",
+        "pydantic>=2.5",
+        "safetensors>=0.4",
+        "sentencepiece>=0.1.99",
+        "torch>=2.4",
+        "tqdm>=4.65",
+        "transformers>=4.45",
+    ],
+    extras_require={
+        "datasets": ["datasets>=2.18"],
+        "gcs": ["gcsfs>=2023.6"],
+        "s3": ["s3fs>=2023.6"],
+        "test": TEST,
+    },
+    entry_points={
+        "console_scripts": ["imagen = imagen_pytorch.cli:main", "imagen_pytorch = imagen_pytorch.cli:main"]
+    },
+)

@@ -1,0 +1,45 @@
+"""What every test relies on: checked annotations, no network, one thread, fixed seeds."""
+
+from __future__ import annotations
+
+import os
+import random
+
+# set before anything imports these libraries: tests never reach a hub
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# commands started by tests inherit the single thread as well
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+import torch
+import typeguard
+from jaxtyping import install_import_hook
+
+_check_tuple = typeguard.check_tuple
+
+
+def _check_tuple_or_named_tuple(argname, value, expected_type, memo):
+    """A named tuple by its class: typeguard cannot resolve its fields' annotations, which are strings, behind the
+    wrappers that jaxtyping makes."""
+    if not hasattr(expected_type, "_fields"):
+        return _check_tuple(argname, value, expected_type, memo)
+    if not isinstance(value, expected_type):
+        raise TypeError(f"type of {argname} must be {expected_type.__name__}; got {type(value).__name__} instead")
+
+
+typeguard.check_tuple = _check_tuple_or_named_tuple
+
+# every annotated function of the package checks its arguments, shapes included, while tests run
+install_import_hook("imagen_pytorch", "typeguard.typechecked")
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    """Each test starts from the same global random state, whatever ran before."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - libraries still read the global state
+    torch.manual_seed(0)

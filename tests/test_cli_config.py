@@ -1,0 +1,84 @@
+"""``imagen config`` and the ready-made configurations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from imagen_pytorch.cli import _presets, main
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """``imagen`` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: CliRunner().invoke(main, [str(item) for item in arguments])
+
+
+def test_writes_the_default_configuration_where_peers_expect_it(run, tmp_path):
+    done = run("config")
+    assert done.exit_code == 0 and done.stdout == "imagen_config.json\n"
+    shipped = json.loads((ROOT / "imagen_pytorch" / "default_config.json").read_text())
+    assert json.loads((tmp_path / "imagen_config.json").read_text()) == shipped
+
+
+def test_makes_the_folder(run, tmp_path):
+    assert run("config", "--path", "a/b/c.json").exit_code == 0
+    assert (tmp_path / "a/b/c.json").is_file()
+
+
+def test_never_replaces_without_force(run, tmp_path):
+    target = tmp_path / "mine.json"
+    target.write_text("mine")
+    refused = run("config", "--path", target)
+    assert refused.exit_code == 2 and "--force" in refused.stderr and target.read_text() == "mine"
+    assert run("config", "--path", target, "--force").exit_code == 0
+    assert json.loads(target.read_text())["type"] == "original"
+
+
+def test_a_folder_gets_the_usual_name(run, tmp_path):
+    assert run("config", "--path", tmp_path).exit_code == 0
+    assert (tmp_path / "imagen_config.json").is_file()
+
+
+def test_shows_a_preset(run, tmp_path):
+    done = run("config", "--preset", "emoji", "--path", "-")
+    assert json.loads(done.stdout) == json.loads((ROOT / "configs" / "emoji.json").read_text())
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_preset_lists_what_there_is(run):
+    done = run("config", "--preset", "emojy")
+    assert done.exit_code == 2 and 'did you mean "emoji"' in done.stderr and "default" in done.stderr
+
+
+def test_every_json_file_of_the_checkout_is_a_preset():
+    assert set(_presets.preset_names()) == {"default", *(path.stem for path in (ROOT / "configs").glob("*.json"))}
+    assert _presets.preset_path("emoji").is_file()
+
+
+def test_presets_inside_the_package_come_first(monkeypatch, tmp_path):
+    """As in an installed wheel, where setup.py has put them."""
+    package = tmp_path / "site-packages" / "imagen_pytorch"
+    (package / "presets").mkdir(parents=True)
+    (package.parent / "configs").mkdir()
+    (package / "presets" / "emoji.json").write_text("{}")
+    (package.parent / "configs" / "foreign.json").write_text("{}")
+    monkeypatch.setattr(_presets.resources, "files", lambda _: package)
+    assert _presets.preset_names() == ("default", "emoji")
+    assert _presets.preset_path("emoji") == package / "presets" / "emoji.json"
+
+
+def test_which_configuration_is_used(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert _presets.find_config(None) == (_presets.preset_path("emoji"), True)
+    assert _presets.find_config("default") == (_presets.preset_path("default"), True)
+    Path("imagen_config.json").write_text("{}")
+    assert _presets.find_config(None) == (Path("imagen_config.json"), False)
+    Path("emoji").write_text("{}")
+    assert _presets.find_config("emoji") == (Path("emoji"), False)

@@ -1,0 +1,134 @@
+"""The demo at toy size: every file that it promises, figures that add up, steps that scale."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from imagen_pytorch.cli import main
+from imagen_pytorch.cli._demo import scaled, spread
+from imagen_pytorch.cli._presets import preset_path
+from imagen_pytorch.data import open_source
+
+TINY_UNET = {"dim": 8, "dim_mults": [1, 2], "layer_attns": False, "layer_cross_attns": [False, True], "attn_heads": 2,
+             "attn_dim_head": 8, "attn_pool_text": False}  # fmt: skip
+
+
+def tiny_config(folder, **changes):
+    """A configuration file for eight pictures at 8 x 8 and 16 x 16."""
+    data = {"split": "train", "styles": ["flat"], "groups": ["animals-nature"], "limit": 8}
+    unseen = open_source("emoji64", split="pair", styles=["flat"], groups=["animals-nature"], image_size=8).captions[0]
+    values = {
+        "type": "elucidated",
+        "imagen": {
+            "image_sizes": [8, 16],
+            "text_encoder_name": "builtin:words",
+            "num_sample_steps": 2,
+            "unets": [TINY_UNET, TINY_UNET],
+        },
+        "trainer": {"lr": 1e-3, "cosine_decay_max_steps": [4, 2]},
+        "dataset_name": "emoji64",
+        "dataset": {"batch_size": 4, **data},
+        "steps": [4, 2],
+        "sample_at_every": 0,
+        "sample_texts": [open_source("emoji64", image_size=8, **data).captions[3], unseen, "a green idea"],
+        **changes,
+    }
+    path = folder / "tiny.json"
+    path.write_text(json.dumps(values))
+    return path
+
+
+def demo(*arguments):
+    return CliRunner().invoke(main, ["demo", *map(str, arguments)])
+
+
+@pytest.fixture
+def quick_judge(monkeypatch):
+    """Pixels in place of a real feature extractor, which takes seconds to load."""
+    from imagen_pytorch.evaluation import features
+
+    monkeypatch.setattr(features.EfficientNetLite0, "available", classmethod(lambda cls: False))
+
+
+def test_everything_that_is_promised_is_written(tmp_path, quick_judge):
+    folder = tmp_path / "run"
+    done = demo("--config", tiny_config(tmp_path), "--output", folder, "--judge", 5, "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    for name in ("stage1-before", "stage2-before", "stage1-after", "stage2-after", "real", "loss"):
+        assert Image.open(folder / f"{name}.png").width > 300, name
+        assert f"{folder / name}.png" in done.output
+    assert len(list((folder / "samples").glob("*.png"))) == 3
+    assert (folder / "imagen.pt").is_file()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["steps"] == [4, 2] and metrics["training_pictures"] == 8
+    for kind, pictures in (("trained", 5), ("held_out", 5)):
+        figures = metrics["caption_retrieval"][kind]
+        assert figures["pictures"] == pictures and figures["extractor"] == "pixels"
+        for name in ("generated", "chance", "ceiling"):
+            assert 0 <= figures[name]["R@1"] <= figures[name]["R@5"] <= figures[name]["R@10"] <= 1
+            assert f"{100 * figures[name]['R@1']:.1f} %" in done.output
+    assert done.stdout.strip() == str(folder / "stage2-after.png")
+    assert json.loads((folder / "config.json").read_text())["steps"] == [4, 2]
+
+
+def test_the_model_of_a_demo_can_be_sampled_and_an_old_run_is_kept(tmp_path):
+    config, folder = tiny_config(tmp_path), tmp_path / "run"
+    for _ in range(2):
+        done = demo("--config", config, "--output", folder, "--judge", 0, "--device", "cpu", "--quiet")
+        assert done.exit_code == 0, done.output
+    assert done.output.strip() == str(folder / "stage2-after.png")
+    assert (tmp_path / "run-1" / "stage2-after.png").is_file()
+    first, second = (Image.open(tmp_path / run / "stage2-after.png").tobytes() for run in ("run", "run-1"))
+    assert first == second  # the same seed
+    out = tmp_path / "cat.png"
+    arguments = ["sample", "--model", str(folder / "imagen.pt"), "a cat", "-o", str(out), "--device", "cpu"]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    assert Image.open(out).size == (16, 16)
+
+
+def test_steps_scale_all_that_is_counted_in_steps():
+    values = {
+        "steps": [2000, 500],
+        "sample_at_every": 400,
+        "save_at_every": 0,
+        "trainer": {"lr": 1.0, "warmup_steps": 50, "cosine_decay_max_steps": [2000, None]},
+    }
+    longer = scaled(values, 4000)
+    assert longer["steps"] == [4000, 1000] and longer["sample_at_every"] == 800 and longer["save_at_every"] == 0
+    assert longer["trainer"] == {"lr": 1.0, "warmup_steps": 50, "cosine_decay_max_steps": [4000, None]}
+    assert scaled(values, None) is values and values["steps"] == [2000, 500]
+    assert scaled({"steps": 10}, 1) == {"steps": 1, "trainer": {}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "message"),
+    [
+        ({"sample_texts": []}, [], "needs sample_texts"),
+        ({"steps": None}, ["--steps", "5"], 'needs "steps"'),
+        ({"stepps": 3}, [], 'unknown key "stepps"; did you mean "steps"'),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, changes, arguments, message):
+    done = demo("--config", tiny_config(tmp_path, **changes), "--output", tmp_path / "run", *arguments)
+    assert done.exit_code in (1, 2) and message in done.output and len(done.output.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_indices_are_spread_evenly():
+    assert spread(10, 5) == [0, 2, 4, 6, 8] and spread(3, 5) == [0, 1, 2] and spread(0, 5) == [] and spread(5, 0) == []
+
+
+def test_the_ready_made_prompts_are_known():
+    """Each prompt of configs/emoji.json is a caption of its training data or of the part held out of it."""
+    config = json.loads(preset_path("emoji").read_text())
+    data = {name: config["dataset"][name] for name in ("styles", "groups") if name in config["dataset"]}
+    trained, held_out = (
+        set(open_source("emoji64", split=split, image_size=8, **data).captions) for split in ("train", "pair")
+    )
+    prompts = set(config["sample_texts"])
+    assert prompts <= trained | held_out and prompts & trained and prompts & held_out
+    assert len(prompts) >= 12

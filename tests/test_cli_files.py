@@ -1,0 +1,66 @@
+"""File names made from captions, and files that never replace others."""
+
+from __future__ import annotations
+
+import click
+import pytest
+from PIL import Image
+
+from imagen_pytorch.cli._files import check_picture_name, encoded, numbered, set_aside, slug, write_new
+
+
+@pytest.mark.parametrize(
+    ("caption", "name"),
+    [
+        ("a red heart", "a_red_heart"),
+        ("black-and-white, striped", "black_and_white_striped"),
+        ("one|two", "one--two"),
+        ("-_ dashes at the ends _-", "dashes_at_the_ends"),
+        ("a/b: c?", "a_b__c"),
+        ("../../etc/passwd", "etc_passwd"),
+        ("...", "sample"),
+        ("", "sample"),
+        ("ünïcode ❤", "ünïcode_❤"),
+        ('tab\there <x> "y"', "tab_here__x___y"),
+    ],
+)
+def test_slug(caption, name):
+    assert slug(caption) == name
+
+
+@pytest.mark.parametrize("caption", ["x" * 1000, "é" * 1000, "a " * 600, "❤" * 300])
+def test_long_captions_fit_into_a_file_name(caption, tmp_path):
+    name = f"{slug(caption)}-unet1-123.png"
+    assert len(name.encode()) <= 255
+    (tmp_path / name).touch()
+
+
+def test_nothing_is_replaced(tmp_path):
+    paths = [write_new(text.encode(), tmp_path / "deep" / "a.b.png") for text in "xyz"]
+    assert [path.name for path in paths] == ["a.b.png", "a.b-1.png", "a.b-2.png"]
+    assert [path.read_text() for path in paths] == ["x", "y", "z"]
+    assert numbered(paths[0])[-1].name == "a.b-3.png"
+
+
+def test_set_aside_renames_what_is_there(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    set_aside(log)
+    for text in ("first", "second"):
+        log.write_text(text)
+        set_aside(log)
+    assert not log.exists()
+    assert (tmp_path / "metrics-1.jsonl").read_text() == "first"
+    assert (tmp_path / "metrics-2.jsonl").read_text() == "second"
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".jpg", ".PNG"])
+def test_pictures_of_every_mode_can_be_written(mode, suffix, tmp_path):
+    check_picture_name(tmp_path / f"x{suffix}")
+    path = write_new(encoded(Image.new(mode, (4, 4)), suffix), tmp_path / f"x{suffix}")
+    assert Image.open(path).size == (4, 4)
+
+
+def test_a_suffix_that_is_no_picture_is_refused(tmp_path):
+    with pytest.raises(click.UsageError, match=r'"\.txt" .* no kind of picture'):
+        check_picture_name(tmp_path / "x.txt")

@@ -1,0 +1,131 @@
+"""Dependencies point downward: every import inside the package is read from its syntax tree and checked."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "imagen_pytorch"
+
+LAYERS = (
+    ("version", "registry", "tensors", "images", "construction"),
+    ("diffusion", "nn", "text", "data"),
+    ("cascade",),
+    ("imagen",),
+    ("signatures", "configs", "storage", "checkpoint", "training", "trainer", "evaluation"),
+    # doors: command line, lazy names, and files that only re-export what lives below under names people know
+    ("cli", "__init__", "__main__", "imagen_pytorch", "elucidated_imagen", "t5", "utils", "testing"),
+)
+LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+FOUNDATION = {"torch", "numpy", "einops", "jaxtyping", "PIL"}
+
+# packages that nobody should wait for before using them: imported inside the function that needs them
+ON_USE = set(
+    "transformers accelerate datasets ema_pytorch PIL rich gcsfs s3fs pandas diffusers scipy sentencepiece tokenizers "
+    "safetensors huggingface_hub requests".split()
+)
+FORBIDDEN = {"torchvision", "kornia", "beartype", "pytorch_warmup"}
+
+
+class Import(NamedTuple):
+    """One import statement: where it stands, what it names, whether it runs when the module is imported."""
+
+    line: int
+    module: str
+    eager: bool
+
+
+def files() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    """The file or folder of the package that a source file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _typing_only(node: ast.If) -> bool:
+    return any(isinstance(name, ast.Name) and name.id == "TYPE_CHECKING" for name in ast.walk(node.test))
+
+
+def _statements(node: ast.AST, eager: bool = True) -> Iterator[tuple[ast.stmt, bool]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and _typing_only(child):
+            continue  # never executed: annotations may name anything
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child, eager
+        inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        yield from _statements(child, eager and not inside)
+
+
+def imports(path: Path) -> list[Import]:
+    """Every import of a file with absolute module names; ``from . import x`` counts as importing ``x``."""
+    package = (PACKAGE.name, *path.relative_to(PACKAGE).parts[:-1])
+    found = []
+    for node, eager in _statements(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [Import(node.lineno, alias.name, eager) for alias in node.names]
+            continue
+        base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+        module = ".".join(part for part in (base, node.module) if part)
+        if module == PACKAGE.name:
+            found += [Import(node.lineno, f"{module}.{alias.name}", eager) for alias in node.names]
+        else:
+            found.append(Import(node.lineno, module, eager))
+    return found
+
+
+def inner(name: str) -> str | None:
+    """The room that an absolute module name points to, or None outside the package."""
+    parts = name.split(".")
+    return (parts[1] if len(parts) > 1 else "__init__") if parts[0] == PACKAGE.name else None
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_downward(path):
+    here = room(path)
+    assert here in LEVEL, f"{here} is in no layer: add it to LAYERS and to docs/architecture.md"
+    wrong = []
+    for line, module, _ in imports(path):
+        there = inner(module)
+        if there is None or there == here:
+            continue
+        there = there if there in LEVEL else "__init__"  # `from imagen_pytorch import Name`
+        upward = LEVEL[there] > LEVEL[here]
+        sideways = LEVEL[there] == LEVEL[here] == LEVEL["nn"]
+        if upward or sideways:
+            wrong.append(f"{path.name}:{line} imports {module} ({'upward' if upward else 'sideways'})")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_heavy_packages_are_imported_on_use(path):
+    roots = [(line, module.split(".")[0], eager) for line, module, eager in imports(path)]
+    assert not [f"{path.name}:{line} imports {root}" for line, root, _ in roots if root in FORBIDDEN]
+    assert not [f"{path.name}:{line} imports {root} eagerly" for line, root, eager in roots if eager and root in ON_USE]
+
+
+@pytest.mark.parametrize("path", [path for path in files() if LEVEL.get(room(path)) == 0], ids=lambda path: path.name)
+def test_the_foundation_needs_little(path):
+    allowed = FOUNDATION | set(sys.stdlib_module_names) | {PACKAGE.name}
+    assert {module.split(".")[0] for _, module, _ in imports(path)} <= allowed
+
+
+def module_name(path: Path) -> str:
+    parts = (PACKAGE.name, *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_no_circles():
+    """The modules can be put into one order in which each needs only earlier ones."""
+    modules = {module_name(path): path for path in files()}
+    needs = {name: {m for _, m, eager in imports(path) if eager and m in modules} for name, path in modules.items()}
+    while ready := [name for name, needed in needs.items() if not needed & needs.keys() - {name}]:
+        for name in ready:
+            del needs[name]
+    assert not needs, f"these import each other: {sorted(needs)}"
