@@ -36,6 +36,7 @@ setup(
         "einops>=0.7",
         "ema-pytorch>=0.5",
         "fsspec>=2023.6",
+        "huggingface-hub>=0.23",
         "jaxtyping>=0.2.25",
         "numpy>=1.24",
         "packaging",
@@ -54,7 +55,5 @@ setup(
         "s3": ["s3fs>=2023.6"],
         "test": TEST,
     },
-    entry_points={
-        "console_scripts": ["imagen = imagen_pytorch.cli:main", "imagen_pytorch = imagen_pytorch.cli:main"]
-    },
+    entry_points={"console_scripts": ["imagen = imagen_pytorch.cli:main", "imagen_pytorch = imagen_pytorch.cli:main"]},
 )

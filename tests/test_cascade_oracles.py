@@ -214,6 +214,7 @@ def test_masks_may_have_a_channel_axis_and_a_full_mask_is_warned_of(shape):
     assert torch.equal(images, pictures())
 
 
+@pytest.mark.slow
 def test_inpainting_a_correlated_pair_recovers_the_conditional_distribution():
     """Two pixels of unit variance and correlation 0.9, one of them known to be 1: the other has mean 0.9 and variance
     0.19. As a residual, so that thresholds, which know that pictures lie in [-1, 1], are far away."""

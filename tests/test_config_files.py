@@ -43,7 +43,7 @@ def test_the_default_configuration_is_that_of_the_paper():
 def test_the_emoji_cascade_builds():
     config = parse(TrainingConfig, read_json(ROOT / "configs" / "emoji.json"))
     imagen = config.imagen.create()
-    assert imagen.kind == "elucidated" and len(imagen.unets) == 2 and imagen.image_sizes[1] == (64, 64)
+    assert imagen.kind == "elucidated" and len(imagen.unets) == 2 and imagen.image_sizes[1] == 64
     assert config.dataset_name == "emoji64" and all(config.total_steps(number) for number in (1, 2))
     assert sum(item.numel() for item in imagen.parameters()) < 20e6
 

@@ -83,7 +83,7 @@ def test_arguments_are_followed_to_the_parents():
 def test_only_what_was_given_reaches_the_constructor():
     """A default that changes later must not be frozen into a checkpoint."""
     imagen = ImagenConfig(**small()).create()
-    assert set(imagen._locals) == {"unets", "image_sizes", "text_encoder_name"}
+    assert set(imagen._locals) == {"image_sizes", "text_encoder_name"}
     preset = ImagenConfig(**small(unets=[{**SMALL, "type": "SRUnet256", "num_resnet_blocks": 1}])).create()
     assert "memory_efficient" not in preset.unets[0]._locals and type(preset.unets[0]).__name__ == "SRUnet256"
 

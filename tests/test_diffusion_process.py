@@ -65,7 +65,7 @@ def test_samples_have_the_law_that_the_sampler_makes_of_the_data(kind, sampler, 
         response = affine_response(model.sampler, ORACLE, model.schedule, levels)
         generator = torch.Generator().manual_seed(0)
         found = model.sample(denoise, (5000, 2, 2), steps=steps, generator=generator).double()
-        law = response.mean(0.0), math.sqrt(response.variance(float(levels[0].sigma**2)))
+        law = response.mean(0.0), math.sqrt(response.variance(float(levels[0].sigma ** 2)))
         assert float(found.mean()) == pytest.approx(law[0], abs=4 * law[1] / math.sqrt(20_000) + 1e-3)
         assert float(found.std()) == pytest.approx(law[1], rel=0.02)
     assert law[1] == pytest.approx(0.4, rel=0.35 if sampler == "ddpm" else 0.1)

@@ -102,9 +102,7 @@ def test_guided_pictures_do_not_depend_on_what_the_network_predicts(name, unchec
         pair, _ = counted(*halves)
         guidance = GUIDANCE[name](2.0, momentum=-0.3, radius=2.0) if name == "apg" else GUIDANCE[name](2.0)
         generator = torch.Generator().manual_seed(0)
-        ends.append(
-            process.sample(guided(pair, guidance), (8, 2), steps=12, generator=generator, dtype=torch.float64)
-        )
+        ends.append(process.sample(guided(pair, guidance), (8, 2), steps=12, generator=generator, dtype=torch.float64))
     for end in ends[1:]:
         torch.testing.assert_close(end, ends[0], rtol=0, atol=1e-10)
 

@@ -123,9 +123,7 @@ def test_multistep_solvers_equal_diffusers(options, name):
     scheduler = DPMSolverMultistepScheduler(prediction_type="sample", **options)
     scheduler.set_timesteps(STEPS)
     levels, start = vp(scheduler.sigmas), unit_noise()
-    torch.testing.assert_close(
-        run(name, levels, start, Cosine()), follow(scheduler, levels, start), rtol=0, atol=1e-4
-    )
+    torch.testing.assert_close(run(name, levels, start, Cosine()), follow(scheduler, levels, start), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("order", [2, 3])

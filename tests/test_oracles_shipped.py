@@ -147,9 +147,7 @@ def test_mistakes_get_a_sentence():
         def coefficients(self, level):
             return Coefficients(*super().coefficients(level)[:3], level.log_snr**2)
 
-    model = DiffusionProcess(
-        Cosine(), Curved(), NOISE_LEVELS["uniform"](), WEIGHTINGS["plain"](), SAMPLERS["ddim"]()
-    )
+    model = DiffusionProcess(Cosine(), Curved(), NOISE_LEVELS["uniform"](), WEIGHTINGS["plain"](), SAMPLERS["ddim"]())
     with pytest.raises(ValueError, match="Curved: c_noise must be a straight line"):
         as_network(TEST_MIXTURE, model)
 

@@ -178,7 +178,9 @@ def test_pieces_are_the_whole():
     scales = (2.0, 1.0)
     whole = made.sample(texts=CAPTIONS, cond_scale=scales, **SEEN)
     for size in (1, 3, 4, 9):
-        assert torch.equal(made.sample(texts=CAPTIONS, cond_scale=scales, max_batch_size=size, **SEEN), whole)
+        pieces = made.sample(texts=CAPTIONS, cond_scale=scales, max_batch_size=size, **SEEN)
+        # the kernels of odd batches round differently in the last bit
+        torch.testing.assert_close(pieces, whole, atol=1e-6, rtol=0)
     stages = made.sample(texts=CAPTIONS, max_batch_size=3, return_all_unet_outputs=True, **SEEN)
     assert [tuple(stage.shape) for stage in stages] == [(4, 3, 8, 8), (4, 3, 16, 16)]
     drawn = made.sample(texts=CAPTIONS, max_batch_size=3, return_pil_images=True, **SEEN)

@@ -32,9 +32,7 @@ class Augmentation:
         return noised, level.log_snr.to(image)
 
 
-def lowres_companion(
-    image: Float[Tensor, "b c *space"], low: Size, size: Size, mode: str
-) -> Float[Tensor, "b c *to"]:
+def lowres_companion(image: Float[Tensor, "b c *space"], low: Size, size: Size, mode: str) -> Float[Tensor, "b c *to"]:
     """What the previous stage would have handed over for this picture: down to its size and up to this stage's."""
     shrunk = resize(image, low, mode)
     return resize(shrunk, size, mode)

@@ -145,7 +145,7 @@ class Demo:
         self.training.prepare()
         self.imagen = self.training.trainer.imagen
         self.prompts = list(self.config.sample_texts)
-        self.data = open_data(self.config, self.imagen.image_sizes[-1])
+        self.data = open_data(self.config, self.imagen.stages[-1].size)
         self.held_out = self._held_out()
 
     def _held_out(self) -> Dataset | None:
@@ -153,7 +153,7 @@ class Demo:
             return None
         rest = {name: value for name, value in self.config.dataset.items() if name != "limit"}
         other = self.config.model_copy(update={"dataset": {**rest, "split": HELD_OUT}})
-        return open_data(other, self.imagen.image_sizes[-1])
+        return open_data(other, self.imagen.stages[-1].size)
 
     def notes(self) -> list[str]:
         """Which prompts are no captions of the training data."""
@@ -249,7 +249,7 @@ class Demo:
         for number in self.training.numbers:
             if interruption:
                 return
-            height, width = self.imagen.image_sizes[number - 1]
+            height, width = self.imagen.stages[number - 1].size
             self.say(f"\ntraining U-Net {number}, {width} x {height} pixels, {self.training.goal(number)} steps")
             with self.timed(f"train_unet{number}"):
                 self.training.train(number, interruption)
@@ -314,7 +314,7 @@ class Demo:
             f"          {self.folder / 'loss.png'}  the loss curves\n"
             f"          {self.folder / 'metrics.json'}  caption retrieval and times\n"
             f"          {self.folder / 'samples'}  every picture in a file of its own\n\n"
-            f"next      imagen sample --model {model} --cond-scale {scale} \"{self.prompts[0]}\"\n"
+            f'next      imagen sample --model {model} --cond-scale {scale} "{self.prompts[0]}"\n'
             f"          imagen demo --steps {4 * self.training.taken()[0]}\n"
             f"          imagen train --data FOLDER_WITH_YOUR_PICTURES --unet all"
         )

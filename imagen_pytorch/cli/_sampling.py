@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ..cascade.cascade import Cascade
 
+
 @dataclass(frozen=True)
 class Request:
     """The options of ``imagen sample``; the command's help says what they mean."""

@@ -87,8 +87,7 @@ class Run:
         fs, place = locate(self.checkpoint)
         make_folder(fs, parent_of(place))  # a place that cannot be written to is found now, not after the training
         self.trainer = _make_trainer(self.config, self.request)
-        sizes = self.trainer.imagen.image_sizes
-        dataset = open_data(self.config, sizes[max(self.numbers) - 1])
+        dataset = open_data(self.config, self.trainer.imagen.stages[max(self.numbers) - 1].size)
         loader, _ = self.config.split_dataset_arguments()
         self.batch_size = min(loader["batch_size"], len(dataset))  # type: ignore[arg-type]
         self.trainer.add_train_dataset(dataset, **loader)

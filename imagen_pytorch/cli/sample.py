@@ -58,9 +58,7 @@ COUNT = click.IntRange(min=1)
 @click.option("--stop-at-unet", type=COUNT, metavar="N", help="Stop after this U-Net.")
 @click.option("--save-stages", is_flag=True, help="Also write what every U-Net before the last one made.")
 @click.option("--grid", is_flag=True, help="Also write all pictures with their captions on one sheet.")
-@click.option(
-    "--batch-size", type=COUNT, metavar="N", default=16, show_default=True, help="Pictures made at once."
-)
+@click.option("--batch-size", type=COUNT, metavar="N", default=16, show_default=True, help="Pictures made at once.")
 @click.option(
     "-o",
     "--output",

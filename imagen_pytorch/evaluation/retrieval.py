@@ -49,9 +49,7 @@ class Tower(nn.Module):
         dropout: strong, for the data are few.
     """
 
-    def __init__(
-        self, example: Float[Tensor, "n d"], hidden: int = 512, out: int = 128, dropout: float = 0.4
-    ) -> None:
+    def __init__(self, example: Float[Tensor, "n d"], hidden: int = 512, out: int = 128, dropout: float = 0.4) -> None:
         super().__init__()
         self.register_buffer("mean", example.mean(0))
         self.register_buffer("std", example.std(0, correction=0).clamp(min=1e-3))

@@ -148,7 +148,8 @@ class BatchStream:
 
     def state(self) -> dict[str, Any]:
         """Where the stream is, as plain containers."""
-        return {"seed": self.seed, "epoch": self.epoch, "position": self.position, "orders": list(self._orders)}
+        orders = self._orders or [generator.get_state() for generator in _generators(self.loader)]
+        return {"seed": self.seed, "epoch": self.epoch, "position": self.position, "orders": list(orders)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state`` was taken: the same samples in the same order; those already seen are passed over."""
