@@ -1,0 +1,21 @@
+"""Every Python block of the README runs, in order and in one folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+def test_every_python_block_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 3
+    names: dict = {}
+    for number, block in enumerate(blocks, start=1):
+        exec(compile(block, f"README.md, Python block {number}", "exec"), names)
+    assert names["pictures"].shape == (1, 3, 32, 32) and float(names["pictures"].min()) >= 0
+    assert float(names["pictures"].max()) <= 1 and Path("heart.png").is_file()
+    outside = names["mask"][:, None].expand_as(names["known"])
+    assert (names["filled"][outside] == names["known"][outside]).float().mean() > 0.99
