@@ -46,7 +46,9 @@ def cascade(kind=Imagen, stages=1, unet_options=None, **options):
     torch.manual_seed(0)
     options = {"image_sizes": (8, 16, 32)[:stages], "text_embed_dim": DIM, **options}
     options.setdefault("timesteps" if kind is Imagen else "num_sample_steps", 3)
-    return stir(kind([unet(**(unet_options or {})) for _ in options["image_sizes"]], **options))
+    fits = {"cond_on_text": options.get("condition_on_text", True), "channels": options.get("channels", 3)}
+    fits |= {"text_embed_dim": options["text_embed_dim"] or 768, **(unet_options or {})}  # saves a refitting
+    return stir(kind([unet(lowres_cond=index > 0, **fits) for index in range(len(options["image_sizes"]))], **options))
 
 
 def text(batch=2, tokens=3, seed=1):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cascade_toys import DIM, KINDS, cascade, pictures, sample, text, unchecked
+from cascade_toys import DIM, KINDS, cascade, pictures, sample, standing_in, text, unchecked
 
-from imagen_pytorch.diffusion.guidance import GUIDANCE
+from imagen_pytorch.diffusion.guidance import GUIDANCE, dynamic_threshold
 
 
 @pytest.fixture(autouse=True)
@@ -109,3 +109,24 @@ def test_guidance_without_dropped_captions_is_refused(kind):
     assert not model.can_classifier_guidance
     with pytest.raises(ValueError, match="cond_drop_prob=0"):
         sample(model, text_embeds=text(), cond_scale=2.0)
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_estimates_are_guided_then_thresholded_then_fed_back_to_both_halves(dynamic):
+    model = cascade(
+        unet_options={"self_cond": True}, pred_objectives="x_start", dynamic_thresholding=dynamic, timesteps=3
+    )
+    cond, null, scale = 2 * torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8), 3.0
+    net = standing_in(model, 1, lambda x, time: torch.cat([cond, null]))
+    result = sample(model, text_embeds=text(), cond_scale=scale, sampler="ddim", steps=3)
+    guided = null + scale * (cond - null)
+    estimate = dynamic_threshold(guided, 0.95) if dynamic else guided.clamp(-1, 1)
+    assert guided.abs().max() > 3 and estimate.abs().max() == 1
+    assert net.calls[0].self_cond is None
+    for call in net.calls[1:]:
+        torch.testing.assert_close(call.self_cond, torch.cat([estimate, estimate]))
+    t, s, _, _ = model.stages[0].process.schedule.levels(3, "karras")
+    first, second = net.calls[0].x[:2], net.calls[1].x[:2]
+    ratio = s.sigma / t.sigma
+    torch.testing.assert_close(second, ratio * first + (s.alpha - t.alpha * ratio) * estimate)
+    torch.testing.assert_close(result, (estimate + 1) / 2)

@@ -105,7 +105,7 @@ def test_a_silent_elucidated_network_loses_one_at_every_level(sigma):
 def test_a_network_that_knows_the_picture_gives_exactly_it(kind, objective, name):
     model, picture = formed(kind, objective), 2 * pictures(2) - 1
     standing_in(model, 1, oracle(objective, lambda x, alpha, sigma: picture.double()))
-    result = sample(model, batch_size=2, sampler=name, steps=6)
+    result = sample(model, batch_size=2, sampler=name, steps=4)
     torch.testing.assert_close(result, pictures(2), atol=2e-5, rtol=0)
 
 

@@ -159,6 +159,20 @@ def test_any_precision_of_pictures_has_a_finite_loss(kind):
     assert torch.isfinite(model.loss(noisiest))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_weights_train_on_single_precision_pictures_and_noise_levels(kind):
+    model = cascade(kind, stages=2, unet_options={"self_cond": True, "cond_images_channels": 3}).to(torch.bfloat16)
+    given = {"text_embeds": text(), "cond_images": pictures(), "unet_number": 2}
+    batch = changed(model.training_batch(pictures(2, 16), **given), self_condition=True)
+    assert batch.x0.dtype == batch.t.dtype == batch.lowres_noise_times.dtype == torch.float32
+    loss = model.loss(batch)
+    loss.backward()
+    assert torch.isfinite(loss) and loss.dtype == torch.float32
+    net = Net()
+    model.loss(batch, net)
+    assert net.calls[0].x.dtype == torch.bfloat16 and net.calls[0].time.dtype == torch.float32
+
+
 @pytest.mark.parametrize("scale", [1, 2])
 def test_crops_cut_picture_low_resolution_and_conditioning_alike(scale):
     model = cascade(

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from imagen_pytorch import Unet
 from imagen_pytorch.nn.attention import Attention, LinearAttention, to_map, to_tokens, unit
 from imagen_pytorch.nn.blocks import BlockOptions, Context, GlobalContext, ResnetBlock, Transformer, UpsampleCombiner
 from imagen_pytorch.nn.embeddings import FourierFeatures, PerceiverResampler, masked_mean
@@ -184,6 +185,22 @@ def test_transformer_starts_as_the_identity(linear, reads):
     assert torch.equal(transformer(x, context()), x)
     awake(transformer)
     assert torch.equal(transformer(x, context()), transformer(x, context())) == (not reads)
+
+
+DROPPING = {
+    "residual block": lambda net, x: net.downs[0].init_block(x, torch.ones(1, 32)),
+    "feed-forward": lambda net, x: net.mid_attn.layers[0].feed_forward(torch.ones(1, 3, 8)),
+    "linear attention": lambda net, x: net.downs[0].attention.layers[0].attention(x),
+}
+
+
+@pytest.mark.parametrize("place", DROPPING)
+def test_dropout_acts_in_training_only(place):
+    net = awake(Unet(dim=8, dim_mults=(1,), cond_on_text=False, dropout=0.5, layer_attns=False, use_linear_attn=True))
+    x = torch.randn(1, 8, 4, 4)
+    assert not torch.equal(DROPPING[place](net, x), DROPPING[place](net, x))
+    net.eval()
+    assert torch.equal(DROPPING[place](net, x), DROPPING[place](net, x))
 
 
 def test_hidden_vector_scales_and_shifts_behind_the_second_norm():

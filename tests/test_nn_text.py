@@ -203,6 +203,11 @@ def test_a_dropped_caption_says_nothing_and_leaves_its_neighbour_alone(kind):
     full, none = (net(**given, text_embeds=captions(), cond_drop_prob=share) for share in (0.0, 1.0))
     torch.testing.assert_close(some, torch.stack([full[0], none[1]]), rtol=0, atol=1e-10)
     assert not torch.allclose(full[1], none[1], atol=1e-3)
+    net.null_text_embed.data.neg_()
+    changed = net(**given, text_embeds=captions(), text_keep=keep)
+    torch.testing.assert_close(changed[0], some[0], rtol=0, atol=1e-10)
+    # attention reads the null token; its pooled form is a vector of its own
+    assert not torch.allclose(changed[1], some[1], atol=1e-6)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

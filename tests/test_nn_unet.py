@@ -175,16 +175,6 @@ def test_a_small_network_does_not_nag():
         make()
 
 
-def test_dropout_acts_in_training_only():
-    net = awake(make(dropout=0.5, use_linear_attn=True, layer_attns=(True, False)))
-    given = inputs(net)
-    assert not torch.equal(net(**given), net(**given))
-    net.eval()
-    assert torch.equal(net(**given), net(**given))
-    places = [name.split(".")[-2] for name, part in net.named_modules() if isinstance(part, nn.Dropout) and part.p]
-    assert {"init_block", "feed_forward", "attention", "0"} <= set(places)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -336,15 +326,11 @@ def test_channels_last_gives_the_same_answer():
 
 
 class Shapes(TorchDispatchMode):
-    """Remembers the size of the largest tensor made, and of the keys of every attention."""
+    """Remembers the number of elements of the largest tensor made."""
 
-    def __init__(self):
-        super().__init__()
-        self.largest, self.keys = 0, []
+    largest = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if "attention" in str(func):
-            self.keys.append(args[1].shape[-2])
         out = func(*args, **(kwargs or {}))
         made = out if isinstance(out, (tuple, list)) else [out]
         self.largest = max([self.largest, *(item.numel() for item in made if isinstance(item, torch.Tensor))])
@@ -359,8 +345,8 @@ def test_the_1024_preset_attends_to_context_only_and_its_maps_stay_linear():
         with torch.no_grad(), Shapes() as shapes:
             net(x, time, lowres_cond_img=x, lowres_noise_times=time)
     assert not net.mid_attn and not count(net, Transformer)
-    # two convolutions of 128 channels at full size, joined, are the largest map
-    assert shapes.largest <= 2 * 128 * 1024 * 1024
+    # the map before the last convolution with the low-resolution picture joined: no tensor is larger
+    assert shapes.largest == (128 + 3) * 1024 * 1024
 
 
 def test_multi_kernel_stem_costs_what_its_kernels_say():

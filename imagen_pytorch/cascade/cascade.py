@@ -17,7 +17,7 @@ from .conditioning import text_input
 from .lowres import target_space
 from .options import Callback, SampleOptions, check_text_count
 from .parts import CascadeParts
-from .placement import evaluating
+from .placement import dtype_of, evaluating
 from .preparation import build_batch
 from .sampling import SamplingRun
 from .stage import Stage, is_null
@@ -84,12 +84,12 @@ class Cascade(CascadeParts):
         """
         network = self.unets[batch.unet_number - 1] if unet is None else unet
         stage, conditioning = self.stages[batch.unet_number - 1], batch.conditioning()
-        space = target_space(batch.base, stage.residual)
+        space, dtype = target_space(batch.base, stage.residual), dtype_of(self.unets[batch.unet_number - 1])
 
         def net(x: Tensor, c_noise: Tensor, x0_before: Tensor | None) -> Tensor:
             # the network meets its own estimate as it does in sampling: thresholded
             before = None if x0_before is None else stage.threshold(x0_before, space)
-            return network(x, c_noise.to(x.dtype), self_cond=before, **conditioning)
+            return network(x.to(dtype), c_noise, self_cond=before, **conditioning)
 
         loss = stage.process.loss(net, batch.x0, batch.t, batch.noise, self_condition=batch.self_condition)
         return loss.mean()

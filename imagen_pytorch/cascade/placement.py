@@ -15,6 +15,12 @@ def device_of(module: nn.Module) -> torch.device:
     return torch.device("cpu") if parameter is None else parameter.device
 
 
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """The precision of a module's first parameter; single if it has none."""
+    parameter = next(module.parameters(), None)
+    return torch.float32 if parameter is None else parameter.dtype
+
+
 @contextmanager
 def on_device(module: nn.Module, device: torch.device) -> Iterator[nn.Module]:
     """Have ``module`` on ``device`` inside the block and back where it was after it, whatever happens."""

@@ -13,7 +13,7 @@ from .batch import TrainingBatch
 from .conditioning import Text, conditioning_pictures, null_text
 from .lowres import augmentation_times, lowres_companion, target_space
 from .options import check_text_count
-from .placement import device_of
+from .placement import device_of, dtype_of
 from .stage import Stage, check_range
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def checked_pictures(cascade: CascadeParts, images: Tensor, stage: Stage, device: torch.device) -> Tensor:
-    """Training pictures in [-1, 1], in the precision of the weights, on their device.
+    """Training pictures in [-1, 1], in the precision of the weights but never less than single, on their device.
 
     Raises:
         ValueError: wrong rank, channels, size or proportions, or values that look like 0..255.
@@ -40,8 +40,8 @@ def checked_pictures(cascade: CascadeParts, images: Tensor, stage: Stage, device
         raise ValueError(f"{what}, images of {height}x{width} have other proportions: crop them or change image_sizes")
     pictures = cascade.as_given(images)
     check_range(pictures, normalized=not cascade.auto_normalize_img)
-    dtype = next(cascade.unets[stage.number - 1].parameters()).dtype
-    return cascade.normalize_img(pictures.to(device, dtype))
+    precision = torch.promote_types(dtype_of(cascade.unets[stage.number - 1]), torch.float32)
+    return cascade.normalize_img(pictures.to(device, precision))
 
 
 def build_batch(
@@ -99,15 +99,16 @@ def text_draws(
     Raises:
         ValueError: another number of captions than pictures.
     """
-    batch = len(x0)
+    batch, unet = len(x0), cascade.unets[stage.number - 1]
+    dtype = dtype_of(unet)
     if text is None:
-        if not cascade.unets[stage.number - 1].cond_on_text:
+        if not unet.cond_on_text:
             return {}
-        text = null_text(batch, cascade.text_embed_dim, x0.device, x0.dtype)
+        text = null_text(batch, cascade.text_embed_dim, x0.device, dtype)
     check_text_count(text.embeds, batch)
     dropped = cascade.cond_drop_prob if cascade.training else 0.0
     keep = ~bernoulli(dropped, batch, generator, x0.device)
-    embeds, mask = text.to(x0.device, x0.dtype)
+    embeds, mask = text.to(x0.device, dtype)
     return {"text_embeds": embeds, "text_mask": mask, "text_keep": keep}
 
 

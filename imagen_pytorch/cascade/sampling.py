@@ -18,7 +18,7 @@ from ..images import Size, resize, shrink_known, unnormalize
 from .conditioning import Text, conditioning_pictures, null_text, stacked, text_input
 from .lowres import Direct, Residual, target_space
 from .options import SampleOptions, StageChoices, check_share, check_text_count, stage_sizes
-from .placement import alone_on_device, device_of, on_device
+from .placement import alone_on_device, device_of, dtype_of, on_device
 from .stage import Stage, is_null, takes_pictures
 
 if TYPE_CHECKING:
@@ -140,8 +140,8 @@ class StageRun:
         self.choices = run.choices[stage.number - 1]
         self.size: Size = run.sizes[stage.number - 1]
         self.device = device_of(unet)
-        self.dtype = next(unet.parameters()).dtype
-        # the picture itself is never in half precision, only what the network computes
+        self.dtype = dtype_of(unet)
+        # picture and noise levels are never in half precision, only what the network computes
         self.precision = torch.promote_types(self.dtype, torch.float32)
         self.process = self._process()
         self.guidance = self._guidance()
@@ -220,16 +220,16 @@ class StageRun:
             level = own[self.stage.number - 1] if isinstance(own, list | tuple) else own
         check_share(level, "lowres_sample_noise_level")
         times = torch.full((len(enlarged),), float(level), device=self.device)
-        parts = self.cascade.augmentation(enlarged, times, self.run_.generator)
-        named = zip(("lowres_cond_img", "lowres_noise_times"), parts, strict=True)
-        return {name: (torch.cat([part, part]) if both else part).to(self.dtype) for name, part in named}
+        noised, told = self.cascade.augmentation(enlarged, times, self.run_.generator)
+        parts = {"lowres_cond_img": noised.to(self.dtype), "lowres_noise_times": told}
+        return {name: torch.cat([part, part]) for name, part in parts.items()} if both else parts
 
     # -- estimates ----------------------------------------------------------------------------------------------------
 
     def _network(self, conditioning: Any) -> Any:
         def net(x: Tensor, c_noise: Tensor, x0_before: Tensor | None) -> Tensor:
             before = None if x0_before is None else x0_before.to(self.dtype)
-            return self.unet(x.to(self.dtype), c_noise.to(self.dtype), conditioning, self_cond=before)
+            return self.unet(x.to(self.dtype), c_noise.to(self.precision), conditioning, self_cond=before)
 
         return self.process.denoiser(net)
 
