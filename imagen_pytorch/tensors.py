@@ -7,6 +7,7 @@ Shape legend of the package: ``b`` batch, ``c`` channels, ``h w`` height and wid
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, TypeVar
 
 import torch
@@ -25,7 +26,7 @@ def seeded(seed: int | Sequence[int], batch: int) -> list[torch.Generator]:
     Raises:
         ValueError: the number of seeds is not the batch size.
     """
-    seeds = [seed + index for index in range(batch)] if isinstance(seed, int) else list(seed)
+    seeds = [seed + index for index in range(batch)] if isinstance(seed, Integral) else list(seed)
     if len(seeds) != batch:
         raise ValueError(f"{batch} pictures need one seed or {batch} seeds, got {len(seeds)}")
     return [torch.Generator().manual_seed(int(item)) for item in seeds]

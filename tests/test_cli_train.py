@@ -330,3 +330,13 @@ def test_out_of_memory_says_what_to_try(folder, monkeypatch):
 
     monkeypatch.setattr(ImagenTrainer, "train_step", greedy)
     refused(imagen("train", "--steps", 1, "--quiet"), 5, "out of memory", "--max-batch-size 2")
+
+
+def test_a_rate_that_has_fallen_to_zero_is_said(folder):
+    write_config(trainer={"lr": 1e-3, "cosine_decay_max_steps": 2})
+    assert "has fallen to 0" not in succeed("train", "--steps", 2).stderr
+    assert (
+        "learning rate of U-Net 1 has fallen to 0, so nothing more is learned" in succeed("train", "--steps", 1).stderr
+    )
+    write_config(trainer={"lr": 1e-3, "cosine_decay_max_steps": 9})
+    assert "has fallen to 0" not in succeed("train", "--steps", 1).stderr

@@ -150,6 +150,11 @@ class Run:
         if span.first >= span.last:
             self.say(f"U-Net {number} has been trained for {span.first} steps; --steps N trains it further")
             return
+        if self.trainer.get_lr(number) == 0:
+            self.say(
+                f"the learning rate of U-Net {number} has fallen to 0, so nothing more is learned: raise "
+                "trainer.cosine_decay_max_steps in the configuration"
+            )
         duties = (
             (self.config.validate_at_every, self.validate),
             (self.config.sample_at_every, self.sample),

@@ -23,7 +23,7 @@ from ._options import PerStage, device_option, quiet_option
     metavar="FILE",
     help="Another configuration, a file or the name of a ready-made one; its data need captions.",
 )
-@click.option("--cond-scale", type=PerStage(float, 0), default="1.5,1", show_default=True, help="Guidance weight.")
+@click.option("--cond-scale", type=PerStage(float, 0), default="1.5", show_default=True, help="Guidance weight.")
 @click.option(
     "--judge",
     type=click.IntRange(min=0),

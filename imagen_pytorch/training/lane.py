@@ -146,6 +146,9 @@ class Lane:
                 group.update(own)
         if self.scheduler is not None and f"scheduler{index}" in contents:
             self.scheduler.load_state_dict(contents[f"scheduler{index}"])
+            schedule = zip(self.optimizer.param_groups, self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)
+            for group, rate, factor in schedule:  # of this trainer: its length may have been changed
+                group["lr"] = rate * factor(self.scheduler.last_epoch)
         if self.scaler.is_enabled() and contents.get(f"scaler{index}"):
             self.scaler.load_state_dict(contents[f"scaler{index}"])
         self.forget()
