@@ -74,6 +74,7 @@ class Imagen(Cascade):
         lowres_noise_schedule, lowres_sample_noise_level, per_sample_random_aug_noise_level: noise-conditioning
             augmentation of the low-resolution picture: its schedule, its per-unet time when sampling, and whether
             training draws a level per picture instead of per batch.
+        lowres_max_noise_level: training draws those times from [0, this); at 1 up to pure noise, as in the paper.
         lowres_residual: per-unet scale; the stage then models (picture - enlarged low-resolution picture) / scale.
         condition_on_text: False for unconditional models.
         auto_normalize_img: pictures are given and returned in [0, 1]; False means [-1, 1].
@@ -112,6 +113,7 @@ class Imagen(Cascade):
         lowres_noise_schedule: str = "linear",
         lowres_sample_noise_level: float | Sequence[float] = 0.2,
         per_sample_random_aug_noise_level: bool = False,
+        lowres_max_noise_level: float = 1.0,
         lowres_residual: float | Sequence[float | None] | None = None,
         condition_on_text: bool = True,
         auto_normalize_img: bool = True,
@@ -211,6 +213,7 @@ class ElucidatedImagen(ElucidatedFormulas, Cascade):
         lowres_noise_schedule: str = "linear",
         lowres_sample_noise_level: float | Sequence[float] = 0.2,
         per_sample_random_aug_noise_level: bool = False,
+        lowres_max_noise_level: float = 1.0,
         lowres_residual: float | Sequence[float | None] | None = None,
         condition_on_text: bool = True,
         auto_normalize_img: bool = True,

@@ -343,3 +343,18 @@ def test_further_training_mistakes_get_a_sentence():
         cascade(unet_options={"cond_images_channels": 3})(pictures(), text_embeds=text(), cond_images=pictures(1))
     with pytest.warns(UserWarning, match=r"should lie in \[0, 1\]"):
         cascade(condition_on_text=False)(pictures() * 2)
+
+
+@pytest.mark.parametrize("most", [1.0, 0.25])
+def test_training_levels_of_the_low_resolution_noise_stay_below_the_maximum(most):
+    model = cascade(
+        stages=2, lowres_max_noise_level=most, per_sample_random_aug_noise_level=True, condition_on_text=False
+    )
+    told = model.training_batch(torch.rand(400, 3, 16, 16), unet_number=2).lowres_noise_times
+    times = model.augmentation.schedule.inverse(told.double())
+    assert float(times.max()) < most and float(times.mean()) == pytest.approx(most / 2, rel=0.1)
+
+
+def test_a_maximum_of_the_low_resolution_noise_is_a_share():
+    with pytest.raises(ValueError, match="lowres_max_noise_level"):
+        cascade(lowres_max_noise_level=1.5)

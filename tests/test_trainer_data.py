@@ -103,6 +103,11 @@ def test_a_stream_without_batches_says_so():
         next(BatchStream([], seed=0))
 
 
+def test_fewer_data_than_a_batch_are_a_batch():
+    stream = BatchStream(make_loader(list(range(3)), 8, seed=0, drop_last=True), seed=0)
+    assert next(stream).tolist() == [0, 1, 2]
+
+
 def test_fewer_data_than_when_the_state_was_taken_begin_the_next_epoch():
     stream = BatchStream(make_loader(list(range(3)), 1, seed=0), seed=0)
     stream.load_state({"seed": 0, "epoch": 0, "position": 7, "orders": []})

@@ -43,6 +43,7 @@ class SharedOptions(_Taken):
     lowres_sample_noise_level: Any
     lowres_residual: Any
     per_sample_random_aug_noise_level: bool
+    lowres_max_noise_level: float
     condition_on_text: bool
     auto_normalize_img: bool
     dynamic_thresholding: Any
@@ -58,7 +59,13 @@ class SharedOptions(_Taken):
         Raises:
             ValueError: with what came and what fits.
         """
-        for name in ("cond_drop_prob", "cond_images_drop_prob", "dynamic_thresholding_percentile"):
+        shares = (
+            "cond_drop_prob",
+            "cond_images_drop_prob",
+            "dynamic_thresholding_percentile",
+            "lowres_max_noise_level",
+        )
+        for name in shares:
             check_share(getattr(self, name), name)
         for level in per_stage(self.lowres_sample_noise_level, count, "lowres_sample_noise_level"):
             check_share(level, "lowres_sample_noise_level")

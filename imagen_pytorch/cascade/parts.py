@@ -69,6 +69,7 @@ class CascadeParts(nn.Module):
         self.resize_mode = shared.resize_mode
         self.lowres_sample_noise_level = shared.lowres_sample_noise_level
         self.per_sample_random_aug_noise_level = shared.per_sample_random_aug_noise_level
+        self.lowres_max_noise_level = shared.lowres_max_noise_level
         self.dynamic_thresholding = per_stage(shared.dynamic_thresholding, count, "dynamic_thresholding")
         self.dynamic_thresholding_percentile = shared.dynamic_thresholding_percentile
         self.only_train_unet_number = shared.only_train_unet_number

@@ -76,6 +76,7 @@ def build_batch(
     if companion is not None:
         per_sample = cascade.per_sample_random_aug_noise_level
         times = augmentation_times(batch, per_sample, generator if per_sample else once, device)
+        times = times * cascade.lowres_max_noise_level
         lowres, lowres_times = cascade.augmentation(companion, times, generator)
     return TrainingBatch(
         unet_number=stage.number,

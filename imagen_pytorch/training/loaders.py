@@ -51,7 +51,11 @@ def as_tensors(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_loader(dataset: Any, batch_size: int, seed: int, **options: Any) -> DataLoader:
-    """A ``DataLoader`` with its own order, so that nothing else disturbs it; ``options`` go to torch's constructor."""
+    """A ``DataLoader`` with its own order, so that nothing else disturbs it; ``options`` go to torch's constructor.
+
+    Fewer items than a batch are a batch of their own, also with ``drop_last``.
+    """
+    batch_size = max(1, min(batch_size, len(dataset)))
     options.setdefault("generator", torch.Generator().manual_seed(seed))
     return DataLoader(dataset, batch_size=batch_size, **options)
 
