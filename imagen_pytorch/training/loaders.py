@@ -55,7 +55,7 @@ def make_loader(dataset: Any, batch_size: int, seed: int, **options: Any) -> Dat
 
     Fewer items than a batch are a batch of their own, also with ``drop_last``.
     """
-    batch_size = max(1, min(batch_size, len(dataset)))
+    batch_size = min(batch_size, max(1, len(dataset)))
     options.setdefault("generator", torch.Generator().manual_seed(seed))
     return DataLoader(dataset, batch_size=batch_size, **options)
 
