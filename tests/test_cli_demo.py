@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -65,9 +66,10 @@ def test_everything_that_is_promised_is_written(tmp_path, quick_judge):
     assert (folder / "imagen.pt").is_file()
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["steps"] == [4, 2] and metrics["training_pictures"] == 8
-    for kind, pictures in (("trained", 5), ("held_out", 5)):
-        figures = metrics["caption_retrieval"][kind]
-        assert figures["pictures"] == pictures and figures["extractor"] == "pixels"
+    assert list(metrics["caption_retrieval"]) == ["16x16", "8x8"]
+    for kind, size in itertools.product(("trained", "held_out"), ("16x16", "8x8")):
+        figures = metrics["caption_retrieval"][size][kind]
+        assert figures["pictures"] == 5 and figures["extractor"] == "pixels"
         for name in ("generated", "chance", "ceiling"):
             assert 0 <= figures[name]["R@1"] <= figures[name]["R@5"] <= figures[name]["R@10"] <= 1
             assert f"{100 * figures[name]['R@1']:.1f} %" in done.output

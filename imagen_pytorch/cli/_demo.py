@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -214,33 +215,48 @@ class Demo:
     # -- figures ------------------------------------------------------------------------------------------------------
 
     def judge(self) -> dict[str, Any]:
-        """Caption retrieval of generated pictures, by the captions that were trained on and by those held out."""
+        """Caption retrieval of generated pictures, by the captions that were trained on and by those held out.
+
+        Twice: of the pictures as they are, and shrunk to the first stage's size, where the judge sees shapes and
+        colours but not the texture about which it is strict. Real pictures are shrunk alike.
+        """
         from ..evaluation.features import feature_extractor
         from ..evaluation.retrieval import caption_retrieval, train_probe
+        from ..images import resize
 
         real, captions = gathered(self.data, spread(len(self.data), JUDGE_LEARNS))
-        probe = train_probe(
-            real, captions, extractor=feature_extractor(), encoder=self.imagen.text_encoder, seed=self.options.seed
-        )
-        report = {}
+        asked = {}
         for name, source in (("trained", self.data), ("held_out", self.held_out)):
-            if source is None or not len(source):
-                continue
-            pictures, texts = gathered(source, spread(len(source), self.options.judge))
-            made = self.draw(self.training.trainer.sample, texts, max_batch_size=BATCH)[-1].cpu()
-            candidates = [*texts, *(captions if source is self.data else captions_of(source))]
-            report[name] = caption_retrieval(probe, made, texts, candidates=candidates, real=pictures)
+            if source is not None and len(source):
+                pictures, texts = gathered(source, spread(len(source), self.options.judge))
+                made = self.draw(self.training.trainer.sample, texts, max_batch_size=BATCH)[-1].cpu()
+                asked[name] = (
+                    made,
+                    texts,
+                    pictures,
+                    [*texts, *(captions if name == "trained" else captions_of(source))],
+                )
+        report: dict[str, Any] = {}
+        extractor, encoder = feature_extractor(), self.imagen.text_encoder
+        for height, width in dict.fromkeys((self.imagen.stages[-1].size, self.imagen.stages[0].size)):
+            seen = partial(resize, size=(height, width))
+            probe = train_probe(seen(real), captions, extractor=extractor, encoder=encoder, seed=self.options.seed)
+            report[f"{width}x{height}"] = {
+                name: caption_retrieval(probe, seen(made), texts, candidates=candidates, real=seen(pictures))
+                for name, (made, texts, pictures, candidates) in asked.items()
+            }
         return report
 
     def tell(self, report: dict[str, Any]) -> None:
         """The figures of `judge` as a table."""
         titles = {"trained": "captions of the training data", "held_out": "captions held out of training"}
-        for name, figures in report.items():
-            count = f"{figures['pictures']} pictures, {figures['candidates']} captions to choose from"
-            self.say(f"\n{titles[name]} ({count})")
-            self.say(f"  {'':20}{'R@1':>9}{'R@5':>9}{'R@10':>9}")
-            for row, label in (("generated", "generated"), ("chance", "chance"), ("ceiling", "real pictures")):
-                self.say(f"  {label:20}{percent(figures[row])}")
+        for size, kinds in report.items():
+            for name, figures in kinds.items():
+                count = f"{figures['pictures']} pictures, {figures['candidates']} captions to choose from"
+                self.say(f"\n{titles[name]}, judged at {size} ({count})")
+                self.say(f"  {'':20}{'R@1':>9}{'R@5':>9}{'R@10':>9}")
+                for row, label in (("generated", "generated"), ("chance", "chance"), ("ceiling", "real pictures")):
+                    self.say(f"  {label:20}{percent(figures[row])}")
 
     # -- the whole ----------------------------------------------------------------------------------------------------
 
