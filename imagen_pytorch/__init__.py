@@ -1,4 +1,4 @@
-"""Imagen-style diffusion cascades: text to image, stage by stage.
+"""Imagen-style diffusion cascades: text to image and text to video, stage by stage.
 
 Every public name is imported when it is first used, so that ``import imagen_pytorch`` opens no file and no connection.
 """
@@ -12,10 +12,11 @@ from .version import __version__
 
 if TYPE_CHECKING:  # what type checkers and editors see; `_HOME` below says the same at run time
     from .checkpoint import load_imagen_from_checkpoint
-    from .configs import ElucidatedImagenConfig, ImagenConfig, ImagenTrainerConfig, UnetConfig
+    from .configs import ElucidatedImagenConfig, ImagenConfig, ImagenTrainerConfig, Unet3DConfig, UnetConfig
     from .imagen import ElucidatedImagen, Imagen
     from .nn.presets import BaseUnet64, NullUnet, SRUnet256, SRUnet1024
     from .nn.unet import Unet
+    from .nn.unet3d import Unet3D
     from .trainer import ImagenTrainer
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "SRUnet1024",
     "SRUnet256",
     "Unet",
+    "Unet3D",
+    "Unet3DConfig",
     "UnetConfig",
     "__version__",
     "load_imagen_from_checkpoint",
@@ -48,6 +51,8 @@ _HOME = {
     "SRUnet1024": "nn.presets",
     "SRUnet256": "nn.presets",
     "Unet": "nn.unet",
+    "Unet3D": "nn.unet3d",
+    "Unet3DConfig": "configs",
     "UnetConfig": "configs",
     "load_imagen_from_checkpoint": "checkpoint",
 }
@@ -62,6 +67,7 @@ _MODULES = (
     "evaluation",
     "imagen",
     "imagen_pytorch",
+    "imagen_video",
     "images",
     "t5",
     "testing",

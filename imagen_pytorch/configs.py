@@ -58,6 +58,7 @@ def unet_model(name: str) -> type[Configuration]:
 
 
 UnetConfig = unet_model("Unet")
+Unet3DConfig = unet_model("Unet3D")
 
 
 def _unet(values: Any) -> Configuration:
@@ -85,17 +86,22 @@ class _CascadeBase(Configuration):
     unets: list[Annotated[Any, BeforeValidator(_unet)]]
     video: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _networks_of_videos(cls, values: Any) -> Any:
+        """With ``video``, a U-Net is a `Unet3D` unless it says otherwise."""
+        if not isinstance(values, Mapping) or not values.get("video") or "unets" not in values:
+            return values
+        unets = cls._one_or_many(values["unets"])
+        if not isinstance(unets, list | tuple):
+            return values
+        named = [{"type": "Unet3D", **unet} if isinstance(unet, Mapping) else unet for unet in unets]
+        return {**values, "unets": named}
+
     @field_validator("unets", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, Mapping | Configuration) else value
-
-    @field_validator("video")
-    @classmethod
-    def _no_video(cls, value: bool) -> bool:
-        if value:
-            raise ValueError("this version makes pictures, no videos; set it to false")
-        return value
 
     @model_validator(mode="after")
     def _one_size_per_unet(self) -> _CascadeBase:

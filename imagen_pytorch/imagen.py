@@ -80,7 +80,13 @@ class Imagen(Cascade):
         auto_normalize_img: pictures are given and returned in [0, 1]; False means [-1, 1].
         dynamic_thresholding, dynamic_thresholding_percentile: per-unet switch and quantile (Imagen section 2.3).
         only_train_unet_number: refuse training any other U-Net.
-        temporal_downsample_factor, resize_cond_video_frames: for videos.
+        temporal_downsample_factor: of a video cascade, per-unet; a stage makes every so-many-th frame, the last one all.
+        resize_cond_video_frames: a stage with fewer frames sees of the given frames those that fall on its own times.
+        temporal_resize_mode: from the frames of one stage to those of the next: "linear" or "nearest".
+        video_frames, fps: how many frames `sample` makes and at which rate they follow each other, unless told.
+        fps_drop_prob: share of training clips whose ``fps`` is hidden from the network.
+        given_frames_prob: share of training batches in which some frames are given and the rest is learned: with
+            causal networks the first ones, else any. `sample` can then go on from ``cond_video_frames``.
         resize_mode: of every resize, antialiased for "bilinear" and "bicubic".
         min_snr_loss_weight, min_snr_gamma: per-unet min-SNR weight (Hang et al. 2023, arXiv 2303.09556).
         p2_loss_weight_gamma, p2_loss_weight_k: per-unet P2 weight in its place (Choi et al. 2022, arXiv 2204.00227).
@@ -122,6 +128,11 @@ class Imagen(Cascade):
         only_train_unet_number: int | None = None,
         temporal_downsample_factor: int | Sequence[int] = 1,
         resize_cond_video_frames: bool = True,
+        temporal_resize_mode: str = "linear",
+        video_frames: int | None = None,
+        fps: float = 8.0,
+        fps_drop_prob: float = 0.1,
+        given_frames_prob: float = 0.0,
         resize_mode: str = "bilinear",
         min_snr_loss_weight: bool | Sequence[bool] = True,
         min_snr_gamma: float | Sequence[float] = 5.0,
@@ -222,6 +233,11 @@ class ElucidatedImagen(ElucidatedFormulas, Cascade):
         only_train_unet_number: int | None = None,
         temporal_downsample_factor: int | Sequence[int] = 1,
         resize_cond_video_frames: bool = True,
+        temporal_resize_mode: str = "linear",
+        video_frames: int | None = None,
+        fps: float = 8.0,
+        fps_drop_prob: float = 0.1,
+        given_frames_prob: float = 0.0,
         resize_mode: str = "bilinear",
         sampler: str | Sequence[str] = "edm",
         num_sample_steps: int | Sequence[int] = 32,

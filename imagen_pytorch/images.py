@@ -22,7 +22,9 @@ MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 #: Modes from which Pillow converts to a few others only, and where to go first.
 DETOURS = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}
 
-RESIZE_MODES = ("nearest", "bilinear", "bicubic", "area")
+RESIZE_MODES = ("nearest", "bilinear", "trilinear", "bicubic", "area")
+
+TEMPORAL_MODES = ("linear", "nearest")
 
 
 def as_size(size: int | Sequence[int]) -> Size:
@@ -73,6 +75,7 @@ def resize(
 ) -> Float[Tensor, "b c *to"]:
     """Resize the last two axes of pictures ``b c h w`` or videos ``b c f h w``; "bilinear" and "bicubic" antialias.
 
+    "trilinear" is "bilinear" here, where frames keep their number; `resample_frames` changes that.
     Bicubic overshoots; the result is clipped to the range of the input.
 
     Raises:
@@ -80,6 +83,7 @@ def resize(
     """
     if mode not in RESIZE_MODES:
         raise ValueError(f'no resize mode "{mode}"; known: {", ".join(RESIZE_MODES)}')
+    mode = "bilinear" if mode == "trilinear" else mode
     size = as_size(size)
     if tuple(x.shape[-2:]) == size:
         return x
@@ -93,6 +97,30 @@ def resize(
         return out
     axes = tuple(range(1, x.ndim))
     return out.clamp(x.amin(axes, keepdim=True), x.amax(axes, keepdim=True))
+
+
+def resample_frames(
+    x: Float[Tensor, "b c f h w"], places: Float[Tensor, " f2"], mode: str = "linear"
+) -> Float[Tensor, "b c f2 h w"]:
+    """Frames of a clip at any place in it: 0 is its first frame, 1 its second, 1.5 lies between the second and third.
+
+    Args:
+        places: outside the clip its nearest frame stands.
+        mode: "linear" mixes the two neighbours, "nearest" takes the last frame that is not later.
+
+    Raises:
+        ValueError: an unknown mode.
+    """
+    if mode not in TEMPORAL_MODES:
+        raise ValueError(f'no temporal resize mode "{mode}"; known: {", ".join(TEMPORAL_MODES)}')
+    places = places.double().clamp(0, x.shape[2] - 1)
+    before = places.floor().long()
+    earlier = x.index_select(2, before.to(x.device))
+    if mode == "nearest" or bool((places == before).all()):
+        return earlier
+    later = x.index_select(2, (before + 1).clamp(max=x.shape[2] - 1).to(x.device))
+    share = (places - before).to(x)[:, None, None]
+    return torch.lerp(earlier, later, share)
 
 
 def shrink_known(

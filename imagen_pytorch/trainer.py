@@ -192,11 +192,13 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         noise: Tensor | np.ndarray | None = None,
         unet_number: int | None = None,
         max_batch_size: int | None = None,
+        **clip: Any,
     ) -> float:
         """Loss of one U-Net; in training mode its gradient is added to those that wait for `update`.
 
         Args:
             images, texts, text_embeds, text_masks, cond_images, noise: as for `Cascade.training_batch`.
+            clip: what `Cascade.training_batch` takes for clips, such as ``fps`` and ``ignore_time``.
             unet_number: 1-based; may be omitted if only one can be meant.
             max_batch_size: pictures in memory at once. All draws are made before the batch is split, so the gradient
                 is that of the whole.
@@ -213,6 +215,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
             "text_masks": text_masks,
             "cond_images": cond_images,
             "noise": noise,
+            **clip,
         }
         draws = self.randomness.step() if self.training else nullcontext()
         with draws as generator:

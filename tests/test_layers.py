@@ -19,14 +19,14 @@ LAYERS = (
     ("imagen",),
     ("signatures", "configs", "storage", "checkpoint", "training", "trainer", "evaluation"),
     # doors: command line, lazy names, and files that only re-export what lives below under names people know
-    ("cli", "__init__", "__main__", "imagen_pytorch", "elucidated_imagen", "t5", "utils", "testing"),
+    ("cli", "__init__", "__main__", "imagen_pytorch", "elucidated_imagen", "imagen_video", "t5", "utils", "testing"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 FOUNDATION = {"torch", "numpy", "einops", "jaxtyping", "PIL"}
 
 # packages that nobody should wait for before using them: imported inside the function that needs them
 ON_USE = set(
-    "transformers accelerate datasets ema_pytorch PIL rich gcsfs s3fs pandas diffusers scipy sentencepiece tokenizers "
+    "transformers accelerate av datasets ema_pytorch PIL rich gcsfs s3fs pandas diffusers scipy sentencepiece tokenizers "
     "safetensors huggingface_hub requests".split()
 )
 FORBIDDEN = {"torchvision", "kornia", "beartype", "pytorch_warmup"}

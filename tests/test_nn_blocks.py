@@ -30,7 +30,7 @@ def awake(module: nn.Module) -> nn.Module:
 
 
 def context(batch: int = 2, count: int = 5) -> Context:
-    return Context(torch.randn(batch, count, OPTIONS.cond_dim), (), None)
+    return Context(torch.randn(batch, OPTIONS.hidden_dim), torch.randn(batch, count, OPTIONS.cond_dim))
 
 
 # -- attention --------------------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def test_zeros_stay_finite_in_half_precision(dtype):
     zeros = torch.zeros(1, 8, 4, 4, dtype=dtype)
     for layer in (Attention(8, 2, 4, cosine=True), LinearAttention(8, 2, 4), ResnetBlock(8, 8, OPTIONS, gated=True)):
         layer = layer.to(dtype)
-        out = layer(zeros, zeros.new_zeros(1, 12)) if isinstance(layer, ResnetBlock) else layer(zeros)
+        out = layer(zeros, Context(zeros.new_zeros(1, 12))) if isinstance(layer, ResnetBlock) else layer(zeros)
         assert out.dtype == dtype and out.isfinite().all()
 
 
@@ -174,7 +174,7 @@ def test_tokens_and_maps_are_inverse():
 def test_residual_block_starts_as_its_shortcut(cross, gated, dim_out):
     block = ResnetBlock(8, dim_out, OPTIONS, cross, gated)
     x = torch.randn(2, 8, 5, 6)
-    assert torch.equal(block(x, torch.randn(2, 12), context()), block.shortcut(x))
+    assert torch.equal(block(x, context()), block.shortcut(x))
     assert (dim_out == 8) == isinstance(block.shortcut, nn.Identity)
 
 
@@ -188,7 +188,7 @@ def test_transformer_starts_as_the_identity(linear, reads):
 
 
 DROPPING = {
-    "residual block": lambda net, x: net.downs[0].init_block(x, torch.ones(1, 32)),
+    "residual block": lambda net, x: net.downs[0].blocks[0](x, Context(torch.ones(1, 32))),
     "feed-forward": lambda net, x: net.mid_attn.layers[0].feed_forward(torch.ones(1, 3, 8)),
     "linear attention": lambda net, x: net.downs[0].attention.layers[0].attention(x),
 }
@@ -208,7 +208,7 @@ def test_hidden_vector_scales_and_shifts_behind_the_second_norm():
     x, hidden = torch.randn(2, 8, 4, 4), torch.randn(2, 12)
     scale, shift = block.to_scale_shift(hidden)[..., None, None].chunk(2, dim=1)
     inner = block.norm2(block.conv1(F.silu(block.norm1(x)))) * (scale + 1) + shift
-    torch.testing.assert_close(block(x, hidden), x + block.conv2(F.silu(inner)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(block(x, Context(hidden)), x + block.conv2(F.silu(inner)), rtol=1e-5, atol=1e-5)
 
 
 def test_gate_is_the_attention_pooled_summary():

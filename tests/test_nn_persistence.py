@@ -228,7 +228,7 @@ def test_presets_have_the_sizes_of_the_paper(kind):
 
 
 def test_every_registered_network_is_a_public_name():
-    assert UNETS.names() == ("Unet", "NullUnet", "BaseUnet64", "SRUnet256", "SRUnet1024")
+    assert UNETS.names() == ("Unet", "Unet3D", "NullUnet", "BaseUnet64", "SRUnet256", "SRUnet1024")
 
 
 def test_the_placeholder_takes_anything_and_does_nothing(tmp_path):

@@ -6,7 +6,17 @@ import pytest
 import torch
 from cascade_toys import unchecked
 
-from imagen_pytorch import BaseUnet64, ElucidatedImagen, Imagen, NullUnet, SRUnet256, SRUnet1024, Unet
+from imagen_pytorch import (
+    BaseUnet64,
+    ElucidatedImagen,
+    Imagen,
+    ImagenTrainer,
+    NullUnet,
+    SRUnet256,
+    SRUnet1024,
+    Unet,
+    Unet3D,
+)
 from imagen_pytorch.t5 import get_encoded_dim
 
 
@@ -28,6 +38,11 @@ def upsampler(**options):
     """A second U-Net."""
     return base(**{"num_resnet_blocks": (1, 2, 2, 2), "layer_attns": (False, False, False, True),
                    "layer_cross_attns": (False, False, False, True), **options})  # fmt: skip
+
+
+def video_unet():
+    """As in the example, but narrow."""
+    return Unet3D(dim=8, dim_mults=(1, 2, 4, 8), attn_heads=2, attn_dim_head=8)
 
 
 def in_range(images, *shape):
@@ -204,3 +219,48 @@ def test_padded_embeddings_need_no_mask():
         for more in ({}, {"text_masks": mask})
     ]
     assert torch.equal(*results)
+
+
+def test_text_to_video():
+    """Training on 10 frames, sampling 20."""
+    imagen = ElucidatedImagen(
+        unets=(video_unet(), video_unet()),
+        image_sizes=(16, 32),
+        random_crop_sizes=(None, 16),
+        temporal_downsample_factor=(2, 1),
+        num_sample_steps=2,
+        cond_drop_prob=0.1,
+        sigma_min=0.002,
+        sigma_max=(80, 160),
+        sigma_data=0.5,
+        rho=7,
+        P_mean=-1.2,
+        P_std=1.2,
+        S_churn=80,
+        S_tmin=0.05,
+        S_tmax=50,
+        S_noise=1.003,
+        text_encoder_name="builtin:words",
+    )
+    texts = [*TEXTS, "dust motes swirling in the morning sunshine on the windowsill"]
+    videos = torch.rand(4, 3, 10, 32, 32)
+    trainer = ImagenTrainer(imagen)
+    loss = trainer(videos, texts=texts, unet_number=1, ignore_time=False)
+    trainer.update(unet_number=1)
+    assert loss > 0
+    with pytest.warns(UserWarning, match="U-Net 2 has not been trained yet"):
+        assert in_range(trainer.sample(texts=texts, video_frames=20, use_tqdm=False), 4, 3, 10, 16, 16)
+    trainer(videos, texts=texts, unet_number=2)
+    trainer.update(unet_number=2)
+    assert in_range(trainer.sample(texts=texts, video_frames=20, use_tqdm=False), 4, 3, 20, 32, 32)
+
+
+def test_pictures_before_videos():
+    """A video network trains on text and picture pairs without its layers between frames."""
+    imagen = Imagen(video_unet(), image_sizes=16, timesteps=2, text_embed_dim=12)
+    before = {name: part.clone() for name, part in imagen.state_dict().items()}
+    trainer = ImagenTrainer(imagen)
+    trainer(torch.rand(2, 3, 16, 16), text_embeds=torch.randn(2, 5, 12))
+    trainer.update()
+    moved = {name for name, part in imagen.state_dict().items() if not torch.equal(part, before[name])}
+    assert moved and not [name for name in moved if "temporal" in name or "rate" in name]

@@ -24,6 +24,7 @@ class TrainingBatch:
         self_condition: whether a first pass without gradient gives the network its own estimate.
         text_embeds: ``(b, n, d)``; text_mask: ``(b, n)``; text_keep: ``(b,)``, false = the caption is dropped.
         cond_images, cond_images_keep, lowres_cond_img, lowres_noise_times: as the network takes them.
+        cond_video_frames, post_cond_video_frames, frame_times, fps, fps_keep, ignore_time: likewise, of clips.
         base: the enlarged low-resolution picture without noise, where the stage models what it lacks.
     """
 
@@ -39,6 +40,12 @@ class TrainingBatch:
     cond_images_keep: Tensor | None = None
     lowres_cond_img: Tensor | None = None
     lowres_noise_times: Tensor | None = None
+    cond_video_frames: Tensor | None = None
+    post_cond_video_frames: Tensor | None = None
+    frame_times: Tensor | None = None
+    fps: Tensor | None = None
+    fps_keep: Tensor | None = None
+    ignore_time: Tensor | bool = False
     base: Tensor | None = None
 
     def __len__(self) -> int:
@@ -51,7 +58,8 @@ class TrainingBatch:
     def conditioning(self) -> dict[str, Any]:
         """The keyword arguments of the network; what is absent is left out."""
         own = ("x0", "t", "noise", "base")
-        return {name: value for name, value in self._tensors().items() if name not in own}
+        named = {name: value for name, value in self._tensors().items() if name not in own}
+        return named | ({"ignore_time": True} if self.ignore_time is True else {})
 
     def rows(self, rows: slice) -> TrainingBatch:
         """Some items of the batch."""

@@ -14,13 +14,15 @@ from ..images import to_pil, unnormalize
 from ..tensors import Generators
 from .batch import TrainingBatch
 from .conditioning import text_input
+from .long_video import sample_long
 from .lowres import target_space
 from .options import Callback, SampleOptions, check_text_count
 from .parts import CascadeParts
 from .placement import dtype_of, evaluating
-from .preparation import build_batch
+from .preparation import Request, build_batch
 from .sampling import SamplingRun
 from .stage import Stage, is_null
+from .video import ClipInput, Rate
 
 
 class Cascade(CascadeParts):
@@ -51,16 +53,28 @@ class Cascade(CascadeParts):
         text_embeds: Float[Tensor, "b n d"] | None = None,
         text_masks: Bool[Tensor, "b n"] | None = None,
         cond_images: Shaped[Tensor, "b c2 *space2"] | None = None,
+        cond_video_frames: Shaped[Tensor, "b c f2 h2 w2"] | None = None,
+        post_cond_video_frames: Shaped[Tensor, "b c f3 h3 w3"] | None = None,
+        frame_times: Float[Tensor, "b3 m"] | None = None,
+        fps: Rate = None,
+        ignore_time: bool | Bool[Tensor, " b"] = False,
         noise: Float[Tensor, "b c *noise"] | None = None,
         generator: Generators = None,
     ) -> TrainingBatch:
-        """Prepare pictures for one U-Net and make every random draw of its loss.
+        """Prepare pictures or clips for one U-Net and make every random draw of its loss.
 
         Args:
-            images: in [0, 1] ([-1, 1] without auto_normalize_img), or uint8; at least as large as the stage.
+            images: in [0, 1] ([-1, 1] without auto_normalize_img), or uint8; at least as large as the stage. For a
+                video model clips ``(b, c, f, h, w)`` at the full frame rate, or pictures, which are clips of one frame.
             unet_number: 1-based; may be omitted if there is one U-Net.
             texts, text_embeds, text_masks: captions, or their embeddings with a mask (true = a real token).
             cond_images: conditioning pictures, in [0, 1] or uint8.
+            cond_video_frames, post_cond_video_frames: given frames before and behind a clip, in the range of
+                ``images``; the network sees them and does not learn them.
+            frame_times: seconds of all frames, given ones included, in the order preceding, clip, following.
+            fps: frames per second of the clips, one number or one per clip. The network is told, and without
+                ``frame_times`` it spaces the frames.
+            ignore_time: the frames of all clips, or of some, are independent pictures.
             noise: fixes the noise instead of drawing it.
             generator: source of every draw.
 
@@ -73,7 +87,8 @@ class Cascade(CascadeParts):
             check_text_count(texts, len(images))
         dim = self.text_embed_dim if self.condition_on_text else None
         text = text_input(self.encode, dim, texts, text_embeds, text_masks)
-        return build_batch(self, stage, images, text, cond_images, noise, generator)
+        clip = ClipInput(cond_video_frames, post_cond_video_frames, frame_times, fps, ignore_time)
+        return build_batch(self, stage, Request(images, text, cond_images, noise, clip), generator)
 
     def loss(self, batch: TrainingBatch, unet: nn.Module | None = None) -> Float[Tensor, ""]:
         """Mean loss of a prepared batch; a pure function of the batch and the weights.
@@ -105,8 +120,14 @@ class Cascade(CascadeParts):
         cond_images: Shaped[Tensor, "b c2 *space2"] | None = None,
         noise: Float[Tensor, "b c *noise"] | None = None,
         generator: Generators = None,
+        **clip: Any,
     ) -> Float[Tensor, ""]:
-        """Training loss of one U-Net on pictures: `training_batch`, then `loss`. Arguments and errors as there."""
+        """Training loss of one U-Net: `training_batch`, then `loss`; arguments and errors as there.
+
+        Args:
+            clip: what `training_batch` takes for clips: ``cond_video_frames``, ``post_cond_video_frames``,
+                ``frame_times``, ``fps``, ``ignore_time``.
+        """
         batch = self.training_batch(
             images,
             unet_number=unet_number,
@@ -116,6 +137,7 @@ class Cascade(CascadeParts):
             cond_images=cond_images,
             noise=noise,
             generator=generator,
+            **clip,
         )
         return self.loss(batch, unet)
 
@@ -129,10 +151,10 @@ class Cascade(CascadeParts):
         text_embeds: Float[Tensor, "b n d"] | None = None,
         video_frames: int | None = None,
         cond_images: Shaped[Tensor, "b c2 h2 w2"] | None = None,
-        cond_video_frames: Tensor | None = None,
-        post_cond_video_frames: Tensor | None = None,
-        inpaint_videos: Tensor | None = None,
-        inpaint_images: Shaped[Tensor, "b c h w"] | None = None,
+        cond_video_frames: Shaped[Tensor, "b c f4 h4 w4"] | None = None,
+        post_cond_video_frames: Shaped[Tensor, "b c f5 h5 w5"] | None = None,
+        inpaint_videos: Shaped[Tensor, "b c *space"] | None = None,
+        inpaint_images: Shaped[Tensor, "b c *space"] | None = None,
         inpaint_masks: Shaped[Tensor, "b *mask"] | None = None,
         inpaint_resample_times: int = 5,
         init_images: Any = None,
@@ -144,7 +166,7 @@ class Cascade(CascadeParts):
         cfg_keep_parallel_frac: float = 0.0,
         lowres_sample_noise_level: float | Sequence[float | None] | None = None,
         start_at_unet_number: int = 1,
-        start_image_or_video: Shaped[Tensor, "b c h3 w3"] | None = None,
+        start_image_or_video: Shaped[Tensor, "b c *start"] | None = None,
         stop_at_unet_number: int | None = None,
         return_all_unet_outputs: bool = False,
         return_pil_images: bool = False,
@@ -162,16 +184,22 @@ class Cascade(CascadeParts):
         guidance: str | Guidance = "cfg",
         callback: Callback | None = None,
         strength: float | Sequence[float | None] | None = None,
+        frame_times: Float[Tensor, "b6 m"] | None = None,
+        fps: Rate = None,
     ) -> Any:
-        """Make pictures, stage by stage, in evaluation mode and without gradients.
+        """Make pictures or clips, stage by stage, in evaluation mode and without gradients.
 
         "per-unet" arguments are one value or one per U-Net.
 
         Args:
             texts, text_embeds, text_masks: captions, or their embeddings with a mask; they decide the batch size.
+            video_frames: of a video model, the number of frames at the full rate, whatever it was in training; default:
+                the model's own, or that of the given clips. Every ``temporal_downsample_factor`` divides it.
             cond_images: conditioning pictures in [0, 1] or uint8, for every U-Net that takes some.
-            inpaint_images, inpaint_masks: known pictures and where to keep them (true), ``(b, h, w)``; RePaint with
-                ``inpaint_resample_times`` repeats (Lugmayr et al. 2022, arXiv 2201.09865).
+            cond_video_frames, post_cond_video_frames: given frames before and behind the clip, which go on from them.
+            inpaint_images (or inpaint_videos), inpaint_masks: known pictures or clips and where to keep them (true),
+                ``(b, h, w)`` or, per frame, ``(b, f, h, w)``; RePaint with ``inpaint_resample_times`` repeats (Lugmayr
+                et al. 2022, arXiv 2201.09865).
             init_images: per-unet; start from these pictures, noised to the level reached by ``skip_steps`` or
                 ``strength`` (1 = from pure noise, 0 = the picture itself), both per-unet.
             batch_size: number of pictures of an unconditional model.
@@ -192,17 +220,18 @@ class Cascade(CascadeParts):
             generator: one `torch.Generator`, or one per picture.
             negative_texts: what to guide away from, in place of the empty condition.
             guidance: name of a guidance method, or a ready one, whose scale a ``cond_scale`` other than 1 replaces.
+            frame_times, fps: as for `training_batch`.
             callback: ``callback(unet_number, step, total_steps, picture so far)``; returning False ends the stage.
 
         Returns:
-            ``(b, channels, height, width)`` in [0, 1] ([-1, 1] without auto_normalize_img), or a list (of lists).
+            ``(b, channels, height, width)`` in [0, 1] ([-1, 1] without auto_normalize_img), clips ``(b, channels,
+            frames, height, width)``, or a list (of lists).
 
         Raises:
             ValueError: arguments that contradict each other or the model.
         """
-        videos = (video_frames, cond_video_frames, post_cond_video_frames, inpaint_videos)
-        if any(argument is not None for argument in videos):
-            raise ValueError("this is an image model: it takes no video_frames and no conditioning or inpainted videos")
+        if return_pil_images and self.is_video:
+            raise ValueError("return_pil_images is for pictures; a clip is returned as a tensor")
         options = SampleOptions.take(locals())
         with evaluating(self):
             outputs = SamplingRun(self, options, None if device is None else torch.device(device)).run()
@@ -210,3 +239,35 @@ class Cascade(CascadeParts):
             pictures = [to_pil(output if self.auto_normalize_img else unnormalize(output)) for output in outputs]
             return pictures if return_all_unet_outputs else pictures[-1]
         return outputs if return_all_unet_outputs else outputs[-1]
+
+    def sample_long(
+        self,
+        total_frames: int,
+        window: int,
+        scheme: str | Sequence[tuple[Sequence[int], Sequence[int]]] = "autoregressive",
+        *,
+        inpaint: bool = False,
+        **arguments: Any,
+    ) -> Float[Tensor, "b c f h w"]:
+        """A video of any length, made a window of frames at a time; every frame is made once.
+
+        Args:
+            total_frames: its length at the full frame rate.
+            window: frames that the network looks at in one call, given ones included; best what it was trained on.
+            scheme: "autoregressive" goes forward, given the frames before; "long_range" is given frames from far back
+                as well; "hierarchical" spreads a window over the whole video and then fills in between, which a causal
+                network cannot. Or a list of (given, new) frame indices, one for each call.
+            inpaint: keep given frames by RePaint; any video network can do that. By default they are
+                ``cond_video_frames``, which a network has to be trained with (``given_frames_prob``).
+            arguments: of `sample`, but those that name frames.
+
+        Returns:
+            the clips of the last stage, as `sample`.
+
+        Raises:
+            ValueError: as `sample`; a scheme that does not make every frame once from frames that exist.
+        """
+        named = ("video_frames", "cond_video_frames", "post_cond_video_frames", "frame_times", "inpaint_videos")
+        if taken := [name for name in (*named, "return_all_unet_outputs") if arguments.get(name) is not None]:
+            raise ValueError(f"sample_long decides on {', '.join(taken)} itself")
+        return sample_long(self, total_frames, window, scheme, inpaint, arguments)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..diffusion.guidance import GUIDANCE, Guidance
 from ..diffusion.samplers import Sampler
-from ..images import RESIZE_MODES, Size, as_size
+from ..images import RESIZE_MODES, TEMPORAL_MODES, Size, as_size
 from ..tensors import Generators, per_stage, seeded
 
 #: ``callback(unet_number, step, total_steps, picture so far in [0, 1])``; returning False ends the stage.
@@ -51,6 +51,11 @@ class SharedOptions(_Taken):
     only_train_unet_number: int | None
     temporal_downsample_factor: Any
     resize_cond_video_frames: bool
+    temporal_resize_mode: str
+    video_frames: int | None
+    fps: float
+    fps_drop_prob: float
+    given_frames_prob: float
     resize_mode: str
 
     def check(self, count: int) -> None:
@@ -64,6 +69,8 @@ class SharedOptions(_Taken):
             "cond_images_drop_prob",
             "dynamic_thresholding_percentile",
             "lowres_max_noise_level",
+            "fps_drop_prob",
+            "given_frames_prob",
         )
         for name in shares:
             check_share(getattr(self, name), name)
@@ -73,6 +80,11 @@ class SharedOptions(_Taken):
             raise ValueError(f"pictures have at least 1 channel, got channels={self.channels}")
         if self.resize_mode not in RESIZE_MODES:
             raise ValueError(f'no resize_mode "{self.resize_mode}"; known: {", ".join(RESIZE_MODES)}')
+        if self.temporal_resize_mode not in TEMPORAL_MODES:
+            known = ", ".join(TEMPORAL_MODES)
+            raise ValueError(f'no temporal_resize_mode "{self.temporal_resize_mode}"; known: {known}')
+        if self.fps <= 0 or (self.video_frames is not None and self.video_frames < 1):
+            raise ValueError(f"fps and video_frames must be positive, got {self.fps} and {self.video_frames}")
         only = self.only_train_unet_number
         if only is not None and not 1 <= only <= count:
             raise ValueError(f"U-Nets are numbered 1 to {count}, got only_train_unet_number={only}")
@@ -81,11 +93,14 @@ class SharedOptions(_Taken):
         """The frame-rate divisor of each stage.
 
         Raises:
-            ValueError: any but 1.
+            ValueError: divisors that rise from stage to stage, or end in another one than 1.
         """
         factors = per_stage(self.temporal_downsample_factor, count, "temporal_downsample_factor")
-        if any(factor != 1 for factor in factors):
-            raise ValueError("temporal_downsample_factor is for video cascades; pictures have no frames")
+        if any(factor < 1 for factor in factors) or list(factors) != sorted(factors, reverse=True) or factors[-1] != 1:
+            raise ValueError(
+                "temporal_downsample_factor must be whole numbers that never rise from stage to stage and end in 1, "
+                f"such as (4, 2, 1); got {factors}"
+            )
         return factors
 
     def sizes(self, count: int) -> tuple[Size, ...]:
@@ -174,7 +189,13 @@ class SampleOptions(_Taken):
     texts: Sequence[str] | None
     text_masks: Tensor | None
     text_embeds: Tensor | None
+    video_frames: int | None
     cond_images: Tensor | None
+    cond_video_frames: Tensor | None
+    post_cond_video_frames: Tensor | None
+    frame_times: Tensor | None
+    fps: float | Sequence[float] | Tensor | None
+    inpaint_videos: Tensor | None
     inpaint_images: Tensor | None
     inpaint_masks: Tensor | None
     inpaint_resample_times: int
@@ -219,14 +240,23 @@ class SampleOptions(_Taken):
                 if self.start_image_or_video is None
                 else "start_image_or_video is what an upsampler begins from: it needs start_at_unet_number above 1"
             )
-        if (self.inpaint_images is None) != (self.inpaint_masks is None):
-            raise ValueError("inpaint_images and inpaint_masks belong together: give both or neither")
+        if self.inpaint_images is not None and self.inpaint_videos is not None:
+            raise ValueError("inpaint_images and inpaint_videos are two names of the same: give one of them")
+        if (self.painted is None) != (self.inpaint_masks is None):
+            raise ValueError(
+                "inpaint_images (or inpaint_videos) and inpaint_masks belong together: give both or neither"
+            )
         if self.inpaint_resample_times < 1:
             raise ValueError(f"inpaint_resample_times must be at least 1, got {self.inpaint_resample_times}")
         if self.seed is not None and self.generator is not None:
             raise ValueError("give seed or generator, not both")
         if self.cfg_remove_parallel_component and self.guidance not in ("cfg", "apg"):
             raise ValueError('cfg_remove_parallel_component is the guidance "apg"; give no other guidance with it')
+
+    @property
+    def painted(self) -> Tensor | None:
+        """The partly known pictures or clips."""
+        return self.inpaint_videos if self.inpaint_images is None else self.inpaint_images
 
     def generators(self, batch: int) -> Generators:
         """The source of every random draw of this call."""

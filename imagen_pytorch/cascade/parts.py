@@ -21,7 +21,7 @@ from .conditioning import Text
 from .lowres import Augmentation
 from .options import SharedOptions, plain_size
 from .placement import alone_on_device, device_of
-from .stage import Stage, fitted, is_null
+from .stage import Stage, fitted, is_null, makes_videos
 
 
 class CascadeParts(nn.Module):
@@ -75,13 +75,18 @@ class CascadeParts(nn.Module):
         self.only_train_unet_number = shared.only_train_unet_number
         self.augmentation = Augmentation(SCHEDULES[shared.lowres_noise_schedule]())
         self.temporal_downsample_factor = shared.temporal_factors(count)
+        self.temporal_downsample_divisor = self.temporal_downsample_factor[0]
         self.resize_cond_video_frames = shared.resize_cond_video_frames
+        self.temporal_resize_mode = shared.temporal_resize_mode
+        self.video_frames, self.fps = shared.video_frames, shared.fps
+        self.fps_drop_prob, self.given_frames_prob = shared.fps_drop_prob, shared.given_frames_prob
         sizes = shared.sizes(count)
         crops = shared.crops(sizes)
         self.image_sizes = tuple(plain_size(size) for size in sizes)
         self.random_crop_sizes = tuple(None if crop is None else plain_size(crop) for crop in crops)
         limits = [shared.dynamic_thresholding_percentile if dynamic else None for dynamic in self.dynamic_thresholding]
-        columns = (range(1, count + 1), processes, sizes, crops, limits, shared.residuals(count))
+        residuals, factors = shared.residuals(count), self.temporal_downsample_factor
+        columns = (range(1, count + 1), processes, sizes, crops, limits, residuals, factors)
         self.stages = tuple(Stage(*row) for row in zip(*columns, strict=True))
         embed_dim = self.text_embed_dim if self.condition_on_text else None
         self.unets = nn.ModuleList(
@@ -89,6 +94,15 @@ class CascadeParts(nn.Module):
         )
         if all(is_null(unet) for unet in self.unets):
             raise ValueError("at least one U-Net must be more than a NullUnet placeholder")
+        self._check_ranks()
+
+    def _check_ranks(self) -> None:
+        """Refuse networks of pictures and of videos in one cascade, and frame rates without frames."""
+        kinds = {makes_videos(unet) for unet in self.unets if not is_null(unet)}
+        if len(kinds) > 1:
+            raise ValueError("the U-Nets of a cascade are all Unet (pictures) or all Unet3D (videos), got both")
+        if not self.is_video and self.temporal_downsample_divisor != 1:
+            raise ValueError("temporal_downsample_factor is for video cascades (Unet3D); pictures have no frames")
 
     # -- facts ------------------------------------------------------------------------------------------------------
 
@@ -105,7 +119,7 @@ class CascadeParts(nn.Module):
     @property
     def is_video(self) -> bool:
         """Whether the networks make videos."""
-        return False
+        return any(makes_videos(unet) for unet in self.unets)
 
     @property
     def device(self) -> torch.device:

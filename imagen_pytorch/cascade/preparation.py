@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,17 @@ from .lowres import augmentation_times, lowres_companion, target_space
 from .options import check_text_count
 from .placement import device_of, dtype_of
 from .stage import Stage, check_range
+from .video import (
+    ClipFrames,
+    ClipInput,
+    StageFrames,
+    clip_frames,
+    draw_given,
+    frame_rate,
+    given_frames,
+    in_front,
+    in_time,
+)
 
 if TYPE_CHECKING:
     from .parts import CascadeParts
@@ -27,8 +39,9 @@ def checked_pictures(cascade: CascadeParts, images: Tensor, stage: Stage, device
         ValueError: wrong rank, channels, size or proportions, or values that look like 0..255.
         TypeError: whole numbers that are not uint8.
     """
-    if images.ndim != 4:
-        raise ValueError(f"images must be (batch, channels, height, width), got {tuple(images.shape)}")
+    if images.ndim != (5 if cascade.is_video else 4):
+        fits = "(batch, channels, frames, height, width)" if cascade.is_video else "(batch, channels, height, width)"
+        raise ValueError(f"images must be {fits}, got {tuple(images.shape)}")
     if images.shape[1] != cascade.channels:
         raise ValueError(f"the model has {cascade.channels} channels, the images have {images.shape[1]}")
     (height, width), (least_height, least_width) = images.shape[-2:], stage.size
@@ -44,24 +57,31 @@ def checked_pictures(cascade: CascadeParts, images: Tensor, stage: Stage, device
     return cascade.normalize_img(pictures.to(device, precision))
 
 
-def build_batch(
-    cascade: CascadeParts,
-    stage: Stage,
-    images: Tensor,
-    text: Text | None,
-    cond_images: Tensor | None,
-    noise: Tensor | None,
-    generator: Generators,
-) -> TrainingBatch:
+@dataclass(frozen=True)
+class Request:
+    """What a caller gives to train on."""
+
+    images: Tensor
+    text: Text | None
+    cond_images: Tensor | None
+    noise: Tensor | None
+    clip: ClipInput
+
+
+def build_batch(cascade: CascadeParts, stage: Stage, request: Request, generator: Generators) -> TrainingBatch:
     """Resize, crop and draw everything that is random; see `Cascade.training_batch`."""
     unet = cascade.unets[stage.number - 1]
-    device, batch, mode = device_of(unet), len(images), cascade.resize_mode
+    device, batch, mode = device_of(unet), len(request.images), cascade.resize_mode
+    once = generator[0] if isinstance(generator, list | tuple) else generator
+    images, clip = as_clips(cascade, request)
     whole = checked_pictures(cascade, images, stage, device)
-    picture = resize(whole, stage.size, mode)
-    companion = None
-    if stage.number > 1:
-        companion = lowres_companion(whole, cascade.stages[stage.number - 2].size, stage.size, mode)
-    pictures = conditioning_pictures(cond_images, unet, batch, device)
+    frames = clip_frames(cascade, whole.shape[2], clip, batch) if cascade.is_video else None
+    picture, companion = pictures_of_stage(cascade, stage, whole, frames)
+    shown = None
+    if frames is not None:
+        shown = frames.at(stage.factor)
+        picture, companion, shown = with_given(cascade, stage, clip, shown, (picture, companion), once)
+    pictures = conditioning_pictures(request.cond_images, unet, batch, device)
     if stage.crop is not None:
         offsets = crop_offsets(stage.size, stage.crop, rand((batch, 2), generator))
         picture, companion, pictures = (
@@ -69,27 +89,115 @@ def build_batch(
             for item in (picture, companion, pictures)
         )
     x0 = target_space(companion, stage.residual).encode(picture)
+    x0, given = split_given(stage, x0, shown)
+    noise = request.noise
     if noise is not None and noise.shape != x0.shape:
         raise ValueError(f"noise must be like the training pictures {tuple(x0.shape)}, got {tuple(noise.shape)}")
-    once = generator[0] if isinstance(generator, list | tuple) else generator
     lowres, lowres_times = None, None
     if companion is not None:
         per_sample = cascade.per_sample_random_aug_noise_level
         times = augmentation_times(batch, per_sample, generator if per_sample else once, device)
         times = times * cascade.lowres_max_noise_level
         lowres, lowres_times = cascade.augmentation(companion, times, generator)
+    base = None if stage.residual is None else companion
     return TrainingBatch(
         unet_number=stage.number,
         x0=x0,
         t=stage.process.noise_levels.draw(batch, generator, device),
         noise=randn_like(x0, generator) if noise is None else noise.to(x0),
         self_condition=bool(unet.self_cond) and bool(rand((1,), once) < 0.5),
-        **text_draws(cascade, stage, text, x0, generator),
+        **text_draws(cascade, stage, request.text, x0, generator),
         **picture_draws(cascade, pictures, generator),
+        **given,
+        **clip_draws(cascade, stage, clip, shown, x0, generator),
         lowres_cond_img=lowres,
         lowres_noise_times=lowres_times,
-        base=None if stage.residual is None else companion,
+        base=base if base is None or shown is None else base[:, :, shown.slots],
     )
+
+
+def as_clips(cascade: CascadeParts, request: Request) -> tuple[Tensor, ClipInput]:
+    """Pictures for a video model are clips of one frame, in which nothing moves.
+
+    Raises:
+        ValueError: frames for an image model.
+    """
+    images, clip = request.images, request.clip
+    if not cascade.is_video:
+        if clip.given():
+            raise ValueError(f"this is an image model: it takes no {', '.join(clip.given())}")
+        return images, clip
+    if images.ndim == 4:
+        return images[:, :, None], ClipInput(ignore_time=True)
+    return images, clip
+
+
+def pictures_of_stage(
+    cascade: CascadeParts, stage: Stage, whole: Tensor, frames: ClipFrames | None
+) -> tuple[Tensor, Tensor | None]:
+    """Training pictures at the stage's size and frame rate, and what the stage before would have handed over."""
+
+    def seen(factor: int) -> Tensor:
+        return whole if frames is None or factor == 1 else whole[:, :, ::factor]
+
+    picture = resize(seen(stage.factor), stage.size, cascade.resize_mode)
+    if stage.number == 1:
+        return picture, None
+    before = cascade.stages[stage.number - 2]
+    companion = lowres_companion(seen(before.factor), before.size, stage.size, cascade.resize_mode)
+    return picture, companion if frames is None else in_time(cascade, companion, stage, before, picture.shape[2])
+
+
+def with_given(
+    cascade: CascadeParts,
+    stage: Stage,
+    clip: ClipInput,
+    shown: StageFrames,
+    pair: tuple[Tensor, Tensor | None],
+    once: Generators,
+) -> tuple[Tensor, Tensor | None, StageFrames]:
+    """Pictures and companions of all frames, given ones included, and which of them are given."""
+    picture, companion = pair
+    low = cascade.stages[stage.number - 2].size if stage.number > 1 else None
+    given = given_frames(cascade, clip, shown, len(picture), low, stage.size)
+    picture = given.around(picture, given.pictures)
+    companion = None if companion is None else given.around(companion, given.companions)
+    count = len(shown.noisy)
+    if not cascade.training or count < 2 or clip.ignore_time is not False or not cascade.given_frames_prob:
+        return picture, companion, shown
+    if float(rand((1,), once)) >= cascade.given_frames_prob:
+        return picture, companion, shown
+    shown, order = in_front(shown, draw_given(count, cascade.unets[stage.number - 1].is_causal, once))
+    order = order.to(picture.device)
+    return picture[:, :, order], None if companion is None else companion[:, :, order], shown
+
+
+def split_given(stage: Stage, x0: Tensor, shown: StageFrames | None) -> tuple[Tensor, dict[str, Tensor]]:
+    """Frames to learn and frames that are given, the latter scaled as the network takes clean ones."""
+    if shown is None:
+        return x0, {}
+    first, last = shown.slots.start, shown.slots.stop
+    clean = x0 * stage.process.clean_scale
+    parts = {"cond_video_frames": clean[:, :, :first], "post_cond_video_frames": clean[:, :, last:]}
+    return x0[:, :, first:last], {name: part for name, part in parts.items() if part.shape[2]}
+
+
+def clip_draws(
+    cascade: CascadeParts, stage: Stage, clip: ClipInput, shown: StageFrames | None, x0: Tensor, generator: Generators
+) -> dict[str, Any]:
+    """When frames were taken, their rate, and for which clips it is hidden (none, outside training)."""
+    if shown is None or clip.ignore_time is True:
+        return {} if shown is None else {"ignore_time": True}
+    batch = len(x0)
+    named: dict[str, Any] = {"frame_times": shown.times.expand(batch, -1)}
+    if isinstance(clip.ignore_time, Tensor):
+        named["ignore_time"] = clip.ignore_time.to(x0.device).bool()
+    rates = frame_rate(clip.fps, batch)
+    if rates is not None:
+        dropped = cascade.fps_drop_prob if cascade.training else 0.0
+        named["fps"] = (rates / stage.factor).to(x0.device, torch.float32)
+        named["fps_keep"] = ~bernoulli(dropped, batch, generator, x0.device)
+    return named
 
 
 def text_draws(

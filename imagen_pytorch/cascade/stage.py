@@ -24,6 +24,7 @@ class Stage:
         crop: height and width of its training crops; None trains on whole pictures.
         percentile: quantile at which estimates are thresholded (Saharia et al. 2022, section 2.3); None clips at 1.
         residual: scale of the residual over the enlarged low-resolution picture; None models the picture itself.
+        factor: of the full frame rate's frames it makes every so-many-th.
     """
 
     number: int
@@ -32,6 +33,7 @@ class Stage:
     crop: Size | None
     percentile: float | None
     residual: float | None
+    factor: int = 1
 
     def threshold(self, x0: Tensor, space: Residual | Direct) -> Tensor:
         """Estimates in the stage's space, thresholded as the pictures that they mean; for training and sampling."""
@@ -57,7 +59,7 @@ def fitted(
     compiled = hasattr(unet, "_orig_mod")
     inner = unet._orig_mod if compiled else unet
     if not hasattr(inner, "cast_model_parameters"):
-        raise TypeError(f"U-Net {index + 1} must be a Unet or NullUnet, got {type(inner).__name__}")
+        raise TypeError(f"U-Net {index + 1} must be a Unet, Unet3D or NullUnet, got {type(inner).__name__}")
     cast = inner.cast_model_parameters(
         lowres_cond=index > 0,
         text_embed_dim=text_embed_dim,
@@ -73,6 +75,11 @@ def fitted(
 def is_null(unet: nn.Module) -> bool:
     """Whether this is a placeholder that is neither trained nor sampled."""
     return bool(getattr(unet, "is_null", False))
+
+
+def makes_videos(unet: nn.Module) -> bool:
+    """Whether this network works on clips ``(b, c, f, h, w)``."""
+    return bool(getattr(unet, "is_video", False))
 
 
 def takes_pictures(unet: nn.Module) -> bool:

@@ -55,6 +55,12 @@ class DiffusionProcess:
                 "noise: bound its log-SNR, or predict v, flow or x_start"
             )
 
+    @property
+    def clean_scale(self) -> float:
+        """What the network's input is multiplied with where there is no noise; for data that are given, not noised."""
+        clean = Level(torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64))
+        return float(self.objective.coefficients(clean).c_in)
+
     def level(self, t: Float[Tensor, " b"], like: Tensor) -> Level:
         """The level at times ``t`` in float64 (Apple's devices have none), broadcast over ``like``, on its device."""
         level = self.schedule(t if "mps" in (t.device.type, like.device.type) else t.double())

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
+from .frames import Frames, moved_on
 from .geometry import IMAGE, Geometry
 
 #: Keys and values of context tokens, each ``(b, heads, n, dim_head)``: computed once per sampling call.
@@ -30,6 +31,11 @@ def unit(x: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1).to(x.dtype)
 
 
+def spread(x: Shaped[Tensor, "b *rest"], batch: int) -> Shaped[Tensor, "b2 *rest"]:
+    """What belongs to a clip, for each of its frames; in a picture the same."""
+    return x if len(x) == batch else x.repeat_interleave(batch // len(x), dim=0)
+
+
 def joined(groups: Sequence[KeysValues]) -> KeysValues:
     """Keys and values of several groups of tokens as one."""
     keys, values = (torch.cat([group[part] for group in groups], dim=2) for part in (0, 1))
@@ -42,10 +48,15 @@ class FeedForward(nn.Module):
     Args:
         dim: width.
         mult: expansion.
+        zero: start with an update of zero.
+        token_shift: between frames, move half of the inner features to the next one; how far is learned, from 0 on.
     """
 
-    def __init__(self, dim: int, mult: float = 2, dropout: float = 0.0, zero: bool = False) -> None:
+    def __init__(
+        self, dim: int, mult: float = 2, dropout: float = 0.0, zero: bool = False, token_shift: bool = False
+    ) -> None:
         super().__init__()
+        self.shift_share = nn.Parameter(torch.zeros(())) if token_shift else None
         inner = int(dim * mult)
         self.norm = nn.LayerNorm(dim)
         self.expand = nn.Linear(dim, inner)
@@ -55,9 +66,12 @@ class FeedForward(nn.Module):
             nn.init.zeros_(self.contract.weight)
             nn.init.zeros_(self.contract.bias)
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b n d"], frames: Frames | None = None) -> Float[Tensor, "b n d"]:
         """The update, to be added to ``x``."""
-        return self.contract(self.dropout(F.gelu(self.expand(self.norm(x)))))
+        hidden = F.gelu(self.expand(self.norm(x)))
+        if self.shift_share is not None and frames is not None:
+            hidden = moved_on(hidden, frames, self.shift_share)
+        return self.contract(self.dropout(hidden))
 
 
 class Attention(nn.Module):
@@ -108,9 +122,26 @@ class Attention(nn.Module):
         return (unit(keys), values) if self.cosine else (keys, values)
 
     def tokens(
-        self, x: Float[Tensor, "b n d"], context: Sequence[KeysValues] = (), mask: Bool[Tensor, "b m"] | None = None
+        self,
+        x: Float[Tensor, "b n d"],
+        context: Sequence[KeysValues] = (),
+        mask: Bool[Tensor, "b2 m"] | None = None,
+        bias: Float[Tensor, "b2 heads n m"] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """The update of tokens ``x``; ``mask`` is true at those tokens of all context groups that count."""
+        """The update of tokens ``x``.
+
+        Args:
+            context: keys and values of other tokens. There may be fewer of them than items in ``x``: those of a clip
+                serve all of its frames.
+            mask: true at those tokens of all context groups that count.
+            bias: added to the logits of the null token, of the context and of the tokens; only without a mask.
+        """
+        shape = x.shape
+        if context and not self.attend_self:  # the frames of a clip ask the same tokens: no copies of these
+            x = x.reshape(len(context[0][0]), -1, shape[-1])
+        elif context:
+            context = [(spread(keys, len(x)), spread(values, len(x))) for keys, values in context]
+            mask = None if mask is None else spread(mask, len(x))
         batch, count, _ = x.shape
         query, *own = self._split(self.to_qkv(self.norm(x)), 3 if self.attend_self else 1)
         if self.cosine:
@@ -121,14 +152,15 @@ class Attention(nn.Module):
         if mask is not None:
             mask = F.pad(mask, (1, count if self.attend_self else 0), value=True)[:, None, None]
         scale = 16.0 if self.cosine else None
-        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
-        return self.to_out(out.transpose(1, 2).reshape(batch, count, -1))
+        added = mask if bias is None else bias.to(query.dtype)
+        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=added, scale=scale)
+        return self.to_out(out.transpose(1, 2).reshape(*shape[:2], -1))
 
     def forward(
         self,
         x: Float[Tensor, "b c *space"],
         context: Sequence[KeysValues] = (),
-        mask: Bool[Tensor, "b m"] | None = None,
+        mask: Bool[Tensor, "b2 m"] | None = None,
     ) -> Float[Tensor, "b c *space"]:
         """The update of a feature map, whose positions are the tokens."""
         return to_map(self.tokens(to_tokens(x), context, mask), x)
@@ -182,9 +214,12 @@ class LinearAttention(nn.Module):
         self,
         x: Float[Tensor, "b c *space"],
         context: Sequence[KeysValues] = (),
-        mask: Bool[Tensor, "b m"] | None = None,
+        mask: Bool[Tensor, "b2 m"] | None = None,
     ) -> Float[Tensor, "b c *space"]:
         """The update of a feature map."""
+        if self.attend_self:
+            context = [(spread(keys, len(x)), spread(values, len(x))) for keys, values in context]
+            mask = None if mask is None else spread(mask, len(x))
         projected = self.to_qkv(self.dropout(self.norm(x))).flatten(2)
         parts = projected.unflatten(1, (3 if self.attend_self else 1, self.heads, -1))
         query, *own = parts.transpose(-1, -2).unbind(1)
@@ -193,6 +228,6 @@ class LinearAttention(nn.Module):
             seen = F.pad(mask, (0, keys.shape[2] - mask.shape[1]), value=True)[:, None, :, None]
             keys = keys.masked_fill(~seen, torch.finfo(keys.dtype).min)
             values = values * seen
-        summary = keys.softmax(dim=2).transpose(-1, -2) @ values
+        summary = spread(keys.softmax(dim=2).transpose(-1, -2) @ values, len(x))
         out = (query.softmax(dim=-1) * query.shape[-1] ** -0.5) @ summary
         return self.to_out(F.silu(to_map(out.transpose(1, 2).flatten(2), x)))

@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .attention import Attention, FeedForward, KeysValues, LinearAttention, to_map, to_tokens
+from .attention import Attention, FeedForward, KeysValues, LinearAttention, spread, to_map, to_tokens
+from .frames import Frames
 from .geometry import Geometry
 
 
 @dataclass(frozen=True)
 class Context:
-    """What attention layers may look at in one forward pass.
+    """What the layers of one forward pass know besides the map.
 
     Attributes:
+        hidden: what modulates the blocks, activated: SiLU of the noise level's vector plus the text's, ``(b, d)``; one
+            row per map.
         time_tokens: made of the noise level, ``(b, m, d)``; None if no layer reads tokens.
         static: keys and values of all other tokens, per attention layer; computed once per sampling call.
         mask: true at tokens that count, time tokens first; None if all do.
+        frames: which maps are frames of one clip; None if each is for itself.
     """
 
-    time_tokens: Tensor | None
-    static: tuple[KeysValues, ...]
-    mask: Tensor | None
+    hidden: Tensor
+    time_tokens: Tensor | None = None
+    static: tuple[KeysValues, ...] = ()
+    mask: Tensor | None = None
+    frames: Frames | None = None
+
+    def squeezed(self, stride: int, causal: bool) -> Context:
+        """The same for maps of which ``stride`` frames became one."""
+        if self.frames is None or stride == 1:
+            return self
+        return replace(self, hidden=self.hidden[::stride], frames=self.frames.squeezed(stride, causal))
 
     def read(
         self, layer: Attention | LinearAttention, index: int
@@ -93,6 +105,11 @@ class BlockOptions:
     dropout: float = 0.0
     cosine: bool = False
 
+    @property
+    def attention_shape(self) -> tuple[int, int, bool]:
+        """Heads, their width and whether they compare by cosine."""
+        return self.heads, self.dim_head, self.cosine
+
 
 class CrossAttention(ReadsContext):
     """A map looks at the context tokens only."""
@@ -112,8 +129,9 @@ class CrossAttention(ReadsContext):
 
 
 class ResnetBlock(nn.Module):
-    """Norm, SiLU, convolution, twice; modulated by the noise level and the pooled text (Perez et al. 2017, arXiv
-    1709.07871), with optional cross-attention between and a gate behind. Starts as its shortcut.
+    """Norm, SiLU, convolution over pixels and then frames, twice; modulated by the noise level and the pooled text
+    (Perez et al. 2017, arXiv 1709.07871), with optional cross-attention between and a gate behind. Starts as its
+    shortcut.
 
     Args:
         dim_in, dim_out: channels.
@@ -126,6 +144,7 @@ class ResnetBlock(nn.Module):
         super().__init__()
         self.norm1 = group_norm(dim_in, options.groups)
         self.conv1 = options.geometry.conv(dim_in, dim_out, 3)
+        self.temporal1 = options.geometry.temporal_conv(dim_out, 3)
         self.cross = CrossAttention(dim_out, options, cross == "linear") if cross else None
         self.norm2 = group_norm(dim_out, options.groups)
         self.to_scale_shift = nn.Linear(options.hidden_dim, dim_out * 2)
@@ -133,20 +152,20 @@ class ResnetBlock(nn.Module):
         self.conv2 = options.geometry.conv(dim_out, dim_out, 3)
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
+        self.temporal2 = options.geometry.temporal_conv(dim_out, 3)
         self.gate = GlobalContext(dim_out) if gated else nn.Identity()
         self.shortcut = options.geometry.conv(dim_in, dim_out, 1) if dim_in != dim_out else nn.Identity()
 
-    def forward(
-        self, x: Float[Tensor, "b c *space"], hidden: Float[Tensor, "b d"], context: Context | None = None
-    ) -> Float[Tensor, "b c2 *space"]:
-        """``hidden`` is already activated: SiLU of the noise level's vector plus the text's."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        if self.cross is not None and context is not None:
+    def forward(self, x: Float[Tensor, "b c *space"], context: Context) -> Float[Tensor, "b c2 *space"]:
+        """The updated map."""
+        h = self.temporal1(self.conv1(F.silu(self.norm1(x))), context.frames)
+        if self.cross is not None:
             h = self.cross(h, context)
-        modulation = self.to_scale_shift(hidden)
+        modulation = self.to_scale_shift(context.hidden)
         scale, shift = modulation.reshape(*modulation.shape, *(1,) * (x.ndim - 2)).chunk(2, dim=1)
         h = F.silu(torch.addcmul(shift, self.norm2(h), scale + 1))
-        return self.shortcut(x) + self.gate(self.conv2(self.dropout(h)))
+        h = self.temporal2(self.conv2(self.dropout(h)), context.frames)
+        return self.shortcut(x) + self.gate(h)
 
 
 class TransformerLayer(ReadsContext):
@@ -161,12 +180,12 @@ class TransformerLayer(ReadsContext):
             if linear
             else Attention(*shape, cosine=options.cosine)
         )
-        self.feed_forward = FeedForward(dim, ff_mult, options.dropout, zero=True)
+        self.feed_forward = FeedForward(dim, ff_mult, options.dropout, True, options.geometry.token_shift)
 
     def forward(self, x: Float[Tensor, "b c *space"], context: Context) -> Float[Tensor, "b c *space"]:
         """The updated map."""
         x = x + (self.attend(x, context) if self.reads else self.attention(x))
-        return x + to_map(self.feed_forward(to_tokens(x)), x)
+        return x + to_map(self.feed_forward(to_tokens(x), context.frames), x)
 
 
 class Transformer(nn.Module):
@@ -192,8 +211,22 @@ class Transformer(nn.Module):
         return x
 
 
+class TemporalBlock(nn.Module):
+    """Attention between the frames of each pixel, behind a convolution that tells it what is near."""
+
+    def __init__(self, dim: int, options: BlockOptions) -> None:
+        super().__init__()
+        self.peg = options.geometry.temporal_peg(dim)
+        self.attention = options.geometry.temporal_attention(dim, *options.attention_shape)
+
+    def forward(self, x: Float[Tensor, "b c *space"], context: Context) -> Float[Tensor, "b c *space"]:
+        """The mixed map."""
+        return self.attention(self.peg(x, context.frames), context.frames)
+
+
 class UpsampleCombiner(nn.Module):
-    """Concatenate the maps of all levels of the upward path, each brought to ``dim`` channels and full size."""
+    """Concatenate the maps of all levels of the upward path, each brought to ``dim`` channels, full size and full frame
+    rate."""
 
     def __init__(self, widths: list[int], dim: int, options: BlockOptions) -> None:
         super().__init__()
@@ -206,7 +239,7 @@ class UpsampleCombiner(nn.Module):
     def forward(self, x: Float[Tensor, "b c *space"], maps: list[Tensor]) -> Float[Tensor, "b c2 *space"]:
         """The full-size map and all projections."""
         sized = [
-            F.interpolate(projection(item), x.shape[2:], mode="nearest")
+            spread(F.interpolate(projection(item), x.shape[2:], mode="nearest"), len(x))
             for projection, item in zip(self.projections, maps, strict=True)
         ]
         return torch.cat([x, *sized], dim=1)

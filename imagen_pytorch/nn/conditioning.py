@@ -44,7 +44,8 @@ class Conditioning:
 def _rows(value: Any, rows: slice) -> Any:
     if isinstance(value, tuple):
         return tuple(_rows(item, rows) for item in value)
-    return value[rows] if isinstance(value, Tensor) else value
+    shared = not isinstance(value, Tensor) or len(value) == 1  # one row that serves all items
+    return value if shared else value[rows]
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Conditioned(Persistent):
         text_embeds: Float[Tensor, "b n d"] | None = None,
         text_mask: Bool[Tensor, "b n"] | None = None,
         text_keep: Bool[Tensor, " b"] | None = None,
-        lowres_cond_img: Float[Tensor, "b c h w"] | None = None,
+        lowres_cond_img: Float[Tensor, "b c *from"] | None = None,
         lowres_noise_times: Float[Tensor, " b"] | None = None,
         cond_images: Float[Tensor, "b c2 h2 w2"] | None = None,
         cond_images_keep: Bool[Tensor, " b"] | None = None,
@@ -198,15 +199,16 @@ class Conditioned(Persistent):
     def _pictures(self, images: Tensor | None, keep: Tensor | None, size: Size) -> Tensor | None:
         if images is None:
             return None
-        if images.shape[1] != self.cond_images_channels:
-            raise ValueError(f"cond_images must have {self.cond_images_channels} channels, got {images.shape[1]}")
+        if images.ndim != 4 or images.shape[1] != self.cond_images_channels:
+            need = f"cond_images must have {self.cond_images_channels} channels"
+            raise ValueError(f"{need} and be (batch, channels, height, width), got {tuple(images.shape)}")
         images = resize(images, size, self.resize_mode)
         return images if keep is None else images * keep.reshape(-1, 1, 1, 1).to(images.dtype)
 
     # -- at every step ----------------------------------------------------------------------------------------------
 
-    def _look(self, time: Tensor, conditioning: Conditioning) -> tuple[Tensor, Context]:
-        """The activated vector that modulates all blocks, and what attention may read."""
+    def _look(self, time: Tensor, conditioning: Conditioning) -> Context:
+        """What modulates all blocks, and what attention may read."""
         time_hidden = self.to_time_hiddens(time)
         hidden = self.to_time_cond(time_hidden)
         if conditioning.hidden is not None:
@@ -215,7 +217,7 @@ class Conditioned(Persistent):
         mask = conditioning.mask
         if mask is not None:
             mask = F.pad(mask, (tokens.shape[1], 0), value=True)
-        return F.silu(hidden), Context(tokens, conditioning.static, mask)
+        return Context(F.silu(hidden), tokens, conditioning.static, mask)
 
 
 def _check(name: str, value: Tensor | None, wanted: bool, what: str, batch: int) -> None:

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .frames import Frames
+
 
 class CrossEmbed(nn.Module):
     """Parallel convolutions with kernels of several sizes, concatenated: widths halve from the smallest kernel on and
@@ -80,9 +82,24 @@ class NearestUpsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
+class Still(nn.Module):
+    """What lies between the frames of a picture: nothing."""
+
+    def forward(self, x: Float[Tensor, "b c h w"], frames: Frames | None) -> Float[Tensor, "b c h w"]:
+        """Its input."""
+        return x
+
+
 @dataclass(frozen=True)
 class Geometry:
-    """Factories of the layers that depend on the rank of feature maps."""
+    """Factories of the layers that depend on the rank of what is modelled.
+
+    Maps are ``(b, c, h, w)`` always: the frames of a clip are items of the batch, and only the layers that are called
+    "temporal" here know which belong together. In a picture these are empty.
+    """
+
+    causal = token_shift = False
+    strides = 1
 
     def conv(self, dim_in: int, dim_out: int, kernel: int) -> nn.Module:
         """A convolution that keeps the size.
@@ -110,9 +127,25 @@ class Geometry:
         """Twice the height and width."""
         return PixelShuffle(dim_in, dim_out) if pixel_shuffle else NearestUpsample(dim_in, dim_out)
 
-    def temporal(self, dim: int) -> nn.Module:
-        """What mixes frames: nothing in a picture."""
-        return nn.Identity()
+    def temporal_conv(self, dim: int, kernel: int) -> nn.Module:
+        """Behind the convolutions of residual blocks; called with a map and its `Frames`, as all that follow."""
+        return Still()
+
+    def temporal_peg(self, dim: int) -> nn.Module:
+        """Before temporal attention."""
+        return Still()
+
+    def temporal_attention(self, dim: int, heads: int, dim_head: int, cosine: bool = False) -> nn.Module:
+        """Between the frames of each pixel."""
+        return Still()
+
+    def squeeze(self, dim: int, stride: int) -> nn.Module:
+        """One frame out of ``stride``."""
+        return Still()
+
+    def stretch(self, dim: int, stride: int) -> nn.Module:
+        """``stride`` frames out of one."""
+        return Still()
 
 
 IMAGE = Geometry()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tensors import per_stage
-from .blocks import BlockOptions, Context, GlobalContext, ResnetBlock, Transformer
+from .blocks import BlockOptions, Context, GlobalContext, ResnetBlock, TemporalBlock, Transformer
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class LevelSpec:
         attention, cross: "full", "linear" or "" for none: over the map, and to the context in the first block.
         reads: whether ``attention`` sees the context too.
         excited: whether the map below gates the one above on the way up.
+        stride: how many frames become one in it.
     """
 
     dim_in: int
@@ -44,6 +45,7 @@ class LevelSpec:
     gated: bool
     pixel_shuffle: bool
     excited: bool
+    stride: int
     cross_embed_kernels: tuple[int, ...] | None
 
     @property
@@ -52,8 +54,8 @@ class LevelSpec:
         return bool(self.cross) or (bool(self.attention) and self.reads and self.depth > 0)
 
 
-def level_specs(given: Mapping[str, Any], init_dim: int) -> list[LevelSpec]:
-    """The arguments of a U-Net, gathered per level.
+def level_specs(given: Mapping[str, Any], init_dim: int, strides: int | Sequence[int] = 1) -> list[LevelSpec]:
+    """The arguments of a U-Net, and how its frames are taken together, gathered per level.
 
     Raises:
         ValueError: a per-level argument with another number of entries than ``dim_mults``.
@@ -72,6 +74,7 @@ def level_specs(given: Mapping[str, Any], init_dim: int) -> list[LevelSpec]:
             "resnet_groups",
         )
     }
+    per_level["stride"] = _per_level(strides, count, "temporal_strides")
     efficient = given["memory_efficient"]
     kernels = tuple(given["cross_embed_downsample_kernel_sizes"]) if given["cross_embed_downsample"] else None
     specs = []
@@ -95,6 +98,7 @@ def level_specs(given: Mapping[str, Any], init_dim: int) -> list[LevelSpec]:
                 gated=given["use_global_context_attn"],
                 pixel_shuffle=given["pixel_shuffle_upsample"],
                 excited=given["skip_layer_excitation"],
+                stride=row["stride"],
                 cross_embed_kernels=kernels,
             )
         )
@@ -121,9 +125,11 @@ class _Level(nn.Module):
             if spec.attention
             else None
         )
+        self.temporal = TemporalBlock(width, options)
 
     def _attend(self, x: Tensor, context: Context) -> Tensor:
-        return x if self.attention is None else self.attention(x, context)
+        x = x if self.attention is None else self.attention(x, context)
+        return self.temporal(x, context)
 
 
 class _Edge(nn.Module):
@@ -150,19 +156,21 @@ class DownLevel(_Level):
 
     def __init__(self, spec: LevelSpec, options: BlockOptions) -> None:
         super().__init__()
+        self.squeeze = options.geometry.squeeze(spec.dim_in, spec.stride)
         self.before = _downsample(spec, options) if spec.first else None
         self._build(spec, spec.width, 0, options)
         self.after = None
         if not spec.first:
             self.after = _downsample(spec, options) if spec.halves else _Edge(spec.dim_in, spec.dim_out, options)
 
-    def forward(self, x: Tensor, hidden: Tensor, context: Context) -> tuple[Tensor, list[Tensor]]:
-        """The map for the next level, and this level's skips."""
+    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, list[Tensor]]:
+        """The map for the next level, and this level's skips; ``context`` has the frames of this level."""
+        x = self.squeeze(x, context.frames)
         x = x if self.before is None else self.before(x)
-        x = self.init_block(x, hidden, context)
+        x = self.init_block(x, context)
         skips = []
         for block in self.blocks:
-            x = block(x, hidden)
+            x = block(x, context)
             skips.append(x)
         x = self._attend(x, context)
         skips.append(x)
@@ -186,16 +194,18 @@ class UpLevel(_Level):
         self.after = (
             options.geometry.upsample(spec.dim_out, spec.dim_in, spec.pixel_shuffle) if grows else nn.Identity()
         )
+        self.stretch = options.geometry.stretch(self.dim_out, spec.stride)
         self.excite = GlobalContext(self.dim_out, spec.dim_out) if spec.excited and grows else None
 
-    def forward(self, x: Tensor, skips: list[Tensor], hidden: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, skips: list[Tensor], context: Context) -> tuple[Tensor, Tensor]:
         """The map for the next level, and the same for those who collect maps."""
         below, (first, *rest) = x, skips
-        x = self.init_block(self._join(x, first), hidden, context)
+        x = self.init_block(self._join(x, first), context)
         for block, skip in zip(self.blocks, rest, strict=True):
-            x = block(self._join(x, skip), hidden)
+            x = block(self._join(x, skip), context)
         x = self.after(self._attend(x, context))
         x = x if self.excite is None else self.excite(x, below)
+        x = self.stretch(x, context.frames)
         return x, x
 
     def _join(self, x: Tensor, skip: Tensor) -> Tensor:

@@ -97,6 +97,8 @@ class Persistent(nn.Module):
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"no network at {Path(path).absolute()}")
+        from . import presets as _registers_all_networks  # noqa: F401 - which are built on this module
+
         stored = torch.load(path, map_location="cpu", weights_only=True)
         name = stored.get("type", cls.__name__)
         kind = cls if name == cls.__name__ else UNETS[name]

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from .persistence import UNETS, Persistent
 from .unet import Unet
+from .unet3d import Unet3D
 
 UNETS.register("Unet")(Unet)
+UNETS.register("Unet3D")(Unet3D)
 
 
 @UNETS.register("NullUnet")

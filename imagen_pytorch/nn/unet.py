@@ -71,6 +71,8 @@ class Unet(Conditioned):
     """
 
     geometry: Geometry = IMAGE
+    #: channels of the first convolution beside those of pictures
+    _marks = 0
 
     @records_construction
     def __init__(
@@ -147,7 +149,7 @@ class Unet(Conditioned):
         self.gradient_checkpointing = gradient_checkpointing
         cond_dim = cond_dim or dim
         init_dim = init_dim or dim
-        specs = level_specs(given, init_dim)
+        specs = level_specs(given, init_dim, self.geometry.strides)
         options = BlockOptions(
             self.geometry,
             specs[0].groups,
@@ -168,12 +170,14 @@ class Unet(Conditioned):
     # -- construction -----------------------------------------------------------------------------------------------
 
     def _build_stem(self, given: dict[str, Any], init_dim: int, options: BlockOptions) -> None:
-        taken = self.channels * (1 + self.lowres_cond + self.self_cond) + self.cond_images_channels
+        taken = self.channels * (1 + self.lowres_cond + self.self_cond) + self.cond_images_channels + self._marks
         self.init_conv = (
             self.geometry.cross_embed(taken, init_dim, given["init_cross_embed_kernel_sizes"])
             if given["init_cross_embed"]
             else self.geometry.conv(taken, init_dim, given["init_conv_kernel_size"])
         )
+        self.init_temporal_peg = self.geometry.temporal_peg(init_dim)
+        self.init_temporal_attn = self.geometry.temporal_attention(init_dim, *options.attention_shape)
         gated = given["use_global_context_attn"]
         efficient = given["memory_efficient"]
         self.init_resnet_block = ResnetBlock(init_dim, init_dim, options, gated=gated) if efficient else None
@@ -189,9 +193,12 @@ class Unet(Conditioned):
             if given["attend_at_middle"]
             else None
         )
+        self.mid_temporal_peg = self.geometry.temporal_peg(width)
+        self.mid_temporal_attn = self.geometry.temporal_attention(width, *options.attention_shape)
         self.mid_block2 = ResnetBlock(width, width, middle, cross)
         self.ups = nn.ModuleList(UpLevel(spec, options, scale) for spec in reversed(specs))
         self.stride = 2 ** sum(spec.halves for spec in specs)
+        self.strides = tuple(spec.stride for spec in specs)
 
     def _build_head(self, given: dict[str, Any], init_dim: int, options: BlockOptions) -> None:
         dim = given["dim"]
@@ -242,33 +249,63 @@ class Unet(Conditioned):
         """
         if x.shape[1] != self.channels:
             raise ValueError(f"x must be (batch, {self.channels}, height, width), got {tuple(x.shape)}")
-        if text_keep is None and cond_drop_prob > 0:
-            text_keep = torch.rand(len(x), device=x.device) >= cond_drop_prob
         named = {
             "text_embeds": text_embeds,
             "text_mask": text_mask,
-            "text_keep": text_keep,
+            "text_keep": self._kept(x, text_keep, cond_drop_prob),
             "lowres_cond_img": lowres_cond_img,
             "lowres_noise_times": lowres_noise_times,
             "cond_images": cond_images,
             "cond_images_keep": cond_images_keep,
         }
-        size = tuple(x.shape[-2:])
+        conditioning = self._settled(conditioning, named, batch=len(x), size=tuple(x.shape[-2:]))
+        return self._answer(
+            self._stack(x, self_cond, conditioning), conditioning.lowres, self._look(time, conditioning)
+        )
+
+    @staticmethod
+    def _kept(x: Tensor, keep: Tensor | None, drop_prob: float) -> Tensor | None:
+        """Which captions survive dropping; None if all do."""
+        if keep is None and drop_prob > 0:
+            return torch.rand(len(x), device=x.device) >= drop_prob
+        return keep
+
+    def _settled(self, conditioning: Any, named: dict[str, Any], **place: Any) -> Any:
+        """The ready conditioning, or one that is made of its parts.
+
+        Raises:
+            ValueError: both were given.
+        """
+        given = {name: value for name, value in named.items() if value is not None}
         if conditioning is None:
-            conditioning = self.condition(batch=len(x), size=size, **named)
-        elif given := [name for name, value in named.items() if value is not None]:
+            return self.condition(**place, **given)
+        if given:
             raise ValueError(f"a ready conditioning was given and {', '.join(given)} too; give one or the other")
-        hidden, context = self._look(time, conditioning)
-        x = self._pad(self._stack(x, self_cond, conditioning))
-        stem = x = self.init_conv(x)
+        return conditioning
+
+    def _answer(self, x: Tensor, lowres: Tensor | None, context: Context) -> Tensor:
+        """From all pictures of an item, stacked as channels, to what is predicted; both ``(b, c, h, w)``."""
+        height, width = x.shape[-2:]
+        stem = x = self.init_conv(self._pad(x))
+        x = self.init_temporal_attn(self.init_temporal_peg(x, context.frames), context.frames)
         if self.init_resnet_block is not None:
-            x = self.init_resnet_block(x, hidden)
-        x, skips = self._down(x, hidden, context)
-        x = self.mid_block1(x, hidden, context)
-        x = x if self.mid_attn is None else self.mid_attn(x, context)
-        x = self.mid_block2(x, hidden, context)
-        x, maps = self._up(x, skips, hidden, context)
-        return self._head(x, maps, stem, hidden, conditioning)[..., : size[0], : size[1]]
+            x = self.init_resnet_block(x, context)
+        inner = self._contexts(context)
+        x, skips = self._down(x, inner)
+        x = self.mid_block1(x, inner[-1])
+        x = x if self.mid_attn is None else self.mid_attn(x, inner[-1])
+        x = self.mid_temporal_attn(self.mid_temporal_peg(x, inner[-1].frames), inner[-1].frames)
+        x = self.mid_block2(x, inner[-1])
+        x, maps = self._up(x, skips, inner)
+        return self._head(x, maps, stem, lowres, context)[..., :height, :width]
+
+    def _contexts(self, context: Context) -> list[Context]:
+        """The context of every level, from the largest maps on: a level may have fewer frames than the one above."""
+        contexts = []
+        for stride in self.strides:
+            context = context.squeezed(stride, self.geometry.causal)
+            contexts.append(context)
+        return contexts
 
     def _stack(self, x: Tensor, self_cond: Tensor | None, conditioning: Conditioning) -> Tensor:
         parts = [] if conditioning.pictures is None else [conditioning.pictures.to(x.dtype)]
@@ -289,30 +326,30 @@ class Unet(Conditioned):
             return checkpoint(level, *arguments, use_reentrant=False)
         return level(*arguments)
 
-    def _down(self, x: Tensor, hidden: Tensor, context: Context) -> tuple[Tensor, list[Tensor]]:
+    def _down(self, x: Tensor, contexts: list[Context]) -> tuple[Tensor, list[Tensor]]:
         skips: list[Tensor] = []
-        for level in self.downs:
-            x, found = self._run(level, x, hidden, context)
+        for level, context in zip(self.downs, contexts, strict=True):
+            x, found = self._run(level, x, context)
             skips += found
         return x, skips
 
-    def _up(self, x: Tensor, skips: list[Tensor], hidden: Tensor, context: Context) -> tuple[Tensor, list[Tensor]]:
+    def _up(self, x: Tensor, skips: list[Tensor], contexts: list[Context]) -> tuple[Tensor, list[Tensor]]:
         maps = []
-        for level in self.ups:
+        for level, context in zip(self.ups, reversed(contexts), strict=True):
             taken = [skips.pop() for _ in range(level.num_skips)]
-            x, found = self._run(level, x, taken, hidden, context)
+            x, found = self._run(level, x, taken, context)
             maps.append(found)
         return x, maps
 
-    def _head(self, x: Tensor, maps: list[Tensor], stem: Tensor, hidden: Tensor, conditioning: Conditioning) -> Tensor:
+    def _head(self, x: Tensor, maps: list[Tensor], stem: Tensor, lowres: Tensor | None, context: Context) -> Tensor:
         if self.upsample_combiner is not None:
             x = self.upsample_combiner(x, maps)
         if self.init_conv_to_final_conv_residual:
             x = torch.cat([x, stem], dim=1)
         if self.final_res_block is not None:
-            x = self.final_res_block(x, hidden)
-        if conditioning.lowres is not None:
-            x = torch.cat([x, self._pad(conditioning.lowres.to(x.dtype))], dim=1)
+            x = self.final_res_block(x, context)
+        if lowres is not None:
+            x = torch.cat([x, self._pad(lowres.to(x.dtype))], dim=1)
         return self.final_conv(x)
 
     def forward_with_cond_scale(

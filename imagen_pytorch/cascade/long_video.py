@@ -1,0 +1,152 @@
+"""Videos longer than a network can look at: frames made a few at a time, each call given some that exist already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..registry import Registry
+from ..tensors import seeded
+
+if TYPE_CHECKING:
+    from .cascade import Cascade
+
+
+class Part(NamedTuple):
+    """One call: which frames are given and which are made, both by their index in the whole video, in order."""
+
+    given: tuple[int, ...]
+    new: tuple[int, ...]
+
+
+#: Schemes by name, ``scheme(total, window) -> parts`` (Harvey et al. 2022, arXiv 2205.11495, section 4).
+SCHEMES: Registry[Callable[[int, int], list[Part]]] = Registry("scheme")
+
+
+@SCHEMES.register("autoregressive")
+def autoregressive(total: int, window: int) -> list[Part]:
+    """From the beginning to the end, each time half a window more, given the half before it."""
+    half = max(1, window // 2)
+    parts = [Part((), tuple(range(min(window, total))))]
+    for first in range(min(window, total), total, half):
+        parts.append(Part(tuple(range(first - (window - half), first)), tuple(range(first, min(first + half, total)))))
+    return parts
+
+
+@SCHEMES.register("long_range")
+def long_range(total: int, window: int) -> list[Part]:
+    """As `autoregressive`, but of the given frames every other one lies far back: evenly over all that exists."""
+    parts = []
+    for given, new in autoregressive(total, window):
+        near = given[len(given) // 2 :]
+        far = len(given) - len(near)
+        early = [index * near[0] // far for index in range(far)] if far else []
+        parts.append(Part((*early, *near), new))
+    return parts
+
+
+@SCHEMES.register("hierarchical")
+def hierarchical(total: int, window: int) -> list[Part]:
+    """A window of frames spread over the whole video first, then, in order, what lies between two of them, given the
+    frames around it."""
+    if total <= window:
+        return [Part((), tuple(range(total)))]
+    coarse = sorted({round(index * (total - 1) / (window - 1)) for index in range(window)}) if window > 1 else [0]
+    parts, known = [Part((), tuple(coarse))], set(coarse)
+    missing = [index for index in range(total) if index not in known]
+    room = max(1, window // 2)
+    for place in range(0, len(missing), room):
+        new = tuple(missing[place : place + room])
+        near = sorted(known, key=lambda index: (max(new[0] - index, index - new[-1], 0), index))
+        parts.append(Part(tuple(sorted(near[: window - len(new)])), new))
+        known |= set(new)
+    return parts
+
+
+def checked(scheme: str | Sequence[Any], total: int, window: int) -> list[Part]:
+    """The parts of a scheme, by name or given as (given, new) pairs of frame indices.
+
+    Raises:
+        ValueError: an unknown scheme; a frame that is made twice or never, or given before it is made; more frames in
+            one call than a window.
+    """
+    if total < 1 or window < 2:
+        raise ValueError(f"a long video needs at least 1 frame and a window of 2, got {total} and {window}")
+    if isinstance(scheme, str):
+        return SCHEMES[scheme](total, window)
+    parts = [Part(tuple(sorted(given)), tuple(sorted(new))) for given, new in scheme]
+    made: set[int] = set()
+    for number, (given, new) in enumerate(parts, start=1):
+        if len(given) + len(new) > window:
+            raise ValueError(f"call {number} of the scheme has {len(given) + len(new)} frames, the window {window}")
+        if not new or not set(given) <= made or made & set(new):
+            raise ValueError(
+                f"call {number} of the scheme must make new frames, each once, given frames that exist; it makes "
+                f"{list(new)} given {list(given)}"
+            )
+        made |= set(new)
+    if made != set(range(total)):
+        wrong = sorted(made ^ set(range(total)))
+        raise ValueError(f"the scheme must make each of the frames 0 to {total - 1} once; amiss: {wrong}")
+    return parts
+
+
+def sample_long(
+    cascade: Cascade,
+    total_frames: int,
+    window: int,
+    scheme: str | Sequence[Any],
+    inpaint: bool,
+    arguments: dict[str, Any],
+) -> Tensor:
+    """What `Cascade.sample_long` does."""
+    parts = checked(scheme, total_frames, window)
+    arguments = _one_source_of_noise(arguments)
+    fps = arguments.get("fps")
+    rates = torch.as_tensor(cascade.fps if fps is None else fps, dtype=torch.float64).reshape(-1, 1)
+    video: Tensor | None = None
+    for given, new in parts:
+        if inpaint:
+            made = _painted(cascade, video, given, new, rates, arguments)
+        else:
+            known = {} if not given else {"cond_video_frames": video[:, :, list(given)]}
+            times = torch.tensor([*given, *new], dtype=torch.float64) / rates
+            made = cascade.sample(video_frames=len(new), frame_times=times, **known, **arguments)
+        if video is None:
+            video = made.new_zeros(*made.shape[:2], total_frames, *made.shape[3:])
+        video[:, :, list(new)] = made
+    return video
+
+
+def _painted(
+    cascade: Cascade,
+    video: Tensor | None,
+    given: tuple[int, ...],
+    new: tuple[int, ...],
+    rates: Tensor,
+    arguments: dict[str, Any],
+) -> Tensor:
+    """New frames beside given ones that are kept by RePaint."""
+    every = sorted({*given, *new})
+    named: dict[str, Any] = {}
+    if given:
+        mask = torch.tensor([index in given for index in every], device=video.device)
+        named["inpaint_videos"] = video[:, :, every]
+        named["inpaint_masks"] = mask[None, :, None, None].expand(len(video), -1, *video.shape[3:])
+    times = torch.tensor(every, dtype=torch.float64) / rates
+    made = cascade.sample(video_frames=len(every), frame_times=times, **named, **arguments)
+    return made[:, :, [every.index(index) for index in new]]
+
+
+def _one_source_of_noise(arguments: dict[str, Any]) -> dict[str, Any]:
+    """One generator per clip that goes on from call to call: the same seed at every call would be the same noise."""
+    seed = arguments.get("seed")
+    if seed is None:
+        return arguments
+    sized = ("texts", "text_embeds", "cond_images")
+    counts = [len(arguments[name]) for name in sized if arguments.get(name) is not None]
+    batch = counts[0] if counts else arguments.get("batch_size", 1)
+    return {name: value for name, value in arguments.items() if name != "seed"} | {"generator": seeded(seed, batch)}

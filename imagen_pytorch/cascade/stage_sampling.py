@@ -1,0 +1,255 @@
+"""One stage of one `sample()` call: conditioned once, denoised many times."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..diffusion.guidance import GUIDANCE, Guidance, guided
+from ..diffusion.process import DiffusionProcess
+from ..diffusion.samplers import Known
+from ..diffusion.schedules import Level
+from ..images import Size, resize, shrink_known, unnormalize
+from .conditioning import conditioning_pictures, null_text, stacked
+from .lowres import Direct, Residual, target_space
+from .options import check_share
+from .placement import device_of, dtype_of
+from .stage import Stage, takes_pictures
+from .video import StageFrames, frame_rate, given_frames, in_time
+
+if TYPE_CHECKING:
+    from .sampling import SamplingRun
+
+
+class StageRun:
+    """One stage of one call.
+
+    Args:
+        before: the picture of the stage before, in the caller's range.
+    """
+
+    def __init__(self, run: SamplingRun, stage: Stage, unet: nn.Module, before: Tensor | None) -> None:
+        self.run_, self.stage, self.unet = run, stage, unet
+        self.cascade, self.options = run.cascade, run.options
+        self.choices = run.choices[stage.number - 1]
+        self.size: Size = run.sizes[stage.number - 1]
+        self.device = device_of(unet)
+        self.dtype = dtype_of(unet)
+        # picture and noise levels are never in half precision, only what the network computes
+        self.precision = torch.promote_types(self.dtype, torch.float32)
+        self.process = self._process()
+        self.guidance = self._guidance()
+        self.frames: StageFrames | None = None if run.frames is None else run.frames.at(stage.factor)
+        enlarged = None if before is None else self._enlarged(before)
+        self.given, whole = self._given(enlarged)
+        self.space: Residual | Direct = target_space(enlarged, stage.residual)
+        self.conditioning = self._condition(whole)
+        self.known = self._known()
+
+    def _enlarged(self, before: Tensor) -> Tensor:
+        """What the stage before made, at this stage's size and frame rate, in [-1, 1]."""
+        enlarged = self._modelled(before)
+        if self.frames is None:
+            return enlarged
+        stages, number = self.cascade.stages, self.stage.number
+        return in_time(self.cascade, enlarged, self.stage, stages[number - 2], len(self.frames.noisy))
+
+    def _given(self, enlarged: Tensor | None) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Given frames as the network takes them, and the low-resolution clip of all frames."""
+        if self.frames is None:
+            return {}, enlarged
+        number, batch = self.stage.number, self.run_.batch
+        low = self.run_.sizes[number - 2] if number > 1 else None
+        given = given_frames(self.cascade, self.run_.clip, self.frames, batch, low, self.size)
+        named = {}
+        names = ("cond_video_frames", "post_cond_video_frames")
+        for name, part, base in zip(names, given.pictures, given.companions, strict=True):
+            if part is not None:
+                part, base = (None if item is None else item.to(self.device, self.precision) for item in (part, base))
+                inside = target_space(base, self.stage.residual).encode(part)
+                named[name] = (inside * self.process.clean_scale).to(self.dtype)
+        return named, None if enlarged is None else given.around(enlarged, given.companions)
+
+    def _picked(self, clip: Tensor) -> Tensor:
+        """Of a clip at the full rate, the frames that this stage makes."""
+        return clip if self.frames is None else clip[:, :, self.frames.noisy.to(clip.device)]
+
+    def _modelled(self, picture: Tensor) -> Tensor:
+        """A picture in the caller's range as one of this stage's size in [-1, 1]."""
+        picture = self.cascade.normalize_img(picture.to(self.device, self.precision))
+        return resize(picture, self.size, self.cascade.resize_mode)
+
+    def _process(self) -> DiffusionProcess:
+        given = {name: getattr(self.choices, name) for name in ("sigma_min", "sigma_max")}
+        bounds = {name: value for name, value in given.items() if value is not None}
+        process = self.stage.process
+        if not bounds:
+            return process
+        if not hasattr(process.schedule, "sigma_max"):
+            raise ValueError("sigma_min and sigma_max belong to ElucidatedImagen; this stage has another schedule")
+        return replace(process, schedule=replace(process.schedule, **bounds))
+
+    def _guidance(self) -> Guidance:
+        run, cascade = self.run_, self.cascade
+        if run.text is None and not (cascade.cond_images_drop_prob > 0 and takes_pictures(self.unet)):
+            return GUIDANCE["cfg"](1.0)  # there is nothing to guide on
+        guidance = self.options.guide(self.choices.cond_scale)
+        trained = run.text is None or run.negative is not None or cascade.can_classifier_guidance
+        if guidance.needs_null_somewhere and not trained:
+            raise ValueError(
+                "this model was trained with cond_drop_prob=0, so it has no unconditional half: use cond_scale=1"
+            )
+        return guidance
+
+    # -- conditions: for both halves of guidance in one batch ---------------------------------------------------------
+
+    def _condition(self, enlarged: Tensor | None) -> Any:
+        """All that the network needs besides the noisy picture."""
+        batch = self.run_.batch
+        both = self.guidance.needs_null_somewhere
+        keep = torch.ones(batch, dtype=torch.bool, device=self.device)
+        named = self._text(keep, both)
+        given = self.options.cond_images if takes_pictures(self.unet) else None
+        pictures = conditioning_pictures(given, self.unet, batch, self.device)
+        if pictures is not None:
+            dropped = torch.zeros_like(keep) if self.cascade.cond_images_drop_prob > 0 else keep
+            pictures = pictures.to(self.dtype)
+            named |= {
+                "cond_images": torch.cat([pictures, pictures]) if both else pictures,
+                "cond_images_keep": torch.cat([keep, dropped]) if both else keep,
+            }
+        if self.unet.lowres_cond:
+            named |= self._lowres(enlarged, both)
+        named |= {name: torch.cat([part, part]) if both else part for name, part in self.given.items()}
+        return self.unet.condition(batch=batch * (1 + both), size=self.size, **named, **self._when(both))
+
+    def _when(self, both: bool) -> dict[str, Any]:
+        """How many frames are made, when they are, and how fast they follow each other."""
+        if self.frames is None:
+            return {}
+        times = self.frames.times
+        named: dict[str, Any] = {
+            "frames": len(self.frames.noisy),
+            "frame_times": torch.cat([times, times]) if both and len(times) > 1 else times,
+        }
+        rates = frame_rate(self.run_.clip.fps, self.run_.batch)
+        if rates is not None:
+            told = (rates / self.stage.factor).to(self.device, torch.float32)
+            named["fps"] = torch.cat([told, told]) if both else told
+        return named
+
+    def _text(self, keep: Tensor, both: bool) -> dict[str, Any]:
+        if not self.unet.cond_on_text:
+            return {}
+        text, negative = self.run_.text, self.run_.negative
+        if text is None:
+            text = null_text(len(keep), self.cascade.text_embed_dim, self.device, self.dtype)
+        text = text.to(self.device, self.dtype)
+        if both:
+            other = text if negative is None else negative.to(self.device, self.dtype)
+            text = stacked(text, other)
+            keep = torch.cat([keep, torch.zeros_like(keep) if negative is None else keep])
+        return {"text_embeds": text.embeds, "text_mask": text.mask, "text_keep": keep}
+
+    def _lowres(self, enlarged: Tensor | None, both: bool) -> dict[str, Tensor]:
+        if enlarged is None:
+            raise ValueError(f"U-Net {self.stage.number} enlarges a picture: give start_image_or_video")
+        level = self.choices.lowres_sample_noise_level
+        if level is None:
+            own = self.cascade.lowres_sample_noise_level
+            level = own[self.stage.number - 1] if isinstance(own, list | tuple) else own
+        check_share(level, "lowres_sample_noise_level")
+        times = torch.full((len(enlarged),), float(level), device=self.device)
+        noised, told = self.cascade.augmentation(enlarged, times, self.run_.generator)
+        parts = {"lowres_cond_img": noised.to(self.dtype), "lowres_noise_times": told}
+        return {name: torch.cat([part, part]) for name, part in parts.items()} if both else parts
+
+    # -- estimates ----------------------------------------------------------------------------------------------------
+
+    def _network(self, conditioning: Any) -> Any:
+        def net(x: Tensor, c_noise: Tensor, x0_before: Tensor | None) -> Tensor:
+            before = None if x0_before is None else x0_before.to(self.dtype)
+            return self.unet(x.to(self.dtype), c_noise.to(self.precision), conditioning, self_cond=before)
+
+        return self.process.denoiser(net)
+
+    def _denoise(self) -> Any:
+        """The denoiser that samplers see: network, guidance, thresholding, in that order."""
+        both_halves = alone = self._network(self.conditioning)
+        if self.guidance.needs_null_somewhere:
+            alone = self._network(self.conditioning.rows(slice(0, self.run_.batch)))
+
+        def pair(x: Tensor, level: Level, x0_before: Tensor | None, both: bool) -> tuple[Tensor, Tensor | None]:
+            if not both:
+                return alone(x, level, x0_before), None
+            before = None if x0_before is None else torch.cat([x0_before, x0_before])
+            cond, null = both_halves(torch.cat([x, x]), level, before).chunk(2)
+            return cond, null
+
+        steered = guided(pair, self.guidance)
+
+        def denoise(x: Tensor, level: Level, x0_before: Tensor | None) -> Tensor:
+            return self.stage.threshold(steered(x, level, x0_before), self.space)
+
+        return denoise
+
+    # -- given pictures -----------------------------------------------------------------------------------------------
+
+    def _known(self) -> tuple[Tensor, Tensor] | None:
+        """The known pixels at this size, in the caller's range, and where they are."""
+        if self.run_.known is None:
+            return None
+        image, mask = self.run_.known
+        image, mask = self._picked(image.to(self.device, self.precision)), self._picked(mask.to(self.device))
+        return shrink_known(image, mask, self.size)
+
+    def _kept(self) -> Known | None:
+        if self.known is None:
+            return None
+        image, mask = self.known
+        inside = self.space.encode(self.cascade.normalize_img(image))
+        return Known(inside, mask, resample_times=self.options.inpaint_resample_times)
+
+    def _init(self) -> Tensor | None:
+        given = self.choices.init_images
+        if given is None:
+            return None
+        return self.space.encode(self._modelled(self._picked(self.run_.pictures(given, "init_images"))))
+
+    def _shape(self) -> tuple[int, ...]:
+        frames = () if self.frames is None else (len(self.frames.noisy),)
+        return (self.run_.batch, self.cascade.channels, *frames, *self.size)
+
+    def run(self) -> Tensor:
+        """The picture of this stage, in the caller's range; known pixels are the caller's own."""
+        bar = tqdm(disable=not self.options.use_tqdm, desc=f"U-Net {self.stage.number}", unit="step", leave=False)
+
+        def after_step(step: int, total: int, x0: Tensor) -> Any:
+            bar.total = total
+            bar.update(step + 1 - bar.n)
+            if self.options.callback is None:
+                return None
+            return self.options.callback(self.stage.number, step, total, unnormalize(self.space.decode(x0)))
+
+        with bar:
+            x0 = self.process.sample(
+                self._denoise(),
+                self._shape(),
+                steps=self.choices.steps,
+                sampler=self.choices.sampler,
+                generator=self.run_.generator,
+                known=self._kept(),
+                init=self._init(),
+                skip_steps=self.choices.skip_steps,
+                strength=self.choices.strength,
+                callback=after_step,
+                device=self.device,
+                dtype=self.precision,
+            )
+        picture = self.cascade.unnormalize_img(self.space.decode(x0).clamp(-1, 1))
+        # pasted in the caller's range: on the way to the stage's space and back their last bits would change
+        return picture if self.known is None else torch.where(self.known[1], self.known[0], picture)

@@ -1,0 +1,201 @@
+"""Layers between the frames of a clip; everything else in a video network looks at one frame at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .attention import Attention
+from .frames import USUAL_FPS, Frames
+from .geometry import Geometry
+
+
+class TemporalConv(nn.Module):
+    """A convolution over frames behind one over pixels (Singer et al. 2022, Make-A-Video, arXiv 2209.14792, section
+    3.2); starts as the identity.
+
+    Args:
+        dim: channels.
+        kernel: odd number of frames.
+        causal: whether a frame sees only itself and earlier ones.
+        depthwise: each channel alone, added to its input: this tells the attention behind it what is near.
+    """
+
+    def __init__(self, dim: int, kernel: int = 3, causal: bool = True, depthwise: bool = False) -> None:
+        super().__init__()
+        self.depthwise = depthwise
+        self.padding = (kernel - 1, 0) if causal else (kernel // 2, kernel // 2)
+        self.groups = dim if depthwise else 1
+        self.weight = nn.Parameter(torch.zeros(dim, dim // self.groups, kernel, 1))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        if not depthwise:
+            with torch.no_grad():
+                self.weight[:, :, self.padding[0], 0] = torch.eye(dim)
+
+    def forward(self, x: Float[Tensor, "bf c h w"], frames: Frames | None) -> Float[Tensor, "bf c h w"]:
+        """The mixed map."""
+        if frames is None:
+            return x
+        clips = frames.clips(x).flatten(3).transpose(1, 2)
+        mixed = F.conv2d(F.pad(clips, (0, 0, *self.padding)), self.weight, self.bias, groups=self.groups)
+        mixed = mixed.transpose(1, 2).reshape(x.shape)
+        return frames.unless_apart(x + mixed if self.depthwise else mixed, x)
+
+
+class TimeBias(nn.Module):
+    """What attention adds for the time between two frames: a network of ``sign(dt) log(1 + |dt| / dt0)``.
+
+    It depends on differences alone, so clips of any length and any spacing have one.
+
+    Args:
+        heads: number of answers.
+        width, depth: of the network.
+    """
+
+    def __init__(self, heads: int, width: int, depth: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for index in range(depth):
+            layers += [nn.Linear(width if index else 1, width), nn.SiLU()]
+        self.net = nn.Sequential(*layers, nn.Linear(width, heads))
+
+    def forward(self, gaps: Float[Tensor, "b f f"]) -> Float[Tensor, "b heads f f"]:
+        """For each frame (row) and each that it looks at (column), from the seconds between them."""
+        scaled = gaps.sign() * torch.log1p(gaps.abs() * USUAL_FPS)
+        return self.net(scaled[..., None].to(self.net[0].weight.dtype)).permute(0, 3, 1, 2)
+
+
+class TemporalAttention(nn.Module):
+    """Each pixel's frames attend to each other; starts as the identity.
+
+    Args:
+        dim: channels.
+        heads, dim_head: of the attention.
+        causal: whether a frame sees only itself and earlier ones.
+        depth: of the network behind the bias.
+        cosine: as for `Attention`.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, dim_head: int, causal: bool = True, depth: int = 2, cosine: bool = False
+    ) -> None:
+        super().__init__()
+        self.causal = causal
+        self.attention = Attention(dim, heads, dim_head, cosine=cosine)
+        self.bias = TimeBias(heads, max(16, dim // 2), depth)
+        self.null_bias = nn.Parameter(torch.zeros(heads))
+
+    def scores(self, gaps: Float[Tensor, "b f f"]) -> Float[Tensor, "b heads f m"]:
+        """What is added to the logits of the null token and of all frames."""
+        bias = self.bias(gaps)
+        if self.causal:
+            later = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).triu(1)
+            bias = bias.masked_fill(later, torch.finfo(bias.dtype).min)
+        return torch.cat([self.null_bias[:, None, None].expand(*bias.shape[:-1], 1), bias], dim=-1)
+
+    def forward(self, x: Float[Tensor, "bf c h w"], frames: Frames | None) -> Float[Tensor, "bf c h w"]:
+        """The mixed map."""
+        if frames is None:
+            return x
+        clips = frames.clips(x).flatten(3)
+        tokens = clips.permute(0, 3, 1, 2)  # b pixels f c
+        scores = self.scores(frames.gaps)
+        if len(scores) == 1:
+            update = self.attention.tokens(tokens.flatten(0, 1), bias=scores).view_as(tokens)
+        else:  # clip by clip: one bias for each of their pixels would cost more memory than the clips
+            update = torch.stack(
+                [self.attention.tokens(clip, bias=own[None]) for clip, own in zip(tokens, scores, strict=True)]
+            )
+        mixed = x + update.permute(0, 2, 3, 1).reshape(x.shape)
+        return frames.unless_apart(mixed, x)
+
+
+class Squeeze(nn.Module):
+    """One frame out of each ``stride``: folded into channels, then a 1x1 convolution; starts as their mean, or, where
+    no frame may know later ones, as a copy of the first.
+
+    Args:
+        causal: whether what stands for a group must not know more than its first frame: then it is made of that one
+            and the ``stride - 1`` before it.
+    """
+
+    def __init__(self, dim: int, stride: int, causal: bool) -> None:
+        super().__init__()
+        self.stride, self.causal = stride, causal
+        self.conv = nn.Conv2d(dim * stride, dim, 1)
+        with torch.no_grad():
+            weight = torch.zeros(dim, stride, dim)
+            if causal:
+                weight[:, -1] = torch.eye(dim)
+            else:
+                weight[:] = torch.eye(dim)[:, None] / stride
+            self.conv.weight.copy_(weight.flatten(1)[..., None, None])
+            self.conv.bias.zero_()
+
+    def forward(self, x: Float[Tensor, "bf c h w"], frames: Frames | None) -> Float[Tensor, "bs c h w"]:
+        """``frames`` are those of the answer."""
+        if frames is None:
+            return x
+        clips = x.unflatten(0, (-1, frames.count * self.stride))
+        if self.causal:
+            before = clips[:, :1].expand(-1, self.stride - 1, *clips.shape[2:])
+            clips = torch.cat([before, clips[:, : 1 - self.stride]], dim=1)
+        return self.conv(clips.unflatten(1, (frames.count, self.stride)).flatten(2, 3).flatten(0, 1))
+
+
+class Stretch(nn.Module):
+    """``stride`` frames out of each one, by a sub-pixel convolution in time; starts by repeating it."""
+
+    def __init__(self, dim: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.Conv2d(dim, dim * stride, 1)
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.eye(dim).repeat(stride, 1)[..., None, None])
+            self.conv.bias.zero_()
+
+    def forward(self, x: Float[Tensor, "bs c h w"], frames: Frames | None) -> Float[Tensor, "bf c h w"]:
+        """``frames`` are those of the input."""
+        return x if frames is None else self.conv(x).unflatten(1, (self.stride, -1)).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class VideoGeometry(Geometry):
+    """Layers of a video network: those of a picture for every frame, and these between frames.
+
+    Attributes:
+        causal: whether frames see earlier ones only.
+        strides: per level, how many frames become one.
+        token_shift: whether feed-forwards move half of their features to the next frame.
+        bias_depth: of the network behind the bias of temporal attention.
+    """
+
+    causal: bool = True
+    strides: int | Sequence[int] = 1
+    token_shift: bool = True
+    bias_depth: int = 2
+
+    def temporal_conv(self, dim: int, kernel: int) -> nn.Module:
+        """Behind the convolutions of residual blocks."""
+        return TemporalConv(dim, kernel, self.causal)
+
+    def temporal_peg(self, dim: int) -> nn.Module:
+        """Before temporal attention."""
+        return TemporalConv(dim, 3, self.causal, depthwise=True)
+
+    def temporal_attention(self, dim: int, heads: int, dim_head: int, cosine: bool = False) -> nn.Module:
+        """Between the frames of each pixel."""
+        return TemporalAttention(dim, heads, dim_head, self.causal, self.bias_depth, cosine)
+
+    def squeeze(self, dim: int, stride: int) -> nn.Module:
+        """Fewer frames."""
+        return Squeeze(dim, stride, self.causal) if stride > 1 else super().squeeze(dim, stride)
+
+    def stretch(self, dim: int, stride: int) -> nn.Module:
+        """As many as before."""
+        return Stretch(dim, stride) if stride > 1 else super().stretch(dim, stride)
