@@ -9,8 +9,8 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "imagen_pytorch" / "version.py").read_text(), re.MULTILINE)
 README = ROOT / "README.md"
 
-TEST = ["diffusers>=0.30", "hypothesis>=6.80", "pytest>=7.4", "pytest-timeout>=2.2", "pytest-xdist>=3.3", "ruff>=0.6",
-        "scipy>=1.10", "typeguard==2.13.3"]  # fmt: skip
+TEST = ["av>=12", "diffusers>=0.30", "hypothesis>=6.80", "pytest>=7.4", "pytest-timeout>=2.2", "pytest-xdist>=3.3",
+        "ruff>=0.6", "scipy>=1.10", "typeguard==2.13.3"]  # fmt: skip
 
 setup(
     name="imagen-pytorch",
@@ -26,7 +26,7 @@ setup(
     package_dir={"imagen_pytorch.presets": "configs"},
     include_package_data=False,
     package_data={
-        "imagen_pytorch": ["default_config.json", "py.typed", "data/emoji64/*"],
+        "imagen_pytorch": ["default_config.json", "py.typed", "data/digits/*", "data/emoji64/*"],
         "imagen_pytorch.presets": ["*.json"],
     },
     python_requires=">=3.10",
@@ -54,6 +54,7 @@ setup(
         "gcs": ["gcsfs>=2023.6"],
         "s3": ["s3fs>=2023.6"],
         "test": TEST,
+        "video": ["av>=12"],
     },
     entry_points={"console_scripts": ["imagen = imagen_pytorch.cli:main", "imagen_pytorch = imagen_pytorch.cli:main"]},
 )

@@ -277,7 +277,7 @@ def test_without_the_library_one_sentence_says_what_to_do(monkeypatch, name, err
     with pytest.raises(error) as caught:
         open_source(name)
     message = str(caught.value)
-    assert f'"{name}" is neither a folder nor an embedded data set (emoji64)' in message
+    assert f'"{name}" is neither a folder nor an embedded data set (emoji64, moving-digits)' in message
     assert "pip install datasets" in message and "\n" not in message and caught.value.__suppress_context__
 
 

@@ -1,10 +1,12 @@
-"""Pictures with captions, or without: one file per source."""
+"""Pictures and videos with captions, or without: one file per source."""
 
 from .base import SOURCES, DataError, PictureDataset, Skipped, cycle, open_source
+from .clips import VideoDataset
 from .emoji import Emoji64, emoji64
 from .folder import Dataset
 from .huggingface import TableDataset, hub_dataset
 from .loaders import Collator, get_images_dataloader
+from .moving_digits import MovingDigits, centre_track, moving_digits
 
 __all__ = [
     "SOURCES",
@@ -12,12 +14,16 @@ __all__ = [
     "DataError",
     "Dataset",
     "Emoji64",
+    "MovingDigits",
     "PictureDataset",
     "Skipped",
     "TableDataset",
+    "VideoDataset",
+    "centre_track",
     "cycle",
     "emoji64",
     "get_images_dataloader",
     "hub_dataset",
+    "moving_digits",
     "open_source",
 ]

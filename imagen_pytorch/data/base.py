@@ -37,7 +37,7 @@ class DataError(ValueError):
 
 
 class Skipped(NamedTuple):
-    """A picture that was left out.
+    """A picture or clip that was left out.
 
     Attributes:
         name: its path, or its row.
@@ -159,6 +159,9 @@ class PictureDataset(TorchDataset):
         ValueError: a size or a number of channels that pictures cannot have.
     """
 
+    #: What one item is called in messages.
+    kind = "picture"
+
     def __init__(self, count: int, image_size: int | Size, channels: int, random_flip: bool) -> None:
         check_known("number of channels", channels, MODES)
         self.size, self.channels, self.random_flip = as_size(image_size), channels, random_flip
@@ -198,21 +201,26 @@ class PictureDataset(TorchDataset):
         if skipped:
             shown = ", ".join(f"{item.name} ({item.reason})" for item in skipped[:SHOWN])
             more = f" and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
-            warnings.warn(f"{len(skipped)} of the pictures in {of} are left out: {shown}{more}", stacklevel=3)
+            warnings.warn(f"{len(skipped)} of the {self.kind}s in {of} are left out: {shown}{more}", stacklevel=3)
 
     def prepare(self, picture: Image.Image) -> Float[Tensor, "c h w"]:
         """A picture as a tensor of the right size and mode, perhaps mirrored."""
-        image = fit(from_pil(picture, self.channels), self.size)
+        return self._mirrored(self._fitted(picture))
+
+    def _fitted(self, picture: Image.Image) -> Float[Tensor, "c h w"]:
+        return fit(from_pil(picture, self.channels), self.size)
+
+    def _mirrored(self, image: Tensor) -> Tensor:
         return image.flip(-1) if self.random_flip and torch.rand(()) < 0.5 else image
 
-    def _load(self, index: int) -> Tensor | tuple[Tensor, str]:
+    def _load(self, index: int) -> Tensor | tuple[Tensor, str] | dict[str, Any]:
         picture, captions = self.read(index)
         image = self.prepare(picture)
         return (image, one_of(captions)) if captions else image
 
-    def __getitem__(self, index: int) -> Tensor | tuple[Tensor, str]:
+    def __getitem__(self, index: int) -> Tensor | tuple[Tensor, str] | dict[str, Any]:
         if not -self.count <= index < self.count:
-            raise IndexError(f"there are {self.count} pictures, got index {index}")
+            raise IndexError(f"there are {self.count} {self.kind}s, got index {index}")
         for step in range(self.count):
             position = (index + step) % self.count
             if self._bad[position]:
@@ -222,7 +230,7 @@ class PictureDataset(TorchDataset):
             except OSError as error:
                 self._bad[position], self._reasons[position] = True, str(error)
                 warnings.warn(f"{self.name(position)} cannot be read and is left out: {error}", stacklevel=2)
-        raise DataError(f"none of the {self.count} pictures can be read; the first is {self.name(0)}")
+        raise DataError(f"none of the {self.count} {self.kind}s can be read; the first is {self.name(0)}")
 
 
 def cycle(loader: Iterable[Batch]) -> Iterator[Batch]:
@@ -270,10 +278,11 @@ def open_source(
     """The data set that a configuration names.
 
     Args:
-        name: "emoji64", a folder of pictures, or a data set of the hub.
+        name: "emoji64", "moving-digits", a folder, or a data set of the hub. A folder is one of clips if there are
+            ``num_frames``, and of pictures otherwise.
         image_label, text_label, url_label: columns of a data set of the hub. A folder has at most a column of captions
             (``text_label``, in its metadata file); embedded data have none and ignore them.
-        arguments: of the data source (`Emoji64`, `Dataset` or `hub_dataset`).
+        arguments: of the data source (`Emoji64`, `MovingDigits`, `Dataset`, `VideoDataset` or `hub_dataset`).
 
     Raises:
         DataError: nothing readable in it.
@@ -282,6 +291,7 @@ def open_source(
         ImportError: the name looks like a data set of the hub, and the datasets library is not installed.
     """
     _discover()
+    from .clips import VideoDataset
     from .folder import Dataset
     from .huggingface import hub_dataset
 
@@ -289,7 +299,8 @@ def open_source(
     if name in SOURCES:
         source, labels = SOURCES[name], {}
     elif os.path.isdir(os.path.expanduser(name)):
-        source, labels = functools.partial(Dataset, os.path.expanduser(name)), {"text_label": text_label}
+        of = Dataset if arguments.get("num_frames") is None else VideoDataset
+        source, labels = functools.partial(of, os.path.expanduser(name)), {"text_label": text_label}
     else:
         source = functools.partial(hub_dataset, name)
     check_arguments(source, name, arguments)

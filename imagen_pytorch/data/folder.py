@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..images import Size
 from .base import DataError, PictureDataset, Skipped, channels_of, decode, words_of
 from .captions import find_table, read_beside, read_table
+from .frames import FILMS
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 EXTENSIONS = ("jpg", "jpeg", "png", "tiff", "tif", "webp", "bmp", "gif", "avif")
 
 
-def _pictures(folder: Path, extensions: Sequence[str]) -> list[Path]:
+def listed(folder: Path, extensions: Sequence[str]) -> list[Path]:
     """Paths relative to the folder, hidden ones left out, in an order that is the same on every system."""
     endings = {f".{ending.lower().lstrip('.')}" for ending in extensions}
     found = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in endings)
@@ -47,7 +49,103 @@ def _channels(count: int | None, mode: str | None) -> int:
     return channels_of(mode) if count is None else count
 
 
-class Dataset(PictureDataset):
+class FolderDataset(PictureDataset):
+    """What is in a folder and its subfolders, sorted by path, with captions or without; as `Dataset` describes it."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        image_size: int | Size,
+        exts: str | Sequence[str] = EXTENSIONS,
+        convert_image_to_type: str | None = None,
+        *,
+        channels: int | None = None,
+        random_flip: bool | None = None,
+        text_label: str = "text",
+        caption_extension: str = ".txt",
+        captions: bool = True,
+    ) -> None:
+        self.folder = Path(folder).expanduser()
+        if not self.folder.is_dir():
+            raise DataError(f"there is no folder {folder}")
+        endings = words_of(exts)
+        found = self._find(endings)
+        if not found:
+            looked = f"looked for {', '.join(endings)} in it and its subfolders"
+            raise DataError(f"{folder} holds no {self.kind}s; {looked}{self._hint()}")
+        self._captions: dict[Path, tuple[str, ...]] = {}
+        unreadable = self._find_captions(found, text_label, caption_extension) if captions else {}
+        reasons = self._find_damage({*found, *self._captions}, unreadable)
+        skipped = [Skipped(path.as_posix(), reason) for path, reason in reasons.items() if reason]
+        self._relative = [path for path, reason in reasons.items() if not reason]
+        if not self._relative:
+            first = self._foremost(skipped)
+            raise DataError(f"{folder} holds no usable {self.kind}; the first is {first.name}: {first.reason}")
+        flip = not self._captions if random_flip is None else random_flip
+        super().__init__(len(self._relative), image_size, _channels(channels, convert_image_to_type), flip)
+        self.leave_out(skipped, str(folder))
+
+    def _find_captions(self, pictures: list[Path], column: str, extension: str) -> dict[Path, str]:
+        """Fill in the captions; those that cannot be read are returned with the reason."""
+        table = find_table(self.folder, pictures)
+        if table is not None:
+            self._captions = {Path(name): texts for name, texts in read_table(table, column).items()}
+            return {}
+        unreadable = {}
+        for path in pictures:
+            try:
+                texts = read_beside(self._caption_place(self.folder / path), extension)
+            except OSError as error:
+                unreadable[path] = f"caption: {error.strerror or error}"
+            else:
+                self._captions |= {} if texts is None else {path: texts}
+        return unreadable
+
+    def _find_damage(self, every: set[Path], unreadable: dict[Path, str]) -> dict[Path, str | None]:
+        """Why a picture cannot be used, None if it can; sorted by path."""
+        captioned = bool(self._captions or unreadable)
+        reasons = {}
+        for path in sorted(every, key=Path.as_posix):
+            silent = unreadable.get(path, "no caption") if captioned and not self._captions.get(path) else None
+            reasons[path] = self._damage(path) or silent
+        return reasons
+
+    @abstractmethod
+    def _find(self, endings: Sequence[str]) -> list[Path]:
+        """What the folder holds, sorted; relative paths."""
+
+    @abstractmethod
+    def _damage(self, path: Path) -> str | None:
+        """Why something cannot be used, as far as can be told without reading all of it; None if it can."""
+
+    def _caption_place(self, path: Path) -> Path:
+        """The path whose ending gives way to that of the captions."""
+        return path
+
+    def _hint(self) -> str:
+        """What to say about a folder that holds nothing."""
+        return ""
+
+    def _foremost(self, skipped: list[Skipped]) -> Skipped:
+        """Which one to name if all of them are left out."""
+        return skipped[0]
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files."""
+        return [self.folder / path for path in self._relative]
+
+    @property
+    def captions(self) -> list[str]:
+        """The first caption of each; empty without captions."""
+        return [self._captions[path][0] for path in self._relative] if self._captions else []
+
+    def name(self, index: int) -> str:
+        """Its path in the folder."""
+        return self._relative[index].as_posix()
+
+
+class Dataset(FolderDataset):
     """The pictures in a folder and its subfolders, sorted by path.
 
     Captions come from ``metadata.jsonl`` or ``metadata.csv`` in the folder (columns ``file_name``, relative to the
@@ -78,75 +176,19 @@ class Dataset(PictureDataset):
         ValueError: an impossible size, mode or number of channels, or a mode and a number that differ.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        image_size: int | Size,
-        exts: str | Sequence[str] = EXTENSIONS,
-        convert_image_to_type: str | None = None,
-        *,
-        channels: int | None = None,
-        random_flip: bool | None = None,
-        text_label: str = "text",
-        caption_extension: str = ".txt",
-        captions: bool = True,
-    ) -> None:
-        self.folder = Path(folder).expanduser()
-        if not self.folder.is_dir():
-            raise DataError(f"there is no folder {folder}")
-        endings = words_of(exts)
-        found = _pictures(self.folder, endings)
-        if not found:
-            raise DataError(f"{folder} holds no pictures; looked for {', '.join(endings)} in it and its subfolders")
-        self._captions: dict[Path, tuple[str, ...]] = {}
-        unreadable = self._find_captions(found, text_label, caption_extension) if captions else {}
-        reasons = self._find_damage({*found, *self._captions}, unreadable)
-        skipped = [Skipped(path.as_posix(), reason) for path, reason in reasons.items() if reason]
-        self._relative = [path for path, reason in reasons.items() if not reason]
-        if not self._relative:
-            raise DataError(f"{folder} holds no usable picture; the first is {skipped[0].name}: {skipped[0].reason}")
-        flip = not self._captions if random_flip is None else random_flip
-        super().__init__(len(self._relative), image_size, _channels(channels, convert_image_to_type), flip)
-        self.leave_out(skipped, str(folder))
+    def _find(self, endings: Sequence[str]) -> list[Path]:
+        return listed(self.folder, endings)
 
-    def _find_captions(self, pictures: list[Path], column: str, extension: str) -> dict[Path, str]:
-        """Fill in the captions; those that cannot be read are returned with the reason."""
-        table = find_table(self.folder, pictures)
-        if table is not None:
-            self._captions = {Path(name): texts for name, texts in read_table(table, column).items()}
-            return {}
-        unreadable = {}
-        for path in pictures:
-            try:
-                texts = read_beside(self.folder / path, extension)
-            except OSError as error:
-                unreadable[path] = f"caption: {error.strerror or error}"
-            else:
-                self._captions |= {} if texts is None else {path: texts}
-        return unreadable
+    def _damage(self, path: Path) -> str | None:
+        return _damage(self.folder / path)
 
-    def _find_damage(self, listed: set[Path], unreadable: dict[Path, str]) -> dict[Path, str | None]:
-        """Why a picture cannot be used, None if it can; sorted by path."""
-        captioned = bool(self._captions or unreadable)
-        reasons = {}
-        for path in sorted(listed, key=Path.as_posix):
-            silent = unreadable.get(path, "no caption") if captioned and not self._captions.get(path) else None
-            reasons[path] = _damage(self.folder / path) or silent
-        return reasons
-
-    @property
-    def paths(self) -> list[Path]:
-        """The pictures' files."""
-        return [self.folder / path for path in self._relative]
-
-    @property
-    def captions(self) -> list[str]:
-        """The first caption of each picture; empty without captions."""
-        return [self._captions[path][0] for path in self._relative] if self._captions else []
-
-    def name(self, index: int) -> str:
-        """A picture's path in the folder."""
-        return self._relative[index].as_posix()
+    def _hint(self) -> str:
+        clips = listed(self.folder, (*FILMS, "apng"))
+        if not clips:
+            return ""
+        return (
+            f". It holds clips ({clips[0].as_posix()}): num_frames makes it a video data set (VideoDataset in Python)"
+        )
 
     def read(self, index: int) -> tuple[Image.Image, tuple[str, ...]]:
         """A picture and its captions.

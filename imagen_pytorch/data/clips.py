@@ -1,0 +1,212 @@
+"""A folder of clips - animations, video files, subfolders of numbered pictures - with captions or without."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..images import Size
+from .base import Skipped, one_of
+from .folder import FolderDataset, listed
+from .frames import (
+    ANIMATIONS,
+    FILMS,
+    NEEDS_AV,
+    STILLS,
+    Animation,
+    Clip,
+    Film,
+    Series,
+    check_positive,
+    number_of,
+    strides_of,
+)
+
+#: Endings of clips and of the frames in a subfolder, in any case of letters.
+CLIP_EXTENSIONS = tuple(dict.fromkeys((*ANIMATIONS, *FILMS, *STILLS)))
+
+
+class VideoDataset(FolderDataset):
+    """The clips in a folder and its subfolders, sorted by path.
+
+    A clip is an animation (.gif .webp .png .apng .avif), a video file (.mp4 .webm .mov .mkv .avi; they need PyAV, the
+    extra ``video``), or a subfolder with at least two pictures that have a number in their name, which are sorted by
+    the last one. Captions are found as those of `Dataset`: in ``metadata.jsonl`` or ``metadata.csv``, or in text files
+    beside the clips (``clip.mp4`` and ``clip.txt``; of a subfolder ``clip``, too). If any clip has a caption, those
+    without are left out, and so is whatever cannot be read or is too short.
+
+    An item is a dict of ``images`` (c, f, h, w) in [0, 1], ``fps`` (frames per second of these frames) and, with
+    captions, ``texts``; of several captions one is drawn. All frames of a clip are resized to cover the size and cut
+    out of the middle in the same way. Whatever is drawn is drawn with torch's own generator.
+
+    Args:
+        folder: where the clips are.
+        image_size: side in pixels, or (height, width).
+        num_frames: of an item.
+        fps: frames per second to which clips are resampled, by taking the frame nearest in time; numbered pictures have
+            no times and are taken to be at this rate. None: the clip's own frames (numbered pictures: 25 per second).
+        frame_stride: every how many frames one is taken, or several numbers of which one is drawn per item, among those
+            that the clip is long enough for. The rate of an item is divided by it.
+        channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA; default: 3.
+        convert_image_to_type: "L", "LA", "RGB" or "RGBA"; the same as ``channels`` 1 to 4.
+        random_flip: mirror every other clip; default: only without captions.
+        text_label: the table's column of captions.
+        caption_extension: of the text files beside the clips.
+        captions: false ignores all captions.
+        random_start: draw which stretch of a longer clip is taken; otherwise the first.
+        exts: endings of clips and of numbered pictures.
+
+    Attributes:
+        paths: of the clips.
+        captions: the first caption of each clip; empty without captions.
+        skipped: what was left out, with reasons.
+
+    Raises:
+        DataError: no such folder, no usable clip in it, a table that cannot be read.
+        ValueError: an impossible size, rate, stride, mode or number of frames or channels.
+    """
+
+    kind = "clip"
+
+    def __init__(
+        self,
+        folder: str | Path,
+        image_size: int | Size,
+        num_frames: int,
+        *,
+        fps: float | None = None,
+        frame_stride: int | Sequence[int] = 1,
+        channels: int | None = None,
+        convert_image_to_type: str | None = None,
+        random_flip: bool | None = None,
+        text_label: str = "text",
+        caption_extension: str = ".txt",
+        captions: bool = True,
+        random_start: bool = True,
+        exts: str | Sequence[str] = CLIP_EXTENSIONS,
+    ) -> None:
+        check_positive("num_frames", num_frames, int)
+        if fps is not None:
+            check_positive("fps", fps, (int, float))
+        self.num_frames, self.fps, self.strides = num_frames, fps, strides_of(frame_stride)
+        self.random_start = random_start
+        self._clips: dict[Path, Clip] = {}
+        self._series: dict[Path, list[str]] = {}
+        super().__init__(
+            folder,
+            image_size,
+            exts,
+            convert_image_to_type,
+            channels=channels,
+            random_flip=random_flip,
+            text_label=text_label,
+            caption_extension=caption_extension,
+            captions=captions,
+        )
+
+    def _span(self, stride: int) -> int:
+        """How many frames an item reaches over."""
+        return (self.num_frames - 1) * stride + 1
+
+    def _find(self, endings: Sequence[str]) -> list[Path]:
+        files = listed(self.folder, endings)
+        numbered: defaultdict[Path, list[Path]] = defaultdict(list)
+        for path in files:
+            if _has_ending(path, STILLS) and path.parent != Path() and number_of(path.name) is not None:
+                numbered[path.parent].append(path)
+        found = set(files)
+        for parent, paths in numbered.items():
+            # a few show what kind it is: opening every frame of every folder would take long
+            if len(paths) > 1 and not any(_is_animated(self.folder / paths[i]) for i in (0, len(paths) // 2, -1)):
+                self._series[parent] = [path.name for path in paths]
+                found -= set(paths)
+        clips = [path for path in found if _has_ending(path, (*ANIMATIONS, *FILMS))]
+        return sorted((*clips, *self._series), key=Path.as_posix)
+
+    def _open(self, path: Path) -> Clip:
+        if path in self._series:
+            return Series.open(self.folder / path, self._series[path], self.fps)
+        if (self.folder / path).is_dir():
+            raise OSError("no numbered pictures in it")
+        return (Film if _has_ending(path, FILMS) else Animation).open(self.folder / path)
+
+    def _damage(self, path: Path) -> str | None:
+        try:
+            clip = self._open(path)
+        except OSError as error:
+            return str(error) or type(error).__name__
+        numbers, rate = clip.at(self.fps)
+        count, needed = len(numbers), self._span(min(self.strides))
+        if count < needed:
+            every = f" at {rate:g} per second" if self.fps is not None else ""
+            return f"{count} frame{'s' if count > 1 else ''}{every}, {needed} are needed"
+        self._clips[path] = clip
+        return None
+
+    def _caption_place(self, path: Path) -> Path:
+        # the name of a folder has no ending, even if there is a dot in it
+        return path.with_name(f"{path.name}.frames") if path.is_dir() else path
+
+    def _hint(self) -> str:
+        pictures = listed(self.folder, STILLS)
+        if not pictures:
+            return ""
+        return f". It holds pictures ({pictures[0].as_posix()}); numbered frames belong into a subfolder of their own"
+
+    def _foremost(self, skipped: list[Skipped]) -> Skipped:
+        return next((item for item in skipped if item.reason == NEEDS_AV), skipped[0])
+
+    def read(self, index: int) -> tuple[Clip, tuple[str, ...]]:
+        """A clip whose frames can be read, and its captions."""
+        path = self._relative[index]
+        return self._clips[path], self._captions.get(path, ())
+
+    def _load(self, index: int) -> dict[str, Any]:
+        clip, captions = self.read(index)
+        numbers, rate = clip.at(self.fps)
+        strides = [stride for stride in self.strides if self._span(stride) <= len(numbers)]
+        stride = strides[_drawn(len(strides))]
+        first = _drawn(len(numbers) - self._span(stride) + 1) if self.random_start else 0
+        taken = numbers[first : first + self._span(stride) : stride]
+        # a frame that is taken several times is decoded once
+        distinct, places = np.unique(taken, return_inverse=True)
+        pictures, size = [], None
+        for picture in clip.frames(distinct.tolist(), self.size):
+            size = size or picture.size
+            if picture.size != size:
+                raise OSError(f"its frames differ in size: {_pixels(size)} and {_pixels(picture.size)}")
+            pictures.append(self._fitted(picture))
+        images = torch.stack([pictures[place] for place in places.tolist()], 1)
+        item = {"images": self._mirrored(images), "fps": rate / stride}
+        return {**item, "texts": one_of(captions)} if captions else item
+
+
+def _drawn(count: int) -> int:
+    """A number below ``count``, drawn if there is a choice."""
+    return int(torch.randint(count, ())) if count > 1 else 0
+
+
+def _pixels(size: Size) -> str:
+    return "x".join(map(str, size))
+
+
+def _has_ending(path: Path, endings: Sequence[str]) -> bool:
+    return path.suffix.lower().lstrip(".") in endings
+
+
+def _is_animated(path: Path) -> bool:
+    from PIL import Image
+
+    if not _has_ending(path, ANIMATIONS):
+        return False
+    try:
+        with Image.open(path) as picture:
+            return getattr(picture, "n_frames", 1) > 1
+    # damaged headers raise whatever the format's reader stumbles over; it is found again when the frame is read
+    except Exception:
+        return False

@@ -1,0 +1,273 @@
+"""The frames of animations, video files and folders of numbered pictures: when they are shown, and which to take.
+
+Opening a clip reads when each frame is shown, but decodes none where the format permits.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..images import Size
+from .animations import durations
+from .base import decode
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+#: Endings of clips that Pillow reads, of those that need PyAV, and of the frames in a folder.
+ANIMATIONS = ("gif", "webp", "png", "apng", "avif")
+FILMS = ("mp4", "webm", "mov", "mkv", "avi")
+STILLS = ("jpg", "jpeg", "png", "webp", "bmp", "tiff", "tif", "avif")
+
+#: Frames per second of numbered pictures where nobody says how many; ffmpeg's choice.
+USUAL_RATE = 25.0
+
+#: Containers whose timestamps are those of decoding: frames are counted instead.
+COUNTED = ("avi",)
+
+#: A video whose last frame ends so many seconds before the time that its header tells has lost its end.
+MISSING_END = 0.25
+
+#: The reason for which a video file is left out where PyAV is not installed.
+NEEDS_AV = 'reading it needs PyAV: pip install "imagen-pytorch[video]"'
+
+
+def check_positive(name: str, value: Any, kinds: type | tuple[type, ...]) -> None:
+    """Refuse what is no positive number.
+
+    Raises:
+        ValueError: the message names it.
+    """
+    if not isinstance(value, kinds) or isinstance(value, bool) or not value > 0:
+        kind = "a positive whole number" if kinds is int else "a positive number"
+        raise ValueError(f"{name} is {kind}, got {value!r}")
+
+
+def strides_of(frame_stride: int | Sequence[int]) -> tuple[int, ...]:
+    """One stride or several as a tuple.
+
+    Raises:
+        ValueError: none, or one that is no positive whole number.
+    """
+    strides = (frame_stride,) if isinstance(frame_stride, int) else tuple(frame_stride)
+    for stride in strides or (None,):
+        check_positive("frame_stride (each, if there are several)", stride, int)
+    return strides
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A clip whose frames can be read.
+
+    Args:
+        path: of the file or folder.
+        starts: when each frame is shown first, in seconds, ascending from 0.
+        length: seconds from the start of the first frame to the end of the last.
+        rate: its usual frames per second.
+    """
+
+    path: Path
+    starts: np.ndarray
+    length: float
+    rate: float
+
+    @abstractmethod
+    def frames(self, numbers: Sequence[int], size: Size) -> Iterator[Image.Image]:
+        """Some frames by their numbers, which ascend; each is to be used before the next is asked for.
+
+        Args:
+            numbers: of frames, from 0, each once.
+            size: (height, width) that is needed; large JPEGs are read at a fraction of their size.
+
+        Raises:
+            OSError: they cannot be read.
+        """
+
+    def at(self, fps: float | None) -> tuple[np.ndarray, float]:
+        """The numbers of the frames at so many per second, and the rate; None keeps all frames.
+
+        Each is the frame nearest in time. One that is shown for long is not left before half a step ahead of the next,
+        so that still scenes keep their length.
+        """
+        if fps is None:
+            return np.arange(len(self.starts)), self.rate
+        # a hair's breadth, so that ties do not depend on rounding
+        hair = 1e-6
+        times = np.arange(max(1, int(np.ceil(self.length * fps - hair)))) / fps
+        begins = self.starts[1:] - np.minimum(np.diff(self.starts), 1 / fps) / 2
+        return np.searchsorted(begins, times - hair, side="right"), float(fps)
+
+
+class Animation(Clip):
+    """An animated picture, read with Pillow."""
+
+    @classmethod
+    def open(cls, path: Path) -> Animation:
+        """An animation with its true durations.
+
+        Raises:
+            OSError: it is damaged, or no animation.
+        """
+        try:
+            seconds = np.array(durations(path), np.float64) / 1000
+        except FileNotFoundError:
+            raise OSError("missing") from None
+        starts = np.concatenate([[0.0], np.cumsum(seconds)])
+        return cls(path, starts[:-1], float(starts[-1]), float(1 / np.median(seconds)))
+
+    def frames(self, numbers: Sequence[int], size: Size) -> Iterator[Image.Image]:
+        """Some frames."""
+        from PIL import Image
+
+        try:
+            with Image.open(self.path) as picture:
+                first = int(bool(picture.info.get("default_image")))  # shown instead of the animation, no frame of it
+                for number in numbers:
+                    picture.seek(first + number)
+                    picture.load()
+                    yield picture
+        except OSError:
+            raise
+        # what damage raises depends on the format
+        except Exception as error:
+            raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Film(Clip):
+    """A video file, read with PyAV.
+
+    Args:
+        stamps: of the frames, in the file's own unit; empty if the file's timestamps are of no use.
+    """
+
+    stamps: np.ndarray
+
+    @classmethod
+    def open(cls, path: Path) -> Film:
+        """A video with its true timestamps; only packets are read, none is decoded.
+
+        Raises:
+            OSError: PyAV is missing, or the file is damaged or holds no video.
+        """
+        try:
+            import av
+        except ImportError:
+            raise OSError(NEEDS_AV) from None
+        try:
+            with av.open(str(path)) as container:
+                return cls._scan(path, container)
+        except FileNotFoundError:
+            raise OSError("missing") from None
+        except av.FFmpegError as error:
+            raise OSError(error.strerror or str(error)) from error
+
+    @classmethod
+    def _scan(cls, path: Path, container: Any) -> Film:
+        if not container.streams.video:
+            raise OSError("no video in it")
+        stream = container.streams.video[0]
+        stamps, end = [], 0.0
+        for packet in container.demux():
+            if not packet.size:
+                continue
+            if packet.is_corrupt:
+                raise OSError("truncated")
+            stamp = packet.dts if packet.pts is None else packet.pts
+            if stamp is not None:
+                end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
+            if packet.stream.index == stream.index and not packet.is_discard:
+                stamps.append(stamp)
+        began = min(0, container.start_time or 0)
+        if container.duration and end < (began + container.duration) / 1e6 - MISSING_END:
+            raise OSError(f"truncated: it ends after {end:.2f} of {container.duration / 1e6:.2f} seconds")
+        if not stamps:
+            raise OSError("no frame in it")
+        rate = float(stream.average_rate or stream.guessed_rate or USUAL_RATE)
+        if container.format.name in COUNTED or None in stamps:
+            return cls(path, np.arange(len(stamps)) / rate, len(stamps) / rate, rate, np.empty(0, np.int64))
+        ordered = np.unique(np.array(stamps, np.int64))
+        starts = (ordered - ordered[0]) * float(stream.time_base)
+        return cls(path, starts, float(starts[-1]) + 1 / rate, rate, ordered)
+
+    def frames(self, numbers: Sequence[int], size: Size) -> Iterator[Image.Image]:
+        """Some frames, turned upright."""
+        import av
+
+        wanted = [int(self.stamps[number]) for number in numbers] if len(self.stamps) else list(map(int, numbers))
+        try:
+            for frame in self._decoded(av, wanted):
+                picture = frame.to_image()
+                turn = getattr(frame, "rotation", 0)
+                yield picture.rotate(turn, expand=True) if turn else picture
+        except av.FFmpegError as error:
+            raise OSError(error.strerror or str(error)) from error
+
+    def _decoded(self, av: Any, wanted: list[int]) -> Iterator[Any]:
+        """The frames with these stamps, or these numbers if there are no stamps."""
+        position = 0
+        for seek in (True, False):
+            with av.open(str(self.path)) as container:
+                stream = container.streams.video[0]
+                if seek and len(self.stamps):
+                    # a second earlier: the index is of decoding times, which run ahead
+                    container.seek(wanted[0] - int(1 / stream.time_base), stream=stream)
+                for number, frame in enumerate(container.decode(stream)):
+                    mark = frame.pts if len(self.stamps) else number
+                    if mark is not None and mark > wanted[position]:
+                        break  # it began too late, or a frame is missing
+                    if mark == wanted[position]:
+                        yield frame
+                        position += 1
+                        if position == len(wanted):
+                            return
+            if position or not len(self.stamps):
+                break
+        raise OSError(f"frame {position + 1} of {len(wanted)} cannot be decoded")
+
+
+@dataclass(frozen=True, eq=False)
+class Series(Clip):
+    """A folder of numbered pictures.
+
+    Args:
+        names: of the files, by number.
+    """
+
+    names: tuple[str, ...]
+
+    @classmethod
+    def open(cls, path: Path, names: Iterable[str], rate: float | None) -> Series:
+        """A folder as a clip; numbered pictures have no times, so they are taken to be at the given rate.
+
+        Raises:
+            OSError: two of them have the same number, so that their order is unknown.
+        """
+        names = sorted(names, key=lambda name: (number_of(name), name))
+        for before, after in zip(names, names[1:], strict=False):
+            if number_of(before) == number_of(after):
+                raise OSError(f"{before} and {after} have the same number")
+        rate = float(rate or USUAL_RATE)
+        return cls(path, np.arange(len(names)) / rate, len(names) / rate, rate, tuple(names))
+
+    def frames(self, numbers: Sequence[int], size: Size) -> Iterator[Image.Image]:
+        """Some frames."""
+        for number in numbers:
+            name = self.names[number]
+            try:
+                yield decode(self.path / name, size)
+            except OSError as error:
+                raise OSError(f"{name}: {error}") from error
+
+
+def number_of(name: str) -> int | None:
+    """The last number in a file's name, its ending left out; None if there is none."""
+    numbers = re.findall(r"[0-9]+", Path(name).stem)
+    return int(numbers[-1]) if numbers else None
