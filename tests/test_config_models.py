@@ -16,6 +16,7 @@ from imagen_pytorch import (
     ImagenTrainerConfig,
     NullUnet,
     Unet,
+    Unet3D,
     UnetConfig,
 )
 from imagen_pytorch.configs import NoiseSchedule, NullUnetConfig, TrainingConfig, loader_arguments, unet_model
@@ -60,9 +61,11 @@ def test_defaults_are_those_of_the_class(model, target):
 
 @pytest.mark.parametrize("name", [name for name in UNETS.names() if name != "NullUnet"])
 def test_every_network_has_a_model(name):
-    """Presets too, which take everything that their parent takes and have defaults of their own."""
+    """Presets too, which take everything that their parent takes and have arguments and defaults of their own."""
     fields = unet_model(name).model_fields
-    assert set(fields) == {*inspect.signature(Unet.__init__).parameters} - {"self"} | {"type"}
+    own, parents = (inspect.signature(kind.__init__).parameters for kind in (UNETS[name], Unet))
+    passed_on = {argument for argument, item in own.items() if item.kind == item.VAR_KEYWORD}
+    assert set(fields) == {*own, *parents} - passed_on - {"self"} | {"type"}
     for argument, default in getattr(UNETS[name], "defaults", {}).items():
         assert fields[argument].default == default
 
@@ -102,6 +105,24 @@ def test_a_network():
 def test_a_placeholder(null):
     imagen = ImagenConfig(**small(unets=[null, SMALL], image_sizes=[4, 8])).create()
     assert isinstance(imagen.unets[0], NullUnet) and isinstance(imagen.unets[1], Unet)
+
+
+@pytest.mark.parametrize("model", [ImagenConfig, ElucidatedImagenConfig])
+def test_video_makes_video_networks_of_those_that_say_nothing_else(model):
+    config = model(**small(video=True, unets=[SMALL, {**SMALL, "temporal_strides": [1, 2]}], image_sizes=[4, 8]))
+    imagen = config.create()
+    assert imagen.is_video and [type(unet) for unet in imagen.unets] == [Unet3D, Unet3D]
+    assert imagen.unets[1].strides == (1, 2)
+    again = model(**imagen._config).create()
+    assert [type(unet) for unet in again.unets] == [Unet3D, Unet3D] and again.unets[1].strides == (1, 2)
+    with pytest.raises(ValueError, match="all Unet .pictures. or all Unet3D .videos., got both"):
+        model(**small(video=True, unets=[SMALL, {**SMALL, "type": "Unet"}], image_sizes=[4, 8])).create()
+    assert not ImagenConfig(**small()).create().is_video
+
+
+def test_a_trainer_of_a_video_model():
+    trainer = ImagenTrainerConfig(imagen=small(), video=True, elucidated=True).create()
+    assert type(trainer.imagen) is ElucidatedImagen and type(trainer.imagen.unets[0]) is Unet3D
 
 
 @pytest.mark.parametrize(("model", "target"), [(ImagenConfig, Imagen), (ElucidatedImagenConfig, ElucidatedImagen)])
@@ -203,7 +224,6 @@ MISTAKES = {
         r"^imagen\.unets\[0\]\.dim_mults\[1\]",
     ),
     "no network": (training(imagen=small(unets=[8])), r"^imagen\.unets\[0\]: a U-Net is described by a dict"),
-    "video": (training(imagen=small(video=True)), r"^imagen\.video: this version makes pictures"),
     "steps": (training(steps=[1, 2]), r"^steps needs one number for each of the 1 U-Nets"),
     "batch": (training(max_batch_size=0), r"^max_batch_size: .*greater than or equal to 1, got 0$"),
     "captions": (training(sample_texts="a heart"), r"^sample_texts: .*list, got 'a heart'$"),

@@ -120,7 +120,7 @@ def as_clips(cascade: CascadeParts, request: Request) -> tuple[Tensor, ClipInput
     """Pictures for a video model are clips of one frame, in which nothing moves.
 
     Raises:
-        ValueError: frames for an image model.
+        ValueError: frames for an image model, or beside pictures.
     """
     images, clip = request.images, request.clip
     if not cascade.is_video:
@@ -128,6 +128,8 @@ def as_clips(cascade: CascadeParts, request: Request) -> tuple[Tensor, ClipInput
             raise ValueError(f"this is an image model: it takes no {', '.join(clip.given())}")
         return images, clip
     if images.ndim == 4:
+        if beside := [name for name in clip.given() if name not in ("fps", "ignore_time")]:
+            raise ValueError(f"pictures are clips of one frame, in which nothing moves: they take no {', '.join(beside)}")
         return images[:, :, None], ClipInput(ignore_time=True)
     return images, clip
 

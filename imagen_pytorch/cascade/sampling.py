@@ -121,13 +121,15 @@ class SamplingRun:
         Raises:
             ValueError: nobody says how many, or they do not fit the given clips or the frame rates of the stages.
         """
-        init = next((choices.init_images for choices in self.choices if choices.init_images is not None), None)
-        clips = {"inpaint_images": self.options.painted, "init_images": init}
-        counts = {name: clip.shape[2] for name, clip in clips.items() if clip is not None and clip.ndim == 5}
-        count = self.options.video_frames or next(iter(counts.values()), self.cascade.video_frames)
+        clips = [("inpaint_images", self.options.painted)]
+        clips += [("init_images", choices.init_images) for choices in self.choices]
+        counts = [(name, clip.shape[2]) for name, clip in clips if clip is not None and clip.ndim == 5]
+        count = self.options.video_frames
         if count is None:
-            raise ValueError("this is a video model: say how many frames to make, video_frames=...")
-        for name, other in counts.items():
+            count = counts[0][1] if counts else self.cascade.video_frames
+        if count is None or count < 1:
+            raise ValueError(f"this is a video model: say how many frames to make, video_frames=...; got {count}")
+        for name, other in counts:
             if other != count:
                 raise ValueError(f"{name} must have as many frames as are made, {count}; got {other}")
         for stage in self.stages:

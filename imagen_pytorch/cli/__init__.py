@@ -21,6 +21,7 @@ ALIASES = {
     "train-batch-size": "batch-size",
     "train-data-dir": "data",
     "dataset-name": "data",
+    "dataset": "data",
     "dtype": "precision",
     "mixed-precision": "precision",
     "checkpointing-steps": "save-every",
@@ -124,12 +125,13 @@ class Commands(click.Group):
 @click.version_option(__version__, prog_name="imagen")
 @click.pass_context
 def main(context: click.Context) -> None:
-    """Text-to-image diffusion cascades: write a configuration, train, sample.
+    """Text-to-image and text-to-video diffusion cascades: write a configuration, train, sample.
 
     \b
     imagen demo                        train a small cascade on the embedded pictures and look at it
     imagen sample "a red heart"        a picture from ./imagen.pt
     imagen train --data ./pictures     train on a folder of pictures with captions
+    imagen train --data moving-digits  train a model of videos
     imagen config                      write ./imagen_config.json and edit it
 
     Results go to standard output, talk to standard error. Exit codes: 0 done, 1 failed, 2 usage, 3 data unusable,

@@ -1,24 +1,28 @@
-"""What ``imagen demo`` does: pictures before and after training, per stage, and a figure of how well they fit."""
+"""What ``imagen demo`` does: sheets before and after training, per stage, and a figure of how well they fit.
+
+This is what demos of pictures and of videos have in common; each has a file of its own for the rest.
+"""
 
 from __future__ import annotations
 
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..signatures import read_json
+from ._data import caption_of, images_of, open_data
 from ._errors import CommandFailed
-from ._files import encoded, set_aside
-from ._presets import find_config
+from ._files import set_aside, slug
+from ._presets import READY_MADE, find_config
 from ._progress import clock
-from ._settings import Request, open_data
+from ._settings import Request
 from ._signals import Interruption
 from ._training import Run
 
@@ -26,14 +30,12 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.data import Dataset
 
-#: real pictures that the judge learns from, at most: it takes about 15 ms for each
-JUDGE_LEARNS = 1200
-#: pictures made at once where nobody needs to look at them
+    from ..configs import TrainingConfig
+
+#: pictures or clips made at once where nobody needs to look at them
 BATCH = 48
 #: steps between two points of the loss curve, and between two lines of talk where there is no terminal
 LOG_EVERY = 25
-#: the part of the embedded data that is never trained on: a thing in an art style in which it has not been seen
-HELD_OUT = "pair"
 
 
 @dataclass(frozen=True)
@@ -81,32 +83,33 @@ def spread(count: int, wanted: int) -> list[int]:
 
 
 def captions_of(dataset: Dataset | None) -> Sequence[str]:
-    """All captions of a data set that knows them without reading its pictures, else none."""
+    """All captions of a data set that knows them without reading anything else, else none."""
     return getattr(dataset, "captions", ())
 
 
 def gathered(dataset: Dataset, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
-    """Pictures ``(n, c, h, w)`` in [0, 1] and their captions."""
+    """Pictures ``(n, c, h, w)`` or clips ``(n, c, f, h, w)`` in [0, 1] and their captions."""
     import torch
 
     items = [dataset[index] for index in indices]
-    return torch.stack([item[0] for item in items]), [item[1] for item in items]
+    return torch.stack([images_of(item) for item in items]), [caption_of(item) or "" for item in items]
 
 
-def percent(figures: dict[str, float]) -> str:
-    """R@1, R@5 and R@10 as columns."""
-    return "".join(f"{100 * figures[name]:7.1f} %" for name in ("R@1", "R@5", "R@10"))
-
-
-class Demo:
+class Demo(ABC):
     """One call of ``imagen demo``.
 
     Args:
         options: of the command.
+        values: the contents of the configuration file, steps scaled.
+        config: the same, checked.
     """
 
-    def __init__(self, options: Options) -> None:
-        self.options = options
+    #: the entry of ``metrics.json`` with the figures of the judge, and what to call them
+    entry: str
+    figures: str
+
+    def __init__(self, options: Options, values: dict[str, Any], config: TrainingConfig) -> None:
+        self.options, self.values, self.config = options, values, config
         self.folder = Path(options.output)
         self.seconds: dict[str, float] = {}
 
@@ -123,37 +126,36 @@ class Demo:
         self.seconds[what] = round(time.monotonic() - began, 2)
 
     def prepare(self) -> None:
-        """Folder, configuration, model and data.
+        """Folder, model and data.
 
         Raises:
             click.ClickException: one of them cannot be used.
         """
-        from ..configs import TrainingConfig
-        from ..signatures import parse
-
-        values = scaled(read_json(find_config(self.options.config).path), self.options.steps)
-        self.config = parse(TrainingConfig, values)
         if not self.config.imagen.condition_on_text or not self.config.sample_texts:
             raise CommandFailed("the demo draws captions: the configuration needs sample_texts, and a model with text")
         set_aside(self.folder)
         self.folder.mkdir(parents=True)
         path = self.folder / "config.json"
-        path.write_text(json.dumps(values, indent=4) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(self.values, indent=4) + "\n", encoding="utf-8")
         nothing = dict.fromkeys(Request.__dataclass_fields__)
         settings = {"config": str(path), "text": (), "log_every": LOG_EVERY, "output": str(self.folder)}
         same = {name: getattr(self.options, name) for name in ("cond_scale", "seed", "device", "quiet")}
         self.training = Run(Request(**{**nothing, **settings, **same}), self.config)
         self.training.prepare()
-        self.imagen = self.training.trainer.imagen
+        self.imagen, self.outputs = self.training.trainer.imagen, self.training.outputs
+        self.config = self.training.config
         self.prompts = list(self.config.sample_texts)
         self.data = open_data(self.config, self.imagen.stages[-1].size)
-        self.held_out = self._held_out()
+        split = self.held_out_split()
+        self.held_out = None if split is None else self._other_split(split)
 
-    def _held_out(self) -> Dataset | None:
-        if self.config.dataset_name != "emoji64":
-            return None
+    @abstractmethod
+    def held_out_split(self) -> str | None:
+        """The part of the data that is never trained on, if they have a known one."""
+
+    def _other_split(self, split: str) -> Dataset:
         rest = {name: value for name, value in self.config.dataset.items() if name != "limit"}
-        other = self.config.model_copy(update={"dataset": {**rest, "split": HELD_OUT}})
+        other = self.config.model_copy(update={"dataset": {**rest, "split": split}})
         return open_data(other, self.imagen.stages[-1].size)
 
     def notes(self) -> list[str]:
@@ -164,42 +166,45 @@ class Demo:
         kinds = {True: "held out of training", False: "not in the data"}
         return ["" if prompt in trained else kinds[prompt in held_out] for prompt in self.prompts]
 
-    # -- pictures -----------------------------------------------------------------------------------------------------
+    # -- pictures and clips -------------------------------------------------------------------------------------------
 
-    def draw(self, sample: Any, texts: list[str], **options: Any) -> list[Tensor]:
-        """Pictures of every stage for these captions; the same seeds, hence the same noise, at every call."""
+    def draw(self, sample: Any, texts: list[str], **options: Any) -> list[Any]:
+        """What every stage makes of these captions; the same seeds, hence the same noise, at every call."""
         seeds = [self.options.seed + index for index in range(len(texts))]
+        arguments = {**self.outputs.arguments(), **options}
         return sample(
             texts=texts,
             seed=seeds,
             cond_scale=self.options.cond_scale,
             return_all_unet_outputs=True,
             use_tqdm=False,
-            **options,
+            **arguments,
         )
 
-    def write_sheets(self, stages: Sequence[Tensor], when: str) -> None:
-        """One sheet of pictures with captions per stage."""
-        for number, pictures in enumerate(stages, start=1):
-            self.write_sheet(pictures, f"stage{number}-{when}", f"Stage {number}, {when} training")
+    def write_sheets(self, stages: Sequence[Any], when: str) -> None:
+        """One sheet with captions per stage."""
+        for stage, items in enumerate(stages):
+            self.write_sheet(items, stage, f"stage{stage + 1}-{when}", f"Stage {stage + 1}, {when} training")
 
-    def write_sheet(self, pictures: Tensor, name: str, title: str) -> None:
-        """One sheet of pictures with the prompts as captions."""
-        from ..evaluation.pictures import captioned_grid
-
-        height, width = pictures.shape[-2:]
-        sheet = captioned_grid(pictures, self.prompts, title=f"{title}: {width} x {height}", notes=self.notes())
-        path = self.folder / f"{name}.png"
-        path.write_bytes(encoded(sheet))
+    def write_sheet(self, items: Any, stage: int, name: str, title: str) -> Any:
+        """One sheet of what a stage (counted from 0) made, with the prompts as captions; returns it."""
+        title = f"{title}: {self.extent(stage)}"
+        sheet = self.outputs.grid(items, self.prompts, title=title, notes=self.notes())
+        path = self.folder / f"{name}{self.outputs.suffix}"
+        path.write_bytes(self.outputs.encode(sheet, path.suffix, stage))
         self.say(f"  {path}")
+        return sheet
 
-    def write_pictures(self, pictures: Tensor) -> None:
-        """Every picture in a file of its own, named by its caption."""
-        from ..images import to_pil
-        from ._files import slug, write_new
+    def extent(self, stage: int) -> str:
+        """How large the results of a stage (counted from 0) are, in words."""
+        height, width = self.imagen.stages[stage].size
+        return f"{width} x {height}{self.outputs.length(stage)}"
 
-        for prompt, picture in zip(self.prompts, to_pil(pictures), strict=True):
-            write_new(encoded(picture), self.folder / "samples" / f"{slug(prompt)}.png")
+    def write_samples(self, items: Any) -> None:
+        """Every result of the last stage in a file of its own, named by its caption."""
+        for prompt, item in zip(self.prompts, items, strict=True):
+            path = self.folder / "samples" / f"{slug(prompt)}{self.outputs.suffix}"
+            self.outputs.write(item, path, len(self.imagen.unets) - 1)
 
     def write_real(self) -> None:
         """What the data have for the prompts, where they have it; blank where not."""
@@ -207,71 +212,34 @@ class Demo:
 
         sources = (self.held_out, self.data)
         places = {text: (source, index) for source in sources for index, text in enumerate(captions_of(source))}
-        blank = torch.ones_like(self.data[0][0])
+        blank = torch.ones_like(images_of(self.data[0]))
         found = [places.get(prompt) for prompt in self.prompts]
-        real = torch.stack([blank if place is None else place[0][place[1]][0] for place in found])
-        self.write_sheet(real, "real", "The pictures of the data set")
+        real = torch.stack([blank if place is None else images_of(place[0][place[1]]) for place in found])
+        self.write_sheet(real, len(self.imagen.unets) - 1, "real", f"The {self.outputs.noun}s of the data set")
 
     # -- figures ------------------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def judge(self) -> dict[str, Any]:
-        """Caption retrieval of generated pictures, by the captions that were trained on and by those held out.
+        """How well the results fit their captions."""
 
-        Twice: of the pictures as they are, and shrunk to the first stage's size, where the judge sees shapes and
-        colours but not the texture about which it is strict. Real pictures are shrunk alike.
-        """
-        from ..evaluation.features import feature_extractor
-        from ..evaluation.retrieval import caption_retrieval, train_probe
-        from ..images import resize
-
-        real, captions = gathered(self.data, spread(len(self.data), JUDGE_LEARNS))
-        asked = {}
-        for name, source in (("trained", self.data), ("held_out", self.held_out)):
-            if source is not None and len(source):
-                pictures, texts = gathered(source, spread(len(source), self.options.judge))
-                made = self.draw(self.training.trainer.sample, texts, max_batch_size=BATCH)[-1].cpu()
-                asked[name] = (
-                    made,
-                    texts,
-                    pictures,
-                    [*texts, *(captions if name == "trained" else captions_of(source))],
-                )
-        report: dict[str, Any] = {}
-        extractor, encoder = feature_extractor(), self.imagen.text_encoder
-        for height, width in dict.fromkeys((self.imagen.stages[-1].size, self.imagen.stages[0].size)):
-            seen = partial(resize, size=(height, width))
-            probe = train_probe(seen(real), captions, extractor=extractor, encoder=encoder, seed=self.options.seed)
-            report[f"{width}x{height}"] = {
-                name: caption_retrieval(probe, seen(made), texts, candidates=candidates, real=seen(pictures))
-                for name, (made, texts, pictures, candidates) in asked.items()
-            }
-        return report
-
+    @abstractmethod
     def tell(self, report: dict[str, Any]) -> None:
         """The figures of `judge` as a table."""
-        titles = {"trained": "captions of the training data", "held_out": "captions held out of training"}
-        for size, kinds in report.items():
-            for name, figures in kinds.items():
-                count = f"{figures['pictures']} pictures, {figures['candidates']} captions to choose from"
-                self.say(f"\n{titles[name]}, judged at {size} ({count})")
-                self.say(f"  {'':20}{'R@1':>9}{'R@5':>9}{'R@10':>9}")
-                for row, label in (("generated", "generated"), ("chance", "chance"), ("ceiling", "real pictures")):
-                    self.say(f"  {label:20}{percent(figures[row])}")
 
     # -- the whole ----------------------------------------------------------------------------------------------------
 
     def train(self, interruption: Interruption) -> None:
-        """Train the U-Nets one by one, with a sheet of pictures after each but the last."""
+        """Train the U-Nets one by one, with a sheet after each but the last."""
         for number in self.training.numbers:
             if interruption:
                 return
-            height, width = self.imagen.stages[number - 1].size
-            self.say(f"\ntraining U-Net {number}, {width} x {height} pixels, {self.training.goal(number)} steps")
+            self.say(f"\ntraining U-Net {number}, {self.extent(number - 1)}, {self.training.goal(number)} steps")
             with self.timed(f"train_unet{number}"):
                 self.training.train(number, interruption)
             if number < self.training.numbers[-1] and not interruption:
                 stages = self.draw(self.training.trainer.sample, self.prompts, stop_at_unet_number=number)
-                self.write_sheet(stages[-1], f"stage{number}-after", f"Stage {number}, after training")
+                self.write_sheet(stages[-1], number - 1, f"stage{number}-after", f"Stage {number}, after training")
 
     def run(self) -> int:
         """Everything in order; returns the exit code."""
@@ -292,7 +260,7 @@ class Demo:
         with self.timed("sample_after"):
             stages = self.draw(self.training.trainer.sample, self.prompts)
             self.write_sheets(stages, "after")
-            self.write_pictures(stages[-1])
+            self.write_samples(stages[-1])
             self.write_real()
         with self.timed("judge"):
             report = self.judge() if self.options.judge else {}
@@ -306,35 +274,45 @@ class Demo:
         """``metrics.json``: all figures of this run."""
         last = {name: curve[-1][1] for name, curve in self.training.log.history().items()}
         metrics = {
-            "caption_retrieval": report,
+            self.entry: report,
             "loss": last,
             "steps": self.training.taken(),
-            "training_pictures": len(self.data),
+            f"training_{self.outputs.noun}s": len(self.data),
             "cond_scale": self.options.cond_scale,
             "seed": self.options.seed,
             "seconds": self.seconds,
         }
         (self.folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
+    def files(self) -> dict[Path, str]:
+        """What there is to look at."""
+        last, suffix, noun = len(self.imagen.unets), self.outputs.suffix, self.outputs.noun
+        return {
+            self.folder / f"stage{last}-after{suffix}": f"the {noun}s, with their captions",
+            self.folder / f"stage{last}-before{suffix}": "the same noise before training",
+            self.folder / f"real{suffix}": "what the data have for these captions",
+            self.folder / "loss.png": "the loss curves",
+            self.folder / "metrics.json": f"{self.figures} and times",
+            self.folder / "samples": f"every {noun} in a file of its own",
+        }
+
     def conclude(self) -> None:
         """Where everything is, and what to type next."""
-        last = len(self.imagen.unets)
-        model = self.training.checkpoint
         scale = self.options.cond_scale
         scale = ",".join(f"{item:g}" for item in (scale if isinstance(scale, list) else [scale]))
+        files = self.files()
+        width = max(map(len, map(str, files)))
+        config = "" if self.options.config == READY_MADE else f" --config {self.options.config}"
+        noun = self.outputs.noun.upper()
+        look = "\n          ".join(f"{path!s:{width}}  {what}" for path, what in files.items())
         self.say(
             f"\ndone in {clock(self.seconds['total'])}\n\n"
-            f"look at   {self.folder / f'stage{last}-after.png'}   the pictures, with their captions\n"
-            f"          {self.folder / f'stage{last}-before.png'}  the same noise before training\n"
-            f"          {self.folder / 'real.png'}  what the data have for these captions\n"
-            f"          {self.folder / 'loss.png'}  the loss curves\n"
-            f"          {self.folder / 'metrics.json'}  caption retrieval and times\n"
-            f"          {self.folder / 'samples'}  every picture in a file of its own\n\n"
-            f'next      imagen sample --model {model} --cond-scale {scale} "{self.prompts[0]}"\n'
-            f"          imagen demo --steps {4 * self.training.taken()[0]}\n"
-            f"          imagen train --data FOLDER_WITH_YOUR_PICTURES --unet all"
+            f"look at   {look}\n\n"
+            f'next      imagen sample --model {self.training.checkpoint} --cond-scale {scale} "{self.prompts[0]}"\n'
+            f"          imagen demo{config} --steps {4 * self.training.taken()[0]}\n"
+            f"          imagen train{config} --data FOLDER_WITH_YOUR_{noun}S --unet all"
         )
-        click.echo(self.folder / f"stage{last}-after.png")
+        click.echo(next(iter(files)))
 
 
 def run(options: Options) -> int:
@@ -343,4 +321,11 @@ def run(options: Options) -> int:
     Raises:
         click.ClickException: anything that the user can put right.
     """
-    return Demo(options).run()
+    from ..configs import TrainingConfig
+    from ..signatures import parse
+    from ._demo_pictures import PictureDemo
+    from ._demo_videos import VideoDemo
+
+    values = scaled(read_json(find_config(options.config).path), options.steps)
+    config = parse(TrainingConfig, values)
+    return (VideoDemo if config.imagen.video else PictureDemo)(options, values, config).run()

@@ -53,15 +53,24 @@ class ConfigChoice(NamedTuple):
     ready_made: bool
 
 
-def find_config(given: str | None) -> ConfigChoice:
-    """The configuration to use: the given file or preset, ``./imagen_config.json``, or the embedded data set's.
+def _made_for(data: str | None) -> str:
+    """The ready-made configuration for a data set; the usual one for data that have none of their own."""
+    from ..signatures import read_json
+
+    names = (READY_MADE, *(name for name in preset_names() if name not in ("default", READY_MADE)))
+    own = (name for name in names if read_json(preset_path(name)).get("dataset_name") == data)
+    return next(own, READY_MADE)
+
+
+def find_config(given: str | None, data: str | None = None) -> ConfigChoice:
+    """The configuration to use: the given file or preset, ``./imagen_config.json``, or the ready-made one for the data.
 
     Raises:
         click.UsageError: the given one does not exist.
     """
     if given is None:
         usual = Path(USUAL)
-        return ConfigChoice(usual, False) if usual.is_file() else ConfigChoice(preset_path(READY_MADE), True)
+        return ConfigChoice(usual, False) if usual.is_file() else ConfigChoice(preset_path(_made_for(data)), True)
     if Path(given).is_file():
         return ConfigChoice(Path(given), False)
     if given in preset_names():

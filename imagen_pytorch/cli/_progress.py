@@ -69,10 +69,14 @@ class Progress:
         log: where the losses go.
         every: number of steps between two lines of the log, and between two lines of talk where there is no terminal.
         quiet: show nothing.
+        unit: what the batches consist of.
     """
 
-    def __init__(self, span: Span, images_per_step: int, log: MetricsLog, every: int, quiet: bool) -> None:
+    def __init__(
+        self, span: Span, images_per_step: int, log: MetricsLog, every: int, quiet: bool, unit: str = "img"
+    ) -> None:
         self.span, self.images_per_step, self.log, self.every, self.quiet = span, images_per_step, log, every, quiet
+        self.unit = unit
         self.step, self.shown, self._rate = span.first, 0.0, 0.0
         self._losses: list[float] = []
         self._weight = 0.0
@@ -136,7 +140,7 @@ class Progress:
             self.shown += (loss - self.shown) * _SMOOTHING / self._weight
         moved, self.step = step - self.step, step
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {self.shown:.4f}, {self.speed():.0f} img/s", refresh=False)
+            self._bar.set_postfix_str(f"loss {self.shown:.4f}, {self.speed():.0f} {self.unit}/s", refresh=False)
             self._bar.update(moved)
         if step % self.every == 0 or step >= self.span.last:
             self._flush()
@@ -154,7 +158,7 @@ class Progress:
             left = (self.span.last - self.step) * self.images_per_step / max(self.speed(), 1e-9)
             self.say(
                 f"U-Net {self.span.unet_number}  step {self.step}/{self.span.last}  loss {self.shown:.4f}  "
-                f"{speed:.0f} img/s  {clock(left)} left"
+                f"{speed:.0f} {self.unit}/s  {clock(left)} left"
             )
 
     def validated(self, loss: float) -> None:

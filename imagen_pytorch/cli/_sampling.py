@@ -1,4 +1,4 @@
-"""What ``imagen sample`` does: captions in, pictures out."""
+"""What ``imagen sample`` does: captions in, pictures or videos out."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from ._errors import USAGE, CommandFailed
-from ._files import check_picture_name, encoded, slug, write_new
+from ._files import counts_frames, slug, write_new
 from ._options import chosen_device
+from ._outputs import Pictures, check_name, check_video_name, outputs_of
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from ..cascade.cascade import Cascade
 
 
@@ -32,6 +31,8 @@ class Request:
     negative: str | None
     prompts: str | None
     num_images: int
+    frames: int | None
+    fps: float | None
     seed: int | None
     steps: Any
     sampler: Any
@@ -65,17 +66,17 @@ class Request:
 
 
 class Wanted(NamedTuple):
-    """One picture to make."""
+    """One picture or video to make."""
 
     caption: str | None
     seed: int
 
 
 class Made(NamedTuple):
-    """One picture: what was asked for, and what every stage made of it."""
+    """One picture or video: what was asked for, and what every stage made of it."""
 
     wanted: Wanted
-    stages: list[Image.Image]
+    stages: list[Any]
 
 
 def find_model(given: str) -> str:
@@ -111,7 +112,7 @@ def _check_captions(imagen: Cascade, captions: list[str], negative: str | None) 
 
 
 def _arguments(request: Request, imagen: Cascade) -> dict[str, Any]:
-    """Arguments of `Cascade.sample` that are the same for every picture."""
+    """Arguments of `Cascade.sample` that are the same for everything that is made."""
     from ..training.sampling import last_trained
 
     count = len(imagen.unets)
@@ -133,12 +134,11 @@ def _arguments(request: Request, imagen: Cascade) -> dict[str, Any]:
         "negative_texts": None if request.negative is None else request.negative,
         "use_tqdm": not request.quiet and sys.stderr.isatty(),
         "return_all_unet_outputs": True,
-        "return_pil_images": True,
     }
 
 
-def pictures(imagen: Cascade, wanted: list[Wanted], batch_size: int, arguments: dict[str, Any]) -> Iterator[Made]:
-    """Make pictures, ``batch_size`` at a time."""
+def results(imagen: Cascade, wanted: list[Wanted], batch_size: int, arguments: dict[str, Any]) -> Iterator[Made]:
+    """Make pictures or videos, ``batch_size`` at a time."""
     for first in range(0, len(wanted), batch_size):
         batch = wanted[first : first + batch_size]
         captions = [item.caption for item in batch]
@@ -148,9 +148,11 @@ def pictures(imagen: Cascade, wanted: list[Wanted], batch_size: int, arguments: 
             yield Made(item, list(outputs))
 
 
-def _target(request: Request, caption: str | None) -> Path:
-    """The file name of a picture, were it free."""
-    name = f"{slug(caption or '')}.png"
+def _target(request: Request, caption: str | None, suffix: str) -> Path:
+    """The file name of a result, were it free."""
+    name = f"{slug(caption or '')}{suffix}"
+    if counts_frames(Path(name)):  # a caption about percents
+        name = name.replace("%", "_")
     if request.output is None:
         return Path(name)
     given = Path(request.output)
@@ -158,29 +160,38 @@ def _target(request: Request, caption: str | None) -> Path:
     return given / name if is_folder else given
 
 
-def _write(request: Request, made: Made) -> None:
-    target = _target(request, made.wanted.caption)
-    path = write_new(encoded(made.stages[-1], target.suffix), target)
-    click.echo(path)
+def _write(request: Request, made: Made, outputs: Pictures) -> None:
+    target = _target(request, made.wanted.caption, outputs.suffix)
+    last = len(made.stages) - 1
+    written = outputs.write(made.stages[last], target, last)
+    for path in written:
+        click.echo(path)
     if request.save_stages:
-        for number, picture in enumerate(made.stages[:-1], start=1):
-            stage = path.with_name(f"{path.stem}-unet{number}{path.suffix}")
-            click.echo(write_new(encoded(picture, path.suffix), stage))
+        for number, item in enumerate(made.stages[:-1], start=1):
+            for path in outputs.write(item, outputs.of_stage(written, target, number), number - 1):
+                click.echo(path)
 
 
-def _write_grid(request: Request, made: list[Made]) -> None:
-    from ..evaluation.pictures import captioned_grid
-
-    target = _target(request, made[0].wanted.caption)
+def _write_grid(request: Request, made: list[Made], outputs: Pictures) -> None:
     captions = [item.wanted.caption or f"seed {item.wanted.seed}" for item in made]
     columns = request.num_images if request.num_images > 1 else min(len(made), 4)
-    sheet = captioned_grid([item.stages[-1] for item in made], captions, columns)
-    path = target.with_name(f"{target.stem}-grid{target.suffix}")
-    click.echo(write_new(encoded(sheet, path.suffix), path))
+    sheet = outputs.grid([item.stages[-1] for item in made], captions, columns)
+    path = outputs.grid_name(_target(request, made[0].wanted.caption, outputs.suffix))
+    click.echo(write_new(outputs.encode(sheet, path.suffix, len(made[0].stages) - 1), path))
+
+
+def _check_output(request: Request) -> None:
+    """Refuse, before a model is loaded, what fits no model."""
+    if request.output == "-":
+        return
+    target = _target(request, "name", Pictures.suffix)
+    check_name(target)
+    if request.frames is not None or request.fps is not None:
+        check_video_name(target)
 
 
 def run(request: Request) -> None:
-    """Make and write the pictures that were asked for.
+    """Make and write what was asked for.
 
     Raises:
         click.ClickException: anything that the user can put right.
@@ -189,25 +200,29 @@ def run(request: Request) -> None:
     model = find_model(request.model)
     to_stdout = request.output == "-"
     if to_stdout and (len(captions) > 1 or request.num_images > 1 or request.grid or request.save_stages):
-        raise click.UsageError("--output - takes a single picture; give a folder for several")
-    if not to_stdout:
-        check_picture_name(_target(request, "name"))
+        raise click.UsageError("--output - takes a single picture or video; give a folder for several")
+    _check_output(request)
     device = chosen_device(request.device)
 
     from ..checkpoint import load_imagen_from_checkpoint
 
     imagen = load_imagen_from_checkpoint(model, load_ema_if_available=request.load_ema).to(device)
+    outputs = outputs_of(imagen, request.frames, request.fps)
+    if not to_stdout:
+        outputs.check(_target(request, "name", outputs.suffix))
     texts = _check_captions(imagen, captions, request.negative)
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
     if not request.quiet:
         click.echo(f"{model} on {device}, seed {seed}", err=True)
     wanted = [Wanted(caption, seed + index) for caption in texts for index in range(request.num_images)]
     made = []
-    for item in pictures(imagen, wanted, request.batch_size, _arguments(request, imagen)):
+    arguments = {**_arguments(request, imagen), **outputs.arguments()}
+    for item in results(imagen, wanted, request.batch_size, arguments):
         if to_stdout:
-            click.get_binary_stream("stdout").write(encoded(item.stages[-1]))
+            stage = len(item.stages) - 1
+            click.get_binary_stream("stdout").write(outputs.encode(item.stages[-1], outputs.suffix, stage))
             continue
-        _write(request, item)
+        _write(request, item, outputs)
         made.append(item if request.grid else None)
     if request.grid:
-        _write_grid(request, made)
+        _write_grid(request, made, outputs)

@@ -1,8 +1,9 @@
-"""From the options of ``imagen train`` and a configuration file to a checked configuration and its data."""
+"""From the options of ``imagen train`` and a configuration file to a checked configuration."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..signatures import ConfigError, parse, read_json
-from ._errors import DATA, CommandFailed, described
 from ._presets import find_config
 
 if TYPE_CHECKING:
-    from torch.utils.data import Dataset
-
     from ..configs import TrainingConfig
 
 #: options that replace an entry of the configuration of another name
@@ -65,6 +63,13 @@ class Request:
             raise click.UsageError(f"{' and '.join(given)} say how long to train: give one of them")
 
 
+def _with_frames(model: Any, count: int | None) -> Any:
+    """The part of a configuration that describes its model; one of videos keeps the number of their frames."""
+    if isinstance(model, Mapping) and model.get("video") and count is not None:
+        return {"video_frames": count, **model}
+    return model
+
+
 def _overridden(values: dict[str, Any], request: Request, ready_made: bool) -> dict[str, Any]:
     """The contents of a configuration file with the options of the command line in place of its own entries."""
     from ..configs import loader_arguments
@@ -74,9 +79,10 @@ def _overridden(values: dict[str, Any], request: Request, ready_made: bool) -> d
         if getattr(request, option) is not None:
             values[key] = getattr(request, option)
     dataset = dict(values.get("dataset") or {})
-    if request.data is not None:
+    if request.data is not None and request.data != values.get("dataset_name"):
         # arguments of the other source, and captions that belong to it, mean nothing here
         known = loader_arguments()
+        values["imagen"] = _with_frames(values.get("imagen"), dataset.get("num_frames"))
         dataset = {name: value for name, value in dataset.items() if name in known}
         values["dataset_name"] = request.data
         if ready_made:
@@ -101,7 +107,7 @@ def settle(request: Request) -> TrainingConfig:
         ConfigError: the configuration has a mistake; the message names file and place.
     """
     request.check()
-    choice = find_config(request.config)
+    choice = find_config(request.config, request.data)
     if not request.quiet:
         click.echo(f"configuration {choice.path}", err=True)
 
@@ -123,50 +129,3 @@ def placed_checkpoint(config: TrainingConfig, output: str) -> str:
     if "://" in path or os.path.isabs(path):
         return path
     return str(Path(output) / path)
-
-
-class _WithoutCaptions:
-    """The pictures of a captioned data set alone."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[index][0]
-
-
-def open_data(config: TrainingConfig, image_size: tuple[int, int]) -> Dataset:
-    """The data set of a configuration, fit for its model.
-
-    Args:
-        config: with ``dataset_name`` and ``dataset``.
-        image_size: (height, width) of the largest stage that is trained.
-
-    Raises:
-        click.UsageError: the model takes captions and the pictures have none.
-        CommandFailed: there is no picture in it.
-    """
-    from ..data import open_source
-
-    _, arguments = config.split_dataset_arguments()
-    labels = {name: getattr(config, name) for name in ("image_label", "text_label", "url_label")}
-    dataset = open_source(
-        config.dataset_name, **{"image_size": image_size, **{k: v for k, v in labels.items() if v}, **arguments}
-    )
-    try:
-        first = dataset[0]
-    except (OSError, IndexError) as error:
-        reason = described(error)
-        raise CommandFailed(f"cannot read the first picture of {config.dataset_name}: {reason}", DATA) from error
-    conditional = config.imagen.condition_on_text
-    if isinstance(first, tuple) and not conditional:
-        return _WithoutCaptions(dataset)
-    if not isinstance(first, tuple) and conditional:
-        raise click.UsageError(
-            f"the pictures of {config.dataset_name} have no captions, and the model needs them: write each into a .txt "
-            'file beside its picture, or train a model with "condition_on_text": false'
-        )
-    return dataset

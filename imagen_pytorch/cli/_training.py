@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ._data import caption_of, informed, noun_of, open_data, stage_size
 from ._errors import MEMORY, CommandFailed, described, exit_code
 from ._files import encoded, set_aside, write_new
 from ._options import chosen_device
+from ._outputs import Pictures, Videos, outputs_of
 from ._progress import MetricsLog, Progress, Span
-from ._settings import Request, open_data, placed_checkpoint, settle
+from ._settings import Request, placed_checkpoint, settle
 from ._signals import Interruption
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
+    from ..cascade.cascade import Cascade
     from ..configs import TrainingConfig
     from ..trainer import ImagenTrainer
 
@@ -52,7 +55,14 @@ def _captions(dataset: Dataset) -> list[str]:
     """A few different captions from all over a data set; none if it has none."""
     count = len(dataset)  # type: ignore[arg-type]
     items = [dataset[index * count // BORROWED_CAPTIONS] for index in range(min(BORROWED_CAPTIONS, count))]
-    return list(dict.fromkeys(item[1] for item in items if isinstance(item, tuple)))
+    return list(dict.fromkeys(caption for caption in map(caption_of, items) if caption is not None))
+
+
+def _outputs(imagen: Cascade) -> Pictures:
+    """What samples are files of; a video model that was only shown pictures makes the shortest videos it can."""
+    if imagen.is_video and imagen.video_frames is None:
+        return Videos(imagen, frames=imagen.temporal_downsample_factor[0])
+    return outputs_of(imagen)
 
 
 class Run:
@@ -86,14 +96,18 @@ class Run:
 
         fs, place = locate(self.checkpoint)
         make_folder(fs, parent_of(place))  # a place that cannot be written to is found now, not after the training
+        dataset = open_data(self.config, stage_size(self.config, max(self.numbers)))
+        self.config, noun = informed(self.config, dataset), noun_of(dataset[0])
+        self.unit = "clips" if noun == "clip" else "img"
         self.trainer = _make_trainer(self.config, self.request)
-        dataset = open_data(self.config, self.trainer.imagen.stages[max(self.numbers) - 1].size)
+        self.outputs = _outputs(self.trainer.imagen)
         loader, _ = self.config.split_dataset_arguments()
         self.batch_size = min(loader["batch_size"], len(dataset))  # type: ignore[arg-type]
         self.trainer.add_train_dataset(dataset, **loader)
         if not self.captions and self.config.imagen.condition_on_text:
             self.captions = _captions(dataset)
-        self.say(f"{self.config.dataset_name}: {len(dataset)} pictures")  # type: ignore[arg-type]
+        single = f", each trained as a {self.outputs.noun} of one frame" if noun != self.outputs.noun else ""
+        self.say(f"{self.config.dataset_name}: {len(dataset)} {noun}s{single}")  # type: ignore[arg-type]
         if fs.exists(place):
             self._resume()
             self.say(f"going on from {self.checkpoint} after {self.taken()} steps")
@@ -160,7 +174,8 @@ class Run:
             (self.config.sample_at_every, self.sample),
             (self.config.save_at_every, lambda *_: self.save()),
         )
-        with Progress(span, self.batch_size, self.log, self.request.log_every, self.request.quiet) as progress:
+        quiet, every = self.request.quiet, self.request.log_every
+        with Progress(span, self.batch_size, self.log, every, quiet, self.unit) as progress:
             step = span.first
             while step < span.last and not interruption:
                 loss = self.trainer.train_step(unet_number=number, max_batch_size=self.config.max_batch_size)
@@ -182,8 +197,7 @@ class Run:
         progress.validated(sum(losses) / count)
 
     def sample(self, number: int, step: int, progress: Progress) -> None:
-        """A sheet of pictures as the U-Net makes them now, always from the same captions and seeds."""
-        from ..evaluation.pictures import captioned_grid
+        """A sheet of what the U-Net makes now, always from the same captions and seeds."""
         from ..training.sampling import last_trained
 
         imagen = self.trainer.imagen
@@ -192,17 +206,18 @@ class Run:
             return
         guided = self.config.imagen.condition_on_text and imagen.can_classifier_guidance
         texts = {"texts": self.captions} if self.captions else {"batch_size": BORROWED_CAPTIONS}
-        pictures = self.trainer.sample(
+        items = self.trainer.sample(
             **texts,
+            **self.outputs.arguments(),
             seed=0,
             cond_scale=self.request.cond_scale if guided else 1.0,
             stop_at_unet_number=number,
-            return_pil_images=True,
             use_tqdm=False,
         )
         name = f"sample-{step // self.config.sample_at_every}" + (f"-unet{number}" if number > 1 else "")
-        sheet = captioned_grid(pictures, self.captions or [""] * len(pictures))
-        progress.say(f"wrote {write_new(encoded(sheet), self.folder / f'{name}.png')}")
+        sheet, suffix = self.outputs.grid(items, self.captions or [""] * len(items)), self.outputs.suffix
+        path = write_new(self.outputs.encode(sheet, suffix, number - 1), self.folder / f"{name}{suffix}")
+        progress.say(f"wrote {path}")
 
     def draw_curve(self) -> None:
         """``loss.png``, drawn anew from the whole log."""

@@ -18,7 +18,7 @@ from ._presets import USUAL, preset_names, preset_path
     show_default=True,
     metavar="NAME",
     help="A ready-made configuration: default is the paper's three-stage cascade, emoji a small one for the embedded "
-    "pictures.",
+    "pictures, moving-digits one of videos.",
 )
 def config(path: str, force: bool, preset: str) -> None:
     """Write a configuration file, to be edited and given to `imagen train`.

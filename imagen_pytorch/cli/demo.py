@@ -21,7 +21,8 @@ from ._options import PerStage, device_option, quiet_option
     default="emoji",
     show_default=True,
     metavar="FILE",
-    help="Another configuration, a file or the name of a ready-made one; its data need captions.",
+    help="Another configuration, a file or the name of a ready-made one, such as moving-digits for videos; its data "
+    "need captions.",
 )
 @click.option("--cond-scale", type=PerStage(float, 0), default="1.5", show_default=True, help="Guidance weight.")
 @click.option(
@@ -30,7 +31,8 @@ from ._options import PerStage, device_option, quiet_option
     default=96,
     show_default=True,
     metavar="N",
-    help="Pictures of each kind (trained captions, held-out ones) that caption retrieval is measured with; 0: none.",
+    help="Pictures of each kind (trained captions, held-out ones) that caption retrieval is measured with, or clips "
+    "whose motion is compared with their captions; 0: none.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Start of all random numbers.")
 @click.option(
@@ -39,11 +41,12 @@ from ._options import PerStage, device_option, quiet_option
 @device_option
 @quiet_option
 def demo(**options: Any) -> None:
-    """Train the ready-made cascade on the embedded pictures, draw with it, and print where the pictures are.
+    """Train a ready-made cascade on embedded data, draw with it, and print where the pictures or videos are.
 
     \b
-    imagen demo                    some minutes on two cores
-    imagen demo --steps 10000      better pictures
+    imagen demo                            some minutes on two cores
+    imagen demo --steps 10000              better pictures
+    imagen demo --config moving-digits     videos
     """
     from ._demo import Options, run
 

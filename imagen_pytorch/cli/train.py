@@ -52,7 +52,7 @@ class UnetChoice(click.ParamType):
     help="Train until there have been so many steps, those of earlier runs included. Without any of the three: `steps` "
     "of the configuration, counted like this, else 1000 steps now.",
 )
-@click.option("--text", multiple=True, help="Caption of a sample picture; may be repeated.  [default: sample_texts]")
+@click.option("--text", multiple=True, help="Caption of a sample; may be repeated.  [default: sample_texts]")
 @click.option(
     "--valid",
     "validate_every",
@@ -63,11 +63,16 @@ class UnetChoice(click.ParamType):
     help="Validate every N steps, 50 if bare, on a part of the data that is set aside.  [default: validate_at_every]",
 )
 @click.option(
-    "--data", metavar="NAME", help="emoji64, a folder of pictures, or a hub data set, in place of dataset_name."
+    "--data",
+    metavar="NAME",
+    help="emoji64, moving-digits, a folder of pictures or clips, or a hub data set, in place of dataset_name. Also "
+    "--dataset. Without a configuration, moving-digits trains the ready-made model of videos.",
 )
-@click.option("--batch-size", type=COUNT, metavar="N", help="Pictures per step, in place of the configuration's.")
 @click.option(
-    "--max-batch-size", type=COUNT, metavar="N", help="Pictures in memory at once; the same result in more time."
+    "--batch-size", type=COUNT, metavar="N", help="Pictures or clips per step, in place of the configuration's."
+)
+@click.option(
+    "--max-batch-size", type=COUNT, metavar="N", help="How many in memory at once; the same result in more time."
 )
 @click.option(
     "--sample-every", type=PERIOD, metavar="N", help="Period of samples; 0: none.  [default: sample_at_every]"
@@ -101,6 +106,7 @@ def train(**request: Any) -> None:
     imagen train                                   the embedded pictures, the first U-Net
     imagen train --unet 2                          its upsampler
     imagen train --data ./pictures --unet all      a folder with captions beside the pictures (cat.png, cat.txt)
+    imagen train --dataset moving-digits           videos of digits that move as their captions say
     imagen train --config mine.json --steps 5000 --text "a red heart" --sample-every 500
     """
     from ._training import Request, run

@@ -59,7 +59,7 @@ def wrap(text: str, width: float, font: Any) -> list[str]:
     return [*lines, line] if line else lines
 
 
-def _pictures(images: Tensor | Sequence[Image.Image]) -> list[Image.Image]:
+def opaque(images: Tensor | Sequence[Image.Image]) -> list[Image.Image]:
     """Pillow images in RGB, transparency laid over white."""
     if isinstance(images, Tensor):
         if images.ndim != 4:
@@ -117,7 +117,7 @@ def captioned_grid(
     """
     from PIL import Image, ImageDraw
 
-    pictures = _pictures(images)
+    pictures = opaque(images)
     count = len(pictures)
     notes = list(notes) if notes is not None else [""] * count
     if not count or count != len(captions) or count != len(notes):

@@ -98,7 +98,7 @@ class Geometry:
     "temporal" here know which belong together. In a picture these are empty.
     """
 
-    causal = token_shift = False
+    causal = token_shift = attends = False
     strides = 1
 
     def conv(self, dim_in: int, dim_out: int, kernel: int) -> nn.Module:

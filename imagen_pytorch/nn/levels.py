@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..tensors import per_stage
 from .blocks import BlockOptions, Context, GlobalContext, ResnetBlock, TemporalBlock, Transformer
+from .geometry import Geometry
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class LevelSpec:
         reads: whether ``attention`` sees the context too.
         excited: whether the map below gates the one above on the way up.
         stride: how many frames become one in it.
+        temporal: whether it attends between frames.
     """
 
     dim_in: int
@@ -46,6 +48,7 @@ class LevelSpec:
     pixel_shuffle: bool
     excited: bool
     stride: int
+    temporal: bool
     cross_embed_kernels: tuple[int, ...] | None
 
     @property
@@ -54,8 +57,8 @@ class LevelSpec:
         return bool(self.cross) or (bool(self.attention) and self.reads and self.depth > 0)
 
 
-def level_specs(given: Mapping[str, Any], init_dim: int, strides: int | Sequence[int] = 1) -> list[LevelSpec]:
-    """The arguments of a U-Net, and how its frames are taken together, gathered per level.
+def level_specs(given: Mapping[str, Any], init_dim: int, geometry: Geometry) -> list[LevelSpec]:
+    """The arguments of a U-Net, and what it does with frames, gathered per level.
 
     Raises:
         ValueError: a per-level argument with another number of entries than ``dim_mults``.
@@ -74,7 +77,8 @@ def level_specs(given: Mapping[str, Any], init_dim: int, strides: int | Sequence
             "resnet_groups",
         )
     }
-    per_level["stride"] = _per_level(strides, count, "temporal_strides")
+    per_level["stride"] = _per_level(geometry.strides, count, "temporal_strides")
+    per_level["temporal"] = _per_level(geometry.attends, count, "layer_temporal_attns")
     efficient = given["memory_efficient"]
     kernels = tuple(given["cross_embed_downsample_kernel_sizes"]) if given["cross_embed_downsample"] else None
     specs = []
@@ -99,6 +103,7 @@ def level_specs(given: Mapping[str, Any], init_dim: int, strides: int | Sequence
                 pixel_shuffle=given["pixel_shuffle_upsample"],
                 excited=given["skip_layer_excitation"],
                 stride=row["stride"],
+                temporal=row["temporal"],
                 cross_embed_kernels=kernels,
             )
         )
@@ -125,11 +130,11 @@ class _Level(nn.Module):
             if spec.attention
             else None
         )
-        self.temporal = TemporalBlock(width, options)
+        self.temporal = TemporalBlock(width, options) if spec.temporal else None
 
     def _attend(self, x: Tensor, context: Context) -> Tensor:
         x = x if self.attention is None else self.attention(x, context)
-        return self.temporal(x, context)
+        return x if self.temporal is None else self.temporal(x, context)
 
 
 class _Edge(nn.Module):

@@ -105,12 +105,9 @@ class TemporalAttention(nn.Module):
         clips = frames.clips(x).flatten(3)
         tokens = clips.permute(0, 3, 1, 2)  # b pixels f c
         scores = self.scores(frames.gaps)
-        if len(scores) == 1:
-            update = self.attention.tokens(tokens.flatten(0, 1), bias=scores).view_as(tokens)
-        else:  # clip by clip: one bias for each of their pixels would cost more memory than the clips
-            update = torch.stack(
-                [self.attention.tokens(clip, bias=own[None]) for clip, own in zip(tokens, scores, strict=True)]
-            )
+        if len(scores) > 1:  # each clip has its own times, and so each of its pixels
+            scores = scores.repeat_interleave(tokens.shape[1], dim=0)
+        update = self.attention.tokens(tokens.flatten(0, 1), bias=scores).view_as(tokens)
         mixed = x + update.permute(0, 2, 3, 1).reshape(x.shape)
         return frames.unless_apart(mixed, x)
 
@@ -171,12 +168,14 @@ class VideoGeometry(Geometry):
     Attributes:
         causal: whether frames see earlier ones only.
         strides: per level, how many frames become one.
+        attends: per level, whether there is attention between frames.
         token_shift: whether feed-forwards move half of their features to the next frame.
         bias_depth: of the network behind the bias of temporal attention.
     """
 
     causal: bool = True
     strides: int | Sequence[int] = 1
+    attends: bool | Sequence[bool] = True
     token_shift: bool = True
     bias_depth: int = 2
 

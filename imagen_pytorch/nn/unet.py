@@ -149,7 +149,7 @@ class Unet(Conditioned):
         self.gradient_checkpointing = gradient_checkpointing
         cond_dim = cond_dim or dim
         init_dim = init_dim or dim
-        specs = level_specs(given, init_dim, self.geometry.strides)
+        specs = level_specs(given, init_dim, self.geometry)
         options = BlockOptions(
             self.geometry,
             specs[0].groups,
@@ -162,22 +162,23 @@ class Unet(Conditioned):
         )
         attends = mid_cross_attn or any(spec.attends for spec in specs)
         self._build_conditions(given, cond_dim, options.hidden_dim, attends)
-        self._build_stem(given, init_dim, options)
+        self._build_stem(given, init_dim, options, specs[0].temporal)
         self._build_levels(given, specs, options)
         self._build_head(given, init_dim, options)
         self._number_readers()
 
     # -- construction -----------------------------------------------------------------------------------------------
 
-    def _build_stem(self, given: dict[str, Any], init_dim: int, options: BlockOptions) -> None:
+    def _build_stem(self, given: dict[str, Any], init_dim: int, options: BlockOptions, temporal: bool) -> None:
         taken = self.channels * (1 + self.lowres_cond + self.self_cond) + self.cond_images_channels + self._marks
         self.init_conv = (
             self.geometry.cross_embed(taken, init_dim, given["init_cross_embed_kernel_sizes"])
             if given["init_cross_embed"]
             else self.geometry.conv(taken, init_dim, given["init_conv_kernel_size"])
         )
-        self.init_temporal_peg = self.geometry.temporal_peg(init_dim)
-        self.init_temporal_attn = self.geometry.temporal_attention(init_dim, *options.attention_shape)
+        between = self.geometry if temporal else IMAGE
+        self.init_temporal_peg = between.temporal_peg(init_dim)
+        self.init_temporal_attn = between.temporal_attention(init_dim, *options.attention_shape)
         gated = given["use_global_context_attn"]
         efficient = given["memory_efficient"]
         self.init_resnet_block = ResnetBlock(init_dim, init_dim, options, gated=gated) if efficient else None

@@ -102,6 +102,7 @@ class Unet3D(Unet):
     Args:
         time_rel_pos_bias_depth: layers of the network that turns the time between two frames into an attention bias.
         time_causal_attn: frames see only themselves and earlier ones.
+        layer_temporal_attns: per-level, attention between frames; the first entry counts for the first convolution too.
         temporal_strides: per-level, how many frames become one in that level and those below. Where it begins with the
             first level of a causal network, ``init_conv_to_final_conv_residual`` is on by default.
         ff_time_token_shift: feed-forwards move half of their features to the next frame.
@@ -121,6 +122,7 @@ class Unet3D(Unet):
         *,
         time_rel_pos_bias_depth: int = 2,
         time_causal_attn: bool = True,
+        layer_temporal_attns: bool | Sequence[bool] = True,
         temporal_strides: int | Sequence[int] = 1,
         ff_time_token_shift: bool = True,
         **kwargs: Any,
@@ -131,6 +133,7 @@ class Unet3D(Unet):
         self.geometry = VideoGeometry(
             causal=time_causal_attn,
             strides=temporal_strides,
+            attends=layer_temporal_attns,
             token_shift=ff_time_token_shift,
             bias_depth=time_rel_pos_bias_depth,
         )
@@ -292,7 +295,8 @@ class Unet3D(Unet):
             time, conditioning, self_cond, cond_drop_prob, text_keep: as for `Unet.forward`.
             conditions: without a ready ``conditioning``, the other arguments of `condition`: ``text_embeds``,
                 ``text_mask``, ``lowres_cond_img``, ``lowres_noise_times``, ``cond_images``, ``cond_images_keep``,
-                ``cond_video_frames``, ``post_cond_video_frames``, ``frame_times``, ``fps``, ``fps_keep``, ``ignore_time``.
+                ``cond_video_frames``, ``post_cond_video_frames``, ``frame_times``, ``fps``, ``fps_keep`` and
+                ``ignore_time``.
 
         Raises:
             ValueError: as `Unet.forward` and `condition`.

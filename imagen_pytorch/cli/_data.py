@@ -1,0 +1,128 @@
+"""The data of a configuration, fit for its model: pictures or clips, with captions or without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._errors import DATA, CommandFailed, described
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.data import Dataset
+
+    from ..configs import TrainingConfig
+
+
+def images_of(item: Any) -> Tensor:
+    """The picture ``(c, h, w)`` or clip ``(c, f, h, w)`` of an item of a data set."""
+    if isinstance(item, Mapping):
+        return item["images"]
+    return item[0] if isinstance(item, tuple) else item
+
+
+def caption_of(item: Any) -> str | None:
+    """The caption of an item of a data set, if it has one."""
+    if isinstance(item, Mapping):
+        return item.get("texts")
+    return item[1] if isinstance(item, tuple) else None
+
+
+def noun_of(item: Any) -> str:
+    """What an item of a data set is."""
+    return "clip" if images_of(item).ndim == 4 else "picture"
+
+
+class _WithoutCaptions:
+    """A captioned data set without its captions."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        item = self.dataset[index]
+        if isinstance(item, Mapping):
+            return {name: value for name, value in item.items() if name != "texts"}
+        return images_of(item)
+
+
+def _opened(config: TrainingConfig, image_size: tuple[int, int]) -> Dataset:
+    """The data set as it is.
+
+    A video model whose configuration does not ask the data for ``num_frames`` takes clips of its own number of frames
+    where there are clips, else pictures.
+    """
+    from ..data import DataError, open_source
+
+    _, arguments = config.split_dataset_arguments()
+    labels = {name: getattr(config, name) for name in ("image_label", "text_label", "url_label")}
+    arguments = {"image_size": image_size, **{name: value for name, value in labels.items() if value}, **arguments}
+    frames = config.imagen.video_frames if config.imagen.video and "num_frames" not in arguments else None
+    if frames is None:
+        return open_source(config.dataset_name, **arguments)
+    try:
+        return open_source(config.dataset_name, num_frames=frames, **arguments)
+    except (DataError, TypeError) as no_clips:
+        try:
+            return open_source(config.dataset_name, **arguments)
+        except DataError:
+            raise no_clips from None
+
+
+def open_data(config: TrainingConfig, image_size: tuple[int, int]) -> Dataset:
+    """The data set of a configuration, fit for its model.
+
+    Args:
+        config: with ``dataset_name`` and ``dataset``.
+        image_size: (height, width) of the largest stage that is trained.
+
+    Raises:
+        click.UsageError: the model takes captions and the data have none, or it makes pictures and the data are clips.
+        CommandFailed: nothing in it can be read.
+    """
+    dataset = _opened(config, image_size)
+    try:
+        first = dataset[0]
+    except (OSError, IndexError) as error:
+        reason = described(error)
+        raise CommandFailed(f"cannot read the first item of {config.dataset_name}: {reason}", DATA) from error
+    noun, captioned = noun_of(first), caption_of(first) is not None
+    if noun == "clip" and not config.imagen.video:
+        raise click.UsageError(
+            f"{config.dataset_name} holds clips and this is a model of pictures: one of videos is described with "
+            '"video": true in "imagen", as in the ready-made configuration moving-digits (--config moving-digits)'
+        )
+    if captioned and not config.imagen.condition_on_text:
+        return _WithoutCaptions(dataset)
+    if not captioned and config.imagen.condition_on_text:
+        raise click.UsageError(
+            f"the {noun}s of {config.dataset_name} have no captions, and the model needs them: write each into a .txt "
+            f'file beside its {noun}, or train a model with "condition_on_text": false'
+        )
+    return dataset
+
+
+def stage_size(config: TrainingConfig, number: int) -> tuple[int, int]:
+    """(height, width) of the pictures of a U-Net (1-based)."""
+    from ..images import as_size
+
+    sizes, count = config.imagen.image_sizes, len(config.imagen.unets)
+    if isinstance(sizes, int) or (count == 1 and len(sizes) == 2):
+        return as_size(sizes)
+    return as_size(sizes[number - 1])
+
+
+def informed(config: TrainingConfig, dataset: Dataset) -> TrainingConfig:
+    """The configuration with a video model that knows, where nobody says, the length and the rate of its data."""
+    first = dataset[0]
+    if not config.imagen.video or noun_of(first) != "clip":
+        return config
+    data = {"video_frames": images_of(first).shape[1], "fps": first.get("fps")}
+    given = config.imagen.model_fields_set
+    new = {name: value for name, value in data.items() if value is not None and name not in given}
+    return config.model_copy(update={"imagen": config.imagen.model_copy(update=new)})

@@ -1,0 +1,59 @@
+"""The demo of videos: how many of them move as their captions say."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ._demo import BATCH, Demo, gathered, spread
+
+#: the part of the embedded data that is never trained on: other clips, in other people's handwriting
+HELD_OUT = "test"
+
+
+class VideoDemo(Demo):
+    """The demo of a model that makes videos."""
+
+    entry = "motion"
+    figures = "how many move as they should,"
+
+    def held_out_split(self) -> str | None:
+        """The part of the data that is never trained on, if they have a known one."""
+        return HELD_OUT if self.config.dataset_name == "moving-digits" else None
+
+    def write_sheet(self, items: Any, stage: int, name: str, title: str) -> Any:
+        """One moving sheet of what a stage (counted from 0) made; the one to look at is also written as a film."""
+        sheet = super().write_sheet(items, stage, name, title)
+        if self.film is not None and name == self.film.stem:
+            self.film.write_bytes(self.outputs.encode(sheet, self.film.suffix, stage))
+            self.say(f"  {self.film}")
+        return sheet
+
+    @property
+    def film(self) -> Path | None:
+        """The sheet to look at as MP4, where PyAV is installed."""
+        return self.folder / f"stage{len(self.imagen.unets)}-after.mp4" if find_spec("av") else None
+
+    def files(self) -> dict[Path, str]:
+        """What there is to look at."""
+        first, *rest = super().files().items()
+        film = [] if self.film is None else [(self.film, "the same as a film")]
+        return dict([first, *film, *rest])
+
+    def judge(self) -> dict[str, Any]:
+        """How many guided samples for captions that are not trained on move as they say, beside real clips."""
+        from ..evaluation.motion import motion_figures
+
+        source = self.data if self.held_out is None else self.held_out
+        real, captions = gathered(source, spread(len(source), self.options.judge))  # type: ignore[arg-type]
+        made = self.draw(self.training.trainer.sample, captions, max_batch_size=BATCH)[-1].cpu()
+        return motion_figures(made, real, captions)
+
+    def tell(self, report: dict[str, Any]) -> None:
+        """The figures of `judge` as a table."""
+        if not report:
+            return
+        self.say(f"\nclips that move where their captions say ({report['clips']} of each kind)")
+        for row, label in (("generated", "generated"), ("chance", "chance"), ("real", "real clips")):
+            self.say(f"  {label:20}{100 * report[row]:7.1f} %")

@@ -1,0 +1,208 @@
+"""What a model makes as files: pictures, or videos as animations, films or single frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._files import (
+    check_picture_name,
+    counts_frames,
+    encoded,
+    picture_suffixes,
+    put_before_number,
+    without_number,
+    write_new,
+    write_series,
+)
+
+if TYPE_CHECKING:
+    from ..cascade.cascade import Cascade
+
+#: what a file of a video may be called, for messages
+_KINDS = ".gif, .webp, .png, .avif, .mp4, .webm, or frame-%04d.png for single frames"
+
+
+class Pictures:
+    """Pictures, one to a file."""
+
+    #: of files whose name nobody gives
+    suffix = ".png"
+    noun = "picture"
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of `Cascade.sample`."""
+        return {"return_pil_images": True}
+
+    def length(self, stage: int) -> str:
+        """How long the results of a stage (counted from 0) are, in words; pictures are not."""
+        del stage
+        return ""
+
+    def check(self, path: Path) -> None:
+        """Refuse a file name that does not fit what is made.
+
+        Raises:
+            click.UsageError: naming suffixes that fit.
+        """
+        check_picture_name(path)
+
+    def encode(self, item: Any, suffix: str, stage: int) -> bytes:
+        """What a stage (counted from 0) made, as the contents of a file."""
+        del stage  # pictures of all stages are alike
+        return encoded(item, suffix)
+
+    def write(self, item: Any, path: Path, stage: int) -> list[Path]:
+        """New files with what a stage (counted from 0) made.
+
+        Returns:
+            where they are.
+        """
+        return [write_new(self.encode(item, path.suffix, stage), path)]
+
+    def of_stage(self, written: Sequence[Path], path: Path, number: int) -> Path:
+        """The name for what an earlier U-Net made of what was written."""
+        del path
+        return written[0].with_name(f"{written[0].stem}-unet{number}{written[0].suffix}")
+
+    def grid_name(self, path: Path) -> Path:
+        """The name for a sheet with all of them."""
+        return path.with_name(f"{path.stem}-grid{path.suffix}")
+
+    def grid(self, items: Any, captions: Sequence[str], columns: int | None = None, **texts: Any) -> Any:
+        """All items of one stage with their captions on one sheet, as an item; ``texts`` as for `captioned_grid`."""
+        from ..evaluation.pictures import captioned_grid
+
+        return captioned_grid(items, captions, columns, **texts)
+
+
+class Videos(Pictures):
+    """Videos, each in a file or in one file per frame.
+
+    Args:
+        imagen: the model.
+        frames: how many at the full rate; None: as many as the model's configuration says.
+        fps: frames a second; None: as many as the model's configuration says.
+
+    Raises:
+        click.UsageError: nobody says how many frames, or they do not fit the model.
+    """
+
+    noun = "clip"
+
+    def __init__(self, imagen: Cascade, frames: int | None = None, fps: float | None = None) -> None:
+        self.frames = imagen.video_frames if frames is None else frames
+        self.fps = float(imagen.fps if fps is None else fps)
+        self.factors = tuple(imagen.temporal_downsample_factor)
+        self.suffix = ".gif" if self.fps <= 50 else ".webp"
+        if self.frames is None:
+            raise click.UsageError("the model does not say how many frames its videos have: give --frames N")
+        if self.frames % self.factors[0]:
+            raise click.UsageError(
+                f"the number of frames must be a multiple of {self.factors[0]}, for the first U-Net makes one frame of "
+                f"so many (temporal_downsample_factor); got {self.frames}"
+            )
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of `Cascade.sample`."""
+        return {"video_frames": self.frames, "fps": self.fps}
+
+    def length(self, stage: int) -> str:
+        """How long the results of a stage (counted from 0) are, in words."""
+        return f", {self.frames // self.factors[stage]} frames at {self.rate(stage):g} a second"
+
+    def rate(self, stage: int) -> float:
+        """Frames a second of what a stage (counted from 0, or from -1 backwards) makes."""
+        return self.fps / self.factors[stage]
+
+    def check(self, path: Path) -> None:
+        """Refuse a file name that does not fit videos, and a rate that does not fit the file.
+
+        Raises:
+            click.UsageError: naming suffixes that fit.
+        """
+        from ..evaluation.videos import check_video
+
+        check_video_name(path)
+        if not counts_frames(path):
+            check_video(path.suffix, self.fps)
+
+    def encode(self, item: Any, suffix: str, stage: int) -> bytes:
+        """What a stage (counted from 0) made, as the contents of a file."""
+        from ..evaluation.videos import encoded_video
+
+        return encoded_video(item, suffix, self.rate(stage))
+
+    def write(self, item: Any, path: Path, stage: int) -> list[Path]:
+        """New files with what a stage (counted from 0) made: one, or one per frame.
+
+        Returns:
+            where they are.
+        """
+        from ..evaluation.videos import as_frames
+
+        if not counts_frames(path):
+            return super().write(item, path, stage)
+        return write_series([encoded(frame, path.suffix) for frame in as_frames(item)], path)
+
+    def of_stage(self, written: Sequence[Path], path: Path, number: int) -> Path:
+        """The name for what an earlier U-Net made of what was written."""
+        if counts_frames(path):
+            return put_before_number(path, f"unet{number}")
+        return super().of_stage(written, path, number)
+
+    def grid_name(self, path: Path) -> Path:
+        """The name for a sheet with all of them; that of single frames is a GIF."""
+        return super().grid_name(without_number(path).with_suffix(self.suffix) if counts_frames(path) else path)
+
+    def grid(self, items: Any, captions: Sequence[str], columns: int | None = None, **texts: Any) -> Any:
+        """All items of one stage with their captions on one moving sheet; ``texts`` as for `captioned_video_grid`."""
+        import torch
+
+        from ..evaluation.videos import captioned_video_grid
+
+        return captioned_video_grid(torch.stack(list(items)), captions, columns=columns, **texts)
+
+
+def check_video_name(path: Path) -> None:
+    """Refuse a file name that is neither one of a video nor one of single frames.
+
+    Raises:
+        click.UsageError: naming suffixes that fit.
+    """
+    from ..evaluation.videos import FORMATS
+
+    known = picture_suffixes() if counts_frames(path) else FORMATS
+    if path.suffix.lower() not in known:
+        raise click.UsageError(f'"{path.suffix}" of {path} is no kind of video; use {_KINDS}')
+
+
+def check_name(path: Path) -> None:
+    """Refuse a file name that fits no model whatever.
+
+    Raises:
+        click.UsageError: naming suffixes that fit.
+    """
+    from ..evaluation.videos import FORMATS
+
+    if path.suffix.lower() not in {*picture_suffixes(), *FORMATS}:
+        raise click.UsageError(
+            f'"{path.suffix}" of {path} is no kind of picture or video; use .png, .webp or .jpg for pictures, and for '
+            f"videos {_KINDS}"
+        )
+
+
+def outputs_of(imagen: Cascade, frames: int | None = None, fps: float | None = None) -> Pictures:
+    """What a model makes.
+
+    Raises:
+        click.UsageError: frames or their rate for a model that makes pictures, or none for one that makes videos.
+    """
+    if imagen.is_video:
+        return Videos(imagen, frames, fps)
+    if frames is not None or fps is not None:
+        raise click.UsageError("this model makes pictures: it takes no --frames and no --fps")
+    return Pictures()
