@@ -162,7 +162,7 @@ def test_module_runs_without_torch(arguments):
 
 def test_make_knows_its_targets():
     makefile = (ROOT / "Makefile").read_text()
-    for target in ("demo", "test", "test-all", "lint", "clean"):
+    for target in ("demo", "video-demo", "test", "test-all", "lint", "clean"):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
     done = subprocess.run(["make", "-n", "demo", "STEPS=123"], capture_output=True, text=True, cwd=ROOT, check=True)
     assert "imagen demo --steps 123" in done.stdout and "constraints.txt" in done.stdout + makefile
