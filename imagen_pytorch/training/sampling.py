@@ -17,6 +17,8 @@ PER_PICTURE = (
     "cond_images",
     "cond_video_frames",
     "post_cond_video_frames",
+    "frame_times",
+    "fps",
     "inpaint_videos",
     "inpaint_images",
     "inpaint_masks",
@@ -27,7 +29,16 @@ PER_PICTURE = (
     "generator",
 )
 #: of these, the ones that say how many pictures there are when batch_size is left at 1
-_COUNTED = ("texts", "text_embeds", "inpaint_images", "inpaint_videos", "cond_images", "start_image_or_video")
+_COUNTED = (
+    "texts",
+    "text_embeds",
+    "inpaint_images",
+    "inpaint_videos",
+    "cond_images",
+    "start_image_or_video",
+    "cond_video_frames",
+    "post_cond_video_frames",
+)
 
 
 def untrained(unet: nn.Module) -> bool:
@@ -80,9 +91,10 @@ def picture_count(arguments: Mapping[str, Any]) -> int:
 
 
 def rows(value: Any, chosen: slice) -> Any:
-    """The entries of a per-picture argument for some of the pictures; per-unet tuples are cut one by one."""
+    """The entries of a per-picture argument for some of the pictures; per-unet tuples are cut one by one, and a single
+    row serves all pictures."""
     if isinstance(value, Tensor):
-        return value[chosen]
+        return value[chosen] if len(value) > 1 else value
     if not isinstance(value, list | tuple):
         return value
     if any(isinstance(item, Tensor) for item in value):
