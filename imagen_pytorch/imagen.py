@@ -65,6 +65,8 @@ class Imagen(Cascade):
         channels: of the pictures.
         timesteps: per-unet number of sampling steps.
         sampler: per-unet name of the sampler.
+        self_cond: per-unet; true gives the network its own earlier estimate (Chen et al. 2022, arXiv 2208.04202). By
+            default it is as the U-Net was built.
         cond_drop_prob: share of captions dropped in training; 0 forbids guidance.
         cond_images_drop_prob: share of conditioning pictures dropped in training; above 0 they are guided on too.
         loss_type: "l1", "l2" or "huber".
@@ -80,7 +82,7 @@ class Imagen(Cascade):
         auto_normalize_img: pictures are given and returned in [0, 1]; False means [-1, 1].
         dynamic_thresholding, dynamic_thresholding_percentile: per-unet switch and quantile (Imagen section 2.3).
         only_train_unet_number: refuse training any other U-Net.
-        temporal_downsample_factor: of a video cascade, per-unet; a stage makes every so-many-th frame, the last one all.
+        temporal_downsample_factor: of a video cascade, per-unet; a stage makes every so-many-th frame, the last all.
         resize_cond_video_frames: a stage with fewer frames sees of the given frames those that fall on its own times.
         temporal_resize_mode: from the frames of one stage to those of the next: "linear" or "nearest".
         video_frames, fps: how many frames `sample` makes and at which rate they follow each other, unless told.
@@ -110,6 +112,7 @@ class Imagen(Cascade):
         channels: int = 3,
         timesteps: int | Sequence[int] = 1000,
         sampler: str | Sequence[str] = "ddpm",
+        self_cond: bool | Sequence[bool | None] | None = None,
         cond_drop_prob: float = 0.1,
         cond_images_drop_prob: float = 0.0,
         loss_type: str = "l2",
@@ -218,6 +221,7 @@ class ElucidatedImagen(ElucidatedFormulas, Cascade):
         text_encoder: TextEncoder | None = None,
         text_embed_dim: int | None = None,
         channels: int = 3,
+        self_cond: bool | Sequence[bool | None] | None = None,
         cond_drop_prob: float = 0.1,
         cond_images_drop_prob: float = 0.0,
         random_crop_sizes: int | Sequence[Any] | None = None,

@@ -154,6 +154,17 @@ def test_constructor_mistakes_get_a_sentence(message):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_self_conditioning_is_chosen_for_the_network_or_for_the_model(kind):
+    fits = {"image_sizes": (8, 16), "condition_on_text": False}
+    model = kind((unet(), unet()), self_cond=(True, None), **fits)
+    assert [network.self_cond for network in model.unets] == [True, False]
+    assert [network.self_cond for network in imagen_from_config(model.to_config()).unets] == [True, False]
+    assert kind((unet(self_cond=True), unet()), **fits).unets[0].self_cond
+    with pytest.raises(ValueError, match="U-Net 2 was built with self_cond=False, the model with self_cond=True"):
+        kind((unet(), unet(self_cond=False)), self_cond=True, **fits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_network_is_refused(kind):
     with pytest.raises(TypeError, match="U-Net 2 must be a Unet, Unet3D or NullUnet, got Linear"):
         kind([unet(), torch.nn.Linear(1, 1)], image_sizes=(8, 16), condition_on_text=False)

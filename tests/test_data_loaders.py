@@ -13,9 +13,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 
-from imagen_pytorch.data import Collator, DataError, Dataset, cycle, get_images_dataloader, open_source
+from imagen_pytorch import Imagen, ImagenTrainer, Unet3D
+from imagen_pytorch.data import (
+    Collator,
+    DataError,
+    Dataset,
+    collate_mixed,
+    cycle,
+    get_images_dataloader,
+    open_source,
+)
+from imagen_pytorch.data.moving_digits import MovingDigits
 from imagen_pytorch.text import text_encoder
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
@@ -235,3 +245,36 @@ def test_arguments_that_a_folder_does_not_take(folder):
 def test_a_data_set_can_be_sent_to_another_process(folder):
     data = pickle.loads(pickle.dumps(Dataset(folder, 4)))
     assert data[0][1] == "a blue square" and os.fspath(data.folder) == str(folder)
+
+
+def test_clips_and_pictures_in_one_batch():
+    picture, clip = torch.rand(3, 8, 8), torch.rand(3, 4, 8, 8)
+    batch = collate_mixed([(picture, "a cat"), {"images": clip, "texts": "a dog runs", "fps": 12.0}])
+    assert batch["texts"] == ["a cat", "a dog runs"] and batch["fps"].tolist() == [1.0, 12.0]
+    assert batch["ignore_time"].tolist() == [True, False]
+    assert torch.equal(batch["images"][1], clip)
+    assert all(torch.equal(batch["images"][0, :, frame], picture) for frame in range(4))
+    assert "texts" not in collate_mixed([picture, clip]) and "fps" not in collate_mixed([picture, clip])
+    assert collate_mixed([picture, picture])["images"].shape == (2, 3, 1, 8, 8)
+
+
+def test_a_mixed_batch_trains_a_video_model():
+    imagen = Imagen(Unet3D(dim=8, dim_mults=(1,), attn_heads=2, attn_dim_head=8), image_sizes=8, timesteps=2,
+                    text_encoder_name="builtin:words:16")  # fmt: skip
+    trainer = ImagenTrainer(imagen)
+    pictures = [(torch.rand(3, 8, 8), "a cat") for _ in range(3)]
+    clips = MovingDigits(num_frames=4, image_size=8, length=3)
+    trainer.add_train_dataset(ConcatDataset([pictures, clips]), batch_size=6, collate_fn=collate_mixed)
+    assert trainer.train_step() > 0
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([torch.rand(3, 4, 8, 8), torch.rand(3, 5, 8, 8)], r"same number of frames, got \[4, 5\]; set num_frames"),
+        ([(torch.rand(3, 8, 8), "a cat"), torch.rand(3, 8, 8)], "1 of 2 items have no caption"),
+    ],
+)
+def test_what_does_not_go_together(items, message):
+    with pytest.raises(DataError, match=message):
+        collate_mixed(items)

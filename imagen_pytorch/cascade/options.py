@@ -36,6 +36,7 @@ class SharedOptions(_Taken):
     text_encoder: Any
     text_embed_dim: int | None
     channels: int
+    self_cond: Any
     cond_drop_prob: float
     cond_images_drop_prob: float
     random_crop_sizes: Any

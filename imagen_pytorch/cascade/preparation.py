@@ -129,7 +129,9 @@ def as_clips(cascade: CascadeParts, request: Request) -> tuple[Tensor, ClipInput
         return images, clip
     if images.ndim == 4:
         if beside := [name for name in clip.given() if name not in ("fps", "ignore_time")]:
-            raise ValueError(f"pictures are clips of one frame, in which nothing moves: they take no {', '.join(beside)}")
+            raise ValueError(
+                f"pictures are clips of one frame in which nothing moves: they take no {', '.join(beside)}"
+            )
         return images[:, :, None], ClipInput(ignore_time=True)
     return images, clip
 

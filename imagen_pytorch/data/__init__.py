@@ -5,7 +5,7 @@ from .clips import VideoDataset
 from .emoji import Emoji64, emoji64
 from .folder import Dataset
 from .huggingface import TableDataset, hub_dataset
-from .loaders import Collator, get_images_dataloader
+from .loaders import Collator, collate_mixed, get_images_dataloader
 from .moving_digits import MovingDigits, centre_track, moving_digits
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "TableDataset",
     "VideoDataset",
     "centre_track",
+    "collate_mixed",
     "cycle",
     "emoji64",
     "get_images_dataloader",

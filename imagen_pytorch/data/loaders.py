@@ -168,3 +168,47 @@ def get_images_dataloader(
         pin_memory=pin_memory and torch.cuda.is_available(),
     )
     return cycle(loader) if cycle_dl else loader
+
+
+def collate_mixed(items: Sequence[Any]) -> dict[str, Any]:
+    """Clips and pictures as one batch of a video model; a ``collate_fn`` for data sets of both.
+
+    A picture stands in every frame of a clip that is marked in ``ignore_time``: the network then takes its frames for
+    independent pictures (Ho et al. 2022, arXiv 2204.03458, section 3.2).
+
+    Args:
+        items: of any data source of the package: pictures ``(c, h, w)``, clips ``(c, f, h, w)``, alone, with a caption,
+            or as dicts with ``images``, ``texts`` and ``fps``.
+
+    Returns:
+        ``images`` (b, c, f, h, w), ``ignore_time`` (b,), ``texts`` if all have one, and ``fps`` (b,) if the clips have.
+
+    Raises:
+        DataError: clips of different lengths, or captions of some items only.
+    """
+    rows = [item if isinstance(item, Mapping) else _as_row(item) for item in items]
+    images = [row["images"] for row in rows]
+    still = torch.tensor([image.ndim == 3 for image in images])
+    lengths = {image.shape[1] for image in images if image.ndim == 4} or {1}
+    if len(lengths) > 1:
+        raise DataError(f"clips of one batch have the same number of frames, got {sorted(lengths)}; set num_frames")
+    count = lengths.pop()
+    clips = [image[:, None].expand(-1, count, -1, -1) if image.ndim == 3 else image for image in images]
+    batch: dict[str, Any] = {"images": torch.stack(clips), "ignore_time": still}
+    captioned = [row for row in rows if row.get("texts") is not None]
+    if captioned and len(captioned) < len(rows):
+        raise DataError(
+            f"{len(rows) - len(captioned)} of {len(rows)} items have no caption; give captions to all or none"
+        )
+    if captioned:
+        batch["texts"] = [row["texts"] for row in rows]
+    rates = [row.get("fps") for row in rows if row["images"].ndim == 4]
+    if rates and None not in rates:
+        # the rate of a picture is any number: nothing moves in it
+        batch["fps"] = torch.tensor([row.get("fps") or 1.0 for row in rows], dtype=torch.float64)
+    return batch
+
+
+def _as_row(item: Any) -> dict[str, Any]:
+    picture, caption = item if isinstance(item, tuple | list) else (item, None)
+    return {"images": picture, "texts": caption}

@@ -24,6 +24,7 @@ class Persistent(nn.Module):
 
     _locals: dict[str, Any]
     cond_on_text: bool
+    self_cond: bool
     lowres_cond: bool
     channels: int
     channels_out: int
@@ -37,17 +38,18 @@ class Persistent(nn.Module):
         channels: int,
         channels_out: int,
         cond_on_text: bool,
+        self_cond: bool | None = None,
     ) -> Network:
         """Itself if it fits already, else a new network with these choices and every weight that still fits.
 
-        A weight that was trained and does not fit any more is named in a warning.
+        None leaves ``self_cond`` as it is. A weight that was trained and does not fit any more is named in a warning.
         """
         wanted = {
             "lowres_cond": lowres_cond,
             "channels": channels,
             "channels_out": channels_out,
             "cond_on_text": cond_on_text,
-        }
+        } | ({} if self_cond is None else {"self_cond": self_cond})
         same_text = not cond_on_text or self.text_embed_dim == text_embed_dim
         if same_text and all(getattr(self, name) == value for name, value in wanted.items()):
             return self
