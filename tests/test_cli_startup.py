@@ -123,3 +123,19 @@ def test_debug_shows_the_traceback_and_keeps_the_exit_code(tmp_path):
     assert plain.exit_code == shown.exit_code == 2
     assert "Traceback" not in plain.stderr and "Traceback" in shown.stderr
     assert "line 1, column 2" in plain.stderr
+
+
+@pytest.mark.parametrize(("before", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_sleep_unless_told_otherwise(before, policy, monkeypatch):
+    """Before torch is imported, or it would not be read."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if before:
+        monkeypatch.setenv("OMP_WAIT_POLICY", before)
+    code = (
+        "import os, sys\n"
+        "from imagen_pytorch.cli import main\n"
+        "assert 'torch' not in sys.modules\n"
+        "main(['--help'], standalone_mode=False)\n"
+        "print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    assert process(code=code).stdout.split()[-1] == policy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pkgutil
 import sys
 import traceback
@@ -102,6 +103,9 @@ class Commands(click.Group):
 
     def main(self, *args: Any, standalone_mode: bool = True, **settings: Any) -> Any:
         """Run and leave with an exit code; with ``standalone_mode=False`` return or raise, as click does."""
+        # threads that wait for each other sleep: spinning, they take the time of whatever else the machine runs, and a
+        # training becomes many times slower on a busy one. Read once, when torch is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **settings)
         try:
