@@ -125,17 +125,21 @@ def test_debug_shows_the_traceback_and_keeps_the_exit_code(tmp_path):
     assert "line 1, column 2" in plain.stderr
 
 
-@pytest.mark.parametrize(("before", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_waiting_threads_sleep_unless_told_otherwise(before, policy, monkeypatch):
+@pytest.mark.parametrize(
+    ("before", "count"),
+    [({}, "10000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"), ({"GOMP_SPINCOUNT": "5"}, "5")],
+)
+def test_waiting_threads_soon_sleep_unless_told_otherwise(before, count, monkeypatch):
     """Before torch is imported, or it would not be read."""
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    if before:
-        monkeypatch.setenv("OMP_WAIT_POLICY", before)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
     code = (
         "import os, sys\n"
         "from imagen_pytorch.cli import main\n"
         "assert 'torch' not in sys.modules\n"
         "main(['--help'], standalone_mode=False)\n"
-        "print(os.environ['OMP_WAIT_POLICY'])"
+        "print(os.environ.get('GOMP_SPINCOUNT'))"
     )
-    assert process(code=code).stdout.split()[-1] == policy
+    assert process(code=code).stdout.split()[-1] == count

@@ -103,9 +103,10 @@ class Commands(click.Group):
 
     def main(self, *args: Any, standalone_mode: bool = True, **settings: Any) -> Any:
         """Run and leave with an exit code; with ``standalone_mode=False`` return or raise, as click does."""
-        # threads that wait for each other sleep: spinning, they take the time of whatever else the machine runs, and a
-        # training becomes many times slower on a busy one. Read once, when torch is imported.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        # threads that wait for each other soon sleep: by default they spin so long that, where something else runs as
+        # well, they take each other's time and a training becomes many times slower. Read when torch is imported.
+        if "OMP_WAIT_POLICY" not in os.environ:
+            os.environ.setdefault("GOMP_SPINCOUNT", "10000")
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **settings)
         try:
