@@ -11,6 +11,7 @@ from jaxtyping import config
 
 from imagen_pytorch.imagen import ElucidatedImagen, Imagen
 from imagen_pytorch.nn.unet import Unet
+from imagen_pytorch.nn.unet3d import Unet3D
 
 DIM = 12
 KINDS = [Imagen, ElucidatedImagen]
@@ -33,6 +34,11 @@ def unet(**options):
     return Unet(**{**SMALL, **options})
 
 
+def video_unet(**options):
+    """A tiny `Unet3D`."""
+    return Unet3D(**{**SMALL, **options})
+
+
 def stir(model, seed=0):
     """Move every weight a little: the last layers of a fresh network are zero and would hide what lies before them."""
     generator = torch.Generator().manual_seed(seed)
@@ -41,14 +47,21 @@ def stir(model, seed=0):
     return model
 
 
-def cascade(kind=Imagen, stages=1, unet_options=None, **options):
+def cascade(kind=Imagen, stages=1, unet_options=None, network=unet, **options):
     """A cascade of tiny networks, 8x8 pixels and twice as many per further stage, in three sampling steps."""
     torch.manual_seed(0)
     options = {"image_sizes": (8, 16, 32)[:stages], "text_embed_dim": DIM, **options}
     options.setdefault("timesteps" if kind is Imagen else "num_sample_steps", 3)
     fits = {"cond_on_text": options.get("condition_on_text", True), "channels": options.get("channels", 3)}
     fits |= {"text_embed_dim": options["text_embed_dim"] or 768, **(unet_options or {})}  # saves a refitting
-    return stir(kind([unet(lowres_cond=index > 0, **fits) for index in range(len(options["image_sizes"]))], **options))
+    networks = [network(lowres_cond=index > 0, **fits) for index in range(len(options["image_sizes"]))]
+    return stir(kind(networks, **options))
+
+
+def video_cascade(kind=Imagen, stages=1, unet_options=None, **options):
+    """A cascade of tiny video networks that see both ways, of 4x4 pixels, then 8x8."""
+    options = {"image_sizes": (4, 8, 8, 8)[:stages], **options}
+    return cascade(kind, stages, {"time_causal_attn": False, **(unet_options or {})}, video_unet, **options)
 
 
 def text(batch=2, tokens=3, seed=1):
@@ -62,6 +75,12 @@ def pictures(batch=2, size=8, channels=3, seed=2):
     return torch.rand(batch, channels, height, width, generator=torch.Generator().manual_seed(seed))
 
 
+def clips(batch=2, frames=4, size=8, channels=3, seed=2):
+    """Clips in [0, 1]; the size is a side or (height, width)."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return torch.rand(batch, channels, frames, height, width, generator=torch.Generator().manual_seed(seed))
+
+
 def sample(model, **options):
     """`model.sample`, quiet and seeded."""
     return model.sample(**{"use_tqdm": False, "seed": 0, **options})
@@ -70,11 +89,12 @@ def sample(model, **options):
 @contextmanager
 def unchecked():
     """Long loops without the checks of annotations, which take most of the time of tiny networks."""
+    before = config.jaxtyping_disable
     config.update("jaxtyping_disable", True)
     try:
         yield
     finally:
-        config.update("jaxtyping_disable", False)
+        config.update("jaxtyping_disable", before)
 
 
 def changed(batch, **values):
@@ -118,6 +138,7 @@ class Net(torch.nn.Module):
 
 def standing_in(model, number=1, answer=None):
     """A `Net` in place of a network of the model, taking what that one took."""
-    facts = {name: getattr(model.unets[number - 1], name) for name in ("cond_on_text", "lowres_cond", "has_cond_image")}
-    model.unets[number - 1] = Net(answer, self_cond=model.unets[number - 1].self_cond, **facts)
+    names = ("cond_on_text", "lowres_cond", "has_cond_image", "self_cond", "is_video", "is_causal")
+    network = model.unets[number - 1]
+    model.unets[number - 1] = Net(answer, **{name: getattr(network, name) for name in names if hasattr(network, name)})
     return model.unets[number - 1]

@@ -84,7 +84,7 @@ def test_all_of_a_kind_together_in_a_cascade(kind, options):
 
 
 # one legal use of every argument of `sample`; those of videos have none in a model of pictures
-VIDEO = {"video_frames", "cond_video_frames", "post_cond_video_frames", "inpaint_videos"}
+VIDEO = {"video_frames", "cond_video_frames", "post_cond_video_frames", "inpaint_videos", "frame_times", "fps"}
 INIT = pictures(2, 16)
 MASK = torch.arange(16).expand(2, 16, 16) < 8
 INPAINT = {"inpaint_images": pictures(2, 16), "inpaint_masks": MASK, "inpaint_resample_times": 2}

@@ -229,7 +229,11 @@ def test_a_dropped_conditioning_picture_is_blank():
         ({"lowres_cond": True}, {"lowres_cond_img": None}, "enlarges a picture.*lowres_cond_img must be given"),
         ({"lowres_cond": True}, {"lowres_noise_times": None}, "lowres_noise_times must be given"),
         ({"cond_images_channels": 2}, {"cond_images": None}, "cond_images must be given"),
-        ({"cond_images_channels": 2}, {"cond_images": torch.zeros(2, 3, 4, 4)}, r"must have 2 channels and .* got \(2, 3, 4, 4\)"),
+        (
+            {"cond_images_channels": 2},
+            {"cond_images": torch.zeros(2, 3, 4, 4)},
+            r"must have 2 channels and .* got \(2, 3, 4, 4\)",
+        ),
         ({}, {"cond_images": torch.zeros(2, 3, 4, 4)}, "cond_images was given, but"),
         ({"cond_on_text": False}, {"text_embeds": torch.zeros(2, 1, 6)}, "text_embeds was given, but"),
         ({}, {"text_embeds": torch.zeros(2, 1, 7)}, r"text_embeds must be \(batch, tokens, 6\), got \(2, 1, 7\)"),
