@@ -26,8 +26,8 @@ FOUNDATION = {"torch", "numpy", "einops", "jaxtyping", "PIL"}
 
 # packages that nobody should wait for before using them: imported inside the function that needs them
 ON_USE = set(
-    "transformers accelerate av datasets ema_pytorch PIL rich gcsfs s3fs pandas diffusers scipy sentencepiece tokenizers "
-    "safetensors huggingface_hub requests".split()
+    "transformers accelerate av datasets ema_pytorch PIL rich gcsfs s3fs pandas diffusers scipy sentencepiece "
+    "tokenizers safetensors huggingface_hub requests".split()
 )
 FORBIDDEN = {"torchvision", "kornia", "beartype", "pytorch_warmup"}
 
