@@ -5,17 +5,22 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import torch
+
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
 def test_every_python_block_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names: dict = {}
     for number, block in enumerate(blocks, start=1):
         exec(compile(block, f"README.md, Python block {number}", "exec"), names)
     assert names["pictures"].shape == (1, 3, 32, 32) and float(names["pictures"].min()) >= 0
     assert float(names["pictures"].max()) <= 1 and Path("heart.png").is_file()
+    assert names["video"].shape == (2, 3, 12, 16, 16) and names["longer"].shape == (2, 3, 4, 16, 16)
+    assert names["film"].shape == (2, 3, 16, 16, 16)
+    assert torch.equal(names["between"][:, :, ::3], names["video"][:, :, ::3])
     outside = names["mask"][:, None].expand_as(names["known"])
     assert (names["filled"][outside] == names["known"][outside]).float().mean() > 0.99
