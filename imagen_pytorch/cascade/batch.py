@@ -78,5 +78,6 @@ class TrainingBatch:
         return [self.rows(slice(first, first + max_batch_size)) for first in range(0, len(self), max_batch_size)]
 
     def to(self, device: torch.device | str) -> TrainingBatch:
-        """The same batch on another device."""
-        return replace(self, **{name: value.to(device) for name, value in self._tensors().items()})
+        """The same batch on another device; times stay on the CPU, in a precision that some devices lack."""
+        moved = {name: value for name, value in self._tensors().items() if name != "frame_times"}
+        return replace(self, **{name: value.to(device) for name, value in moved.items()})
