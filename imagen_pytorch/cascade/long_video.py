@@ -55,7 +55,7 @@ def hierarchical(total: int, window: int) -> list[Part]:
     frames around it."""
     if total <= window:
         return [Part((), tuple(range(total)))]
-    coarse = sorted({round(index * (total - 1) / (window - 1)) for index in range(window)}) if window > 1 else [0]
+    coarse = sorted({round(index * (total - 1) / (window - 1)) for index in range(window)})
     parts, known = [Part((), tuple(coarse))], set(coarse)
     room = max(1, window // 2)
     for early, late in pairwise(coarse):
