@@ -1,4 +1,4 @@
-"""Folders of checkpoints, and models from checkpoints."""
+"""Models from checkpoints."""
 
 from __future__ import annotations
 
@@ -15,112 +15,31 @@ from .cascade.cascade import Cascade
 from .imagen import imagen_from_config
 from .storage import (
     CheckpointError,
+    CheckpointLocked,
     CheckpointMismatch,
     CheckpointMissing,
-    locate,
-    make_folder,
+    CheckpointNotWritten,
+    CheckpointStore,
+    CheckpointUnreachable,
     read_checkpoint,
     write_checkpoint,
 )
+from .storage.errors import reason
 
 __all__ = [
     "CheckpointError",
+    "CheckpointLocked",
     "CheckpointMismatch",
     "CheckpointMissing",
+    "CheckpointNotWritten",
     "CheckpointStore",
+    "CheckpointUnreachable",
     "load_imagen_from_checkpoint",
     "read_checkpoint",
     "write_checkpoint",
 ]
 
 logger = logging.getLogger(__name__)
-
-NAME = re.compile(r"^checkpoint\.(\d+)\.pt$")
-
-
-class CheckpointStore:
-    """A folder of checkpoints called ``checkpoint.<steps>.pt``; every other file in it is left alone.
-
-    Args:
-        url: folder, a local path or any fsspec URL.
-        keep: number of newest checkpoints that survive a write; 0 or less keeps all.
-        fs, fs_kwargs: a ready filesystem, or arguments for making it.
-
-    Raises:
-        CheckpointError: the folder cannot be made or written to.
-    """
-
-    def __init__(
-        self, url: str | Path, keep: int = 20, fs: Any = None, fs_kwargs: Mapping[str, Any] | None = None
-    ) -> None:
-        self.url, self.keep = str(url), keep
-        self.fs, folder = locate(url, fs, fs_kwargs)
-        self.folder = folder.rstrip("/") or "/"
-        make_folder(self.fs, self.folder)
-
-    def path(self, steps: int) -> str:
-        """Where the checkpoint after so many steps is."""
-        return f"{self.folder.rstrip('/')}/checkpoint.{steps}.pt"
-
-    def steps(self) -> list[int]:
-        """The step counts of all checkpoints in the folder, newest first."""
-        self.fs.invalidate_cache(self.folder)
-        if not self.fs.exists(self.folder):
-            return []
-        names = [str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in self.fs.ls(self.folder, detail=False)]
-        return sorted((int(found[1]) for found in map(NAME.match, names) if found), reverse=True)
-
-    def paths(self) -> list[str]:
-        """The paths of all checkpoints, newest first."""
-        return [self.path(steps) for steps in self.steps()]
-
-    def write(self, steps: int, contents: Mapping[str, Any]) -> str:
-        """Write a checkpoint, then remove those beyond ``keep``; returns its path.
-
-        Raises:
-            TypeError: contents that are not plain.
-            CheckpointError: it could not be written; nothing was removed.
-        """
-        path = self.path(steps)
-        write_checkpoint(contents, path, self.fs)
-        self.prune()
-        return path
-
-    def prune(self) -> None:
-        """Remove the oldest checkpoints beyond ``keep``."""
-        if self.keep <= 0:
-            return
-        for steps in self.steps()[self.keep :]:
-            try:
-                self.fs.rm_file(self.path(steps))
-            except FileNotFoundError:
-                continue  # another process was faster
-
-    def read(self, steps: int = -1) -> tuple[str, dict[str, Any]] | None:
-        """Path and contents of the checkpoint after ``steps`` steps, or of the newest one that is whole.
-
-        A damaged checkpoint is passed over with a warning that names it. None if the folder holds no checkpoint.
-
-        Raises:
-            CheckpointMissing: no checkpoint with that number.
-            CheckpointError: there are checkpoints and none of them is readable.
-        """
-        if steps >= 0:
-            return self.path(steps), read_checkpoint(self.path(steps), self.fs)
-        paths = self.paths()
-        for path in paths:
-            try:
-                return path, read_checkpoint(path, self.fs)
-            except CheckpointError as error:
-                warnings.warn(f"{error}; the one before it is taken instead", stacklevel=3)
-        if paths:
-            raise CheckpointError(
-                f"none of the {len(paths)} checkpoints in {self.url} is readable; move them away to start afresh"
-            )
-        return None
-
-
-# -- models ---------------------------------------------------------------------------------------------------------
 
 
 def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
@@ -152,7 +71,7 @@ def described_model(contents: Mapping[str, Any], path: str | Path) -> Cascade:
     """The model that the contents of a checkpoint describe, with fresh weights.
 
     Raises:
-        CheckpointError: they do not say how their model was made.
+        CheckpointError: they do not say how their model was made, or it cannot be built.
     """
     config = contents.get("imagen_params")
     if not isinstance(config, dict):
@@ -160,7 +79,24 @@ def described_model(contents: Mapping[str, Any], path: str | Path) -> Cascade:
             f"{path} does not say how its model was made: build the model yourself and use ImagenTrainer.load, or "
             "build it from a configuration (ImagenConfig) before saving"
         )
-    return imagen_from_config({"type": contents.get("imagen_type", "original"), **config})
+    try:
+        return imagen_from_config({"type": contents.get("imagen_type", "original"), **config})
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} describes a model that cannot be built: {reason(error)}") from error
+
+
+def _weights(contents: Mapping[str, Any], name: str, path: str | Path) -> dict[str, Tensor]:
+    """The named tensors of one entry.
+
+    Raises:
+        CheckpointError: the entry holds something else.
+    """
+    found = contents.get(name)
+    if not isinstance(found, dict) or not all(
+        isinstance(key, str) and isinstance(item, Tensor) for key, item in found.items()
+    ):
+        raise CheckpointError(f'{path} has no weights under "{name}"; it is not a checkpoint of a model')
+    return dict(found)
 
 
 def load_imagen_from_checkpoint(
@@ -182,13 +118,14 @@ def load_imagen_from_checkpoint(
     imagen = described_model(contents, checkpoint_path)
     if not load_weights:
         return imagen
-    weights = dict(contents["model"])
-    averages = _averaged_weights(contents.get("ema") or {}) if load_ema_if_available else {}
+    weights = _weights(contents, "model", checkpoint_path)
+    averaged = load_ema_if_available and contents.get("ema")
+    averages = _averaged_weights(_weights(contents, "ema", checkpoint_path)) if averaged else {}
     weights |= averages
     logger.info("loading the %s weights of %s", "averaged" if averages else "trained", checkpoint_path)
     wanted = imagen.state_dict()
     found = differences(weights, wanted)
-    if found and "unet_numbers" not in contents.get("state", {}):
+    if found and "unet_numbers" not in (contents.get("state") or {}):
         raise CheckpointMismatch(f"{checkpoint_path} does not fit the model it describes: {'; '.join(found)}")
     if found:
         warnings.warn(

@@ -7,6 +7,7 @@ Shape legend of the package: ``b`` batch, ``c`` channels, ``h w`` height and wid
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, TypeVar
 
@@ -16,8 +17,36 @@ from torch import Tensor
 
 Value = TypeVar("Value")
 
-#: One generator for a whole batch, one per batch item (a draw then never depends on its neighbours), or torch's own.
-Generators = torch.Generator | Sequence[torch.Generator] | None
+
+@dataclass(frozen=True)
+class Share:
+    """A generator for some rows of a batch that is larger: they get the numbers that the whole batch would give them.
+
+    Processes that share a batch between them draw what one process would draw for all of it.
+
+    Args:
+        generator: in the same state wherever the batch is shared.
+        first: place of the first row in the whole batch.
+        count: number of rows.
+        total: rows of the whole batch.
+    """
+
+    generator: torch.Generator
+    first: int
+    count: int
+    total: int
+
+
+#: One generator for a whole batch, one per batch item (a draw then never depends on its neighbours), one for a share of
+#: a larger batch, or torch's own.
+Generators = torch.Generator | Sequence[torch.Generator] | Share | None
+
+
+def once(generator: Generators) -> torch.Generator | None:
+    """The generator of what is drawn once for a whole batch."""
+    if isinstance(generator, Share):
+        return generator.generator
+    return generator[0] if isinstance(generator, list | tuple) else generator
 
 
 def seeded(seed: int | Sequence[int], batch: int) -> list[torch.Generator]:
@@ -39,6 +68,11 @@ def _draw(
         return sample(tuple(shape), device=device, dtype=dtype)
     if isinstance(generator, torch.Generator):
         return sample(tuple(shape), generator=generator, device=generator.device, dtype=dtype).to(device)
+    if isinstance(generator, Share):
+        if generator.count != shape[0]:
+            raise ValueError(f"a share of {generator.count} rows cannot serve a batch of {shape[0]}")
+        whole = _draw(sample, (generator.total, *shape[1:]), generator.generator, device, dtype)
+        return whole[generator.first : generator.first + generator.count]
     if len(generator) != shape[0]:
         raise ValueError(f"{len(generator)} generators cannot serve a batch of {shape[0]}; give one per item")
     rows = [sample(tuple(shape[1:]), generator=item, device=item.device, dtype=dtype) for item in generator]

@@ -18,15 +18,15 @@ from .cascade.cascade import Cascade
 from .cascade.placement import evaluating
 from .checkpoint import described_model
 from .storage import read_checkpoint
-from .tensors import per_stage
+from .tensors import Share, per_stage
 from .training.data import TrainerData
 from .training.ema import make_average, standing_in
 from .training.lane import Lane
-from .training.loaders import as_tensors, named_batch
+from .training.loaders import BatchStream, as_tensors, named_batch
 from .training.optim import make_optimizer, make_scheduler
 from .training.options import forwarded, warn_of_lion
 from .training.precision import Precision, chosen_precision
-from .training.processes import Processes
+from .training.processes import Processes, Rows, lost_connections_named, without_sync
 from .training.randomness import TrainingRandomness
 from .training.sampling import in_pieces, stop_before_untrained
 from .training.saving import TrainerCheckpoints
@@ -55,7 +55,8 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         cosine_decay_max_steps: per-unet; the rate falls to 0 at this update and stays there.
         only_train_unet_number: refuse training any other U-Net.
         fp16, precision: mixed precision: "no", "fp16" (with loss scaling) or "bf16"; ``fp16=True`` is short for "fp16".
-        split_batches: for runs on several processes: the loader's batch is that of all of them together.
+        split_batches: for runs on several processes: the loader's batch is that of all of them together, so that their
+            number changes nothing but the speed; False: each has as many.
         dl_tuple_output_keywords_names: names of the entries of a loader's tuples.
         verbose: whether `print` says anything.
         split_valid_from_train, split_valid_fraction, split_random_seed: set a part of the training data aside.
@@ -63,6 +64,8 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
             together. Training goes on from the newest checkpoint that the folder holds.
         checkpoint_fs, fs_kwargs: a ready fsspec filesystem, or arguments for making it.
         max_checkpoints_keep: number of newest checkpoints to keep; 0 or less keeps all.
+        save_in_background: write the periodic checkpoints while training goes on, from a copy of the state.
+        on_save_error: "stop" the training when a checkpoint cannot be written, or "warn" and go on.
         max_skipped_steps: how many updates in a row may be skipped because a loss or gradient is not finite.
         seed: start of all random draws of training; by default torch's global random state decides.
         use_lion: no longer supported.
@@ -102,6 +105,8 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         checkpoint_fs: Any = None,
         fs_kwargs: Mapping[str, Any] | None = None,
         max_checkpoints_keep: int = 20,
+        save_in_background: bool = True,
+        on_save_error: str = "stop",
         max_skipped_steps: int = 50,
         seed: int | None = None,
         use_lion: bool = False,
@@ -112,20 +117,24 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
             raise ValueError("give the trainer either imagen or imagen_checkpoint_path")
         if not 0 <= split_valid_fraction <= 1:
             raise ValueError(f"split_valid_fraction must lie in [0, 1], got {split_valid_fraction}")
+        if on_save_error not in ("stop", "warn"):
+            raise ValueError(f'on_save_error must be "stop" or "warn", got {on_save_error!r}')
         warn_of_lion(use_lion)
         others = forwarded(options, tuple(inspect.signature(type(self)).parameters))
-        self.processes = Processes({"split_batches": split_batches, **others.accelerate})
+        self.processes, self.split_batches = Processes(others.accelerate), split_batches
         self.precision = Precision(chosen_precision(fp16, precision, self.processes.precision), self.device)
         self.verbose, self.seed, self.max_grad_norm = verbose, seed, max_grad_norm
         self.dl_tuple_output_keywords_names = tuple(dl_tuple_output_keywords_names)
         self.split_valid_from_train, self.split_valid_fraction = split_valid_from_train, split_valid_fraction
         self.split_random_seed, self.max_checkpoints_keep = split_random_seed, max_checkpoints_keep
+        self.save_in_background, self.on_save_error = save_in_background, on_save_error
         self._fs, self._fs_kwargs = checkpoint_fs, fs_kwargs
         contents = None
         if imagen is None:
             contents = read_checkpoint(imagen_checkpoint_path, checkpoint_fs, fs_kwargs)
             imagen = described_model(contents, imagen_checkpoint_path)
         self.imagen = imagen.to(self.device)
+        self.processes.equalise(self.imagen)
         self.num_unets = len(imagen.unets)
         self.only_train_unet_number = only_train_unet_number
         if only_train_unet_number is not None:
@@ -145,7 +154,8 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
             self._lane(number, dict(zip(per_unet, row, strict=True)), shared, max_skipped_steps)
             for number, row in enumerate(rows, start=1)
         )
-        self.randomness = TrainingRandomness(seed, self.device, self.processes.rank)
+        agree = self.processes.agree if self.is_distributed else None
+        self.randomness = TrainingRandomness(seed, self.device, agree)
         self.state = TrainingState(imagen, self.lanes, self.ema_unets, self.steps)
         self.prepared = False
         self.unet_being_trained = -1
@@ -178,7 +188,13 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
     # -- training -----------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Close the set-up; called by the first step."""
+        """Close the set-up; called by the first step.
+
+        Raises:
+            CheckpointLocked: another run saves into the checkpoint folder.
+        """
+        if not self.prepared:
+            self._claim_folder()
         self.prepared = True
 
     def forward(
@@ -196,6 +212,9 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
     ) -> float:
         """Loss of one U-Net; in training mode its gradient is added to those that wait for `update`.
 
+        On several processes each gives its own part of a batch, all parts of one size; the gradient is that of all
+        parts together, and so is the mean of the losses.
+
         Args:
             images, texts, text_embeds, text_masks, cond_images, noise: as for `Cascade.training_batch`.
             clip: what `Cascade.training_batch` takes for clips, such as ``fps`` and ``ignore_time``.
@@ -206,8 +225,6 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         Raises:
             ValueError: as `Cascade.training_batch`.
         """
-        number = self.validate_and_set_unet_being_trained(unet_number)
-        self.prepare()
         data = {
             "images": images,
             "texts": texts,
@@ -217,20 +234,41 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
             "noise": noise,
             **clip,
         }
+        return self._forward(data, unet_number, max_batch_size, None)
+
+    def _forward(
+        self, data: Mapping[str, Any], unet_number: int | None, max_batch_size: int | None, rows: Rows | None
+    ) -> float:
+        number = self.validate_and_set_unet_being_trained(unet_number)
+        self.prepare()
+        rows = rows or self.processes.rows(len(data["images"]))
         draws = self.randomness.step() if self.training else nullcontext()
         with draws as generator:
-            batch = self.imagen.training_batch(**as_tensors(data), unet_number=number, generator=generator)
-            return self._loss(batch, max_batch_size)
+            batch = self._batch(data, number, generator, rows)
+            return self._loss(batch, max_batch_size, rows.weight)
 
-    def _loss(self, batch: TrainingBatch, max_batch_size: int | None) -> float:
+    def _batch(
+        self, data: Mapping[str, Any], number: int, generator: torch.Generator | None, rows: Rows
+    ) -> TrainingBatch:
+        """A part of a batch, with the draws that one process would make for it if it had the whole."""
+        data = as_tensors(data)
+        share = generator and Share(generator, rows.first, len(data["images"]), rows.total)
+        return self.imagen.training_batch(**data, unet_number=number, generator=share)
+
+    def _loss(self, batch: TrainingBatch, max_batch_size: int | None, weight: float) -> float:
         lane = self.lanes[batch.unet_number - 1]
+        if self.training and lane.network is None:
+            lane.network = self.processes.wrap(lane.unet)
+        network = lane.network if self.training else None
+        pieces = batch.split(max_batch_size)
         total = torch.zeros((), device=self.device)
-        with nullcontext() if self.training else torch.no_grad():
-            for piece in batch.split(max_batch_size):
-                with self.precision.autocast():
-                    loss = self.imagen.loss(piece) * (len(piece) / len(batch))
-                if self.training:
-                    lane.backward(loss)
+        with lost_connections_named(), torch.set_grad_enabled(self.training):
+            for piece in pieces:
+                with without_sync(network, last=piece is pieces[-1]):
+                    with self.precision.autocast():
+                        loss = self.imagen.loss(piece, network) * (weight * len(piece) / len(batch))
+                    if self.training:
+                        lane.backward(loss)
                 total += loss.detach()
         value = float(total)
         lane.finite &= bool(np.isfinite(value))
@@ -258,7 +296,11 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
 
     def step_with_dl_iter(self, dl_iter: Iterator[Any], **kwargs: Any) -> float:
         """The loss on the next batch of a stream; keywords as for `forward`."""
-        return self(**named_batch(next(dl_iter), self.dl_tuple_output_keywords_names), **kwargs)
+        named = named_batch(next(dl_iter), self.dl_tuple_output_keywords_names)
+        if not isinstance(dl_iter, BatchStream):
+            return self(**named, **kwargs)
+        chosen = {name: kwargs.pop(name, None) for name in ("unet_number", "max_batch_size")}
+        return self._forward({**named, **kwargs}, **chosen, rows=dl_iter.share)
 
     def train_step(self, unet_number: int | None = None, *, max_batch_size: int | None = None) -> float:
         """The next batch of the training data, its loss and an update.
@@ -277,6 +319,8 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
     ) -> float:
         """The loss on the next batch of the validation data, without dropping captions and always with the same noise.
 
+        On several processes each validates its part of the batch; the mean of their losses is that of the whole.
+
         Args:
             unet_number, max_batch_size: as for `forward`.
             use_ema_unets: whether to validate the averaged weights.
@@ -288,10 +332,11 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         stream = self._existing("valid")
         averaged = self.use_ema_unets() if use_ema_unets else nullcontext()
         with evaluating(self), averaged:
-            data = as_tensors(named_batch(next(stream), self.dl_tuple_output_keywords_names))
+            data = named_batch(next(stream), self.dl_tuple_output_keywords_names)
+            rows = stream.share or self.processes.rows(len(data["images"]))
             with self.randomness.validation(number, stream.position) as generator:
-                batch = self.imagen.training_batch(**data, unet_number=number, generator=generator)
-                return self._loss(batch, max_batch_size)
+                batch = self._batch(data, number, generator, rows)
+                return self._loss(batch, max_batch_size, rows.weight)
 
     # -- sampling -----------------------------------------------------------------------------------------------------
 

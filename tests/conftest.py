@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 
 # set before anything imports these libraries: tests never reach a hub
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -11,6 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # commands started by tests inherit the single thread as well
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -35,6 +37,20 @@ typeguard.check_tuple = _check_tuple_or_named_tuple
 install_import_hook("imagen_pytorch", "typeguard.typechecked")
 
 torch.set_num_threads(1)
+
+
+#: files whose tests are about files, commands and runs: whole trainings, whose time the checks would multiply
+UNCHECKED = ("test_checkpoint", "test_cli", "test_learning", "test_many", "test_readme", "test_resume", "test_sharding",
+             "test_storage", "test_trainer")  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def checked_annotations(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Annotations, shapes included, are checked in every test but those of `UNCHECKED`."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", request.module.__name__.startswith(UNCHECKED))
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(autouse=True)

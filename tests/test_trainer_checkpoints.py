@@ -296,6 +296,7 @@ def test_a_folder_keeps_the_newest_and_training_goes_on_from_it(tmp_path, remote
 def test_a_damaged_newest_file_is_passed_over(tmp_path):
     made = trainer(checkpoint_path=tmp_path, checkpoint_every=1)
     step(made, count=2)
+    made.wait_for_saves()
     newest = tmp_path / "checkpoint.2.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
     with pytest.warns(UserWarning, match="checkpoint.2.pt.* the one before it is taken instead"):

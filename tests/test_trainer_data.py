@@ -121,11 +121,11 @@ def test_a_part_is_set_aside_and_never_trained_on():
     made = trainer(split_valid_from_train=True, split_valid_fraction=0.3)
     items = pairs(10)
     made.add_train_dataset(items, batch_size=2, shuffle=True)
-    parts = [set(loader.dataset.indices) for loader in (made.train_dl, made.valid_dl)]
+    parts = [set(loader.dataset.dataset.indices) for loader in (made.train_dl, made.valid_dl)]
     assert [len(part) for part in parts] == [7, 3] and not parts[0] & parts[1]
     again = trainer(split_valid_from_train=True, split_valid_fraction=0.3, seed=99)
     again.add_train_dataset(items, batch_size=2, shuffle=True)
-    assert set(again.valid_dl.dataset.indices) == parts[1]
+    assert set(again.valid_dl.dataset.dataset.indices) == parts[1]
     assert isinstance(made.valid_dl.sampler, torch.utils.data.SequentialSampler)
     with pytest.raises(ValueError, match="leaves 0 to train on and 10 to validate with"):
         trainer(split_valid_from_train=True, split_valid_fraction=1.0).add_train_dataset(items, batch_size=2)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..images import crop, crop_offsets, resize
-from ..tensors import Generators, bernoulli, rand, randn_like
+from ..tensors import Generators, bernoulli, once, rand, randn_like
 from .batch import TrainingBatch
 from .conditioning import Text, conditioning_pictures, null_text
 from .lowres import augmentation_times, lowres_companion, target_space
@@ -72,7 +72,7 @@ def build_batch(cascade: CascadeParts, stage: Stage, request: Request, generator
     """Resize, crop and draw everything that is random; see `Cascade.training_batch`."""
     unet = cascade.unets[stage.number - 1]
     device, batch, mode = device_of(unet), len(request.images), cascade.resize_mode
-    once = generator[0] if isinstance(generator, list | tuple) else generator
+    common = once(generator)
     images, clip = as_clips(cascade, request)
     whole = checked_pictures(cascade, images, stage, device)
     frames = clip_frames(cascade, whole.shape[2], clip, batch) if cascade.is_video else None
@@ -80,7 +80,7 @@ def build_batch(cascade: CascadeParts, stage: Stage, request: Request, generator
     shown = None
     if frames is not None:
         shown = frames.at(stage.factor)
-        picture, companion, shown = with_given(cascade, stage, clip, shown, (picture, companion), once)
+        picture, companion, shown = with_given(cascade, stage, clip, shown, (picture, companion), common)
     pictures = conditioning_pictures(request.cond_images, unet, batch, device)
     if stage.crop is not None:
         offsets = crop_offsets(stage.size, stage.crop, rand((batch, 2), generator))
@@ -96,7 +96,7 @@ def build_batch(cascade: CascadeParts, stage: Stage, request: Request, generator
     lowres, lowres_times = None, None
     if companion is not None:
         per_sample = cascade.per_sample_random_aug_noise_level
-        times = augmentation_times(batch, per_sample, generator if per_sample else once, device)
+        times = augmentation_times(batch, per_sample, generator if per_sample else common, device)
         times = times * cascade.lowres_max_noise_level
         lowres, lowres_times = cascade.augmentation(companion, times, generator)
     base = None if stage.residual is None else companion
@@ -105,7 +105,7 @@ def build_batch(cascade: CascadeParts, stage: Stage, request: Request, generator
         x0=x0,
         t=stage.process.noise_levels.draw(batch, generator, device),
         noise=randn_like(x0, generator) if noise is None else noise.to(x0),
-        self_condition=bool(unet.self_cond) and bool(rand((1,), once) < 0.5),
+        self_condition=bool(unet.self_cond) and bool(rand((1,), common) < 0.5),
         **text_draws(cascade, stage, request.text, x0, generator),
         **picture_draws(cascade, pictures, generator),
         **given,
@@ -158,7 +158,7 @@ def with_given(
     clip: ClipInput,
     shown: StageFrames,
     pair: tuple[Tensor, Tensor | None],
-    once: Generators,
+    generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor | None, StageFrames]:
     """Pictures and companions of all frames, given ones included, and which of them are given."""
     picture, companion = pair
@@ -169,9 +169,9 @@ def with_given(
     count = len(shown.noisy)
     if not cascade.training or count < 2 or clip.ignore_time is not False or not cascade.given_frames_prob:
         return picture, companion, shown
-    if float(rand((1,), once)) >= cascade.given_frames_prob:
+    if float(rand((1,), generator)) >= cascade.given_frames_prob:
         return picture, companion, shown
-    shown, order = in_front(shown, draw_given(count, cascade.unets[stage.number - 1].is_causal, once))
+    shown, order = in_front(shown, draw_given(count, cascade.unets[stage.number - 1].is_causal, generator))
     order = order.to(picture.device)
     return picture[:, :, order], None if companion is None else companion[:, :, order], shown
 

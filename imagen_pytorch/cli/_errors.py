@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from ._signals import is_main_process
+
 FAILED, USAGE, DATA, CHECKPOINT, MEMORY = 1, 2, 3, 4, 5
 
 #: characters of one message, at most
@@ -85,7 +87,7 @@ def warnings_as_lines() -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
         text = " ".join(str(message).split())
-        if issubclass(category, UserWarning) and text not in shown:
+        if issubclass(category, UserWarning) and text not in shown and is_main_process():
             shown.add(text)
             click.echo(f"warning: {text}", err=True)
 

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,13 +21,16 @@ class MetricsLog:
 
     Args:
         path: where the file is; it is made with the first line.
+        writes: false makes it a log that only reads, as the processes beside the main one have it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
 
     def write(self, **values: Any) -> None:
         """Append one object."""
+        if not self.writes:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
@@ -70,13 +74,21 @@ class Progress:
         every: number of steps between two lines of the log, and between two lines of talk where there is no terminal.
         quiet: show nothing.
         unit: what the batches consist of.
+        mean: of a number over all processes of the run; all of them call it when a line is due.
     """
 
     def __init__(
-        self, span: Span, images_per_step: int, log: MetricsLog, every: int, quiet: bool, unit: str = "img"
+        self,
+        span: Span,
+        images_per_step: int,
+        log: MetricsLog,
+        every: int,
+        quiet: bool,
+        unit: str = "img",
+        mean: Callable[[float], float] = float,
     ) -> None:
         self.span, self.images_per_step, self.log, self.every, self.quiet = span, images_per_step, log, every, quiet
-        self.unit = unit
+        self.unit, self.mean = unit, mean
         self.step, self.shown, self._rate = span.first, 0.0, 0.0
         self._losses: list[float] = []
         self._weight = 0.0
@@ -87,8 +99,8 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._losses:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._losses and kind is None:  # after an error the other processes may not be there
             self._flush()
         if self._bar is not None:
             self._bar.close()
@@ -150,7 +162,9 @@ class Progress:
         now = time.monotonic()
         speed = len(self._losses) * self.images_per_step / max(now - self._logged, 1e-9)
         self._losses, self._logged = [], now
-        loss = sum(finite) / len(finite) if finite else None
+        # every process takes part, also one that has nothing to say
+        mean = self.mean(sum(finite) / len(finite) if finite else math.nan)
+        loss = mean if math.isfinite(mean) else None
         self.log.write(
             unet=self.span.unet_number, step=self.step, loss=loss, lr=self._rate, images_per_second=round(speed, 2)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -40,3 +41,8 @@ class Interruption:
     def exit_code(self) -> int:
         """128 plus the signal's number, as shells have it: 130 or 143; 0 without a signal."""
         return 0 if self.number is None else 128 + self.number
+
+
+def is_main_process() -> bool:
+    """Whether a launcher of several processes, if there is one, made this the one that writes and talks."""
+    return os.environ.get("RANK", "0") == "0"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from ._options import chosen_device
 from ._outputs import Pictures, Videos, outputs_of
 from ._progress import MetricsLog, Progress, Span
 from ._settings import Request, placed_checkpoint, settle
-from ._signals import Interruption
+from ._signals import Interruption, is_main_process
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -77,7 +78,7 @@ class Run:
         self.request, self.config = request, config
         self.folder = Path(request.output)
         self.checkpoint = placed_checkpoint(config, request.output)
-        self.log = MetricsLog(self.folder / "metrics.jsonl")
+        self.log = MetricsLog(self.folder / "metrics.jsonl", writes=is_main_process())
         self.saved_at: list[int] = []  # steps of every U-Net in the checkpoint
         self.captions = config.sample_texts
         self.span = Span(0, 0, 0)
@@ -108,10 +109,13 @@ class Run:
             self.captions = _captions(dataset)
         single = f", each trained as a {self.outputs.noun} of one frame" if noun != self.outputs.noun else ""
         self.say(f"{self.config.dataset_name}: {len(dataset)} {noun}s{single}")  # type: ignore[arg-type]
-        if fs.exists(place):
+        self.processes = self.trainer.processes
+        if self.processes.count > 1:
+            self.say(f"{self.processes.count} processes, each with its part of every batch")
+        if self.processes.from_main(lambda: fs.exists(place)):
             self._resume()
             self.say(f"going on from {self.checkpoint} after {self.taken()} steps")
-        else:
+        elif is_main_process():
             set_aside(self.log.path)
             set_aside(self.folder / "loss.png")
         self.saved_at = self.taken()
@@ -158,6 +162,13 @@ class Run:
             self.trainer.save(self.checkpoint)
             self.saved_at = self.taken()
 
+    def stops(self, interruption: Interruption) -> bool:
+        """Whether all processes stop here, because one of them has got a signal."""
+        signal = self.processes.stop_after(sum(self.taken()), interruption.number)
+        if signal is not None:
+            interruption.number = signal
+        return signal is not None
+
     def train(self, number: int, interruption: Interruption) -> None:
         """Train one U-Net to its goal, or until there is a signal."""
         span = self.span = Span(number, self.taken()[number - 1], self.goal(number))
@@ -175,15 +186,17 @@ class Run:
             (self.config.save_at_every, lambda *_: self.save()),
         )
         quiet, every = self.request.quiet, self.request.log_every
-        with Progress(span, self.batch_size, self.log, every, quiet, self.unit) as progress:
-            step = span.first
-            while step < span.last and not interruption:
+        mean = self.processes.mean
+        with Progress(span, self.batch_size, self.log, every, quiet, self.unit, mean) as progress:
+            step, stops = span.first, self.stops(interruption)
+            while step < span.last and not stops:
                 loss = self.trainer.train_step(unet_number=number, max_batch_size=self.config.max_batch_size)
                 step, before = self.taken()[number - 1], step
                 progress.advance(step, loss, self.trainer.get_lr(number))
+                stops = self.stops(interruption)
                 began = time.monotonic()
                 for period, duty in duties:
-                    if period and step > before and step % period == 0 and not interruption:
+                    if period and step > before and step % period == 0 and not stops:
                         duty(number, step, progress)
                 progress.pause(time.monotonic() - began)
 
@@ -194,12 +207,14 @@ class Run:
         losses = [
             self.trainer.valid_step(unet_number=number, max_batch_size=self.config.max_batch_size) for _ in range(count)
         ]
-        progress.validated(sum(losses) / count)
+        progress.validated(self.processes.mean(sum(losses) / count))
 
     def sample(self, number: int, step: int, progress: Progress) -> None:
         """A sheet of what the U-Net makes now, always from the same captions and seeds."""
         from ..training.sampling import last_trained
 
+        if not is_main_process():
+            return
         imagen = self.trainer.imagen
         if last_trained(list(imagen.unets), self.taken()) < number:
             progress.say(f"no samples of U-Net {number}: a U-Net before it has not been trained yet")
@@ -221,6 +236,8 @@ class Run:
 
     def draw_curve(self) -> None:
         """``loss.png``, drawn anew from the whole log."""
+        if not is_main_process():
+            return
         from ..evaluation.pictures import loss_curve
 
         history = self.log.history()
@@ -249,6 +266,8 @@ def run(request: Request) -> int:
     Raises:
         click.ClickException: anything that the user can put right.
     """
+    if not is_main_process():
+        request = replace(request, quiet=True)
     training = Run(request, settle(request))
     with _smaller_batches_suggested(training.config), Interruption() as interruption:
         training.prepare()
@@ -256,7 +275,10 @@ def run(request: Request) -> int:
             if not interruption:
                 training.train(number, interruption)
         training.save()
-    training.draw_curve()
+        training.draw_curve()
+        training.processes.agree(None)  # a launcher ends all processes when the first has gone: none goes before the save
+    if not is_main_process():
+        return interruption.exit_code()
     if interruption:
         training.say(f"interrupted and saved; {training.how_to_go_on()}")
     else:

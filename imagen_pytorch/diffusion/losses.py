@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..registry import Registry
-from ..tensors import Generators, rand, randn
+from ..tensors import Generators, Share, once, rand, randn
 from .schedules import Level
 
 NOISE_LEVELS: Registry[type[NoiseLevels]] = Registry("law of noise levels")
@@ -71,8 +71,11 @@ class Stratified(NoiseLevels):
         self, batch: int, generator: Generators = None, device: torch.device | str | None = None
     ) -> Float[Tensor, " b"]:
         """Times in [0, 1)."""
+        if isinstance(generator, Share):  # the parts are those of the whole batch
+            whole = self.draw(generator.total, generator.generator, device)
+            return whole[generator.first : generator.first + generator.count]
         place = rand((batch,), generator, device).argsort()
-        return (place + rand((1,), generator, device)) / batch
+        return (place + rand((1,), once(generator), device)) / batch
 
 
 @NOISE_LEVELS.register("log_normal")

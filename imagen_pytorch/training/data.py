@@ -7,7 +7,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from .loaders import BatchStream, make_loader, split_off
+from .loaders import BatchStream, make_loader, shared_loader, split_off
+from .processes import Processes
 from .randomness import derived_seed, draw_seed
 
 
@@ -18,6 +19,8 @@ class TrainerData:
     split_valid_from_train: bool
     split_valid_fraction: float
     split_random_seed: int
+    split_batches: bool
+    processes: Processes
     prepared: bool
 
     def _init_data(self) -> None:
@@ -28,7 +31,11 @@ class TrainerData:
         self._saved_position: Mapping[str, Any] | None = None
 
     def _order_seed(self) -> int:
-        return draw_seed() if self.seed is None else derived_seed(self.seed, 1)
+        return self.processes.agree(draw_seed()) if self.seed is None else derived_seed(self.seed, 1)
+
+    def _make_loader(self, dataset: Any, batch_size: int, options: Mapping[str, Any]) -> Any:
+        whole = batch_size if self.split_batches else batch_size * self.processes.count
+        return shared_loader(make_loader(dataset, whole, self._order_seed(), **options), self.processes)
 
     def _check_free(self, kind: str) -> None:
         if self.prepared:
@@ -42,7 +49,7 @@ class TrainerData:
         Args:
             ds: anything with a length and items; they are pictures, tuples in the order of
                 ``dl_tuple_output_keywords_names``, or dicts; a string is a caption. None does nothing.
-            batch_size: items per step.
+            batch_size: items per step: of all processes together, or of each with ``split_batches=False``.
             dataloader_kwargs: of torch's ``DataLoader``.
 
         Raises:
@@ -54,7 +61,7 @@ class TrainerData:
         valid = None
         if self.split_valid_from_train:
             ds, valid = split_off(ds, self.split_valid_fraction, self.split_random_seed)
-        self.add_train_dataloader(make_loader(ds, batch_size, self._order_seed(), **dataloader_kwargs))
+        self._add("train", self._make_loader(ds, batch_size, dataloader_kwargs))
         unordered = ("shuffle", "drop_last", "sampler", "batch_sampler", "generator")
         plain = {name: value for name, value in dataloader_kwargs.items() if name not in unordered}
         self.add_valid_dataset(valid, batch_size=batch_size, **plain)
@@ -62,10 +69,14 @@ class TrainerData:
     def add_valid_dataset(self, ds: Any = None, *, batch_size: int = 1, **dataloader_kwargs: Any) -> None:
         """Validate on a data set, in its own order. Arguments and errors as for `add_train_dataset`."""
         if ds is not None:
-            self.add_valid_dataloader(make_loader(ds, batch_size, self._order_seed(), **dataloader_kwargs))
+            self._check_free("valid")
+            self._add("valid", self._make_loader(ds, batch_size, dataloader_kwargs))
 
     def add_train_dataloader(self, dl: DataLoader | Iterable[Any] | None = None) -> None:
         """Train on the batches of a loader. None does nothing.
+
+        Several processes share each of its batches, or with ``split_batches=False`` as many batches as they are; a
+        loader with a ``DistributedSampler`` is left alone.
 
         Raises:
             ValueError: as `add_train_dataset`.
@@ -73,10 +84,7 @@ class TrainerData:
         if dl is None:
             return
         self._check_free("train")
-        self.train_dl = dl
-        self.train_dl_iter = self._stream(dl)
-        if self._saved_position is not None:
-            self.train_dl_iter.load_state(self._saved_position)
+        self._add("train", shared_loader(dl, self.processes, self.split_batches))
 
     def add_valid_dataloader(self, dl: DataLoader | Iterable[Any] | None = None) -> None:
         """Validate on the batches of a loader. None does nothing.
@@ -87,11 +95,14 @@ class TrainerData:
         if dl is None:
             return
         self._check_free("valid")
-        self.valid_dl = dl
-        self.valid_dl_iter = self._stream(dl)
+        self._add("valid", shared_loader(dl, self.processes, self.split_batches))
 
-    def _stream(self, loader: Any) -> BatchStream:
-        return BatchStream(loader, self._order_seed())
+    def _add(self, kind: str, loader: Any) -> None:
+        stream = BatchStream(loader, self._order_seed(), self.processes)
+        setattr(self, f"{kind}_dl", loader)
+        setattr(self, f"{kind}_dl_iter", stream)
+        if kind == "train" and self._saved_position is not None:
+            stream.load_state(self._saved_position)
 
     def create_train_iter(self) -> BatchStream:
         """The endless stream of training batches.

@@ -45,13 +45,19 @@ class Lane:
         self.number, self.unet = number, unet
         self.optimizer, self.scheduler, self.scaler, self.average = optimizer, scheduler, scaler, average
         self.max_skipped = max_skipped
+        self.network: nn.Module | None = None  # the network as several processes train it, made with the first loss
         self.pending = False
         self.finite = True
         self.skipped = self.skipped_in_a_row = 0
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a loss to those that wait for the next update."""
-        self.scaler.scale(loss).backward()
+        """Add the gradient of a loss to those that wait for the next update.
+
+        The gradient of a loss that is not finite is made NaN, even where it happens to be a number: so every process
+        learns from the common gradient that the update is to be skipped.
+        """
+        fate = torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+        self.scaler.scale(loss * fate).backward()
         self.pending = True
 
     def update(self, max_grad_norm: float | None = None) -> bool:
@@ -117,6 +123,9 @@ class Lane:
         if not with_optimizer:
             return {}
         entries = {f"scaler{index}": self.scaler.state_dict(), f"optim{index}": self.optimizer.state_dict()}
+        if self.pending:
+            gradients = {name: item.grad for name, item in self.unet.named_parameters() if item.grad is not None}
+            entries[f"gradients{index}"] = {"finite": self.finite, "values": gradients}
         return entries | ({} if self.scheduler is None else {f"scheduler{index}": self.scheduler.state_dict()})
 
     def differences(self, contents: dict[str, Any]) -> list[str]:
@@ -151,9 +160,12 @@ class Lane:
                 group["lr"] = rate * factor(self.scheduler.last_epoch)
         if self.scaler.is_enabled() and contents.get(f"scaler{index}"):
             self.scaler.load_state_dict(contents[f"scaler{index}"])
-        self.forget()
+        self._load_gradients(contents.get(f"gradients{index}"))
 
-    def forget(self) -> None:
-        """Drop gradients that wait for an update."""
+    def _load_gradients(self, saved: dict[str, Any] | None) -> None:
+        """Gradients that waited for an update when the checkpoint was written wait again; any others are dropped."""
         self.optimizer.zero_grad()
-        self.pending, self.finite = False, True
+        self.pending, self.finite = saved is not None, saved is None or saved["finite"]
+        for name, parameter in self.unet.named_parameters() if saved is not None else ():
+            if name in saved["values"]:
+                parameter.grad = saved["values"][name].to(parameter, copy=True)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset, random_split
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Subset, random_split
 
+from .order import EpochOrder, SeededItems, ShareOfBatches, rows_of_batch
+from .processes import Processes, Rows, rows_of
 from .randomness import derived_seed, isolated
+
+#: options of torch's ``DataLoader`` that decide its order and that we do not replace
+_OWN_ORDER = ("sampler", "batch_sampler", "generator")
 
 
 def named_batch(batch: Any, names: Sequence[str]) -> dict[str, Any]:
@@ -51,13 +57,80 @@ def as_tensors(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_loader(dataset: Any, batch_size: int, seed: int, **options: Any) -> DataLoader:
-    """A ``DataLoader`` with its own order, so that nothing else disturbs it; ``options`` go to torch's constructor.
+    """A ``DataLoader`` whose order depends on ``seed`` and epoch alone, and whose items' random draws do likewise.
 
     Fewer items than a batch are a batch of their own, also with ``drop_last``.
+
+    Args:
+        dataset: anything with a length and items, or an ``IterableDataset``, which has its own order.
+        batch_size: items of a batch of all processes together.
+        seed: of everything that is random.
+        options: of torch's constructor; ``sampler``, ``batch_sampler`` and ``generator`` mean an order of your own.
     """
+    if isinstance(dataset, IterableDataset):
+        return DataLoader(dataset, batch_size=batch_size, **options)
     batch_size = min(batch_size, max(1, len(dataset)))
-    options.setdefault("generator", torch.Generator().manual_seed(seed))
-    return DataLoader(dataset, batch_size=batch_size, **options)
+    if any(options.get(name) is not None for name in _OWN_ORDER):
+        sizes = {} if options.get("batch_sampler") is not None else {"batch_size": batch_size}
+        return DataLoader(dataset, **sizes, **options)
+    shuffle, drop_last = bool(options.pop("shuffle", False)), bool(options.pop("drop_last", False))
+    order = EpochOrder(len(dataset), batch_size, shuffle, drop_last, seed)
+    return DataLoader(SeededItems(dataset), batch_sampler=order, **options)
+
+
+def shared_loader(loader: Any, processes: Processes, split_batches: bool = True) -> Any:
+    """A loader that yields this process's part of every batch; each item goes to one process.
+
+    A ``DataLoader`` reads no more than its part. Of anything else every process reads all and keeps its rows. A loader
+    with a ``DistributedSampler`` is shared already and stays as it is.
+
+    Args:
+        loader: the same on every process.
+        processes: who shares it.
+        split_batches: its batches are those of all processes together; otherwise as many of them as there are
+            processes make one.
+    """
+    if processes.count == 1 or isinstance(getattr(loader, "sampler", None), DistributedSampler):
+        return loader
+    batches = getattr(loader, "batch_sampler", None)
+    if not isinstance(loader, DataLoader) or batches is None or isinstance(loader.dataset, IterableDataset):
+        return _RowsOfBatches(loader, processes)
+    options = {
+        name: getattr(loader, name)
+        for name in (
+            "num_workers",
+            "collate_fn",
+            "pin_memory",
+            "timeout",
+            "worker_init_fn",
+            "multiprocessing_context",
+            "generator",
+            "prefetch_factor",
+            "persistent_workers",
+        )
+    }
+    order = ShareOfBatches(batches, processes.rank, processes.count, 1 if split_batches else processes.count)
+    return DataLoader(loader.dataset, batch_sampler=order, **options)
+
+
+class _RowsOfBatches:
+    """One process's rows of the batches of any iterable."""
+
+    def __init__(self, loader: Any, processes: Processes) -> None:
+        self.loader, self.processes = loader, processes
+        self.sizes: deque[int] = deque()
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.sizes.clear()
+        for batch in self.loader:
+            if batch is None:  # a collate function that found nothing readable
+                continue
+            size, rows = rows_of_batch(batch, self.processes.rank, self.processes.count)
+            self.sizes.append(size)
+            yield rows
 
 
 def split_off(dataset: Any, fraction: float, seed: int) -> tuple[Subset, Subset]:
@@ -87,24 +160,45 @@ def _generators(loader: Any) -> list[torch.Generator]:
 class BatchStream:
     """Epoch after epoch of a loader, with a position that can be saved and returned to.
 
+    A loader of `make_loader` goes on at any place without reading what came before; of any other one the batches before
+    that place are read again and passed over.
+
     Args:
         loader: any iterable that can be iterated again.
-        seed: from which the random draws of a data set in this process (random flips) are derived, batch by batch.
+        seed: of the order, and of random draws in this process (those of a collate function), batch by batch.
+        processes: among which the loader was shared by `shared_loader`; None: one process.
+
+    Attributes:
+        epoch: passes over the data that are complete.
+        position: batches of this epoch that were given out.
+        seen: items of this epoch that were given out, to all processes together; 0 where the loader does not tell.
+        share: the place of the last batch in that of all processes together; None where nobody knows it.
 
     Raises:
         ValueError: while iterating, an epoch without any batch.
     """
 
-    def __init__(self, loader: Any, seed: int) -> None:
+    def __init__(self, loader: Any, seed: int, processes: Processes | None = None) -> None:
         self.loader, self.seed = loader, seed
-        self.epoch = self.position = 0
+        self.rank, self.processes = (0, 1) if processes is None else (processes.rank, processes.count)
+        self.epoch = self.position = self.seen = 0
+        self.share: Rows | None = None
         self._iterator: Iterator[Any] | None = None
         self._orders: list[Tensor] = []
+        self._last: Any = None
+        batches = getattr(loader, "batch_sampler", None)
+        inner = batches.batches if isinstance(batches, ShareOfBatches) else batches
+        self._order = inner if isinstance(inner, EpochOrder) else None
+        owner = batches if isinstance(batches, ShareOfBatches) else loader
+        self._sizes: deque[int] | None = getattr(owner, "sizes", None)
 
     def __iter__(self) -> BatchStream:
         return self
 
     def _begin(self) -> Iterator[Any]:
+        if self._order is not None:
+            self._order.seed, self._order.epoch, self._order.start = self.seed, self.epoch, self.seen
+            return self._opened()
         generators = _generators(self.loader)
         if len(self._orders) == len(generators):  # set by `load_state`
             for generator, order in zip(generators, self._orders, strict=True):
@@ -113,8 +207,7 @@ class BatchStream:
         sampler = getattr(self.loader, "sampler", None)
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(self.epoch)
-        with isolated(derived_seed(self.seed, self.epoch)):
-            iterator = iter(self.loader)
+        iterator, self.seen = self._opened(), 0
         for position in range(self.position):
             try:
                 self._take(iterator, position)
@@ -122,13 +215,37 @@ class BatchStream:
                 break
         return iterator
 
+    def _opened(self) -> Iterator[Any]:
+        with isolated(derived_seed(self.seed, self.epoch)):
+            return iter(self.loader)
+
     def restart(self) -> None:
         """Go back to the first batch of the first epoch."""
-        self.epoch, self.position, self._iterator, self._orders = 0, 0, None, []
+        self.epoch = 0
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self.position = self.seen = 0
+        self._iterator, self._orders = None, []
 
     def _take(self, iterator: Iterator[Any], position: int) -> Any:
         with isolated(derived_seed(self.seed, self.epoch, position)):
-            return next(iterator)
+            batch = next(iterator)
+        size = 0
+        if self._order is not None:
+            size = min(self._order.batch_size, self._order.count - self.seen)
+        elif self._sizes is not None:
+            size = self._sizes.popleft()
+        self.seen += size
+        self.share = self._share(size)
+        return batch
+
+    def _share(self, size: int) -> Rows | None:
+        if self.processes == 1 or not size:
+            return None
+        rows = rows_of(size, self.rank, self.processes)
+        own = rows.stop - rows.start
+        return Rows(rows.start, size, self.processes * own / size) if own else Rows(0, size, 0.0)
 
     def __next__(self) -> Any:
         while True:
@@ -140,7 +257,12 @@ class BatchStream:
                 self._end_epoch()
                 continue
             self.position += 1
+            if batch is None and self._last is not None and self.share is not None:
+                # the others train on their parts of this batch: this one takes part with something that counts nothing
+                self.share = Rows(0, self.share.total, 0.0)
+                return self._last
             if batch is not None:  # a collate function that found nothing readable gives None
+                self._last = batch if self.processes > 1 else None
                 return batch
 
     def _end_epoch(self) -> None:
@@ -148,14 +270,23 @@ class BatchStream:
             raise ValueError(
                 "the loader yields no batch: the data set is empty, or smaller than batch_size with drop_last=True"
             )
-        self.epoch, self.position, self._iterator, self._orders = self.epoch + 1, 0, None, []
+        self.epoch += 1
+        self._rewind()
 
     def state(self) -> dict[str, Any]:
         """Where the stream is, as plain containers."""
         orders = self._orders or [generator.get_state() for generator in _generators(self.loader)]
-        return {"seed": self.seed, "epoch": self.epoch, "position": self.position, "orders": list(orders)}
+        return {
+            "seed": self.seed,
+            "epoch": self.epoch,
+            "position": self.position,
+            "seen": self.seen,
+            "orders": [] if self._order is not None else list(orders),
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state`` was taken: the same samples in the same order; those already seen are passed over."""
         self.seed, self.epoch, self.position = state["seed"], state["epoch"], state["position"]
+        batch_size = 0 if self._order is None else self._order.batch_size
+        self.seen = state.get("seen", self.position * batch_size)
         self._orders, self._iterator = list(state["orders"]), None

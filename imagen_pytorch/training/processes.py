@@ -1,11 +1,68 @@
-"""The one place that touches Accelerate."""
+"""The one place that touches Accelerate: where this process runs, what it is among others, what they agree upon."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import nn
+
+Value = TypeVar("Value")
+
+#: what a broken connection to another process is called by torch's back ends
+_LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "socket timeout", "nccl", "gloo")
+
+
+class ProcessLost(RuntimeError):
+    """Another process of the run has ended or does not answer; this one cannot go on without it."""
+
+
+class Rows(NamedTuple):
+    """The part of a batch that one process has.
+
+    Attributes:
+        first: place of its first item in the whole batch.
+        total: items of the whole batch.
+        weight: what its mean counts in the mean over processes; 1 where all have the same number, 0 where the batch has
+            nothing for it.
+    """
+
+    first: int
+    total: int
+    weight: float
+
+
+def rows_of(total: int, rank: int, count: int) -> slice:
+    """Which items of a batch belong to a process; in order, none twice, as even as can be."""
+    return slice(total * rank // count, total * (rank + 1) // count)
+
+
+def chosen_device_is_cpu() -> bool:
+    """Whether this machine has nothing faster than its CPU, as far as several processes can use it."""
+    return not (torch.cuda.is_available() or torch.xpu.is_available())
+
+
+@contextmanager
+def lost_connections_named() -> Iterator[None]:
+    """What the back end says about a broken connection becomes a sentence.
+
+    Raises:
+        ProcessLost: in its place.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error).lower()
+        if isinstance(error, torch.distributed.DistError) or any(words in text for words in _LOST):
+            raise ProcessLost(
+                "another process of this run has ended or does not answer, so this one ends too: look for its own "
+                f"message above; the same command goes on from the last checkpoint ({str(error).splitlines()[0][:200]})"
+            ) from error
+        raise
 
 
 class Processes:
@@ -15,18 +72,23 @@ class Processes:
         options: keywords of ``accelerate.Accelerator``.
 
     Raises:
-        RuntimeError: the run was launched on several processes.
+        RuntimeError: several processes were launched that do not know of each other.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         from accelerate import Accelerator
 
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched > 1 and chosen_device_is_cpu():
+            options = {"cpu": True, **options}  # without it Accelerate would leave every process alone
         self.accelerator = Accelerator(**options)
-        if self.accelerator.num_processes > 1:
+        self.count: int = self.accelerator.num_processes
+        if self.count != launched:
             raise RuntimeError(
-                f"this version trains on one process, but {self.accelerator.num_processes} were launched; "
-                "start it with --num_processes 1"
+                f"{launched} processes were launched, but Accelerate sees {self.count}: each would train alone and "
+                "overwrite the others; start them with torchrun or accelerate launch"
             )
+        self._stop_named = False
 
     @property
     def device(self) -> torch.device:
@@ -42,3 +104,125 @@ class Processes:
     def rank(self) -> int:
         """Number of this process, 0 for the main one."""
         return self.accelerator.process_index
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes and talks."""
+        return self.rank == 0
+
+    def rows(self, count: int) -> Rows:
+        """The place of ``count`` items among those of processes that have as many each."""
+        return Rows(count * self.rank, count * self.count, 1.0)
+
+    # -- agreeing -----------------------------------------------------------------------------------------------------
+
+    def agree(self, value: Value) -> Value:
+        """The main process's value, on every process; all of them call this."""
+        if self.count == 1:
+            return value
+        held = [value]
+        with lost_connections_named():
+            torch.distributed.broadcast_object_list(held, src=0, device=self._talk_device())
+        return held[0]
+
+    def from_main(self, function: Callable[[], Value]) -> Value:
+        """What ``function`` gives on the main process, on every process; its error is raised on all of them."""
+        value: Any = None
+        problem: Exception | None = None
+        if self.is_main:
+            try:
+                value = function()
+            except Exception as error:
+                if self.count == 1:
+                    raise
+                problem = error
+        value, problem = self.agree((value, problem))
+        if problem is not None:
+            raise problem
+        return value
+
+    def all_true(self, value: bool) -> bool:
+        """Whether it holds on every process; all of them call this."""
+        return self.mean(float(value)) == 1.0
+
+    def mean(self, value: float) -> float:
+        """The mean over processes; all of them call this."""
+        if self.count == 1:
+            return value
+        held = torch.tensor(value, dtype=torch.float64, device=self._talk_device())
+        with lost_connections_named():
+            torch.distributed.all_reduce(held)
+        return float(held) / self.count
+
+    def _talk_device(self) -> torch.device:
+        return torch.device("cpu") if torch.distributed.get_backend() == "gloo" else self.device
+
+    def equalise(self, module: nn.Module) -> None:
+        """Give every process the main process's weights and buffers."""
+        if self.count == 1:
+            return
+        with torch.no_grad(), lost_connections_named():
+            for tensor in (*module.parameters(), *module.buffers()):
+                torch.distributed.broadcast(tensor.data, src=0)
+
+    # -- gradients ----------------------------------------------------------------------------------------------------
+
+    def wrap(self, unet: nn.Module) -> nn.Module:
+        """A network whose backward pass averages gradients over processes; the network itself if there is one process.
+
+        It is torch's ``DistributedDataParallel``, with the options of Accelerate's handler.
+
+        A video network that is shown pictures leaves its layers of time alone, so that some parameters may have no
+        gradient; a network of pictures uses all of them at every step.
+        """
+        if self.count == 1:
+            return unet
+        from torch.nn.parallel import DistributedDataParallel
+
+        handler = self.accelerator.ddp_handler
+        options = {} if handler is None else handler.to_kwargs()
+        options = {
+            "find_unused_parameters": bool(getattr(unet, "is_video", False)),
+            "gradient_as_bucket_view": True,
+            **options,
+        }
+        if (
+            "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+        ):  # constants, in these networks
+            options.setdefault("forward_sync_buffers", False)
+        if self.device.type != "cpu":
+            options |= {"device_ids": [self.device.index], "output_device": self.device.index}
+        with lost_connections_named():
+            return DistributedDataParallel(unet, **options)
+
+    # -- stopping together --------------------------------------------------------------------------------------------
+
+    def stop_after(self, step: int, signal: int | None) -> int | None:
+        """The signal for which all processes stop after this step, or None; called by each after every step.
+
+        A process that has got a signal names the next step, and the first to name one decides. No other can be further:
+        the gradients of the next step need all of them. It costs a look into the launcher's key-value store.
+
+        Args:
+            step: number of steps so far.
+            signal: number of the one that this process has got, if any.
+        """
+        if self.count == 1:
+            return signal
+        store = torch.distributed.distributed_c10d._get_default_store()
+        key = "imagen_pytorch/stop"
+        with lost_connections_named():
+            if signal is not None and not self._stop_named:
+                store.compare_set(key, "", f"{step + 1} {signal}")
+                self._stop_named = True
+            if not store.check([key]):
+                return None
+            last, number = map(int, store.get(key).split())
+        return number if step >= last else None
+
+
+def without_sync(network: nn.Module | None, last: bool) -> AbstractContextManager[object]:
+    """Context of one piece of a batch: gradients are exchanged with the last one only."""
+    if last or not hasattr(network, "no_sync"):
+        return nullcontext()
+    return network.no_sync()

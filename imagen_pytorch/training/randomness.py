@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,24 +47,28 @@ class TrainingRandomness:
     Args:
         seed: start of the stream, or None.
         device: where the draws are made.
-        rank: number of the process; each has its own stream.
+        agree: the main process's value, on every process: all of them follow one stream, and each takes its rows of
+            what is drawn for the whole batch.
     """
 
-    def __init__(self, seed: int | None, device: torch.device, rank: int = 0) -> None:
-        self.seed, self.device, self.rank = seed, device, rank
+    def __init__(self, seed: int | None, device: torch.device, agree: Callable[[int], int] | None = None) -> None:
+        self.seed, self.device, self._agree = seed, device, agree
         self._seeds: torch.Generator | None = None
         self._draws = torch.Generator(device)
         if seed is not None:
             self._start(seed)
 
     def _start(self, seed: int) -> None:
-        self._seeds = torch.Generator().manual_seed(derived_seed(seed, self.rank))
+        self._seeds = torch.Generator().manual_seed(derived_seed(seed, 0))
 
     def _follow_global(self) -> None:
         """Start (again) where the user seeded; drawing from the global state marks this seeding as used."""
         if self.seed is not None:
             return
-        if self._seeds is None or freshly_seeded():
+        if self._agree is not None:  # whoever seeds again in one process only must not part it from the others
+            if self._seeds is None:
+                self._start(self._agree(draw_seed()))
+        elif self._seeds is None or freshly_seeded():
             self._start(draw_seed())
 
     @contextmanager

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..checkpoint import CheckpointStore
-from ..storage import locate, read_checkpoint, write_checkpoint
+from ..storage import (
+    CheckpointNotWritten,
+    CheckpointStore,
+    locate,
+    read_checkpoint,
+    snapshot,
+    write_checkpoint,
+)
+from ..storage import background as writer
 from ..version import __version__
 from .lane import Lane
+from .processes import Processes
 from .randomness import TrainingRandomness
 from .state import TrainingState
 
 #: entries of a checkpoint that are the trainer's own
 _RESERVED = ("model", "ema", "steps", "version", "state", "imagen_type", "imagen_params")
-_PER_UNET = ("optim", "scaler", "scheduler")
+_PER_UNET = ("optim", "scaler", "scheduler", "gradients")
 
 
 class TrainerCheckpoints:
@@ -26,10 +36,13 @@ class TrainerCheckpoints:
 
     lanes: tuple[Lane, ...]
     steps: Tensor
+    processes: Processes
     randomness: TrainingRandomness
     state: TrainingState
     checkpoint_every: int | None
     max_checkpoints_keep: int
+    save_in_background: bool
+    on_save_error: str
     _fs: Any
     _fs_kwargs: Mapping[str, Any] | None
 
@@ -64,6 +77,8 @@ class TrainerCheckpoints:
         run = {
             "randomness": self.randomness.state(),
             "skipped_steps": [lane.skipped for lane in self.lanes],
+            "skipped_in_a_row": [lane.skipped_in_a_row for lane in self.lanes],
+            "processes": self.processes.count,
             **self._data_state(),
             **({} if numbers is None else {"unet_numbers": list(numbers)}),
         }
@@ -81,30 +96,71 @@ class TrainerCheckpoints:
         overwrite: bool = True,
         without_optim_and_sched: bool = False,
         unet_number: int | None = None,
+        background: bool = False,
+        keep_previous: bool = False,
         **extra: Any,
     ) -> None:
         """Write one file with everything that training needs to go on. It appears whole or not at all.
+
+        On several processes the main one writes and the others do nothing; it may also be called by the main one alone.
 
         Args:
             path: a local path or any fsspec URL; folders are made.
             overwrite: whether an existing file may be replaced.
             without_optim_and_sched: leave out optimizers and schedules; the file is then for sampling.
             unet_number: keep only this U-Net in the file, to be joined with others by loading one after another.
+            background: copy the state now and write it while training goes on; what goes wrong there is raised by the
+                next update, save or `wait_for_saves`. One file is written at a time, and the process does not end
+                before it is whole.
+            keep_previous: leave the file that is replaced as ``<stem>.previous<suffix>``.
             extra: further entries, tensors and plain containers.
 
         Raises:
             ValueError: an entry with a name that is taken.
             TypeError: an entry that is not plain.
-            CheckpointError: the file exists and must not be replaced, or it cannot be written.
+            CheckpointNotWritten: the file exists and must not be replaced, or it cannot be written.
         """
         numbers = None if unet_number is None else [self.validate_unet_number(unet_number)]
         contents = self._contents(numbers, not without_optim_and_sched, extra)
-        write_checkpoint(contents, path, self._fs, self._fs_kwargs, overwrite)
+        if self.processes.is_main:
+            target = (path, self._fs, self._fs_kwargs, overwrite, keep_previous)
+            self._write(contents, lambda held: write_checkpoint(held, *target), background)
+
+    def _write(self, contents: dict[str, Any], write: Callable[[dict[str, Any]], object], later: bool) -> None:
+        """Write now, or a copy of the present state while training goes on."""
+        with self._save_errors():
+            if not later:
+                writer.wait()
+                write(contents)
+                return
+            held = snapshot(contents)
+            writer.submit(lambda: write(held))
+
+    @contextmanager
+    def _save_errors(self) -> Iterator[None]:
+        """What becomes of a checkpoint that cannot be written."""
+        try:
+            yield
+        except CheckpointNotWritten as error:
+            if self.on_save_error == "stop":
+                raise
+            warnings.warn(f"{error}; training goes on, as on_save_error says", stacklevel=4)
+
+    def wait_for_saves(self) -> None:
+        """Wait until no checkpoint is being written in the background.
+
+        Raises:
+            CheckpointNotWritten: the last one could not be written.
+        """
+        with self._save_errors():
+            writer.wait()
 
     def load(
         self, path: str | Path, only_model: bool = False, strict: bool = True, noop_if_not_exist: bool = False
     ) -> dict[str, Any] | None:
         """Go on from a file that `save` wrote. Nothing is changed if it does not fit.
+
+        Of several processes each reads the file: all of them call this, and the place is one that all can reach.
 
         Args:
             path: a local path or any fsspec URL.
@@ -122,7 +178,7 @@ class TrainerCheckpoints:
         """
         if noop_if_not_exist:
             fs, place = locate(path, self._fs, self._fs_kwargs)
-            if not fs.exists(place):
+            if not self.processes.from_main(lambda: fs.exists(place)):
                 return None
         contents = read_checkpoint(path, self._fs, self._fs_kwargs)
         self._take_over(contents, only_model, strict)
@@ -140,8 +196,16 @@ class TrainerCheckpoints:
             return
         self.randomness.load_state(run.get("randomness", {}))
         self._load_data_state(run)
+        before = run.get("processes", self.processes.count)
+        if before != self.processes.count:
+            self.print(
+                f"the checkpoint is of a run on {before} processes, this is one on {self.processes.count}: batches and "
+                "random draws are those of the whole batch and stay the same"
+            )
         for lane, skipped in zip(self.lanes, run.get("skipped_steps", ()), strict=False):
             lane.skipped = skipped
+        for lane, skipped in zip(self.lanes, run.get("skipped_in_a_row", ()), strict=False):
+            lane.skipped_in_a_row = skipped
 
     # -- the folder ---------------------------------------------------------------------------------------------------
 
@@ -155,17 +219,25 @@ class TrainerCheckpoints:
         """The checkpoints in the folder, newest first."""
         return self._folder().paths()
 
-    def save_to_checkpoint_folder(self) -> str:
+    def save_to_checkpoint_folder(self, background: bool = False) -> str:
         """Write ``checkpoint.<total steps>.pt`` into the folder and remove those beyond ``max_checkpoints_keep``.
+
+        Args:
+            background: as for `save`.
 
         Returns:
             Its path.
 
         Raises:
             ValueError: there is no folder.
-            CheckpointError: it cannot be written; no older one was removed.
+            CheckpointNotWritten: it cannot be written; no older one was removed.
+            CheckpointLocked: another run saves into this folder.
         """
-        return self._folder().write(int(self.steps.sum()), self._contents(None, True, {}))
+        folder, steps = self._folder(), int(self.steps.sum())
+        if self.processes.is_main:
+            folder.lock()
+            self._write(self._contents(None, True, {}), lambda held: folder.write(steps, held), background)
+        return folder.path(steps)
 
     def load_from_checkpoint_folder(self, last_total_steps: int = -1) -> str | None:
         """Go on from the newest checkpoint in the folder that is whole, or from the one after so many total steps.
@@ -178,14 +250,29 @@ class TrainerCheckpoints:
             CheckpointError: none is readable.
             CheckpointMismatch: it belongs to another model.
         """
-        found = self._folder().read(last_total_steps)
-        if found is None:
+        folder = self._folder()
+        contents: dict[str, Any] = {}
+
+        def newest() -> str | None:
+            found = folder.read(last_total_steps)
+            contents.update(found[1] if found is not None else {})
+            return None if found is None else found[0]
+
+        path = self.processes.from_main(newest)
+        if path is None:
             return None
-        path, contents = found
+        contents = contents or read_checkpoint(path, folder.fs)
         self._take_over(contents, only_model=False, strict=True)
         self.print(f"going on from {os.path.basename(path)}")
         return path
 
+    def _claim_folder(self) -> None:
+        """See, before anything is trained, that no other run saves into the folder."""
+        if self.store is not None:
+            self.processes.from_main(self.store.lock)
+
     def _save_if_due(self) -> None:
+        if writer.failed():
+            self.wait_for_saves()
         if self.store is not None and int(self.steps.sum()) % self.checkpoint_every == 0:
-            self.save_to_checkpoint_folder()
+            self.save_to_checkpoint_folder(background=self.save_in_background)

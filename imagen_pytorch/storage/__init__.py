@@ -1,0 +1,51 @@
+"""Checkpoint files: written whole or not at all, read without running anything that they contain.
+
+A checkpoint is one file of tensors and plain containers at any path or URL that fsspec knows, in the format of
+torch.save or of safetensors. It is written under a temporary name, read back, sealed with a checksum and renamed;
+object stores get a file that was written locally, in one piece. So a reader never sees half of it.
+"""
+
+from __future__ import annotations
+
+from .contents import plain_contents, size_of, snapshot
+from .errors import (
+    CheckpointError,
+    CheckpointLocked,
+    CheckpointMismatch,
+    CheckpointMissing,
+    CheckpointNotWritten,
+    CheckpointUnreachable,
+)
+from .locks import FolderClaim, FolderLock, lock_of, lock_of_folder
+from .places import is_local, locate, make_folder, parent_of
+from .ptfiles import check_whole
+from .reading import read_checkpoint
+from .remote import kind_of
+from .store import CheckpointStore
+from .writing import previous_of, write_checkpoint
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointLocked",
+    "CheckpointMismatch",
+    "CheckpointMissing",
+    "CheckpointNotWritten",
+    "CheckpointStore",
+    "CheckpointUnreachable",
+    "FolderClaim",
+    "FolderLock",
+    "check_whole",
+    "is_local",
+    "kind_of",
+    "locate",
+    "lock_of",
+    "lock_of_folder",
+    "make_folder",
+    "parent_of",
+    "plain_contents",
+    "previous_of",
+    "read_checkpoint",
+    "size_of",
+    "snapshot",
+    "write_checkpoint",
+]

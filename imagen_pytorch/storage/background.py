@@ -1,0 +1,92 @@
+"""Writing while training goes on: one write at a time, in a thread that the interpreter waits for."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+
+class BackgroundWriter:
+    """Runs one function at a time in a thread of its own; an error waits until somebody asks."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._registered = False
+
+    def submit(self, function: Callable[[], object]) -> None:
+        """Start a function in the background, after the one before it has ended.
+
+        Whatever it needs must not be changed meanwhile: see `snapshot`.
+
+        Raises:
+            whatever the function before raised, if nobody has been told yet; nothing is started then.
+        """
+        self.wait()
+        self._at_exit()
+        # no daemon: a process that ends waits for its threads
+        self._thread = threading.Thread(target=self._run, args=(function,), name="checkpoint-writer")
+        self._thread.start()
+
+    def _run(self, function: Callable[[], object]) -> None:
+        try:
+            function()
+        except BaseException as error:
+            self._error = error
+            logger.error("a write in the background failed: %s", error)
+
+    def _at_exit(self) -> None:
+        """Wait before thread pools are closed, which uploads and name look-ups need; threads end after that."""
+        register = getattr(threading, "_register_atexit", None)
+        if register is not None and not self._registered:
+            import concurrent.futures.thread  # noqa: F401 - its own hook must be older, so that ours runs before it
+
+            register(self.settle)
+            self._registered = True
+
+    def settle(self) -> None:
+        """Wait until nothing is being written; an error stays for `wait`. Inside a write this does nothing."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def wait(self) -> None:
+        """Wait until nothing is being written.
+
+        Raises:
+            whatever the write raised, once.
+        """
+        self.settle()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def failed(self) -> bool:
+        """Whether a write has failed and nobody has been told yet. Does not wait."""
+        return self._error is not None
+
+
+_WRITER = BackgroundWriter()
+
+
+def submit(function: Callable[[], object]) -> None:
+    """`BackgroundWriter.submit` of this process's writer."""
+    _WRITER.submit(function)
+
+
+def wait() -> None:
+    """`BackgroundWriter.wait` of this process's writer."""
+    _WRITER.wait()
+
+
+def settle() -> None:
+    """`BackgroundWriter.settle` of this process's writer."""
+    _WRITER.settle()
+
+
+def failed() -> bool:
+    """`BackgroundWriter.failed` of this process's writer."""
+    return _WRITER.failed()

@@ -1,0 +1,121 @@
+"""What a checkpoint may hold: tensors and plain containers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, no_type_check
+
+import torch
+from torch import Tensor
+
+#: levels of containers in one another that are written and read
+MAX_DEPTH = 100
+#: kinds of values besides tensors and containers, and of keys besides flat tuples of them
+SCALARS = (type(None), bool, int, float, str, bytes)
+
+# `no_type_check` marks what is called for every single value: checks of its annotations in tests would take far longer
+# than the work itself
+
+
+@no_type_check
+def is_plain_key(key: Any) -> bool:
+    """Whether a key of a dict can be written: a number, a string, None, or a flat tuple of such values."""
+    return type(key) in SCALARS or (type(key) is tuple and all(type(item) in SCALARS for item in key))
+
+
+@no_type_check
+def _plain_tensor(value: Tensor, where: str) -> Tensor:
+    tensor = value.detach()
+    if type(tensor) is not Tensor or tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+        kind = "tensor that is sparse, quantized or without data" if type(tensor) is Tensor else type(tensor).__name__
+        raise TypeError(f"{where} is a {kind}: checkpoints hold only plain tensors; make it one before saving")
+    tensor = tensor.resolve_conj().resolve_neg()
+    # an expanded tensor repeats elements; files hold as many as it shows
+    return tensor.contiguous() if tensor.numel() * tensor.element_size() > _stored(tensor) else tensor
+
+
+@no_type_check
+def plain_contents(value: Any, where: str = "checkpoint", depth: int = 0) -> Any:
+    """A copy of nested containers that holds nothing but tensors, numbers, strings, dicts, lists and tuples.
+
+    Raises:
+        TypeError: anything else; the message says where it was found.
+    """
+    if isinstance(value, Tensor):
+        return _plain_tensor(value, where)
+    if type(value) in SCALARS:
+        return value
+    if depth >= MAX_DEPTH:
+        raise TypeError(f"{where[:200]} ... is nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, Mapping):
+        for key in value:
+            if not is_plain_key(key):
+                raise TypeError(f"{where} has the key {key!r}, a {type(key).__name__}; use strings or numbers")
+        return {key: plain_contents(item, f"{where}[{key!r}]", depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [plain_contents(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
+    raise TypeError(
+        f"{where} is a {type(value).__name__}: checkpoints hold only tensors, numbers, strings, dicts, lists and tuples"
+    )
+
+
+@no_type_check
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested containers."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from tensors_in(item)
+
+
+def size_of(value: Any) -> int:
+    """Bytes of all tensors in nested containers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(value))
+
+
+@no_type_check
+def _stored(tensor: Tensor) -> int:
+    return tensor.untyped_storage().nbytes()
+
+
+def room_for(value: Any) -> int:
+    """Bytes that a file of nested containers takes, a little more rather than less; shared memory counts once."""
+    tensors = list(tensors_in(value))
+    storages = {(str(item.device), item.untyped_storage().data_ptr()): _stored(item) for item in tensors}
+    return sum(storages.values()) + 512 * len(tensors) + 4096
+
+
+@no_type_check
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of nested containers with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [map_tensors(item, change) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    return value
+
+
+def snapshot(contents: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of nested contents on the CPU that nobody else changes, safe to write later.
+
+    Memory that several tensors share is copied once and shared by the copies too.
+
+    Raises:
+        TypeError: contents that are not plain.
+    """
+    copies: dict[tuple[str, int, int], torch.UntypedStorage] = {}
+
+    def copied(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        key = (str(storage.device), storage.data_ptr(), storage.nbytes())
+        if key not in copies:
+            copies[key] = storage.clone() if storage.device.type == "cpu" else storage.cpu()
+        empty = torch.empty(0, dtype=tensor.dtype)
+        return empty.set_(copies[key], tensor.storage_offset(), tensor.size(), tensor.stride())
+
+    return map_tensors(plain_contents(contents), copied)

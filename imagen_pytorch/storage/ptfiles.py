@@ -1,0 +1,133 @@
+"""Files in the format of torch.save: written by it, read without it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from .archives import Archive, Entry, check_note, read_archive, read_entry, scan, seal
+from .dtypes import memory_of
+from .errors import CheckpointError
+from .pickles import MAX_PICKLE, Builder, StorageNote, read_pickle
+
+
+class _Output:
+    """An open file for torch.save, which loses the reasons of errors: the first one is kept, the rest is not written.
+
+    Whole records are written at once, so other threads run meanwhile.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: Exception | None = None
+
+    def write(self, data: Any) -> int:
+        """Write everything, or remember why not."""
+        if self.error is None:
+            try:
+                return self.file.write(data)
+            except (OSError, ValueError) as error:
+                self.error = error
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+        if self.error is None:
+            try:
+                self.file.flush()
+            except (OSError, ValueError) as error:
+                self.error = error
+
+
+def write_pt(contents: Mapping[str, Any], file: BinaryIO) -> None:
+    """Write plain contents into an empty file, read them back and seal them with a checksum.
+
+    Raises:
+        OSError: no room, or another error of the disk.
+        CheckpointError: what can be read back is not what was written.
+    """
+    output = _Output(file)
+    try:
+        torch.save(contents, output)
+    except RuntimeError:
+        if output.error is None:
+            raise
+    if output.error is not None:
+        raise output.error
+    to_disk(file)
+    seal(file)
+    to_disk(file)
+
+
+def to_disk(file: BinaryIO) -> None:
+    """Have everything that was written to an open file on the disk before anything else happens."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _only(entries: Mapping[str, Entry], ending: str) -> Entry:
+    found = [entry for name, entry in entries.items() if name.count("/") == 1 and name.endswith(ending)]
+    if len(found) != 1:
+        raise CheckpointError("it is a zip file, but not one of torch.save")
+    return found[0]
+
+
+def _entries_of(archive: Archive, root: str, storages: Mapping[str, list[StorageNote]]) -> dict[str, Entry]:
+    """The entries with the bytes of all storages by their keys, each as long as it must be."""
+    found = {}
+    for key, notes in storages.items():
+        entry = archive.entries.get(f"{root}data/{key}")
+        if entry is None:
+            raise CheckpointError(f"the bytes of its tensor storage {key[:100]} are missing")
+        if any(entry.size // note.dtype.itemsize != note.numel for note in notes):
+            raise CheckpointError(f"the entry {entry.name} is not as long as its tensors need")
+        found[key] = entry
+    return found
+
+
+def read_pt(file: BinaryIO) -> Any:
+    """The contents of a file of torch.save, every tensor on the CPU. Nothing in it is executed.
+
+    Memory is taken for tensors that the file really holds, and only when all that it says about them fits together.
+
+    Raises:
+        CheckpointError: it is damaged, claims more than it holds, or holds anything but tensors and plain containers.
+    """
+    archive = read_archive(file)
+    sha256 = check_note(archive)
+    description = _only(archive.entries, "/data.pkl")
+    root = description.name.removesuffix("data.pkl")
+    order = archive.entries.get(f"{root}byteorder")
+    if order is not None and (order.size != len("little") or read_entry(file, order) != b"little"):
+        raise CheckpointError("its numbers are in the byte order of another kind of machine")
+    if description.size > MAX_PICKLE:
+        raise CheckpointError(f"its description is longer than {MAX_PICKLE:,} bytes")
+    described = read_pickle(read_entry(file, description))
+    entries = _entries_of(archive, root, described.storages)
+    memory = {key: torch.empty(entry.size, dtype=torch.uint8) for key, entry in entries.items()}
+    found = scan(file, archive, {entry.name: memory_of(memory[key]) for key, entry in entries.items()})
+    if sha256 not in (None, found):
+        raise CheckpointError("its checksum is wrong")
+    try:
+        return Builder(memory).build(described.tree)
+    except RuntimeError as error:  # torch has the last word
+        raise CheckpointError(f"its contents cannot be decoded ({error})") from error
+
+
+def check_whole(path: str | Path) -> None:
+    """See that a local file of torch.save is complete and unchanged.
+
+    Reads the file once in small pieces; nothing is unpacked.
+
+    Raises:
+        CheckpointError: cut off, changed, compressed, or another kind of file.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        archive = read_archive(file)
+        if check_note(archive) not in (None, scan(file, archive)):
+            raise CheckpointError("its checksum is wrong")

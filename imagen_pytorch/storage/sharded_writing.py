@@ -1,0 +1,229 @@
+"""Writing a checkpoint by many processes together: whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import uuid
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from .contents import plain_contents
+from .dtypes import DTYPES
+from .errors import CheckpointError, CheckpointNotWritten, reason
+from .manifest import PLAIN, Entry, File, Manifest, Part, read_manifest, sha256_of, sizes_in
+from .parts import local_part
+from .places import is_local, make_folder, parent_of
+from .reading import MANIFEST
+from .remote import attempts, kind_of, put_file
+from .writing import check_room, sync_folder, write_checkpoint
+
+_PARTIAL = re.compile(r"^\.(.+)\.[0-9a-f]{8}\.partial$")
+
+
+def write_sharded(
+    fs: Any, folder: str, tensors: Mapping[str, Tensor], plain: Mapping[str, Any], group: Any = None
+) -> None:
+    """Write a folder that `read_sharded` reads. All processes of the group call it; an error on one is raised on all.
+
+    Each process writes what it holds. Locally everything goes into a folder beside, which gets its name in the end; on
+    an object store the manifest, which comes last, is what makes the folder a checkpoint. So a process that dies leaves
+    nothing that is taken for whole, and other checkpoints as they were.
+
+    Args:
+        fs: fsspec filesystem; a local one has to be shared by all machines that take part.
+        folder: as that filesystem spells it. A checkpoint that is there is replaced.
+        tensors: by path such as "model/final_conv.bias", see the module `sharded`; ``DTensor``, or ordinary tensors
+            that are the same on every process.
+        plain: tensors and plain containers for the rest; that of the first process is written.
+        group: process group; by default all processes. On GPUs one of the kind "gloo" costs them nothing.
+
+    Raises:
+        TypeError: something else than tensors, or plain contents that are not plain.
+        CheckpointNotWritten: it could not be written.
+    """
+    processes = _Processes(group)
+    folder = folder.rstrip("/")
+    needed = processes.each(lambda: _check(fs, tensors, plain))
+    where = processes.first(lambda: _prepare(fs, folder, sum(needed)))
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            place = where if is_local(fs) else temporary
+            metadata = _save(place, tensors, processes)
+            written = processes.each(lambda: _finish_files(fs, place, where, plain, processes.rank))
+        files = {name: file for found in written for name, file in found.items()}
+        processes.first(lambda: _commit(fs, where, folder, Manifest(files, _entries(metadata))))
+    except BaseException:
+        if processes.rank == 0 and is_local(fs):
+            with suppress(OSError):
+                fs.rm(where, recursive=True)
+        raise
+
+
+class _Processes:
+    """Those who write, and what they tell each other; each call waits for all of them."""
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+        self.alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1)
+        self.rank = 0 if self.alone else dist.get_rank(group)
+
+    def each(self, action: Callable[[], Any]) -> list[Any]:
+        """The answers of all processes; the error of any of them on all."""
+        answer, error = None, None
+        try:
+            answer = action()
+        except Exception as caught:  # whatever it is, the others must not wait for ever
+            error = caught
+        told = [(answer, None if error is None else reason(error))]
+        if not self.alone:
+            told *= dist.get_world_size(self.group)
+            dist.all_gather_object(told, told[0], group=self.group)
+        if isinstance(error, CheckpointError | TypeError):
+            raise error
+        for rank, (_, text) in enumerate(told):
+            if text is not None:
+                raise CheckpointNotWritten(
+                    f"process {rank} could not write its part of a checkpoint: {text}"
+                ) from error
+        return [item for item, _ in told]
+
+    def first(self, action: Callable[[], Any]) -> Any:
+        """The answer of the first process, which alone acts, on all."""
+        return self.each(lambda: action() if self.rank == 0 else None)[0]
+
+
+def _check(fs: Any, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> int:
+    """See that all can be saved, and on an object store that there is room for this process's files; their bytes."""
+    needed = 0
+    for name, item in tensors.items():
+        if not isinstance(item, Tensor) or str(item.dtype).removeprefix("torch.") not in DTYPES:
+            raise TypeError(f"{name} must be a tensor of numbers, got {getattr(item, 'dtype', type(item).__name__)}")
+        needed += local_part(item)[0].nbytes
+    plain_contents(plain)
+    if not is_local(fs):
+        check_room(tempfile.gettempdir(), needed)
+    return needed
+
+
+def _prepare(fs: Any, folder: str, needed: int) -> str:
+    """The folder where everything goes for now."""
+    outer, name = parent_of(folder), folder.rsplit("/", 1)[-1]
+    make_folder(fs, outer)
+    if is_local(fs):
+        check_room(outer or ".", needed)
+        where = os.path.join(outer, f".{name}.{uuid.uuid4().hex[:8]}.partial")
+        make_folder(fs, where)
+        return where
+    if kind_of(fs, folder) is not None:
+        if kind_of(fs, f"{folder}/{MANIFEST}") is not None:
+            fs.rm_file(f"{folder}/{MANIFEST}")  # first, so that no mixture is ever taken for whole
+        fs.rm(folder, recursive=True)
+    make_folder(fs, folder)
+    return folder
+
+
+def _save(place: str, tensors: Mapping[str, Tensor], processes: _Processes) -> Any:
+    """Let torch write what each process holds; its index of all of it."""
+    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    # a process that has no rows of a tensor has nothing to say about it
+    mine = {name: item.detach() for name, item in tensors.items() if local_part(item)[0].numel() or not item.numel()}
+    writer = checkpoint.FileSystemWriter(place, single_file_per_rank=True, sync_files=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            return checkpoint.save(mine, storage_writer=writer, process_group=processes.group, no_dist=processes.alone)
+    except CheckpointException as error:
+        causes = "; ".join(f"process {rank}: {reason(failure[0])}" for rank, failure in error.failures.items())
+        raise CheckpointNotWritten(f"could not write the sharded checkpoint: {causes}") from error
+
+
+def _finish_files(fs: Any, place: str, where: str, plain: Mapping[str, Any], rank: int) -> dict[str, File]:
+    """Bring the files of this process to where they belong, and say what they are."""
+    if rank == 0:
+        write_checkpoint(plain, os.path.join(place, PLAIN))
+    own = re.compile(rf"^__{rank}_\d+\.distcp$")
+    names = [name for name in sorted(os.listdir(place)) if own.match(name)]
+    names += [".metadata", PLAIN] if rank == 0 else []
+    found = {}
+    for name in names:
+        local = os.path.join(place, name)
+        found[name] = File(os.path.getsize(local), sha256_of(local))
+        if not is_local(fs):
+            put_file(fs, local, f"{where}/{name}")
+    return found
+
+
+def _entries(metadata: Any) -> dict[str, Entry]:
+    """Torch's index as ours."""
+    from torch.distributed.checkpoint.metadata import MetadataIndex
+
+    found = {}
+    for name, item in metadata.state_dict_metadata.items():
+        parts = []
+        for chunk in item.chunks:
+            saved = metadata.storage_data[MetadataIndex(name, chunk.offsets)]
+            box = tuple(chunk.offsets), tuple(chunk.sizes)
+            parts.append(Part(*box, saved.relative_path, saved.offset, saved.length))
+        found[name] = Entry(item.properties.dtype, tuple(item.size), tuple(parts))
+    return found
+
+
+def _commit(fs: Any, where: str, folder: str, manifest: Manifest) -> None:
+    """Write the manifest and, locally, give the folder its name."""
+    manifest.check()
+    sizes = sizes_in(fs, where)
+    lost = [name for name, file in manifest.files.items() if sizes.get(name) != file.size]
+    if lost:
+        raise CheckpointNotWritten(
+            f"{', '.join(lost)} did not arrive whole in {where}: all processes must see the same folder; with several "
+            "machines checkpoint_path has to be on a shared disk or an object store"
+        )
+    if not is_local(fs):
+        attempts(lambda: fs.pipe_file(f"{where}/{MANIFEST}", manifest.to_bytes()))
+        return
+    with open(os.path.join(where, MANIFEST), "wb") as file:
+        file.write(manifest.to_bytes())
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(where)
+    if os.path.exists(folder):
+        aside = where.rsplit(".", 2)[0] + f".{uuid.uuid4().hex[:8]}.partial"
+        os.rename(folder, aside)
+        os.rename(where, folder)
+        fs.rm(aside, recursive=True)
+    else:
+        os.rename(where, folder)
+    sync_folder(parent_of(folder))
+
+
+def remove_unfinished(fs: Any, parent: str) -> list[str]:
+    """Remove what processes left in a local folder that died while they wrote sharded checkpoints; its names.
+
+    One process calls it while nobody writes there. A checkpoint that lacks nothing but its name gets it. On an object
+    store `CheckpointStore.prune` removes folders that never became whole.
+    """
+    if not is_local(fs) or not os.path.isdir(parent):
+        return []
+    removed = []
+    for name in sorted(os.listdir(parent)):
+        place, partial = os.path.join(parent, name), _PARTIAL.match(name)
+        if partial is None or not os.path.isdir(place):
+            continue
+        meant = os.path.join(parent, partial[1])
+        if not os.path.exists(meant):
+            with suppress(CheckpointError):
+                read_manifest(fs, place)
+                os.rename(place, meant)
+                continue
+        fs.rm(place, recursive=True)
+        removed.append(name)
+    return removed

@@ -1,0 +1,139 @@
+"""In which order data are seen, and by whom: a pure function of seed, epoch and position, whatever reads them."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from .processes import rows_of
+from .randomness import derived_seed, isolated
+
+
+@contextmanager
+def all_draws_from(seed: int) -> Iterator[None]:
+    """The global random states of torch, NumPy and Python start from ``seed`` inside the block and are as before after.
+
+    Data sets draw their flips and crops from any of them.
+    """
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002 - what users' data sets draw from
+    random.seed(seed)
+    np.random.seed(seed % (1 << 32))  # noqa: NPY002
+    try:
+        with isolated(seed):
+            yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+
+
+class SeededItems(Dataset):
+    """A data set whose items draw from a seed of their own, so that they do not depend on the process that reads them.
+
+    Args:
+        dataset: anything with items; an index here is a pair (seed, index there).
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, place: tuple[int, int]) -> Any:
+        seed, index = place
+        with all_draws_from(seed):
+            return self.dataset[index]
+
+
+class EpochOrder(Sampler):
+    """Batches of (seed, index) pairs for `SeededItems`: each item once per epoch, in an order that is the same for the
+    same seed and epoch, from any place on.
+
+    Args:
+        count: number of items.
+        batch_size: items of a batch of all processes together.
+        shuffle: another order in each epoch.
+        drop_last: leave out a last batch that is smaller.
+        seed: of the orders and of the items' own draws.
+    """
+
+    def __init__(self, count: int, batch_size: int, shuffle: bool, drop_last: bool, seed: int) -> None:
+        self.count, self.batch_size, self.shuffle, self.drop_last = count, batch_size, shuffle, drop_last
+        self.seed, self.epoch, self.start = seed, 0, 0
+
+    def __len__(self) -> int:
+        return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = torch.arange(self.count)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
+            order = torch.randperm(self.count, generator=generator)
+        for first in range(self.start, self.count, self.batch_size):
+            chosen = order[first : first + self.batch_size].tolist()
+            if self.drop_last and len(chosen) < self.batch_size:
+                return
+            yield [(derived_seed(self.seed, self.epoch, index), index) for index in chosen]
+
+
+class ShareOfBatches(Sampler):
+    """One process's part of every batch of a sampler. Where a batch has nothing for it, it reads the batch's first
+    item, which then counts nothing.
+
+    Args:
+        batches: the same in all processes.
+        rank, processes: number of this process, and how many there are.
+        joined: so many batches of the sampler make one that is shared.
+
+    Attributes:
+        sizes: of the whole batches, in the order in which they were given out; whoever takes a batch takes its size.
+    """
+
+    def __init__(self, batches: Iterable[list[Any]], rank: int, processes: int, joined: int = 1) -> None:
+        self.batches, self.rank, self.processes, self.joined = batches, rank, processes, joined
+        self.sizes: deque[int] = deque()
+
+    def __len__(self) -> int:
+        return -(-len(self.batches) // self.joined)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        self.sizes.clear()
+        whole = iter(self.batches)
+        while group := [item for batch in islice(whole, self.joined) for item in batch]:
+            yield self._own(group)
+
+    def _own(self, batch: list[Any]) -> list[Any]:
+        self.sizes.append(len(batch))
+        return batch[rows_of(len(batch), self.rank, self.processes)] or batch[:1]
+
+
+def rows_of_batch(batch: Any, rank: int, processes: int) -> tuple[int, Any]:
+    """The size of a batch and one process's rows of it; the first row where there is none for it.
+
+    Args:
+        batch: tensors, arrays and lists with an entry per item, alone or in a dict, list or tuple; other values serve
+            all rows.
+        rank, processes: number of the process, and how many there are.
+    """
+    fields = list(batch.values()) if isinstance(batch, Mapping) else batch
+    fields = fields if isinstance(fields, list | tuple) else [fields]
+    size = next(len(field) for field in fields if isinstance(field, Tensor | np.ndarray))
+    rows = rows_of(size, rank, processes)
+    rows = rows if rows.stop > rows.start else slice(0, 1)
+
+    def cut(value: Any) -> Any:
+        own = isinstance(value, Tensor | np.ndarray) and value.ndim > 0 or isinstance(value, list | tuple)
+        return value[rows] if own and len(value) == size else value
+
+    if isinstance(batch, Mapping):
+        return size, {name: cut(value) for name, value in batch.items()}
+    return size, type(batch)(map(cut, batch)) if isinstance(batch, list | tuple) else cut(batch)

@@ -1,0 +1,129 @@
+"""Several processes train what one process would: the same batches, the same draws, the same weights on all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+RANKS = Path(__file__).parent / "ranks"
+sys.path.insert(0, str(RANKS))
+
+import shared_run  # noqa: E402 - found in the folder that was just named
+
+CHECKS = ("uneven", "even", "per_process", "loader_of_ones_own", "gradient", "not_finite", "alike")
+LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
+LIMIT = 200
+
+
+def launched(count, script, *arguments, limit=LIMIT, **environment):
+    """What ``count`` processes did, by torchrun."""
+    return subprocess.run(
+        [*LAUNCH, str(count), str(RANKS / script), *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=limit,
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Everything that one process and two did: (alone, [rank 0, rank 1])."""
+    folder = tmp_path_factory.mktemp("runs")
+    before = torch.random.get_rng_state()
+    alone = {name: getattr(shared_run, name)() for name in CHECKS}
+    alone["only_main"] = shared_run.only_main(folder / "one")
+    alone["resumed"] = shared_run.resumed(folder / "one")
+    done = launched(2, "shared_run.py", folder, *CHECKS, "only_main:two", "resumed:two", "resumed_other:one")
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone["resumed_other"] = shared_run.resumed(folder / "two")
+    torch.random.set_rng_state(before)
+    return alone, [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def close(found, wanted, tolerance=1e-6):
+    assert len(found) == len(wanted)
+    assert max(abs(one - other) for one, other in zip(found, wanted, strict=True)) <= tolerance
+
+
+def mean(ranks, check, name):
+    return [sum(pair) / 2 for pair in zip(*(rank[check][name] for rank in ranks), strict=True)]
+
+
+def test_the_gradient_is_that_of_the_whole_batch(runs):
+    alone, ranks = runs
+    for rank in ranks:
+        close(rank["gradient"]["gradient"], alone["gradient"]["gradient"])
+
+
+def test_processes_talk_once_per_update(runs):
+    """Though the batch was split into pieces."""
+    _, ranks = runs
+    assert [rank["gradient"]["talks"] for rank in ranks] == [1, 1]
+
+
+@pytest.mark.parametrize("check", ["uneven", "even", "per_process", "loader_of_ones_own", "only_main", "resumed"])
+def test_losses_are_those_of_one_process(runs, check):
+    """Whatever the batch leaves for a process: all pictures, some, none."""
+    alone, ranks = runs
+    close(mean(ranks, check, "losses"), alone[check]["losses"])
+    if check == "uneven":
+        close(mean(ranks, check, "valid"), alone[check]["valid"])
+
+
+@pytest.mark.parametrize("check", ["uneven", "even", "per_process", "not_finite", "only_main", "resumed", "alike"])
+def test_weights_and_averages_are_the_same_everywhere(runs, check):
+    _, ranks = runs
+    for name in {"weights", "averages", "folder"} & ranks[0][check].keys():
+        assert ranks[0][check][name] == ranks[1][check][name]
+
+
+def test_each_picture_is_seen_once_in_an_epoch(runs):
+    alone, ranks = runs
+    every = sorted(alone["uneven"]["read"])
+    assert every == list(range(10))
+    found = [rank["uneven"]["read"] for rank in ranks]
+    # the last batch has one picture: the process without any reads it too, and it counts nothing there
+    assert sorted(found[0][:-1] + found[1]) == every and found[0][-1] == found[1][-1]
+    own = [rank["loader_of_ones_own"]["read"] for rank in ranks]
+    assert not set(own[0]) & set(own[1][:-1]) and set(own[0]) | set(own[1]) == set(range(9))
+
+
+def test_a_bad_picture_of_one_process_skips_the_update_of_all(runs):
+    _, ranks = runs
+    for rank in ranks:
+        assert rank["not_finite"]["taken"] == [True, False, True] and rank["not_finite"]["skipped"] == [1]
+
+
+def test_the_main_process_saves_and_samples_alone(runs):
+    """The run did not hang; there is one file of each."""
+    _, ranks = runs
+    assert [rank["only_main"]["files"] for rank in ranks] == [["all.pt", "main.pt", "run"]] * 2
+
+
+def test_a_run_goes_on_alike_on_all_processes(runs):
+    _, ranks = runs
+    one, other = (rank["resumed"] for rank in ranks)
+    assert one["steps"] == other["steps"] == [4] and one["lr"] == other["lr"]
+
+
+def test_a_run_goes_on_on_another_number_of_processes(runs):
+    """From one to two and from two to one: the same losses, nothing seen twice, and it is said."""
+    alone, ranks = runs
+    close(mean(ranks, "resumed_other", "losses"), alone["resumed"]["losses"])
+    close(alone["resumed_other"]["losses"], mean(ranks, "resumed", "losses"))
+    assert "a run on 1 processes, this is one on 2" in ranks[0]["resumed_other"]["said"]
+    assert "a run on 2 processes, this is one on 1" in alone["resumed_other"]["said"]
+    begun = [index for rank in ranks for index in rank["only_main"]["read"]]  # the third batch: half of an epoch
+    assert sorted(begun + alone["resumed_other"]["read"][:4]) == list(range(8))
+
+
+def test_only_the_main_process_talks(runs):
+    _, ranks = runs
+    assert ranks[0]["resumed_other"]["said"] and not ranks[1]["resumed_other"]["said"]
