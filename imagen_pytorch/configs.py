@@ -199,6 +199,7 @@ class TrainingConfig(Configuration):
     url_label: str | None = Field(None, description="column that holds their addresses, if they must be fetched")
     text_label: str | None = Field(None, description="column of the captions")
     checkpoint_path: str = Field("./imagen.pt", description="written while training and at its end, continued from")
+    max_skipped_share: float = Field(0.05, ge=0, le=1, description="stop if more of the data than that is unusable")
     max_batch_size: int | None = Field(None, ge=1, description="pictures that fit into memory at once")
     steps: int | list[int | None] | None = Field(
         None, description="total training steps, one number or one per U-Net, where the command line says nothing"

@@ -30,6 +30,7 @@ from .training.processes import Processes, Rows, lost_connections_named, without
 from .training.randomness import TrainingRandomness
 from .training.sampling import in_pieces, stop_before_untrained
 from .training.saving import TrainerCheckpoints
+from .training.sharded_state import ShardedState, share_out
 from .training.state import TrainingState
 from .training.status import TrainerStatus
 
@@ -64,6 +65,8 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
             together. Training goes on from the newest checkpoint that the folder holds.
         checkpoint_fs, fs_kwargs: a ready fsspec filesystem, or arguments for making it.
         max_checkpoints_keep: number of newest checkpoints to keep; 0 or less keeps all.
+        strategy: how several processes share the work: "ddp" (each has the whole model), "fsdp2" (each has a part of
+            weights, averages and moments; all of them together sample and save), or "auto".
         save_in_background: write the periodic checkpoints while training goes on, from a copy of the state.
         on_save_error: "stop" the training when a checkpoint cannot be written, or "warn" and go on.
         max_skipped_steps: how many updates in a row may be skipped because a loss or gradient is not finite.
@@ -105,6 +108,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         checkpoint_fs: Any = None,
         fs_kwargs: Mapping[str, Any] | None = None,
         max_checkpoints_keep: int = 20,
+        strategy: str = "auto",
         save_in_background: bool = True,
         on_save_error: str = "stop",
         max_skipped_steps: int = 50,
@@ -121,7 +125,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
             raise ValueError(f'on_save_error must be "stop" or "warn", got {on_save_error!r}')
         warn_of_lion(use_lion)
         others = forwarded(options, tuple(inspect.signature(type(self)).parameters))
-        self.processes, self.split_batches = Processes(others.accelerate), split_batches
+        self.processes, self.split_batches = Processes(others.accelerate, strategy), split_batches
         self.precision = Precision(chosen_precision(fp16, precision, self.processes.precision), self.device)
         self.verbose, self.seed, self.max_grad_norm = verbose, seed, max_grad_norm
         self.dl_tuple_output_keywords_names = tuple(dl_tuple_output_keywords_names)
@@ -141,6 +145,8 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
             self.validate_unet_number(only_train_unet_number)
         self.use_ema = use_ema
         self.ema_unets = nn.ModuleList(make_average(unet, others.ema) for unet in imagen.unets) if use_ema else None
+        if self.processes.sharded:
+            share_out(imagen, self.ema_unets, self.processes, self.precision)
         self.steps = torch.zeros(self.num_unets, dtype=torch.long)
         per_unet = {
             "lr": lr,
@@ -156,7 +162,8 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         )
         agree = self.processes.agree if self.is_distributed else None
         self.randomness = TrainingRandomness(seed, self.device, agree)
-        self.state = TrainingState(imagen, self.lanes, self.ema_unets, self.steps)
+        kind = ShardedState if self.processes.sharded else TrainingState
+        self.state = kind(imagen, self.lanes, self.ema_unets, self.steps)
         self.prepared = False
         self.unet_being_trained = -1
         self._init_data()
@@ -245,7 +252,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         draws = self.randomness.step() if self.training else nullcontext()
         with draws as generator:
             batch = self._batch(data, number, generator, rows)
-            return self._loss(batch, max_batch_size, rows.weight)
+            return self._loss(batch, max_batch_size, rows)
 
     def _batch(
         self, data: Mapping[str, Any], number: int, generator: torch.Generator | None, rows: Rows
@@ -255,18 +262,18 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         share = generator and Share(generator, rows.first, len(data["images"]), rows.total)
         return self.imagen.training_batch(**data, unet_number=number, generator=share)
 
-    def _loss(self, batch: TrainingBatch, max_batch_size: int | None, weight: float) -> float:
+    def _loss(self, batch: TrainingBatch, max_batch_size: int | None, rows: Rows) -> float:
         lane = self.lanes[batch.unet_number - 1]
         if self.training and lane.network is None:
             lane.network = self.processes.wrap(lane.unet)
         network = lane.network if self.training else None
-        pieces = batch.split(max_batch_size)
+        pieces = self.processes.pieces(batch, max_batch_size, rows.total)
         total = torch.zeros((), device=self.device)
         with lost_connections_named(), torch.set_grad_enabled(self.training):
-            for piece in pieces:
-                with without_sync(network, last=piece is pieces[-1]):
+            for index, (piece, share) in enumerate(pieces):
+                with without_sync(network, last=index == len(pieces) - 1):
                     with self.precision.autocast():
-                        loss = self.imagen.loss(piece, network) * (weight * len(piece) / len(batch))
+                        loss = self.imagen.loss(piece, network) * (rows.weight * share)
                     if self.training:
                         lane.backward(loss)
                 total += loss.detach()
@@ -336,7 +343,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
             rows = stream.share or self.processes.rows(len(data["images"]))
             with self.randomness.validation(number, stream.position) as generator:
                 batch = self._batch(data, number, generator, rows)
-                return self._loss(batch, max_batch_size, rows.weight)
+                return self._loss(batch, max_batch_size, rows)
 
     # -- sampling -----------------------------------------------------------------------------------------------------
 

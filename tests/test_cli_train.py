@@ -166,15 +166,15 @@ def test_checkpoints_now_and_then(folder, monkeypatch):
     written = []
     save = ImagenTrainer.save
 
-    def watched(self, path):
-        written.append(int(self.steps[0]))
-        return save(self, path)
+    def watched(self, path, **options):
+        written.append((int(self.steps[0]), options["background"]))
+        return save(self, path, **options)
 
     monkeypatch.setattr(ImagenTrainer, "save", watched)
     succeed("train", "--steps", 5, "--save-every", 2)
-    assert written == [2, 4, 5]
+    assert written == [(2, True), (4, True), (5, False)]  # the last one is whole before the command ends
     succeed("train", "--steps", 1, "--save-every", 2)
-    assert written == [2, 4, 5, 6]
+    assert written[3:] == [(6, True)] and steps() == [6, 0] and steps("imagen.previous.pt") == [5, 0]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

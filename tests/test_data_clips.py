@@ -493,6 +493,19 @@ def test_damage_that_only_decoding_reveals(tmp_path):
     assert data[1]["texts"] == "c"  # no second attempt, no second warning
 
 
+def test_what_is_drawn_does_not_depend_on_when_damage_was_found(tmp_path):
+    """A resumed run meets damage again that an uninterrupted one knows of."""
+    for name in ("a", "c"):
+        animate(tmp_path / f"{name}.gif", count=40)
+    spoilt(tmp_path / "b.png")
+    data = VideoDataset(tmp_path, 8, 10)
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="b.png"):
+        met = [numbers(data[index]["images"]) for index in (0, 1, 2)]
+    torch.manual_seed(0)
+    assert [numbers(data[index]["images"]) for index in (0, 1, 2)] == met
+
+
 @pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_worker_processes_give_the_same_and_tell_what_they_cannot_read(tmp_path, start):
     for index, name in enumerate(("a", "b", "d", "e")):

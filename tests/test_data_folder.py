@@ -282,7 +282,7 @@ def test_what_cannot_be_read_is_left_out_counted_and_listed(pairs):
     assert {item.name: item.reason for item in data.skipped} == {
         "blank.png": "no caption",
         "broken.png": "no picture",
-        "empty.jpg": "no picture",
+        "empty.jpg": "empty file",
         "latin.png": "caption: latin.txt is no UTF-8 text",
         "silent.png": "no caption",
     }

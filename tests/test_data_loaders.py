@@ -149,7 +149,7 @@ def test_of_several_captions_one_is_drawn():
 
 
 BAD = {
-    "a broken picture": ({"image": b"x", "text": "broken"}, "broken", "cannot identify"),
+    "a broken picture": ({"image": b"x", "text": "broken"}, "broken", "no picture"),
     "no picture": ({"image": None, "text": "nothing"}, "nothing", "the cell is empty"),
     "no such cell": ({"text": "nothing"}, "nothing", "the cell is empty"),
     "no caption": ({"image": encoded(), "text": "  "}, "  ", "no caption"),
@@ -181,7 +181,7 @@ def test_bad_rows_in_worker_processes_are_counted_here(start, workers):
     collate = Collator(4, name="builtin:words")
     loader = DataLoader(rows, 5, num_workers=workers, collate_fn=collate, multiprocessing_context=start)
     assert [(len(images), len(embeds)) for images, embeds in loader] == [(4, 4)] * 6
-    assert collate.num_skipped == 6 and collate.skipped == []
+    assert collate.num_skipped == 6 and [tuple(item) for item in collate.skipped] == [("bad", "no picture")]
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def test_dead_addresses_are_left_out(server):
         _, texts = collate(rows)
     assert texts == ["/ok", "/moody"] and collate.num_skipped == 6
     reasons = {item.name: item.reason for item in collate.skipped}
-    assert "cannot identify" in reasons["/page"] and "truncated" in reasons["/cut"]
+    assert reasons["/page"] == "no picture" and reasons["/cut"] == "truncated"
     assert reasons["ftp"] == "not an http address: ftp://x/y" and reasons["none"] == "not an http address: None"
 
 

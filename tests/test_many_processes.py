@@ -40,9 +40,22 @@ def runs(tmp_path_factory):
     alone = {name: getattr(shared_run, name)() for name in CHECKS}
     alone["only_main"] = shared_run.only_main(folder / "one")
     alone["resumed"] = shared_run.resumed(folder / "one")
-    done = launched(2, "shared_run.py", folder, *CHECKS, "only_main:two", "resumed:two", "resumed_other:one")
+    done = launched(
+        2,
+        "shared_run.py",
+        folder,
+        *CHECKS,
+        "only_main:two",
+        "resumed:two",
+        "resumed_other:one",
+        "sharded:shards",
+        "sharded_uneven",
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     alone["resumed_other"] = shared_run.resumed(folder / "two")
+    alone["sharded_uneven"] = shared_run.sharded_uneven()
+    alone["sharded"] = shared_run.sharded(folder / "whole")
+    alone["sharded_resumed"] = shared_run.sharded_resumed(folder / "shards")
     torch.random.set_rng_state(before)
     return alone, [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
@@ -122,6 +135,57 @@ def test_a_run_goes_on_on_another_number_of_processes(runs):
     assert "a run on 2 processes, this is one on 1" in alone["resumed_other"]["said"]
     begun = [index for rank in ranks for index in rank["only_main"]["read"]]  # the third batch: half of an epoch
     assert sorted(begun + alone["resumed_other"]["read"][:4]) == list(range(8))
+
+
+# -- weights, averages and moments in parts ---------------------------------------------------------------------------
+
+
+def test_shards_train_what_the_whole_would(runs):
+    """Losses, those after going on from a folder of shards and from a file, and a picture from the averages."""
+    alone, ranks = runs
+    for check in ("sharded", "sharded_uneven"):
+        close(mean(ranks, check, "losses"), alone[check]["losses"])
+    for which in range(3):
+        later = [sum(pair) / 2 for pair in zip(*(rank["sharded"]["later"][which] for rank in ranks), strict=True)]
+        close(later, alone["sharded"]["later"][which])
+    for rank in ranks:
+        close(rank["sharded"]["sample"], alone["sharded"]["sample"], 1e-5)
+
+
+def test_each_process_holds_its_share(runs):
+    """Of weights, average and two moments: all four at one process, about two in each of two."""
+    alone, ranks = runs
+    assert alone["sharded"]["share"] == 4
+    assert sum(rank["sharded"]["share"] for rank in ranks) == pytest.approx(4)
+    assert all(abs(rank["sharded"]["share"] - 2) < 0.1 for rank in ranks)
+
+
+def test_shards_go_on_bit_for_bit(runs):
+    alone, ranks = runs
+    for found in (alone, *ranks):
+        assert found["sharded"]["alike"] and found["sharded"]["before"] == [0]
+    assert [rank["sharded"]["files"] for rank in ranks] == [["checkpoint.3"]] * 2
+    assert "going on from checkpoint.3" in ranks[0]["sharded"]["said"]
+
+
+def test_a_folder_of_shards_goes_on_on_one_process(runs):
+    alone, ranks = runs
+    assert alone["sharded_resumed"]["steps"] == [3]
+    close(alone["sharded_resumed"]["losses"], alone["sharded"]["later"][0])
+
+
+@pytest.mark.slow
+def test_a_folder_of_shards_goes_on_on_three_processes(runs, tmp_path):
+    alone, _ = runs
+    shared_run.sharded(tmp_path / "one")  # a file, which three processes share out
+    done = launched(2, "shared_run.py", tmp_path, "sharded:shards")
+    assert done.returncode == 0, done.stderr[-3000:]
+    done = launched(3, "shared_run.py", tmp_path, "sharded_resumed:shards")
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text())["sharded_resumed"] for rank in range(3)]
+    assert [rank["steps"] for rank in ranks] == [[3]] * 3
+    losses = [sum(three) / 3 for three in zip(*(rank["losses"] for rank in ranks), strict=True)]
+    close(losses, alone["sharded_resumed"]["losses"])
 
 
 def test_only_the_main_process_talks(runs):

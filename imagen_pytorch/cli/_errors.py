@@ -21,6 +21,8 @@ LONGEST = 600
 #: exit codes by the name of an exception's class or nearest parent; by name, so that nothing has to be imported
 CODES = {
     "CheckpointMissing": USAGE,
+    "CheckpointLocked": USAGE,
+    "CheckpointNotWritten": FAILED,
     "CheckpointError": CHECKPOINT,
     "DataError": DATA,
     "OutOfMemoryError": MEMORY,

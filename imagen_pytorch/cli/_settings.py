@@ -46,6 +46,7 @@ class Request:
     cond_scale: Any
     seed: int | None
     precision: str | None
+    strategy: str | None
     checkpoint: str | None
     output: str
     device: str
@@ -93,6 +94,8 @@ def _overridden(values: dict[str, Any], request: Request, ready_made: bool) -> d
     if request.precision is not None:
         trainer["precision"] = request.precision
         trainer.pop("fp16", None)
+    if request.strategy is not None:
+        trainer["strategy"] = request.strategy
     values |= {"dataset": dataset, "trainer": trainer}
     if request.text:
         values["sample_texts"] = list(request.text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -82,10 +83,19 @@ class Run:
         self.saved_at: list[int] = []  # steps of every U-Net in the checkpoint
         self.captions = config.sample_texts
         self.span = Span(0, 0, 0)
+        self.lock: Any = None
+        self.keep_previous = True
         count = len(config.imagen.unets)
         null = [number for number, unet in enumerate(config.imagen.unets, start=1) if getattr(unet, "is_null", False)]
         every = [number for number in range(1, count + 1) if number not in null]
         self.numbers = every if request.unet is None else [request.unet]
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.lock is not None:
+            self.lock.release()
 
     def prepare(self) -> None:
         """Model, data and, if there is one, the checkpoint to go on from.
@@ -93,25 +103,26 @@ class Run:
         Raises:
             click.ClickException: one of them cannot be used.
         """
-        from ..storage import locate, make_folder, parent_of
-
-        fs, place = locate(self.checkpoint)
-        make_folder(fs, parent_of(place))  # a place that cannot be written to is found now, not after the training
+        fs, place = self.claim()
         dataset = open_data(self.config, stage_size(self.config, max(self.numbers)))
         self.config, noun = informed(self.config, dataset), noun_of(dataset[0])
         self.unit = "clips" if noun == "clip" else "img"
         self.trainer = _make_trainer(self.config, self.request)
         self.outputs = _outputs(self.trainer.imagen)
+        from ..data import SkippedReport
+
         loader, _ = self.config.split_dataset_arguments()
         self.batch_size = min(loader["batch_size"], len(dataset))  # type: ignore[arg-type]
         self.trainer.add_train_dataset(dataset, **loader)
         if not self.captions and self.config.imagen.condition_on_text:
             self.captions = _captions(dataset)
+        self.skipped = SkippedReport(self.trainer.train_dl, self.folder, self.config.max_skipped_share)
+        self.skipped.update()
         single = f", each trained as a {self.outputs.noun} of one frame" if noun != self.outputs.noun else ""
         self.say(f"{self.config.dataset_name}: {len(dataset)} {noun}s{single}")  # type: ignore[arg-type]
         self.processes = self.trainer.processes
         if self.processes.count > 1:
-            self.say(f"{self.processes.count} processes, each with its part of every batch")
+            self.say(f"strategy {self.processes.strategy}: {self.processes.count} processes share every batch")
         if self.processes.from_main(lambda: fs.exists(place)):
             self._resume()
             self.say(f"going on from {self.checkpoint} after {self.taken()} steps")
@@ -120,14 +131,55 @@ class Run:
             set_aside(self.folder / "loss.png")
         self.saved_at = self.taken()
 
+    def claim(self) -> tuple[Any, str]:
+        """Where the checkpoint is to be, which nobody else saves to from now on.
+
+        Raises:
+            CheckpointError: it cannot be written there, or another run does; known before anything is trained.
+        """
+        from ..storage import FolderClaim, is_local, locate, lock_of, make_folder, parent_of
+
+        fs, place = locate(self.checkpoint)
+        folder = parent_of(place)
+        if is_main_process():
+            make_folder(fs, folder)
+            self.lock = lock_of(place) if is_local(fs) else FolderClaim(fs, folder, self.checkpoint)
+            self.lock.acquire()
+        return fs, place
+
     def _resume(self) -> None:
         from ..checkpoint import CheckpointError
 
         try:
-            self.trainer.load(self.checkpoint)
+            self.trainer.load(self.processes.from_main(self._whole))
         except CheckpointError as error:
             hint = f"cannot go on from {self.checkpoint} (--checkpoint names another file to train in)"
             raise CommandFailed(f"{hint}: {described(error)}", exit_code(error)) from error
+
+    def _whole(self) -> str:
+        """The checkpoint, or if it is damaged the one before it; the next save replaces the damaged one.
+
+        Raises:
+            CheckpointError: neither can be read.
+        """
+        from ..storage import CheckpointError, CheckpointUnreachable, locate, previous_of, read_checkpoint
+        from ..storage.store import verify_checkpoint
+
+        fs, place = locate(self.checkpoint)
+        try:
+            verify_checkpoint(place, fs)
+        except CheckpointUnreachable:
+            raise
+        except CheckpointError as error:
+            before = previous_of(self.checkpoint)
+            try:
+                read_checkpoint(before)
+            except CheckpointError:
+                raise error from None
+            warnings.warn(f"{described(error)}; {before} is taken instead", stacklevel=2)
+            self.keep_previous = False  # what is damaged must not take its place
+            return before
+        return self.checkpoint
 
     def taken(self) -> list[int]:
         """Training steps so far, of every U-Net."""
@@ -156,11 +208,15 @@ class Run:
             return "the same command goes on"
         return f"the same command with --max-steps {self.span.last} in place of --steps or --epochs goes on"
 
-    def save(self) -> None:
-        """Write the checkpoint, unless it holds the present state already."""
+    def save(self, background: bool = False) -> None:
+        """Write the checkpoint, unless it holds the present state already; perhaps while training goes on."""
         if self.taken() != self.saved_at:
-            self.trainer.save(self.checkpoint)
-            self.saved_at = self.taken()
+            if is_main_process() and hasattr(self.lock, "check"):  # an object store has no locks
+                self.lock.check()
+            self.trainer.save(self.checkpoint, background=background, keep_previous=self.keep_previous)
+            self.saved_at, self.keep_previous = self.taken(), True
+        elif not background:
+            self.trainer.wait_for_saves()
 
     def stops(self, interruption: Interruption) -> bool:
         """Whether all processes stop here, because one of them has got a signal."""
@@ -180,12 +236,13 @@ class Run:
                 f"the learning rate of U-Net {number} has fallen to 0, so nothing more is learned: raise "
                 "trainer.cosine_decay_max_steps in the configuration"
             )
+        quiet, every = self.request.quiet, self.request.log_every
         duties = (
             (self.config.validate_at_every, self.validate),
             (self.config.sample_at_every, self.sample),
-            (self.config.save_at_every, lambda *_: self.save()),
+            (self.config.save_at_every, lambda *_: self.save(background=True)),
+            (every, lambda *_: self.list_skipped()),
         )
-        quiet, every = self.request.quiet, self.request.log_every
         mean = self.processes.mean
         with Progress(span, self.batch_size, self.log, every, quiet, self.unit, mean) as progress:
             step, stops = span.first, self.stops(interruption)
@@ -200,6 +257,20 @@ class Run:
                         duty(number, step, progress)
                 progress.pause(time.monotonic() - began)
 
+    def list_skipped(self) -> None:
+        """Name in ``skipped.jsonl`` what of the data could not be used; what was learned is kept if it is too much.
+
+        Raises:
+            DataError: more than ``max_skipped_share`` of the data.
+        """
+        from ..data import DataError
+
+        try:
+            self.skipped.update()
+        except DataError:
+            self.save()
+            raise
+
     def validate(self, number: int, _: int, progress: Progress) -> None:
         """Mean loss over a part of the data that is not trained on; its noise is the same each time."""
         count = min(VALIDATION_BATCHES, len(self.trainer.valid_dl))
@@ -213,7 +284,7 @@ class Run:
         """A sheet of what the U-Net makes now, always from the same captions and seeds."""
         from ..training.sampling import last_trained
 
-        if not is_main_process():
+        if not (is_main_process() or self.processes.sharded):
             return
         imagen = self.trainer.imagen
         if last_trained(list(imagen.unets), self.taken()) < number:
@@ -229,6 +300,8 @@ class Run:
             stop_at_unet_number=number,
             use_tqdm=False,
         )
+        if not is_main_process():
+            return
         name = f"sample-{step // self.config.sample_at_every}" + (f"-unet{number}" if number > 1 else "")
         sheet, suffix = self.outputs.grid(items, self.captions or [""] * len(items)), self.outputs.suffix
         path = write_new(self.outputs.encode(sheet, suffix, number - 1), self.folder / f"{name}{suffix}")
@@ -268,17 +341,25 @@ def run(request: Request) -> int:
     """
     if not is_main_process():
         request = replace(request, quiet=True)
-    training = Run(request, settle(request))
-    with _smaller_batches_suggested(training.config), Interruption() as interruption:
+    with (
+        Run(request, settle(request)) as training,
+        _smaller_batches_suggested(training.config),
+        Interruption() as interruption,
+    ):
         training.prepare()
         for number in training.numbers:
             if not interruption:
                 training.train(number, interruption)
         training.save()
         training.draw_curve()
-        training.processes.agree(None)  # a launcher ends all processes when the first has gone: none goes before the save
+        training.skipped.update()
+        # a launcher ends all processes when the first has gone: none goes before the checkpoint is written
+        training.processes.agree(None)
     if not is_main_process():
         return interruption.exit_code()
+    left_out = training.skipped.line()
+    if left_out:
+        training.say(left_out)
     if interruption:
         training.say(f"interrupted and saved; {training.how_to_go_on()}")
     else:

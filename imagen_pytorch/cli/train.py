@@ -65,8 +65,9 @@ class UnetChoice(click.ParamType):
 @click.option(
     "--data",
     metavar="NAME",
-    help="emoji64, moving-digits, a folder of pictures or clips, or a hub data set, in place of dataset_name. Also "
-    "--dataset. Without a configuration, moving-digits trains the ready-made model of videos.",
+    help="emoji64, moving-digits, a folder of pictures or clips (a path or a URL such as gs://bucket/pictures), or a "
+    "hub data set, in place of dataset_name. Also --dataset. Without a configuration, moving-digits trains the "
+    "ready-made model of videos.",
 )
 @click.option(
     "--batch-size", type=COUNT, metavar="N", help="Pictures or clips per step, in place of the configuration's."
@@ -86,6 +87,11 @@ class UnetChoice(click.ParamType):
     "--seed", type=PERIOD, metavar="N", help="Start of all random numbers; the same one gives the same training."
 )
 @click.option("--precision", type=click.Choice(["no", "fp16", "bf16"]), help="Mixed precision. Also --dtype.")
+@click.option(
+    "--strategy",
+    type=click.Choice(["auto", "ddp", "fsdp2"]),
+    help="How several processes share the work: copies of the model (ddp), or its shards (fsdp2).",
+)
 @click.option("--checkpoint", metavar="PATH", help="Where the model is kept, in place of checkpoint_path.")
 @click.option(
     "-o",

@@ -7,6 +7,7 @@ from .folder import Dataset
 from .huggingface import TableDataset, hub_dataset
 from .loaders import Collator, collate_mixed, get_images_dataloader
 from .moving_digits import MovingDigits, centre_track, moving_digits
+from .skipping import SkippedReport, check_share
 
 __all__ = [
     "SOURCES",
@@ -17,9 +18,11 @@ __all__ = [
     "MovingDigits",
     "PictureDataset",
     "Skipped",
+    "SkippedReport",
     "TableDataset",
     "VideoDataset",
     "centre_track",
+    "check_share",
     "collate_mixed",
     "cycle",
     "emoji64",

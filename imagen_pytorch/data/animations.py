@@ -9,6 +9,8 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+from .decoding import check_file, opened
+
 #: Milliseconds of a frame whose duration is given as 0; what browsers do.
 UNTIMED = 100
 
@@ -23,13 +25,20 @@ class _Truncated(OSError):
         super().__init__("truncated")
 
 
-def durations(path: Path) -> list[float]:
+def durations(source: Path | bytes) -> list[float]:
     """Milliseconds that each frame is shown; a still picture has one frame.
+
+    Args:
+        source: the path, or the bytes of a file.
 
     Raises:
         OSError: no picture, or a truncated one.
     """
-    content = path.read_bytes()
+    if isinstance(source, Path):
+        check_file(source)
+    content = source if isinstance(source, bytes) else source.read_bytes()
+    if not content:
+        raise OSError("empty file")
     try:
         if content[:4] == b"GIF8":
             found = list(_gif(content))
@@ -38,7 +47,7 @@ def durations(path: Path) -> list[float]:
         elif content[:4] == b"RIFF" and content[8:12] == b"WEBP":
             found = list(_webp(content))
         else:
-            found = list(_decoded(path))
+            found = list(_decoded(source))
     except (IndexError, struct.error):
         raise _Truncated from None
     if not found:
@@ -105,20 +114,10 @@ def _webp(content: bytes) -> Iterator[float]:
         yield 0
 
 
-def _decoded(path: Path) -> Iterator[float]:
+def _decoded(source: Path | bytes) -> Iterator[float]:
     """Of any other format."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as picture:
-            for number in range(getattr(picture, "n_frames", 1)):
-                picture.seek(number)
-                picture.load()
-                yield picture.info.get("duration", 0)
-    except UnidentifiedImageError:
-        raise OSError("no picture") from None
-    except OSError:
-        raise
-    # what damage raises depends on the format
-    except Exception as error:
-        raise OSError(f"{type(error).__name__}: {error}") from error
+    with opened(source) as picture:
+        for number in range(getattr(picture, "n_frames", 1)):
+            picture.seek(number)
+            picture.load()
+            yield picture.info.get("duration", 0)

@@ -10,15 +10,17 @@ import pkgutil
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from ..images import MODES, Size, as_size, from_pil, resize
+from ..images import MODES, Size, as_size, resize
 from ..registry import Registry, suggestion
+from .decoding import pixels, reason_of
+from .skipping import SHOWN, DataError, SharedTexts, Skipped, shown
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,24 +30,11 @@ Batch = TypeVar("Batch")
 #: Data sets with a name of their own. Any other name is a folder, or a data set of the hub.
 SOURCES: Registry[Callable[..., TorchDataset]] = Registry("data set")
 
-#: How many left-out pictures a warning names.
-SHOWN = 3
+#: Places for different reasons of damage, and what counts for those that find none.
+REASONS, OTHER = 254, 255
 
-
-class DataError(ValueError):
-    """Data that cannot be used; the message says what is wrong with them."""
-
-
-class Skipped(NamedTuple):
-    """A picture or clip that was left out.
-
-    Attributes:
-        name: its path, or its row.
-        reason: in a few words.
-    """
-
-    name: str
-    reason: str
+#: Bytes of a reason that a worker process tells, at most.
+REASON_LENGTH = 160
 
 
 def check_known(what: str, name: object, known: Iterable[object]) -> None:
@@ -104,44 +93,6 @@ def fit(image: Float[Tensor, "c h w"], size: Size) -> Float[Tensor, "c h2 w2"]:
     return image[:, top : top + size[0], left : left + size[1]].contiguous()
 
 
-def decode(source: Any, size: Size) -> Image.Image:
-    """A picture, read completely and turned upright; of an animation the first frame.
-
-    Args:
-        source: a path, an open binary file, or a Pillow image that is perhaps not read yet.
-        size: (height, width) that is needed; a JPEG much larger than that is read at a fraction of its size.
-
-    Raises:
-        OSError: it cannot be read, for whatever reason.
-    """
-    from PIL import Image
-
-    try:
-        if isinstance(source, Image.Image):
-            source.load()
-            return _upright(source)
-        with Image.open(source) as picture:
-            needed = 2 * max(size) / min(picture.size)
-            picture.draft(picture.mode, tuple(round(side * needed) for side in picture.size))
-            picture.load()
-            return _upright(picture)
-    except OSError:
-        raise
-    # what Pillow raises on damaged files depends on the format and on where the damage is
-    except Exception as error:
-        raise OSError(f"{type(error).__name__}: {error}") from error
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    from PIL import ImageOps
-
-    try:
-        return ImageOps.exif_transpose(picture)
-    # a damaged note about the camera says nothing about the pixels; what it raises depends on the format
-    except Exception:
-        return picture
-
-
 class PictureDataset(TorchDataset):
     """Pictures of one size and one number of channels, in a fixed order, each alone or with a caption.
 
@@ -166,10 +117,11 @@ class PictureDataset(TorchDataset):
         check_known("number of channels", channels, MODES)
         self.size, self.channels, self.random_flip = as_size(image_size), channels, random_flip
         self.count = count
-        # shared with worker processes, so that what they find is known here
-        self._bad = torch.zeros(count, dtype=torch.bool).share_memory_()
+        # shared with worker processes, so that what they find is known here: 0 is fine, else a reason's place plus one
+        self._bad = torch.zeros(count, dtype=torch.uint8).share_memory_()
+        self._reasons = SharedTexts(REASONS, REASON_LENGTH)
         self._left_out: list[Skipped] = []
-        self._reasons: dict[int, str] = {}
+        self._warned = 0
 
     def __len__(self) -> int:
         return self.count
@@ -190,25 +142,39 @@ class PictureDataset(TorchDataset):
     def skipped(self) -> list[Skipped]:
         """What was left out so far, and why."""
         found = torch.nonzero(self._bad).flatten().tolist()
-        return [
-            *self._left_out,
-            *(Skipped(self.name(index), self._reasons.get(index, "cannot be read")) for index in found),
-        ]
+        return [*self._left_out, *(Skipped(self.name(index), self._reason(index)) for index in found)]
+
+    @property
+    def found(self) -> int:
+        """How many there are, those included that are left out."""
+        return self.count + len(self._left_out)
+
+    def _reason(self, index: int) -> str:
+        code = int(self._bad[index])
+        return "cannot be read" if code == OTHER else self._reasons[code - 1]
+
+    def _mark(self, index: int, reason: str) -> None:
+        """Leave a picture out from now on; only the first few are warned of."""
+        place = self._reasons.add(reason)
+        self._bad[index] = OTHER if place is None else place + 1
+        self._warned += 1
+        if self._warned <= SHOWN:
+            more = "; further ones are only listed, in skipped" if self._warned == SHOWN else ""
+            warnings.warn(f"{self.name(index)} cannot be read and is left out: {reason}{more}", stacklevel=3)
 
     def leave_out(self, skipped: list[Skipped], of: str) -> None:
         """List pictures as left out, with one warning that names a few."""
         self._left_out += skipped
         if skipped:
-            shown = ", ".join(f"{item.name} ({item.reason})" for item in skipped[:SHOWN])
-            more = f" and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
-            warnings.warn(f"{len(skipped)} of the {self.kind}s in {of} are left out: {shown}{more}", stacklevel=3)
+            text = f"{len(skipped)} of the {self.kind}s in {of} are left out: {shown(skipped)}"
+            warnings.warn(text, stacklevel=4)
 
     def prepare(self, picture: Image.Image) -> Float[Tensor, "c h w"]:
         """A picture as a tensor of the right size and mode, perhaps mirrored."""
         return self._mirrored(self._fitted(picture))
 
     def _fitted(self, picture: Image.Image) -> Float[Tensor, "c h w"]:
-        return fit(from_pil(picture, self.channels), self.size)
+        return fit(pixels(picture, self.channels), self.size)
 
     def _mirrored(self, image: Tensor) -> Tensor:
         return image.flip(-1) if self.random_flip and torch.rand(()) < 0.5 else image
@@ -221,6 +187,7 @@ class PictureDataset(TorchDataset):
     def __getitem__(self, index: int) -> Tensor | tuple[Tensor, str] | dict[str, Any]:
         if not -self.count <= index < self.count:
             raise IndexError(f"there are {self.count} {self.kind}s, got index {index}")
+        dice = torch.get_rng_state()
         for step in range(self.count):
             position = (index + step) % self.count
             if self._bad[position]:
@@ -228,8 +195,8 @@ class PictureDataset(TorchDataset):
             try:
                 return self._load(position)
             except OSError as error:
-                self._bad[position], self._reasons[position] = True, str(error)
-                warnings.warn(f"{self.name(position)} cannot be read and is left out: {error}", stacklevel=2)
+                torch.set_rng_state(dice)  # what is drawn does not depend on when damage was found
+                self._mark(position, reason_of(error))
         raise DataError(f"none of the {self.count} {self.kind}s can be read; the first is {self.name(0)}")
 
 
@@ -278,8 +245,8 @@ def open_source(
     """The data set that a configuration names.
 
     Args:
-        name: "emoji64", "moving-digits", a folder, or a data set of the hub. A folder is one of clips if there are
-            ``num_frames``, and of pictures otherwise.
+        name: "emoji64", "moving-digits", a folder (a path or a URL such as ``gs://bucket/pictures``), or a data set of
+            the hub. A folder is one of clips if there are ``num_frames``, and of pictures otherwise.
         image_label, text_label, url_label: columns of a data set of the hub. A folder has at most a column of captions
             (``text_label``, in its metadata file); embedded data have none and ignore them.
         arguments: of the data source (`Emoji64`, `MovingDigits`, `Dataset`, `VideoDataset` or `hub_dataset`).
@@ -288,7 +255,8 @@ def open_source(
         DataError: nothing readable in it.
         FileNotFoundError: nothing of that name.
         TypeError: an argument that the source does not take.
-        ImportError: the name looks like a data set of the hub, and the datasets library is not installed.
+        ImportError: the name looks like a data set of the hub, and the datasets library is not installed; or the file
+            system of a URL needs a package that is not.
     """
     _discover()
     from .clips import VideoDataset
@@ -298,7 +266,7 @@ def open_source(
     labels = {"image_label": image_label, "text_label": text_label, "url_label": url_label}
     if name in SOURCES:
         source, labels = SOURCES[name], {}
-    elif os.path.isdir(os.path.expanduser(name)):
+    elif "://" in name or os.path.isdir(os.path.expanduser(name)):
         of = Dataset if arguments.get("num_frames") is None else VideoDataset
         source, labels = functools.partial(of, os.path.expanduser(name)), {"text_label": text_label}
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 
 from ..images import Size
 from .base import Skipped, one_of
-from .folder import FolderDataset, listed
+from .decoding import opened, printable, reason_of
+from .folder import FolderDataset, channels_or_mode
 from .frames import (
     ANIMATIONS,
     FILMS,
@@ -22,10 +23,12 @@ from .frames import (
     Clip,
     Film,
     Series,
+    check_av,
     check_positive,
     number_of,
     strides_of,
 )
+from .places import place_of
 
 #: Endings of clips and of the frames in a subfolder, in any case of letters.
 CLIP_EXTENSIONS = tuple(dict.fromkeys((*ANIMATIONS, *FILMS, *STILLS)))
@@ -45,7 +48,7 @@ class VideoDataset(FolderDataset):
     out of the middle in the same way. Whatever is drawn is drawn with torch's own generator.
 
     Args:
-        folder: where the clips are.
+        folder: where the clips are: a path, or a URL as in `Dataset`.
         image_size: side in pixels, or (height, width).
         num_frames: of an item.
         fps: frames per second to which clips are resampled, by taking the frame nearest in time; numbered pictures have
@@ -60,6 +63,7 @@ class VideoDataset(FolderDataset):
         captions: false ignores all captions.
         random_start: draw which stretch of a longer clip is taken; otherwise the first.
         exts: endings of clips and of numbered pictures.
+        fs, fs_kwargs: as in `Dataset`.
 
     Attributes:
         paths: of the clips.
@@ -89,6 +93,8 @@ class VideoDataset(FolderDataset):
         captions: bool = True,
         random_start: bool = True,
         exts: str | Sequence[str] = CLIP_EXTENSIONS,
+        fs: Any = None,
+        fs_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         check_positive("num_frames", num_frames, int)
         if fps is not None:
@@ -98,15 +104,13 @@ class VideoDataset(FolderDataset):
         self._clips: dict[Path, Clip] = {}
         self._series: dict[Path, list[str]] = {}
         super().__init__(
-            folder,
+            place_of(folder, fs, fs_kwargs),
             image_size,
             exts,
-            convert_image_to_type,
-            channels=channels,
+            channels_or_mode(channels, convert_image_to_type),
             random_flip=random_flip,
-            text_label=text_label,
+            text_label=text_label if captions else None,
             caption_extension=caption_extension,
-            captions=captions,
         )
 
     def _span(self, stride: int) -> int:
@@ -114,7 +118,7 @@ class VideoDataset(FolderDataset):
         return (self.num_frames - 1) * stride + 1
 
     def _find(self, endings: Sequence[str]) -> list[Path]:
-        files = listed(self.folder, endings)
+        files = self.place.listed(endings)
         numbered: defaultdict[Path, list[Path]] = defaultdict(list)
         for path in files:
             if _has_ending(path, STILLS) and path.parent != Path() and number_of(path.name) is not None:
@@ -122,49 +126,73 @@ class VideoDataset(FolderDataset):
         found = set(files)
         for parent, paths in numbered.items():
             # a few show what kind it is: opening every frame of every folder would take long
-            if len(paths) > 1 and not any(_is_animated(self.folder / paths[i]) for i in (0, len(paths) // 2, -1)):
+            if len(paths) > 1 and not any(self._is_animated(paths[i]) for i in (0, len(paths) // 2, -1)):
                 self._series[parent] = [path.name for path in paths]
                 found -= set(paths)
         clips = [path for path in found if _has_ending(path, (*ANIMATIONS, *FILMS))]
         return sorted((*clips, *self._series), key=Path.as_posix)
 
-    def _open(self, path: Path) -> Clip:
-        if path in self._series:
-            return Series.open(self.folder / path, self._series[path], self.fps)
-        if (self.folder / path).is_dir():
-            raise OSError("no numbered pictures in it")
-        return (Film if _has_ending(path, FILMS) else Animation).open(self.folder / path)
-
-    def _damage(self, path: Path) -> str | None:
+    def _is_animated(self, path: Path) -> bool:
+        """Whether a numbered picture is a clip of its own; elsewhere nothing is fetched to find out."""
+        if not self.place.near or not _has_ending(path, ANIMATIONS):
+            return False
         try:
-            clip = self._open(path)
-        except OSError as error:
-            return str(error) or type(error).__name__
+            with opened(self.place.source(path)) as picture:
+                return getattr(picture, "n_frames", 1) > 1
+        except OSError:  # it is found again when the frame is read
+            return False
+
+    def _open(self, path: Path) -> Clip:
+        """A clip that is long enough.
+
+        Raises:
+            OSError: it is not, or it is damaged.
+        """
+        if path in self._series:
+            clip: Clip = Series.open(self.place, path, self._series[path], self.fps)
+        elif self.place.near and (self.folder / path).is_dir():  # type: ignore[operator]
+            raise OSError("no numbered pictures in it")
+        else:
+            clip = (Film if _has_ending(path, FILMS) else Animation).open(self.place.source(path))
         numbers, rate = clip.at(self.fps)
         count, needed = len(numbers), self._span(min(self.strides))
         if count < needed:
             every = f" at {rate:g} per second" if self.fps is not None else ""
-            return f"{count} frame{'s' if count > 1 else ''}{every}, {needed} are needed"
-        self._clips[path] = clip
+            raise OSError(f"{count} frame{'s' if count > 1 else ''}{every}, {needed} are needed")
+        return clip
+
+    def _damage(self, path: Path) -> str | None:
+        try:
+            if _has_ending(path, FILMS):
+                check_av()
+            if not self.place.near and path not in self._series:
+                return self.place.damage(path)  # everything else is found when it is fetched
+            self._clips[path] = self._open(path)
+        except OSError as error:
+            return reason_of(error)
         return None
 
     def _caption_place(self, path: Path) -> Path:
         # the name of a folder has no ending, even if there is a dot in it
-        return path.with_name(f"{path.name}.frames") if path.is_dir() else path
+        return path.with_name(f"{path.name}.frames") if path in self._series else path
 
     def _hint(self) -> str:
-        pictures = listed(self.folder, STILLS)
+        pictures = self.place.listed(STILLS)
         if not pictures:
             return ""
-        return f". It holds pictures ({pictures[0].as_posix()}); numbered frames belong into a subfolder of their own"
+        return f". It holds pictures ({printable(pictures[0])}); numbered frames belong into a subfolder of their own"
 
     def _foremost(self, skipped: list[Skipped]) -> Skipped:
         return next((item for item in skipped if item.reason == NEEDS_AV), skipped[0])
 
     def read(self, index: int) -> tuple[Clip, tuple[str, ...]]:
-        """A clip whose frames can be read, and its captions."""
+        """A clip whose frames can be read, and its captions.
+
+        Raises:
+            OSError: it cannot be fetched, or not used.
+        """
         path = self._relative[index]
-        return self._clips[path], self._captions.get(path, ())
+        return self._clips.get(path) or self._open(path), self._captions.get(path, ())
 
     def _load(self, index: int) -> dict[str, Any]:
         clip, captions = self.read(index)
@@ -197,16 +225,3 @@ def _pixels(size: Size) -> str:
 
 def _has_ending(path: Path, endings: Sequence[str]) -> bool:
     return path.suffix.lower().lstrip(".") in endings
-
-
-def _is_animated(path: Path) -> bool:
-    from PIL import Image
-
-    if not _has_ending(path, ANIMATIONS):
-        return False
-    try:
-        with Image.open(path) as picture:
-            return getattr(picture, "n_frames", 1) > 1
-    # damaged headers raise whatever the format's reader stumbles over; it is found again when the frame is read
-    except Exception:
-        return False

@@ -3,110 +3,92 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..images import Size
-from .base import DataError, PictureDataset, Skipped, channels_of, decode, words_of
-from .captions import find_table, read_beside, read_table
+from .base import DataError, PictureDataset, Skipped, channels_of, words_of
+from .captions import Captions, find_table, read_beside, read_table
+from .decoding import decode, opened, printable, reason_of
 from .frames import FILMS
+from .places import Place, place_of
 
 if TYPE_CHECKING:
     from PIL import Image
 
 #: Endings of the pictures that are looked for, in any case of letters.
-EXTENSIONS = ("jpg", "jpeg", "png", "tiff", "tif", "webp", "bmp", "gif", "avif")
+EXTENSIONS = ("jpg", "jpeg", "jpe", "jfif", "png", "tiff", "tif", "webp", "bmp", "gif", "avif")
 
 
-def listed(folder: Path, extensions: Sequence[str]) -> list[Path]:
-    """Paths relative to the folder, hidden ones left out, in an order that is the same on every system."""
-    endings = {f".{ending.lower().lstrip('.')}" for ending in extensions}
-    found = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in endings)
-    shown = (path for path in found if not any(part.startswith(".") for part in path.parts))
-    return sorted((path for path in shown if (folder / path).is_file()), key=Path.as_posix)
+def channels_or_mode(count: int | None, mode: str | None) -> int:
+    """The number of channels that one of two options asks for.
 
-
-def _damage(path: Path) -> str | None:
-    """Why a picture's header cannot be read; None if it can."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path):
-            return None
-    except UnidentifiedImageError:
-        return "no picture"
-    except FileNotFoundError:
-        return "missing"
-    # damaged headers raise whatever the format's reader stumbles over
-    except Exception as error:
-        return str(error) or type(error).__name__
-
-
-def _channels(count: int | None, mode: str | None) -> int:
+    Raises:
+        ValueError: they contradict each other, or pictures cannot have it.
+    """
     if count is not None and mode is not None and count != channels_of(mode):
         raise ValueError(f"channels={count} and convert_image_to_type={mode!r} contradict each other; give one of them")
     return channels_of(mode) if count is None else count
 
 
 class FolderDataset(PictureDataset):
-    """What is in a folder and its subfolders, sorted by path, with captions or without; as `Dataset` describes it."""
+    """What is in a folder and its subfolders, sorted by path, with captions or without; as `Dataset` describes it.
+
+    Args:
+        place: the folder.
+        image_size: side in pixels, or (height, width).
+        exts: endings.
+        channels: of the items.
+        random_flip: mirror every other one; default: only without captions.
+        text_label: the table's column of captions; None ignores all captions.
+        caption_extension: of text files beside the pictures.
+    """
 
     def __init__(
         self,
-        folder: str | Path,
+        place: Place,
         image_size: int | Size,
-        exts: str | Sequence[str] = EXTENSIONS,
-        convert_image_to_type: str | None = None,
+        exts: str | Sequence[str],
+        channels: int,
         *,
-        channels: int | None = None,
-        random_flip: bool | None = None,
-        text_label: str = "text",
-        caption_extension: str = ".txt",
-        captions: bool = True,
+        random_flip: bool | None,
+        text_label: str | None,
+        caption_extension: str,
     ) -> None:
-        self.folder = Path(folder).expanduser()
-        if not self.folder.is_dir():
-            raise DataError(f"there is no folder {folder}")
+        self.place = place
         endings = words_of(exts)
         found = self._find(endings)
         if not found:
             looked = f"looked for {', '.join(endings)} in it and its subfolders"
-            raise DataError(f"{folder} holds no {self.kind}s; {looked}{self._hint()}")
-        self._captions: dict[Path, tuple[str, ...]] = {}
-        unreadable = self._find_captions(found, text_label, caption_extension) if captions else {}
-        reasons = self._find_damage({*found, *self._captions}, unreadable)
-        skipped = [Skipped(path.as_posix(), reason) for path, reason in reasons.items() if reason]
+            raise DataError(f"{place} holds no {self.kind}s; {looked}{self._hint()}")
+        captions = Captions({}, {})
+        if text_label is not None:
+            captions = self._find_captions(found, text_label, caption_extension)
+        self._captions = captions.texts
+        reasons = self._find_damage({*found, *captions.texts}, captions)
+        reasons = {**{path: f"folder: {reason}" for path, reason in place.unreadable.items()}, **reasons}
+        skipped = [Skipped(printable(path.as_posix()), reason) for path, reason in reasons.items() if reason]
         self._relative = [path for path, reason in reasons.items() if not reason]
         if not self._relative:
             first = self._foremost(skipped)
-            raise DataError(f"{folder} holds no usable {self.kind}; the first is {first.name}: {first.reason}")
+            raise DataError(f"{place} holds no usable {self.kind}; the first is {first.name}: {first.reason}")
         flip = not self._captions if random_flip is None else random_flip
-        super().__init__(len(self._relative), image_size, _channels(channels, convert_image_to_type), flip)
-        self.leave_out(skipped, str(folder))
+        super().__init__(len(self._relative), image_size, channels, flip)
+        self.leave_out(skipped, str(place))
 
-    def _find_captions(self, pictures: list[Path], column: str, extension: str) -> dict[Path, str]:
-        """Fill in the captions; those that cannot be read are returned with the reason."""
-        table = find_table(self.folder, pictures)
+    def _find_captions(self, pictures: list[Path], column: str, extension: str) -> Captions:
+        table = find_table(self.place, pictures)
         if table is not None:
-            self._captions = {Path(name): texts for name, texts in read_table(table, column).items()}
-            return {}
-        unreadable = {}
-        for path in pictures:
-            try:
-                texts = read_beside(self._caption_place(self.folder / path), extension)
-            except OSError as error:
-                unreadable[path] = f"caption: {error.strerror or error}"
-            else:
-                self._captions |= {} if texts is None else {path: texts}
-        return unreadable
+            return read_table(self.place, table, column)
+        return read_beside(self.place, {path: self._caption_place(path) for path in pictures}, extension)
 
-    def _find_damage(self, every: set[Path], unreadable: dict[Path, str]) -> dict[Path, str | None]:
+    def _find_damage(self, every: set[Path], captions: Captions) -> dict[Path, str | None]:
         """Why a picture cannot be used, None if it can; sorted by path."""
-        captioned = bool(self._captions or unreadable)
+        captioned = bool(captions.texts or captions.damaged)
         reasons = {}
         for path in sorted(every, key=Path.as_posix):
-            silent = unreadable.get(path, "no caption") if captioned and not self._captions.get(path) else None
+            silent = captions.damaged.get(path, "no caption") if captioned and not captions.texts.get(path) else None
             reasons[path] = self._damage(path) or silent
         return reasons
 
@@ -131,9 +113,14 @@ class FolderDataset(PictureDataset):
         return skipped[0]
 
     @property
-    def paths(self) -> list[Path]:
-        """The files."""
-        return [self.folder / path for path in self._relative]
+    def folder(self) -> Path | str:
+        """Its path, or its URL."""
+        return self.place.at(Path())
+
+    @property
+    def paths(self) -> list[Path] | list[str]:
+        """The files, or their URLs."""
+        return [self.place.at(path) for path in self._relative]  # type: ignore[return-value]
 
     @property
     def captions(self) -> list[str]:
@@ -142,7 +129,7 @@ class FolderDataset(PictureDataset):
 
     def name(self, index: int) -> str:
         """Its path in the folder."""
-        return self._relative[index].as_posix()
+        return printable(self._relative[index].as_posix())
 
 
 class Dataset(FolderDataset):
@@ -155,7 +142,9 @@ class Dataset(FolderDataset):
     turned upright, converted to one mode, resized to cover the size, and cut out of the middle.
 
     Args:
-        folder: where the pictures are.
+        folder: where the pictures are: a path, or the URL of a folder that fsspec can open, such as
+            ``gs://bucket/pictures``. Over a network only names and sizes are looked at on opening; pictures are fetched
+            when they are read, and damage is found then.
         image_size: side in pixels, or (height, width).
         exts: endings of pictures, in any case of letters, with or without a dot.
         convert_image_to_type: "L", "LA", "RGB" or "RGBA"; the same as ``channels`` 1 to 4.
@@ -165,29 +154,57 @@ class Dataset(FolderDataset):
         text_label: the table's column of captions.
         caption_extension: of the text files beside the pictures.
         captions: false ignores all captions.
+        fs: a ready file system that the folder is one of; worker processes make one like it.
+        fs_kwargs: arguments for making the file system that the URL names.
 
     Attributes:
-        paths: of the pictures.
+        paths: of the pictures, or their URLs.
         captions: the first caption of each picture; empty without captions.
         skipped: what was left out, with reasons.
 
     Raises:
         DataError: no such folder, no readable picture in it, a table that cannot be read.
+        ImportError: the folder's file system needs a package that is not installed.
         ValueError: an impossible size, mode or number of channels, or a mode and a number that differ.
     """
 
+    def __init__(
+        self,
+        folder: str | Path,
+        image_size: int | Size,
+        exts: str | Sequence[str] = EXTENSIONS,
+        convert_image_to_type: str | None = None,
+        *,
+        channels: int | None = None,
+        random_flip: bool | None = None,
+        text_label: str = "text",
+        caption_extension: str = ".txt",
+        captions: bool = True,
+        fs: Any = None,
+        fs_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        place, channels = place_of(folder, fs, fs_kwargs), channels_or_mode(channels, convert_image_to_type)
+        options = {"random_flip": random_flip, "caption_extension": caption_extension}
+        super().__init__(place, image_size, exts, channels, text_label=text_label if captions else None, **options)
+
     def _find(self, endings: Sequence[str]) -> list[Path]:
-        return listed(self.folder, endings)
+        return self.place.listed(endings)
 
     def _damage(self, path: Path) -> str | None:
-        return _damage(self.folder / path)
+        if not self.place.near:
+            return self.place.damage(path)
+        try:
+            with opened(self.place.source(path)):
+                return None
+        except OSError as error:
+            return reason_of(error)
 
     def _hint(self) -> str:
-        clips = listed(self.folder, (*FILMS, "apng"))
+        clips = self.place.listed((*FILMS, "apng"))
         if not clips:
             return ""
         return (
-            f". It holds clips ({clips[0].as_posix()}): num_frames makes it a video data set (VideoDataset in Python)"
+            f". It holds clips ({printable(clips[0])}): num_frames makes it a video data set (VideoDataset in Python)"
         )
 
     def read(self, index: int) -> tuple[Image.Image, tuple[str, ...]]:
@@ -197,4 +214,4 @@ class Dataset(FolderDataset):
             OSError: it cannot be read.
         """
         path = self._relative[index]
-        return decode(self.folder / path, self.size), self._captions.get(path, ())
+        return decode(self.place.source(path), self.size), self._captions.get(path, ())

@@ -5,9 +5,11 @@ Opening a clip reads when each frame is shown, but decodes none where the format
 
 from __future__ import annotations
 
+import io
 import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,8 @@ import numpy as np
 
 from ..images import Size
 from .animations import durations
-from .base import decode
+from .decoding import as_damage, check_file, check_pixels, decode, opened, reason_of
+from .places import Place
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -67,13 +70,13 @@ class Clip:
     """A clip whose frames can be read.
 
     Args:
-        path: of the file or folder.
+        source: the path of the file or folder, or the bytes of a file that was fetched.
         starts: when each frame is shown first, in seconds, ascending from 0.
         length: seconds from the start of the first frame to the end of the last.
         rate: its usual frames per second.
     """
 
-    path: Path
+    source: Path | bytes
     starts: np.ndarray
     length: float
     rate: float
@@ -109,35 +112,53 @@ class Animation(Clip):
     """An animated picture, read with Pillow."""
 
     @classmethod
-    def open(cls, path: Path) -> Animation:
+    def open(cls, source: Path | bytes) -> Animation:
         """An animation with its true durations.
 
         Raises:
             OSError: it is damaged, or no animation.
         """
-        try:
-            seconds = np.array(durations(path), np.float64) / 1000
-        except FileNotFoundError:
-            raise OSError("missing") from None
+        with as_damage():
+            seconds = np.array(durations(source), np.float64) / 1000
         starts = np.concatenate([[0.0], np.cumsum(seconds)])
-        return cls(path, starts[:-1], float(starts[-1]), float(1 / np.median(seconds)))
+        return cls(source, starts[:-1], float(starts[-1]), float(1 / np.median(seconds)))
 
     def frames(self, numbers: Sequence[int], size: Size) -> Iterator[Image.Image]:
         """Some frames."""
-        from PIL import Image
+        with opened(self.source) as picture:
+            first = int(bool(picture.info.get("default_image")))  # shown instead of the animation, no frame of it
+            for number in numbers:
+                picture.seek(first + number)
+                check_pixels(picture.size)  # a frame may be larger than the header says
+                picture.load()
+                yield picture
 
-        try:
-            with Image.open(self.path) as picture:
-                first = int(bool(picture.info.get("default_image")))  # shown instead of the animation, no frame of it
-                for number in numbers:
-                    picture.seek(first + number)
-                    picture.load()
-                    yield picture
-        except OSError:
-            raise
-        # what damage raises depends on the format
-        except Exception as error:
-            raise OSError(f"{type(error).__name__}: {error}") from error
+
+def check_av() -> None:
+    """See that video files can be read.
+
+    Raises:
+        OSError: PyAV is not installed.
+    """
+    try:
+        import av  # noqa: F401
+    except ImportError:
+        raise OSError(NEEDS_AV) from None
+
+
+@contextmanager
+def _container(source: Path | bytes) -> Iterator[Any]:
+    """A video file that is open; what goes wrong inside is an ``OSError``."""
+    check_av()
+    import av
+
+    try:
+        if isinstance(source, Path):
+            check_file(source)
+        with as_damage(), av.open(str(source) if isinstance(source, Path) else io.BytesIO(source)) as container:
+            yield container
+    except av.FFmpegError as error:
+        raise OSError(error.strerror or str(error)) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,29 +172,21 @@ class Film(Clip):
     stamps: np.ndarray
 
     @classmethod
-    def open(cls, path: Path) -> Film:
+    def open(cls, source: Path | bytes) -> Film:
         """A video with its true timestamps; only packets are read, none is decoded.
 
         Raises:
             OSError: PyAV is missing, or the file is damaged or holds no video.
         """
-        try:
-            import av
-        except ImportError:
-            raise OSError(NEEDS_AV) from None
-        try:
-            with av.open(str(path)) as container:
-                return cls._scan(path, container)
-        except FileNotFoundError:
-            raise OSError("missing") from None
-        except av.FFmpegError as error:
-            raise OSError(error.strerror or str(error)) from error
+        with _container(source) as container:
+            return cls._scan(source, container)
 
     @classmethod
-    def _scan(cls, path: Path, container: Any) -> Film:
+    def _scan(cls, source: Path | bytes, container: Any) -> Film:
         if not container.streams.video:
             raise OSError("no video in it")
         stream = container.streams.video[0]
+        check_pixels((stream.width, stream.height))
         stamps, end = [], 0.0
         for packet in container.demux():
             if not packet.size:
@@ -192,29 +205,24 @@ class Film(Clip):
             raise OSError("no frame in it")
         rate = float(stream.average_rate or stream.guessed_rate or USUAL_RATE)
         if container.format.name in COUNTED or None in stamps:
-            return cls(path, np.arange(len(stamps)) / rate, len(stamps) / rate, rate, np.empty(0, np.int64))
+            return cls(source, np.arange(len(stamps)) / rate, len(stamps) / rate, rate, np.empty(0, np.int64))
         ordered = np.unique(np.array(stamps, np.int64))
         starts = (ordered - ordered[0]) * float(stream.time_base)
-        return cls(path, starts, float(starts[-1]) + 1 / rate, rate, ordered)
+        return cls(source, starts, float(starts[-1]) + 1 / rate, rate, ordered)
 
     def frames(self, numbers: Sequence[int], size: Size) -> Iterator[Image.Image]:
         """Some frames, turned upright."""
-        import av
-
         wanted = [int(self.stamps[number]) for number in numbers] if len(self.stamps) else list(map(int, numbers))
-        try:
-            for frame in self._decoded(av, wanted):
-                picture = frame.to_image()
-                turn = getattr(frame, "rotation", 0)
-                yield picture.rotate(turn, expand=True) if turn else picture
-        except av.FFmpegError as error:
-            raise OSError(error.strerror or str(error)) from error
+        for frame in self._decoded(wanted):
+            picture = frame.to_image()
+            turn = getattr(frame, "rotation", 0)
+            yield picture.rotate(turn, expand=True) if turn else picture
 
-    def _decoded(self, av: Any, wanted: list[int]) -> Iterator[Any]:
+    def _decoded(self, wanted: list[int]) -> Iterator[Any]:
         """The frames with these stamps, or these numbers if there are no stamps."""
         position = 0
         for seek in (True, False):
-            with av.open(str(self.path)) as container:
+            with _container(self.source) as container:
                 stream = container.streams.video[0]
                 if seek and len(self.stamps):
                     # a second earlier: the index is of decoding times, which run ahead
@@ -238,13 +246,15 @@ class Series(Clip):
     """A folder of numbered pictures.
 
     Args:
-        names: of the files, by number.
+        place: where the folder is.
+        paths: of the files in that place, by number.
     """
 
-    names: tuple[str, ...]
+    place: Place
+    paths: tuple[Path, ...]
 
     @classmethod
-    def open(cls, path: Path, names: Iterable[str], rate: float | None) -> Series:
+    def open(cls, place: Place, folder: Path, names: Iterable[str], rate: float | None) -> Series:
         """A folder as a clip; numbered pictures have no times, so they are taken to be at the given rate.
 
         Raises:
@@ -254,17 +264,17 @@ class Series(Clip):
         for before, after in zip(names, names[1:], strict=False):
             if number_of(before) == number_of(after):
                 raise OSError(f"{before} and {after} have the same number")
-        rate = float(rate or USUAL_RATE)
-        return cls(path, np.arange(len(names)) / rate, len(names) / rate, rate, tuple(names))
+        rate, paths = float(rate or USUAL_RATE), tuple(folder / name for name in names)
+        return cls(folder, np.arange(len(names)) / rate, len(names) / rate, rate, place, paths)
 
     def frames(self, numbers: Sequence[int], size: Size) -> Iterator[Image.Image]:
         """Some frames."""
         for number in numbers:
-            name = self.names[number]
+            path = self.paths[number]
             try:
-                yield decode(self.path / name, size)
+                yield decode(self.place.source(path), size)
             except OSError as error:
-                raise OSError(f"{name}: {error}") from error
+                raise OSError(f"{path.name}: {reason_of(error)}") from error
 
 
 def number_of(name: str) -> int | None:

@@ -14,13 +14,18 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
-from ..images import MODES, Size, as_size, from_pil
-from .base import DataError, Skipped, channels_of, check_known, cycle, fit, one_of
+from ..images import MODES, Size, as_size
+from .base import channels_of, check_known, cycle, fit, one_of
+from .decoding import pixels, printable, reason_of
 from .folder import Dataset
 from .remote import IMAGE_COLUMNS, TEXT_COLUMNS, captions_of, fetch, find_column, picture_of
+from .skipping import DataError, SharedTexts, Skipped
 
 #: Places to count in, one per worker process; more workers than that share them.
 WORKERS = 256
+
+#: Rows that worker processes can tell of, and bytes of the name and the reason of one.
+NOTES, NOTE_LENGTH = 1024, 256
 
 
 class Collator:
@@ -41,7 +46,8 @@ class Collator:
         threads: pictures that are fetched at the same time.
 
     Attributes:
-        skipped: the rows that this process left out, with reasons; a warning names the first.
+        skipped: the rows that were left out, each once, with reasons; a warning names the first. Of those that worker
+            processes left out the first thousand are known here.
         num_skipped: how many rows were left out, those of worker processes included.
 
     Raises:
@@ -65,7 +71,8 @@ class Collator:
         self.name, self.timeout, self.threads = name, timeout, threads
         self.channels = channels if isinstance(channels, int) else channels_of(channels)
         check_known("number of channels", self.channels, MODES)
-        self.skipped: list[Skipped] = []
+        self._left_out: dict[Skipped, None] = {}
+        self._notes = SharedTexts(NOTES, NOTE_LENGTH)
         # shared with worker processes; each counts in a place of its own, so that no count gets lost
         self._counts = torch.zeros(WORKERS, dtype=torch.int64).share_memory_()
 
@@ -74,11 +81,19 @@ class Collator:
         """How many rows were left out so far, in all processes together."""
         return int(self._counts.sum())
 
+    @property
+    def skipped(self) -> list[Skipped]:
+        """The rows that were left out so far, also by worker processes."""
+        told = (Skipped(*note.split("\n", 1)) for note in self._notes if "\n" in note)
+        return list(dict.fromkeys((*self._left_out, *told)))
+
     def _leave_out(self, row: str, reason: str) -> None:
-        if not self.skipped:
+        if not self._left_out:
             warnings.warn(f"{row} is left out: {reason}; further ones are only counted, in num_skipped", stacklevel=2)
-        self.skipped.append(Skipped(row, reason))
         worker = get_worker_info()
+        self._left_out[Skipped(row, reason)] = None
+        if worker is not None:
+            self._notes.add(f"{row}\n{reason}")
         self._counts[0 if worker is None else 1 + worker.id % (WORKERS - 1)] += 1
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor | list[str]] | None:
@@ -100,7 +115,7 @@ class Collator:
         for (value, text), item in zip(cells, items, strict=True):
             if isinstance(item, Exception):
                 names = [cell[:80] for cell in (text, value) if isinstance(cell, str)]
-                self._leave_out(names[0] if names else "a row", str(item))
+                self._leave_out(printable(names[0]) if names else "a row", reason_of(item))
         read = [item for item in items if not isinstance(item, Exception)]
         if not read:
             return None
@@ -120,7 +135,7 @@ class Collator:
         try:
             captions = captions_of(text)
             picture = picture_of(fetch(value, self.timeout) if self.url_label else value, self.size)
-            return fit(from_pil(picture, self.channels), self.size), captions
+            return fit(pixels(picture, self.channels), self.size), captions
         except (OSError, TypeError) as error:
             return error
 

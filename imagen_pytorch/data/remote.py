@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from ..images import Size
-from .base import DataError, decode
+from .captions import is_text
+from .decoding import as_damage, decode
+from .skipping import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -70,11 +71,12 @@ def picture_of(value: Any, size: Size) -> Image.Image:
     if value is None:
         raise OSError("the cell is empty")
     if isinstance(value, bytes):
-        return decode(io.BytesIO(value), size)
+        return decode(value, size)
     if isinstance(value, str | Image.Image):
         return decode(value, size)
     if hasattr(value, "__array_interface__"):
-        return Image.fromarray(value)
+        with as_damage():
+            return decode(Image.fromarray(value), size)
     raise TypeError(
         f"a picture is a Pillow image, bytes, a path, an array or a dict of these, got {type(value).__name__}"
     )
@@ -101,7 +103,7 @@ def captions_of(value: Any) -> tuple[str, ...]:
     texts = [value] if value is None or isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(text is None or isinstance(text, str) for text in texts):
         raise TypeError(f"a caption is a string or a list of strings, got {type(value).__name__}: {value!r}")
-    kept = tuple(text.strip() for text in texts if text and text.strip())
+    kept = tuple(text.strip() for text in texts if text and text.strip() and is_text(text))
     if not kept:
         raise OSError("no caption")
     return kept

@@ -70,7 +70,7 @@ class FeedForward(nn.Module):
         """The update, to be added to ``x``."""
         hidden = F.gelu(self.expand(self.norm(x)))
         if self.shift_share is not None and frames is not None:
-            hidden = moved_on(hidden, frames, self.shift_share)
+            hidden = moved_on(hidden, frames, self.shift_share.reshape(()))  # a vector of one in sharded training
         return self.contract(self.dropout(hidden))
 
 

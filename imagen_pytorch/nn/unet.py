@@ -73,6 +73,8 @@ class Unet(Conditioned):
     geometry: Geometry = IMAGE
     #: channels of the first convolution beside those of pictures
     _marks = 0
+    #: classes of modules that sharded training gathers whole; the name is the one that Accelerate and others look for
+    _no_split_modules = ("ResnetBlock", "TransformerLayer", "TemporalBlock", "PerceiverResampler")
 
     @records_construction
     def __init__(

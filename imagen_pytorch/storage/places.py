@@ -11,6 +11,8 @@ from .errors import CheckpointError, CheckpointNotWritten, reason
 
 #: packages behind the URLs of the large object stores, and the extras that bring them
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
+#: stores without folders: making one would make a bucket, and perhaps that of a misspelt name
+_WITHOUT_FOLDERS = {*_EXTRAS, "abfs", "abfss", "az"}
 
 
 def locate(path: str | Path, fs: Any = None, fs_kwargs: Mapping[str, Any] | None = None) -> tuple[Any, str]:
@@ -51,13 +53,14 @@ def parent_of(path: str) -> str:
 
 
 def make_folder(fs: Any, folder: str) -> None:
-    """Make a folder with its parents, and see that it can be written to.
+    """Make a folder with its parents, and see that it can be written to; object stores need none.
 
     Raises:
         CheckpointNotWritten: something is in the way, or the folder is read-only.
     """
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
     try:
-        if folder:
+        if folder and not protocols & _WITHOUT_FOLDERS:
             fs.makedirs(folder, exist_ok=True)
     except Exception as error:  # every store has errors of its own
         raise CheckpointNotWritten(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,6 +44,20 @@ class _Output:
                 self.error = error
 
 
+@contextmanager
+def _with_checksums() -> Iterator[None]:
+    """Let torch.save compute the CRCs of entries even where it was told not to; versions before 2.6 always do."""
+    get = getattr(torch.serialization, "get_crc32_options", lambda: True)
+    if get():
+        yield
+        return
+    torch.serialization.set_crc32_options(True)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(False)
+
+
 def write_pt(contents: Mapping[str, Any], file: BinaryIO) -> None:
     """Write plain contents into an empty file, read them back and seal them with a checksum.
 
@@ -52,7 +67,8 @@ def write_pt(contents: Mapping[str, Any], file: BinaryIO) -> None:
     """
     output = _Output(file)
     try:
-        torch.save(contents, output)
+        with _with_checksums():
+            torch.save(contents, output)
     except RuntimeError:
         if output.error is None:
             raise

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import background
+from .background import settle
 from .errors import CheckpointError, CheckpointMissing, CheckpointUnreachable, reason
 from .places import is_local, locate
 from .ptfiles import read_pt
@@ -76,7 +76,7 @@ def read_checkpoint(path: str | Path, fs: Any = None, fs_kwargs: Mapping[str, An
         CheckpointUnreachable: no connection, permission, room or memory.
         CheckpointError: the file is damaged, or holds anything but tensors and plain containers.
     """
-    background.settle()
+    settle()
     fs, place = locate(path, fs, fs_kwargs)
     missing = f"there is no checkpoint at {os.path.abspath(place) if is_local(fs) else path}"
     try:

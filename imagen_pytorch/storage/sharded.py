@@ -74,6 +74,15 @@ class ShardedCheckpoint:
                 raise CheckpointError(f"its file {PLAIN} holds a {type(contents).__name__} instead of a dict")
             return contents
 
+    def verify(self) -> None:
+        """See that the checksums of all files are right.
+
+        Raises:
+            CheckpointError: one is not; it names the file.
+        """
+        with reading(self.fs, self.folder), self._checked(self.manifest.files):
+            pass
+
     def read(self) -> dict[str, Any]:
         """The whole contents, nested, every tensor on the CPU; all checksums are verified.
 

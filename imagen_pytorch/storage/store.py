@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import background
+from .background import settle
 from .errors import CheckpointError, CheckpointMissing, CheckpointUnreachable, reason
 from .locks import FolderClaim, lock_of_folder
-from .places import is_local, locate, make_folder
+from .places import locate, make_folder
 from .reading import MANIFEST, is_sharded, read_checkpoint
 from .remote import attempts, forget_listings, kind_of
-from .temporaries import remove_stale
 from .writing import write_checkpoint
 
 _FILE = re.compile(r"^checkpoint\.(\d+)\.pt$")
 _FOLDER = re.compile(r"^checkpoint\.(\d+)$")
+
+
+def verify_checkpoint(path: str, fs: Any) -> None:
+    """See that a checkpoint, a file or a folder of shards, can be read.
+
+    Raises:
+        CheckpointError: as `read_checkpoint`.
+    """
+    if not is_sharded(fs, path):
+        read_checkpoint(path, fs)
+        return
+    from .sharded import ShardedCheckpoint
+
+    checkpoint = ShardedCheckpoint(fs, path)
+    checkpoint.verify()
+    checkpoint.plain()
 
 
 class _Found(NamedTuple):
@@ -119,7 +134,7 @@ class CheckpointStore:
         Raises:
             CheckpointUnreachable: the folder cannot be listed.
         """
-        background.settle()
+        settle()
         return list(dict.fromkeys(found.steps for found in self._every() if self._whole(found)))
 
     def paths(self) -> list[str]:
@@ -128,7 +143,7 @@ class CheckpointStore:
         Raises:
             CheckpointUnreachable: the folder cannot be listed.
         """
-        background.settle()
+        settle()
         return [found.path for found in self._every() if self._whole(found)]
 
     # -- writing ------------------------------------------------------------------------------------------------------
@@ -195,33 +210,35 @@ class CheckpointStore:
             self.fs.rm_file(f"{path}/{MANIFEST}")  # first, so that what is left of it never counts as whole
         self.fs.rm(path, recursive=True)
 
-    def tidy(self) -> None:
-        """Remove what killed writers left in a local folder; each write does so too."""
-        if is_local(self.fs):
-            remove_stale(self.folder)
-
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def read(self, steps: int = -1) -> tuple[str, dict[str, Any]] | None:
+    def read(
+        self, steps: int = -1, reader: Callable[[str, Any], Any] = read_checkpoint
+    ) -> tuple[str, dict[str, Any]] | None:
         """Path and contents of the checkpoint after ``steps`` steps, or of the newest one that is whole.
 
         A damaged checkpoint is passed over with a warning that names it. None if the folder holds no checkpoint.
+
+        Args:
+            steps: of the one that is wanted; below 0: the newest.
+            reader: gives the contents of a path on a filesystem; `verify_checkpoint` finds the newest that is whole
+                without holding it in memory.
 
         Raises:
             CheckpointMissing: no checkpoint with that number.
             CheckpointUnreachable: whether one is whole could not be found out; no older one is taken instead.
             CheckpointError: there are checkpoints and none of them is readable.
         """
-        background.settle()
+        settle()
         if steps >= 0:
             path = self.path(steps)
             if kind_of(self.fs, path) is None and is_sharded(self.fs, self.folder_path(steps)):
                 path = self.folder_path(steps)
-            return path, read_checkpoint(path, self.fs)
+            return path, reader(path, self.fs)
         damaged = 0
         for path in self.paths():
             try:
-                return path, read_checkpoint(path, self.fs)
+                return path, reader(path, self.fs)
             except CheckpointMissing:
                 continue  # removed since it was listed
             except CheckpointUnreachable:

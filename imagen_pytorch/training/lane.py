@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from .optim import clip_gradients, gradient_norm
+from .sharding import clip_gradients, gradient_norm
 
 #: how an optimizer computes belongs to the machine and is not taken from a checkpoint
 _MACHINE = ("fused", "foreach", "capturable", "differentiable")
@@ -145,12 +146,19 @@ class Lane:
             if isinstance(item, Tensor) and item.ndim and item.shape != own[index].shape
         ]
 
-    def load_state(self, contents: dict[str, Any]) -> None:
-        """Take over optimizer, schedule and scaler of a checkpoint, as far as it has them."""
+    def load_state(
+        self, contents: dict[str, Any], load_optimizer: Callable[[dict[str, Any]], object] | None = None
+    ) -> None:
+        """Take over optimizer, schedule and scaler of a checkpoint, as far as it has them.
+
+        Args:
+            contents: of the checkpoint.
+            load_optimizer: in place of the optimizer's own ``load_state_dict``.
+        """
         index = self.number - 1
         machine = [{name: group.get(name) for name in _MACHINE} for group in self.optimizer.param_groups]
         if f"optim{index}" in contents:
-            self.optimizer.load_state_dict(contents[f"optim{index}"])
+            (load_optimizer or self.optimizer.load_state_dict)(contents[f"optim{index}"])
             for group, own in zip(self.optimizer.param_groups, machine, strict=True):
                 group.update(own)
         if self.scheduler is not None and f"scheduler{index}" in contents:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -91,18 +90,3 @@ def make_scheduler(
     if warmup_steps is None and cosine_decay_max_steps is None:
         return None
     return LambdaLR(optimizer, partial(rate_factor, **chosen))
-
-
-def gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """The gradients that are there."""
-    return [item.grad for item in parameters if item.grad is not None]
-
-
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
-    """Euclidean norm of all gradients together; not finite if any of them is not."""
-    return torch.nn.utils.get_total_norm(gradients(parameters))
-
-
-def clip_gradients(parameters: Iterable[nn.Parameter], norm: Float[Tensor, ""], max_norm: float) -> None:
-    """Scale all gradients, whose joint norm is known, down to ``max_norm`` (Pascanu et al. 2012, arXiv 1211.5063)."""
-    torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)

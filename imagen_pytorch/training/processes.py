@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,10 +12,15 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from ..cascade.batch import TrainingBatch
+
 Value = TypeVar("Value")
 
 #: what a broken connection to another process is called by torch's back ends
 _LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "socket timeout", "nccl", "gloo")
+
+#: what can be asked for
+STRATEGIES = ("auto", "ddp", "fsdp2")
 
 
 class ProcessLost(RuntimeError):
@@ -46,6 +52,39 @@ def chosen_device_is_cpu() -> bool:
     return not (torch.cuda.is_available() or torch.xpu.is_available())
 
 
+def resolved_strategy(asked: str, count: int, made: str) -> str:
+    """How processes share the work: "one process", "ddp" or "fsdp2".
+
+    Args:
+        asked: one of `STRATEGIES`.
+        count: number of processes.
+        made: what Accelerate calls this run, such as MULTI_GPU or FSDP.
+
+    Raises:
+        ValueError: an unknown name, or something else than this run can be.
+    """
+    if asked not in STRATEGIES:
+        raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {asked!r}")
+    if count == 1:
+        if asked != "auto":
+            raise ValueError(
+                f"strategy {asked} needs several processes, this run has one: start it with torchrun or accelerate "
+                "launch"
+            )
+        return "one process"
+    if made in ("DEEPSPEED", "MEGATRON_LM"):
+        raise ValueError(f"this run was launched for {made}, which is not supported; choose MULTI_GPU or FSDP")
+    wanted = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
+    if (wanted or made == "FSDP") and asked == "ddp":
+        raise ValueError("strategy is ddp, but the run was launched for FSDP; change one of the two")
+    if wanted and made != "FSDP" and asked == "auto":
+        raise ValueError(
+            f"the run was launched for FSDP, but Accelerate made it {made}; say strategy fsdp2 to have the weights "
+            "shared out all the same, or launch it without FSDP"
+        )
+    return "fsdp2" if asked == "fsdp2" or made == "FSDP" else "ddp"
+
+
 @contextmanager
 def lost_connections_named() -> Iterator[None]:
     """What the back end says about a broken connection becomes a sentence.
@@ -70,12 +109,15 @@ class Processes:
 
     Args:
         options: keywords of ``accelerate.Accelerator``.
+        strategy: "ddp": each process has the whole model; "fsdp2": each has a part of its weights, averages and
+            moments; "auto": what the launcher's configuration says.
 
     Raises:
         RuntimeError: several processes were launched that do not know of each other.
+        ValueError: an unknown strategy, or one that this run does not have.
     """
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
+    def __init__(self, options: Mapping[str, Any], strategy: str = "auto") -> None:
         from accelerate import Accelerator
 
         launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -88,7 +130,19 @@ class Processes:
                 f"{launched} processes were launched, but Accelerate sees {self.count}: each would train alone and "
                 "overwrite the others; start them with torchrun or accelerate launch"
             )
+        self.strategy = resolved_strategy(strategy, self.count, self.accelerator.distributed_type.name)
         self._stop_named = False
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process has only a part of the weights."""
+        return self.strategy == "fsdp2"
+
+    def mesh(self) -> Any:
+        """All processes in a row, as torch's ``DeviceMesh``."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        return init_device_mesh(self.device.type, (self.count,))
 
     @property
     def device(self) -> torch.device:
@@ -113,6 +167,23 @@ class Processes:
     def rows(self, count: int) -> Rows:
         """The place of ``count`` items among those of processes that have as many each."""
         return Rows(count * self.rank, count * self.count, 1.0)
+
+    def pieces(self, batch: TrainingBatch, max_batch_size: int | None, total: int) -> list[tuple[TrainingBatch, float]]:
+        """A batch in pieces, with the share that each has in its mean.
+
+        Where the weights are shared out, every pass is one of all processes: each has as many pieces as the one with
+        the most, if need be some that count nothing.
+
+        Args:
+            batch: of this process.
+            max_batch_size: items in a piece, at most.
+            total: items of the batch of all processes together.
+        """
+        found = [(piece, len(piece) / len(batch)) for piece in batch.split(max_batch_size)]
+        if self.sharded and max_batch_size is not None:
+            most = math.ceil(math.ceil(total / self.count) / max_batch_size)
+            found += [(batch.rows(slice(0, 1)), 0.0)] * (most - len(found))
+        return found
 
     # -- agreeing -----------------------------------------------------------------------------------------------------
 
@@ -175,7 +246,7 @@ class Processes:
         A video network that is shown pictures leaves its layers of time alone, so that some parameters may have no
         gradient; a network of pictures uses all of them at every step.
         """
-        if self.count == 1:
+        if self.count == 1 or self.sharded:
             return unet
         from torch.nn.parallel import DistributedDataParallel
 

@@ -20,10 +20,15 @@ from ..storage import (
     write_checkpoint,
 )
 from ..storage import background as writer
+from ..storage.reading import is_sharded
+from ..storage.sharded import ShardedCheckpoint
+from ..storage.sharded_writing import remove_unfinished, write_sharded
+from ..storage.store import verify_checkpoint
 from ..version import __version__
 from .lane import Lane
 from .processes import Processes
 from .randomness import TrainingRandomness
+from .sharded_state import described, split_shared
 from .state import TrainingState
 
 #: entries of a checkpoint that are the trainer's own
@@ -102,10 +107,12 @@ class TrainerCheckpoints:
     ) -> None:
         """Write one file with everything that training needs to go on. It appears whole or not at all.
 
-        On several processes the main one writes and the others do nothing; it may also be called by the main one alone.
+        On several processes the main one writes and the others do nothing; it may also be called by the main one alone,
+        but not where the weights are shared out: there all of them call it.
 
         Args:
-            path: a local path or any fsspec URL; folders are made.
+            path: a local path or any fsspec URL; folders are made. Where the weights are shared out, a path without a
+                suffix becomes a folder that all processes write together, and any number of them can read.
             overwrite: whether an existing file may be replaced.
             without_optim_and_sched: leave out optimizers and schedules; the file is then for sampling.
             unet_number: keep only this U-Net in the file, to be joined with others by loading one after another.
@@ -122,6 +129,12 @@ class TrainerCheckpoints:
         """
         numbers = None if unet_number is None else [self.validate_unet_number(unet_number)]
         contents = self._contents(numbers, not without_optim_and_sched, extra)
+        if self.processes.sharded and not os.path.splitext(str(path))[1]:
+            fs, place = locate(path, self._fs, self._fs_kwargs)
+            with self._save_errors():
+                write_sharded(fs, place, *split_shared(contents))
+            return
+        contents = self.state.whole(contents, keep=self.processes.is_main)
         if self.processes.is_main:
             target = (path, self._fs, self._fs_kwargs, overwrite, keep_previous)
             self._write(contents, lambda held: write_checkpoint(held, *target), background)
@@ -180,17 +193,25 @@ class TrainerCheckpoints:
             fs, place = locate(path, self._fs, self._fs_kwargs)
             if not self.processes.from_main(lambda: fs.exists(place)):
                 return None
+        fs, place = locate(path, self._fs, self._fs_kwargs)
+        if self.processes.sharded and is_sharded(fs, place):
+            source = ShardedCheckpoint(fs, place)
+            contents = described(source)
+            self._take_over(contents, only_model, strict, source)
+            return contents
         contents = read_checkpoint(path, self._fs, self._fs_kwargs)
         self._take_over(contents, only_model, strict)
         return contents
 
-    def _take_over(self, contents: dict[str, Any], only_model: bool, strict: bool) -> None:
+    def _take_over(
+        self, contents: dict[str, Any], only_model: bool, strict: bool, source: ShardedCheckpoint | None = None
+    ) -> None:
         left = self.state.check(contents, only_model, strict)
         if left:
             self.print(f"loaded what fits; left out: {'; '.join(left)}")
         if contents.get("version", __version__) != __version__:
             self.print(f"the checkpoint is of version {contents['version']}, this is version {__version__}")
-        self.state.restore(contents, only_model)
+        self.state.restore(contents, only_model, source)
         run = contents.get("state", {})
         if only_model:
             return
@@ -222,8 +243,11 @@ class TrainerCheckpoints:
     def save_to_checkpoint_folder(self, background: bool = False) -> str:
         """Write ``checkpoint.<total steps>.pt`` into the folder and remove those beyond ``max_checkpoints_keep``.
 
+        Where the weights are shared out it is a folder ``checkpoint.<total steps>``, which all processes write together
+        and any number of them can read.
+
         Args:
-            background: as for `save`.
+            background: as for `save`; never where the weights are shared out.
 
         Returns:
             Its path.
@@ -234,10 +258,22 @@ class TrainerCheckpoints:
             CheckpointLocked: another run saves into this folder.
         """
         folder, steps = self._folder(), int(self.steps.sum())
+        if self.processes.sharded:
+            return self._write_shards(folder, folder.folder_path(steps))
         if self.processes.is_main:
             folder.lock()
             self._write(self._contents(None, True, {}), lambda held: folder.write(steps, held), background)
         return folder.path(steps)
+
+    def _write_shards(self, folder: CheckpointStore, path: str) -> str:
+        self.processes.from_main(folder.lock)
+        tensors, rest = split_shared(self._contents(None, True, {}))
+        with self._save_errors():
+            self.processes.from_main(folder.check_lock)
+            write_sharded(folder.fs, path, tensors, rest)
+            if self.processes.is_main:
+                folder.wrote(path)
+        return path
 
     def load_from_checkpoint_folder(self, last_total_steps: int = -1) -> str | None:
         """Go on from the newest checkpoint in the folder that is whole, or from the one after so many total steps.
@@ -251,6 +287,8 @@ class TrainerCheckpoints:
             CheckpointMismatch: it belongs to another model.
         """
         folder = self._folder()
+        if self.processes.sharded:
+            return self._load_shards(folder, last_total_steps)
         contents: dict[str, Any] = {}
 
         def newest() -> str | None:
@@ -266,10 +304,22 @@ class TrainerCheckpoints:
         self.print(f"going on from {os.path.basename(path)}")
         return path
 
+    def _load_shards(self, folder: CheckpointStore, steps: int) -> str | None:
+        """The main process finds the newest checkpoint whose checksums are right; each one reads its part of it."""
+        found = self.processes.from_main(lambda: folder.read(steps, verify_checkpoint))
+        if found is None:
+            return None
+        self.load(found[0])
+        self.print(f"going on from {os.path.basename(found[0])}")
+        return found[0]
+
     def _claim_folder(self) -> None:
         """See, before anything is trained, that no other run saves into the folder."""
-        if self.store is not None:
-            self.processes.from_main(self.store.lock)
+        if self.store is None:
+            return
+        self.processes.from_main(self.store.lock)
+        if self.processes.sharded:
+            self.processes.from_main(lambda: remove_unfinished(self.store.fs, self.store.folder))
 
     def _save_if_due(self) -> None:
         if writer.failed():

@@ -7,7 +7,9 @@ the optimizer. From then on every parameter is a ``DTensor`` of which each proce
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +21,6 @@ from torch.optim import Optimizer
 from ..nn.blocks import ReadsContext
 from ..storage.parts import local_part
 
-#: classes of modules whose weights are gathered together, unless the network names others (``_no_split_modules``)
-_BLOCKS = ("ResnetBlock", "TransformerLayer", "TemporalBlock", "PerceiverResampler")
 #: methods of a network, beside its forward pass, that use its weights
 _ENTRANCES = ("condition", "forward_with_cond_scale")
 #: mark of a parameter that has no axis outside of sharded training
@@ -35,7 +35,8 @@ def shard(unet: nn.Module, mesh: Any) -> None:
 
     Each block is gathered when it is needed and let go behind it, as is what belongs to no block. Afterwards
     ``unet(...)``, ``unet.condition(...)`` and the backward pass are collective: every process has to call them equally
-    often. Gradients are means over the processes. The network cannot be copied any more, or moved to another device.
+    often, with batches that use the same of its parts. Gradients are means over the processes, exchanged in every
+    backward pass outside of ``unet.no_sync()``. The network cannot be copied any more, or moved to another device.
 
     Args:
         unet: on the device where it is trained, in single precision.
@@ -51,8 +52,7 @@ def shard(unet: nn.Module, mesh: Any) -> None:
     options = {"mesh": mesh, "reshard_after_forward": True}
     scalars = {name for name, item in unet.named_parameters() if item.ndim == 0}
     _give_scalars_an_axis(unet)
-    names = getattr(unet, "_no_split_modules", None) or _BLOCKS
-    blocks = [part for part in unet.modules() if type(part).__name__ in names]
+    blocks = [part for part in unet.modules() if type(part).__name__ in unet._no_split_modules]
     for part in list(unet.modules()):
         # keys and values of captions are made for all blocks at once, before any block is gathered
         if isinstance(part, ReadsContext) and part.attention.to_context is not None:
@@ -64,7 +64,18 @@ def shard(unet: nn.Module, mesh: Any) -> None:
     for name, item in unet.named_parameters():
         if name in scalars:
             setattr(item, _SCALAR, True)
+    unet.no_sync = partial(_without_exchange, unet)
     _open_entrances(unet, as_forward)
+
+
+@contextmanager
+def _without_exchange(unet: Any) -> Iterator[None]:
+    """Gradients of backward passes in the block stay, whole, in the process, and are exchanged with the next one."""
+    unet.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        unet.set_requires_gradient_sync(True)
 
 
 def _tools() -> tuple[Callable[..., Any], Callable[..., None]]:
@@ -161,14 +172,17 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
     found = local_gradients(parameters)
     if not found:
         return torch.zeros(())
-    squared = torch.nn.utils.get_total_norm(found).square()
-    for group in _groups(parameters):
+    norm, groups = torch.nn.utils.get_total_norm(found), _groups(parameters)
+    if not groups:
+        return norm
+    squared = norm.double().square()
+    for group in groups:
         dist.all_reduce(squared, group=group)
-    return squared.sqrt()
+    return squared.sqrt().to(norm)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], norm: Float[Tensor, ""], max_norm: float) -> None:
-    """Scale all gradients, whose joint norm is known, down to ``max_norm``; without a collective."""
+    """Scale all gradients, whose joint norm is known, down to ``max_norm`` (Pascanu et al. 2012, arXiv 1211.5063)."""
     found = local_gradients(parameters)
     if found:
         torch._foreach_mul_(found, torch.clamp(max_norm / (norm + 1e-6), max=1.0))

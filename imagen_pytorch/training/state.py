@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -87,13 +87,30 @@ class TrainingState:
             )
         return found
 
-    def restore(self, contents: dict[str, Any], only_model: bool) -> None:
-        """Take over everything that fits; call `check` first."""
+    def whole(self, contents: dict[str, Any], keep: bool) -> dict[str, Any]:
+        """What `gather` gave, as one process writes it; with ``keep`` false for a process that does not."""
+        return contents
+
+    def restore(self, contents: dict[str, Any], only_model: bool, source: Any = None) -> None:
+        """Take over everything that fits; call `check` first.
+
+        Args:
+            contents: of a checkpoint.
+            only_model: weights and averages, and nothing else.
+            source: where tensors are read from that ``contents`` only describes; for those with shards.
+        """
         numbers = self.numbers_in(contents)
         self.cascade.load_state_dict(fitting(contents["model"], self._model(numbers)), strict=False)
         self._restore_averages(contents, numbers)
-        if only_model:
-            return
+        if not only_model:
+            self._restore_lanes(contents, numbers)
+
+    def _restore_lanes(
+        self,
+        contents: dict[str, Any],
+        numbers: Sequence[int],
+        loader: Callable[[Lane], Callable[[dict[str, Any]], object]] | None = None,
+    ) -> None:
         saved = contents.get("steps", ())
         for lane in self.lanes:
             if lane.number not in numbers:
@@ -101,7 +118,7 @@ class TrainingState:
             if lane.number <= len(saved):
                 self.steps[lane.number - 1] = int(saved[lane.number - 1])
             if not lane.differences(contents):
-                lane.load_state(contents)
+                lane.load_state(contents, loader and loader(lane))
 
     def _restore_averages(self, contents: dict[str, Any], numbers: Sequence[int]) -> None:
         if self.averages is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from toys import CAPTIONS, pictures, small_imagen
 
 from imagen_pytorch import ImagenTrainer
+from imagen_pytorch.storage.parts import local_part
 
 OFTEN = {"ema_update_after_step": 0, "ema_update_every": 1, "ema_beta": 0.9}
 
@@ -38,7 +40,7 @@ class Items(torch.utils.data.Dataset):
 
 def trainer(seed: int | None = 5, model: dict | None = None, **options) -> ImagenTrainer:
     """A trainer whose fresh weights differ between processes, as they do where nobody seeds."""
-    torch.manual_seed(100 + torch.distributed.get_rank() if torch.distributed.is_initialized() else 100)
+    torch.manual_seed(100 + int(os.environ.get("RANK", "0")))
     imagen = small_imagen((8,), **(model or {}))
     return ImagenTrainer(imagen, **{"lr": 1e-2, "verbose": False, "seed": seed, **OFTEN} | options)
 
@@ -164,6 +166,66 @@ def resumed(folder: Path, **options) -> dict:
 
 
 resumed_other = resumed
+
+
+def sharded(folder: Path, **options) -> dict:
+    """Weights, averages and moments in parts; the folder's checkpoints are folders of shards."""
+    asked = {"strategy": "fsdp2"} if "WORLD_SIZE" in os.environ else {}
+    place = {"checkpoint_path": str(folder / "run"), "checkpoint_every": 3}
+    made, items, said = trainer(verbose=True, **asked, **place, **options), Items(8), io.StringIO()
+    before = made.steps.tolist()
+    made.add_train_dataset(items, batch_size=4, shuffle=True)
+    losses = train(made, 3, max_batch_size=1)
+    made.save(folder / "file.pt")
+    read = list(items.read)
+    made.store.unlock()
+    with contextlib.redirect_stdout(said):
+        again = trainer(seed=9, verbose=True, **asked, **place, **options)
+        other = trainer(seed=9, **asked, **options)
+        other.load(folder / "file.pt")
+    for one in (again, other):
+        one.add_train_dataset(Items(8), batch_size=4, shuffle=True)
+    later = [train(one, 2) for one in (again, other)]
+    again.store.unlock()
+    later.append(train(made, 2))
+    alike = all(
+        torch.equal(mine, theirs) for one in (again, other) for mine, theirs in zip(held(made), held(one), strict=True)
+    )
+    pictures = made.sample(texts=CAPTIONS[:1], seed=1, use_tqdm=False)
+    return {
+        "losses": losses,
+        "later": later,
+        "alike": alike,
+        "before": before,
+        "share": sum(item.numel() for item in held(made)) / sum(item.numel() for item in made.imagen.parameters()),
+        "files": sorted(item.name for item in (folder / "run").iterdir()),
+        "said": said.getvalue(),
+        "read": read,
+        "sample": pictures.flatten().tolist(),
+    }
+
+
+def sharded_uneven(**options) -> dict:
+    """Of three pictures one process has one and the other two, in pieces of one."""
+    asked = {"strategy": "fsdp2"} if "WORLD_SIZE" in os.environ else {}
+    made = trainer(**asked, **options)
+    made.add_train_dataset(Items(), batch_size=3, shuffle=True)
+    return {"losses": train(made, 4, max_batch_size=1)}
+
+
+def sharded_resumed(folder: Path, **options) -> dict:
+    """Goes on from the folder that `sharded` left, without shards where there is one process."""
+    asked = {"strategy": "fsdp2"} if "WORLD_SIZE" in os.environ else {}
+    made = trainer(seed=9, checkpoint_path=str(folder / "run"), checkpoint_every=100, **asked, **options)
+    made.add_train_dataset(Items(8), batch_size=4, shuffle=True)
+    return {"steps": made.steps.tolist(), "losses": train(made, 2)}
+
+
+def held(made: ImagenTrainer) -> list[torch.Tensor]:
+    """What this process has of weights, averages and moments."""
+    moments = (item for state in made.optim0.state.values() for name, item in state.items() if name != "step")
+    every = (*made.imagen.unets[0].parameters(), *made.ema_unets[0].ema_model.parameters(), *moments)
+    return [local_part(item.detach())[0] for item in every]
 
 
 def main() -> None:

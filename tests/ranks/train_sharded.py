@@ -6,6 +6,7 @@ torchrun --standalone --nproc_per_node 2 tests/ranks/train_sharded.py FOLDER [pi
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from imagen_pytorch.training.sharding import (
     gathered,
     gradient_norm,
     load_optimizer_tensors,
+    local_gradients,
     module_tensors,
     optimizer_tensors,
     shard,
@@ -64,10 +66,9 @@ class Training:
         pieces = batch.split(max(1, rows // PIECES))
         total = torch.zeros(())
         for index, piece in enumerate(pieces):
-            if self.sharded:
-                self.unet.set_requires_gradient_sync(index == len(pieces) - 1)
-            loss = self.model.loss(piece) / len(pieces)
-            loss.backward()
+            with self.unet.no_sync() if self.sharded and index < len(pieces) - 1 else nullcontext():
+                loss = self.model.loss(piece) / len(pieces)
+                loss.backward()
             total += loss.detach()
         if self.sharded:
             dist.all_reduce(total)
@@ -138,6 +139,31 @@ def check_memory(training: Training) -> None:
         assert abs(held / whole - 1 / dist.get_world_size()) < 0.05, held / whole
 
 
+def check_nan(training: Training) -> None:
+    """One gradient that is not a number, on one process, is seen by all."""
+    parameters = list(training.unet.parameters())
+    for item in parameters:
+        item.grad = torch.ones_like(item)
+    norm = gradient_norm(parameters)
+    assert abs(float(norm) ** 2 / sum(item.numel() for item in parameters) - 1) < 1e-4
+    if dist.get_rank() == 1:
+        next(item for item in local_gradients(parameters) if item.numel())[0] = torch.nan
+    assert not torch.isfinite(gradient_norm(parameters))
+    training.optimizer.zero_grad()
+
+
+def compare_resumed(sharded: Training, resumed: Training, saved: ShardedCheckpoint) -> None:
+    """A new run goes on from a checkpoint, bit by bit as the old one does."""
+    targets = load_optimizer_tensors(resumed.optimizer, saved.plain()["optim0"], "optim0", saved.shapes)
+    targets |= {f"model/{name}": item for name, item in resumed.unet.state_dict().items()}
+    targets |= {f"ema/0.{name}": item for name, item in resumed.average.state_dict().items()}
+    assert targets.keys() == saved.shapes.keys()
+    saved.load(targets)
+    assert sharded.step(STEPS) == resumed.step(STEPS)
+    for one, other in zip(sharded.parts(), resumed.parts(), strict=True):
+        assert torch.equal(one, other)
+
+
 def compare_samples(sharded: Training, alone: Training | None) -> None:
     """Sampling calls the network's parts in another order: conditions once, and steps without gradients."""
     options = {"texts": CAPTIONS[:2], "seed": 3, "use_tqdm": False}
@@ -169,19 +195,9 @@ def main() -> None:
     if alone is not None:
         torch.save({"alone": alone.tensors()[0], "optimizer": alone.optimizer.state_dict()}, f"{FOLDER}/alone.pt")
 
-    # a new run goes on from there, bit by bit as the old one does
-    resumed = begun(mesh)
-    saved = ShardedCheckpoint(fs, folder)
-    targets = load_optimizer_tensors(resumed.optimizer, saved.plain()["optim0"], "optim0", saved.shapes)
-    targets |= {f"model/{name}": item for name, item in resumed.unet.state_dict().items()}
-    targets |= {f"ema/0.{name}": item for name, item in resumed.average.state_dict().items()}
-    assert targets.keys() == saved.shapes.keys()
-    saved.load(targets)
-    assert sharded.step(STEPS) == resumed.step(STEPS)
-    for one, other in zip(sharded.parts(), resumed.parts(), strict=True):
-        assert torch.equal(one, other)
-
+    check_nan(sharded)
     if "levels" in CHOICES:
+        compare_resumed(sharded, begun(mesh), ShardedCheckpoint(fs, folder))
         compare_samples(sharded, alone)
     check_memory(sharded)
     dist.destroy_process_group()

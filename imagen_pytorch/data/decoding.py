@@ -1,0 +1,234 @@
+"""Encoded pictures as a viewer shows them: which are refused, and what becomes of unusual kinds."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import stat
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from ..images import Size, from_pil
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+#: Pixels of a picture or frame, at most; one whose header claims more is refused before anything is unpacked.
+MOST_PIXELS = 2**27
+
+#: Pixels from which on a picture much larger than needed is reduced by a whole factor before it becomes floats.
+MANY_PIXELS = 2**24
+
+#: Formats that Pillow knows but that are no pictures, or that would start another program.
+REFUSED = ("BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "PCD", "SPIDER", "WMF")
+
+#: Numbers of TIFF tags.
+BITS, PHOTOMETRIC = 258, 262
+
+#: Characters of a reason, at most.
+LONGEST_REASON = 120
+
+#: Kinds of characters that are escaped: control, lone surrogates, line and paragraph separators.
+ESCAPED = ("Cc", "Cs", "Zl", "Zp")
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+
+def printable(name: object) -> str:
+    r"""A name for messages and files: bytes that are no UTF-8 and control characters become ``\xff`` and ``\n``."""
+    text = str(name)
+    with suppress(UnicodeEncodeError):  # surrogates that no file system made; they are escaped below
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    parts = (char.encode("unicode_escape").decode() if unicodedata.category(char) in ESCAPED else char for char in text)
+    return "".join(parts)
+
+
+def reason_of(error: Exception) -> str:
+    """Why something cannot be read, in a few words on one line and without its path."""
+    if type(error).__name__ == "UnidentifiedImageError":
+        return "no picture"
+    if isinstance(error, FileNotFoundError):
+        return "missing"
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    text = printable(" ".join(text.split()))
+    if "truncated" in text.lower() and text.startswith(("image file", "Truncated", "OSError", "SyntaxError")):
+        return "truncated"
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
+
+
+@contextmanager
+def as_damage() -> Iterator[None]:
+    """What damage raises depends on the format and on where it is: every exception becomes an ``OSError``."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+def check_pixels(size: tuple[int, int]) -> None:
+    """Refuse a picture that would take too much memory.
+
+    Args:
+        size: (width, height) or (height, width).
+
+    Raises:
+        OSError: it has none or too many pixels.
+    """
+    if min(size) < 1:
+        raise OSError("no pixels in it")
+    if math.prod(size) > MOST_PIXELS:
+        raise OSError(f"too large: {size[0]} x {size[1]} pixels, {MOST_PIXELS // 10**6} million are the most")
+
+
+def check_file(path: str | Path) -> None:
+    """Refuse what is no file with something in it; reading a pipe or a device might never end.
+
+    Raises:
+        OSError: it is missing, empty, a folder, or no file at all.
+    """
+    with as_damage():
+        found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("a folder" if stat.S_ISDIR(found.st_mode) else "no file")
+    if not found.st_size:
+        raise OSError("empty file")
+
+
+@contextmanager
+def opened(source: Any) -> Iterator[Image.Image]:
+    """A picture of which only the header has been read.
+
+    Args:
+        source: a path, the bytes of a file, or an open binary file.
+
+    Raises:
+        OSError: no picture, one that is too large, or damage, also what shows only while the picture is used.
+    """
+    from PIL import Image
+
+    with as_damage():
+        if isinstance(source, str | Path):
+            check_file(source)
+        if isinstance(source, bytes):
+            if not source:
+                raise OSError("empty file")
+            source = io.BytesIO(source)
+        Image.init()
+        formats = [name for name in Image.ID if name not in REFUSED]
+        with Image.open(source, formats=formats) as picture:
+            check_pixels(picture.size)
+            yield picture
+
+
+# -- as a viewer shows them -------------------------------------------------------------------------------------------
+
+
+def decode(source: Any, size: Size) -> Image.Image:
+    """A picture, read completely and turned upright; of an animation the first frame.
+
+    Args:
+        source: a path, the bytes of a file, an open binary file, or a Pillow image that is perhaps not read yet.
+        size: (height, width) that is needed; a JPEG much larger than that is read at a fraction of its size.
+
+    Raises:
+        OSError: it cannot be read, for whatever reason.
+    """
+    from PIL import Image
+
+    if isinstance(source, Image.Image):
+        with as_damage():
+            check_pixels(source.size)
+            source.load()
+            return _shown(source, size)
+    with opened(source) as picture:
+        needed = 2 * max(size) / min(picture.size)
+        picture.draft(picture.mode, tuple(math.ceil(side * needed) for side in picture.size))
+        if picture.info.get("default_image"):
+            picture.seek(1)  # what stands before it is for viewers that know no animations
+        picture.load()
+        return _shown(picture, size)
+
+
+def pixels(picture: Image.Image, channels: int) -> Float[Tensor, "c h w"]:
+    """A picture as floats in [0, 1], transparency over white unless alpha is asked for.
+
+    Raises:
+        OSError: a kind of picture that cannot be converted.
+    """
+    with as_damage():
+        return from_pil(picture, channels)
+
+
+def _shown(picture: Image.Image, size: Size) -> Image.Image:
+    tags = getattr(picture, "tag_v2", {})
+    return _reduced(_middle(_eight_bits(_upright(picture), tags), size), size)
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(picture)
+    # a damaged note about the camera says nothing about the pixels; what it raises depends on the format
+    except Exception:
+        return picture
+
+
+def _eight_bits(picture: Image.Image, tags: Any) -> Image.Image:
+    """Whole numbers of more than 8 bits, and fractions, as grey levels that keep the picture."""
+    from PIL import Image
+
+    if picture.mode != "F" and not picture.mode.startswith("I"):
+        return picture
+    numbers = np.nan_to_num(np.asarray(picture, dtype=np.float32), posinf=0, neginf=0)
+    most = float(numbers.max())
+    if picture.mode == "F":
+        white = 1.0 if most <= 1 else 255.0 if most <= 255 else most
+    elif tags.get(BITS) == (12,):
+        white = 4095.0
+    else:
+        white = max(most, 65535.0)
+    levels = (numbers / white).clip(0, 1)
+    if tags.get(PHOTOMETRIC) == 0:  # of more than 8 bits, Pillow leaves those as they are in which 0 means white
+        levels = 1 - levels
+    grey = Image.fromarray((levels * 255).round().astype(np.uint8))
+    clear = picture.info.get("transparency")
+    if isinstance(clear, int):
+        grey.putalpha(Image.fromarray(np.where(numbers == clear, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _middle(picture: Image.Image, size: Size) -> Image.Image:
+    """Of a very long or very high picture the part that will be seen: resized as a whole it might take gigabytes."""
+    sides, wanted = picture.size, size[::-1]
+    scale = max(need / side for need, side in zip(wanted, sides, strict=True))
+    box = [0, 0, *sides]
+    for axis, (need, side) in enumerate(zip(wanted, sides, strict=True)):
+        if side * scale > 4 * need:
+            margin = (side - math.ceil(need / scale)) // 2 - 2
+            box[axis], box[axis + 2] = margin, side - margin
+    return picture if box == [0, 0, *sides] else picture.crop(tuple(box))
+
+
+def _reduced(picture: Image.Image, size: Size) -> Image.Image:
+    """A huge picture at a fraction of its size, though at least twice as large as needed, as JPEGs are read anyway."""
+    factor = min(side // (2 * need) for side, need in zip(picture.size, size[::-1], strict=True))
+    if factor < 2 or math.prod(picture.size) <= MANY_PIXELS:
+        return picture
+    if picture.mode in ("1", "P", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA" if "transparency" in picture.info or picture.mode == "PA" else "RGB")
+    return picture.reduce(factor)

@@ -1,0 +1,352 @@
+"""Folders of this machine and of any file system that fsspec knows; what is in them goes by its relative path."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..registry import suggestion
+from .decoding import check_file, printable, reason_of
+from .skipping import DataError
+
+Got = TypeVar("Got")
+
+#: Bytes of a file that is fetched, at most.
+LARGEST_FILE = 2**28
+
+#: How often something is asked of another machine, and seconds before the second time; they double.
+ATTEMPTS, PAUSE = 3, 0.5
+
+#: Bytes of the captions of one picture, at most.
+LARGEST_TEXT = 2**20
+
+#: Small files that are fetched side by side.
+AT_ONCE = 1000
+
+#: What asking again would not change.
+FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
+
+#: Extras of this package that make file systems available, by protocol.
+EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
+
+
+class Place(ABC):
+    """A folder.
+
+    Attributes:
+        near: whether looking into every file on opening takes no time to speak of.
+        unreadable: subfolders that cannot be looked into, with reasons; known after listing.
+    """
+
+    near: bool
+    unreadable: dict[Path, str]
+
+    def listed(self, extensions: Sequence[str]) -> list[Path]:
+        """Relative paths of files, hidden ones left out, in an order that is the same on every system."""
+        endings = tuple(f".{ending.lower().lstrip('.')}" for ending in extensions)
+        return sorted((Path(path) for path in self._paths(endings)), key=Path.as_posix)
+
+    @abstractmethod
+    def _paths(self, endings: tuple[str, ...]) -> Iterable[str]:
+        """Relative paths with these endings in any case of letters, without hidden ones, in any order."""
+
+    @abstractmethod
+    def named(self, stem: str) -> list[Path]:
+        """The files of that name in the folder itself, whatever their ending; sorted."""
+
+    @abstractmethod
+    def at(self, path: Path) -> Path | str:
+        """A file's whole path or URL."""
+
+    @abstractmethod
+    def source(self, path: Path) -> Path | bytes:
+        """What to read a file from: its path, or all of its bytes.
+
+        Raises:
+            OSError: it cannot be fetched.
+        """
+
+    @abstractmethod
+    def texts(self, paths: Iterable[Path]) -> Iterator[tuple[Path, bytes | OSError]]:
+        """The contents of those small files that exist."""
+
+    @abstractmethod
+    def damage(self, path: Path) -> str | None:
+        """Why a file cannot be used, as far as can be told without reading it; None if it can."""
+
+    def lines(self, path: Path) -> io.TextIOWrapper:
+        """A file as UTF-8 text; lines end as they do in the file.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        source = self.source(path)
+        stream = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+        return io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")  # type: ignore[arg-type]
+
+
+class LocalFolder(Place):
+    """A folder of this machine.
+
+    Links to files and folders are followed; a folder that is reached in several ways is looked into once, so that a
+    link to a folder above it leads nowhere.
+
+    Raises:
+        DataError: there is none, or it cannot be looked into.
+    """
+
+    near = True
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.unreadable = {}
+        if not root.is_dir():
+            raise DataError(f"there is no folder {printable(root)}")
+
+    def __str__(self) -> str:
+        return printable(self.root)
+
+    def _paths(self, endings: tuple[str, ...]) -> Iterator[str]:
+        seen: set[tuple[int, int]] = set()
+        folders, links = [""], []
+        while folders or links:
+            if not folders:
+                links.sort(reverse=True)
+                folders.append(links.pop())
+            inside = folders.pop()
+            try:
+                found = os.stat(self.root / inside)
+                if (found.st_dev, found.st_ino) in seen:
+                    continue
+                seen.add((found.st_dev, found.st_ino))
+                with os.scandir(self.root / inside) as entries:
+                    shown = [entry for entry in entries if not entry.name.startswith(".")]
+            except OSError as error:
+                if not inside:
+                    raise DataError(f"cannot look into {self}: {reason_of(error)}") from None
+                self.unreadable[Path(inside)] = reason_of(error)
+                continue
+            for entry in shown:
+                path = f"{inside}{entry.name}"
+                if _is_folder(entry):
+                    (links if entry.is_symlink() else folders).append(f"{path}/")
+                # a link that leads nowhere is listed: it is found to be missing later, and not forgotten
+                elif Path(path).suffix.lower() in endings and (entry.is_symlink() or entry.is_file()):
+                    yield path
+
+    def named(self, stem: str) -> list[Path]:
+        """The files of that name, whatever their ending."""
+        return sorted(path.relative_to(self.root) for path in self.root.glob(f"{stem}.*") if path.is_file())
+
+    def at(self, path: Path) -> Path:
+        """A file's whole path."""
+        return self.root / path
+
+    def source(self, path: Path) -> Path:
+        """A file's path.
+
+        Raises:
+            OSError: it is no file with something in it.
+        """
+        check_file(self.root / path)
+        return self.root / path
+
+    def texts(self, paths: Iterable[Path]) -> Iterator[tuple[Path, bytes | OSError]]:
+        """The contents of those small files that exist."""
+        for path in paths:
+            try:
+                if not (self.root / path).is_file() and not (self.root / path).is_dir():
+                    continue
+                with (self.root / path).open("rb") as file:
+                    content: bytes | OSError = file.read(LARGEST_TEXT + 1)
+            except OSError as error:
+                content = error
+            yield path, _bounded(content)
+
+    def damage(self, path: Path) -> str | None:
+        """Why it is no file with something in it; None if it is one."""
+        try:
+            check_file(self.root / path)
+        except OSError as error:
+            return reason_of(error)
+        return None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _bounded(text: bytes | OSError) -> bytes | OSError:
+    return OSError("larger than 1 MiB") if isinstance(text, bytes) and len(text) > LARGEST_TEXT else text
+
+
+def again(ask: Callable[[], Got]) -> Got:
+    """Ask another machine, a second and a third time if that fails for a reason that may pass.
+
+    Raises:
+        OSError: it failed every time, or there is no such file.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return ask()
+        except FINAL:
+            raise
+        # every file system has exceptions of its own for a connection that fails
+        except Exception as error:
+            if attempt + 1 == ATTEMPTS:
+                raise OSError(f"{reason_of(error)} (tried {ATTEMPTS} times)") from error
+            time.sleep(PAUSE * 2**attempt)
+    raise OSError("never asked")
+
+
+class RemoteFolder(Place):
+    """A folder of any file system that fsspec knows.
+
+    Listing is all that happens on opening: files are fetched whole when they are read, and only then damage is found.
+
+    Args:
+        url: of the folder.
+        make: the file system and how it spells the folder; called once in every process, because connections do not
+            survive a fork.
+
+    Raises:
+        DataError: nothing is there, or it cannot be listed.
+    """
+
+    near = False
+
+    def __init__(self, url: str, make: Callable[[], tuple[Any, str]]) -> None:
+        self.url, self._make = url.rstrip("/"), make
+        self._own: tuple[int, Any] | None = None
+        self.unreadable = {}
+        self.root = make()[1].rstrip("/")
+        try:
+            self.fs.invalidate_cache()
+            found = again(lambda: self.fs.find(self.root, detail=True))
+        except OSError as error:
+            raise DataError(f"cannot list {self}: {reason_of(error)}") from error
+        self._sizes: dict[str, int | None] = {}
+        for key, info in found.items():
+            path = key.removeprefix(f"{self.root}/" if self.root else "/")
+            inside = not self.root or path != key
+            if inside and info.get("type", "file") == "file" and not {"", ".", ".."} & set(path.split("/")):
+                self._sizes[path] = info.get("size")
+        if not self._sizes:
+            raise DataError(f"there is no folder {self}, or nothing is in it")
+
+    def __str__(self) -> str:
+        return printable(self.url)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_own": None}
+
+    @property
+    def fs(self) -> Any:
+        """The file system, made anew in every process."""
+        if self._own is None or self._own[0] != os.getpid():
+            self._own = os.getpid(), self._make()[0]
+        return self._own[1]
+
+    def _key(self, path: Path) -> str:
+        return f"{self.root}/{path.as_posix()}" if self.root else path.as_posix()
+
+    def _paths(self, endings: tuple[str, ...]) -> Iterator[str]:
+        for path in self._sizes:
+            if Path(path).suffix.lower() in endings and not any(part.startswith(".") for part in path.split("/")):
+                yield path
+
+    def named(self, stem: str) -> list[Path]:
+        """The files of that name, whatever their ending."""
+        return sorted(Path(path) for path in self._sizes if "/" not in path and path.startswith(f"{stem}."))
+
+    def at(self, path: Path) -> str:
+        """A file's URL."""
+        return f"{self.url}/{path.as_posix()}" if path.parts else self.url
+
+    def source(self, path: Path) -> bytes:
+        """All bytes of a file.
+
+        Raises:
+            OSError: it cannot be fetched.
+        """
+        return again(lambda: self.fs.cat_file(self._key(path)))
+
+    def texts(self, paths: Iterable[Path]) -> Iterator[tuple[Path, bytes | OSError]]:
+        """The contents of those small files that exist, fetched side by side where the file system can."""
+        there = [path for path in paths if path.as_posix() in self._sizes]
+        for start in range(0, len(there), AT_ONCE):
+            keys = {self._key(path): path for path in there[start : start + AT_ONCE]}
+            contents = again(partial(self.fs.cat, list(keys), on_error="return"))
+            for key, path in keys.items():
+                content = contents.get(key)
+                if not isinstance(content, bytes):  # one more time, alone
+                    try:
+                        content = self.source(path)
+                    except OSError as error:
+                        content = error
+                yield path, _bounded(content)
+
+    def damage(self, path: Path) -> str | None:
+        """Why a file cannot be used; only its size is known."""
+        if path.as_posix() not in self._sizes:
+            return "missing"
+        size = self._sizes[path.as_posix()]
+        if size is not None and size > LARGEST_FILE:
+            return f"larger than {LARGEST_FILE // 2**20} MiB"
+        return "empty file" if size == 0 else None
+
+
+def place_of(folder: str | Path, fs: Any = None, fs_kwargs: Mapping[str, Any] | None = None) -> Place:
+    """A folder by its path or URL.
+
+    Args:
+        folder: a path of this machine, or a URL such as ``gs://bucket/pictures``.
+        fs: a ready file system that the folder is one of.
+        fs_kwargs: arguments for making the file system that the URL names.
+
+    Raises:
+        DataError: there is none, nothing is in it, or no file system has the protocol's name.
+        ImportError: the file system needs a package that is not installed.
+    """
+    if fs is None and "://" not in str(folder):
+        return LocalFolder(Path(folder).expanduser())
+    from fsspec.implementations.local import LocalFileSystem
+
+    make = partial(_made, str(folder), dict(fs_kwargs or {})) if fs is None else partial(_copied, str(folder), fs)
+    made, root = make()
+    return LocalFolder(Path(root)) if isinstance(made, LocalFileSystem) else RemoteFolder(str(folder), make)
+
+
+def _copied(url: str, fs: Any) -> tuple[Any, str]:
+    """A file system like this one, new in a new process."""
+    return type(fs)(*fs.storage_args, **fs.storage_options), str(fs._strip_protocol(url))
+
+
+def _made(url: str, options: dict[str, Any]) -> tuple[Any, str]:
+    from fsspec import available_protocols
+    from fsspec.core import url_to_fs
+
+    protocol = url.partition("://")[0].split("::")[-1]
+    try:
+        return url_to_fs(url, **options)
+    except ImportError as error:
+        hint = f'pip install "imagen-pytorch[{EXTRAS[protocol]}]"' if protocol in EXTRAS else str(error)
+        raise ImportError(f"{printable(url)} cannot be read without a package that is missing: {hint}") from None
+    except ValueError as error:
+        known = tuple(sorted(available_protocols()))
+        if any(part in known for part in (protocol, url.partition("://")[0])):
+            raise DataError(f"{printable(url)} cannot be read: {error}") from None
+        hint = suggestion(protocol, known)
+        raise DataError(
+            f'no file system is called "{protocol}" ({printable(url)}); use gs://, s3://, memory://, file:// or '
+            f"another one of fsspec{hint}"
+        ) from None
