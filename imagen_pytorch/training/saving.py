@@ -14,6 +14,7 @@ from torch import Tensor
 from ..storage import (
     CheckpointNotWritten,
     CheckpointStore,
+    kind_of,
     locate,
     read_checkpoint,
     snapshot,
@@ -191,7 +192,7 @@ class TrainerCheckpoints:
         """
         if noop_if_not_exist:
             fs, place = locate(path, self._fs, self._fs_kwargs)
-            if not self.processes.from_main(lambda: fs.exists(place)):
+            if self.processes.from_main(lambda: kind_of(fs, place)) is None:
                 return None
         fs, place = locate(path, self._fs, self._fs_kwargs)
         if self.processes.sharded and is_sharded(fs, place):

@@ -1,0 +1,401 @@
+"""Folders of checkpoints: which is newest, which are kept, and who may save there."""
+
+from __future__ import annotations
+
+import gc
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import types
+import warnings
+
+import fsspec
+import pytest
+from storage_toys import NEEDS_FORK, child, contents, in_child, outcome, step_of
+
+from imagen_pytorch.checkpoint import CheckpointStore
+from imagen_pytorch.storage import (
+    CheckpointError,
+    CheckpointLocked,
+    CheckpointMissing,
+    CheckpointNotWritten,
+    CheckpointUnreachable,
+    lock_of,
+    locks,
+    read_checkpoint,
+    remote,
+)
+
+
+@pytest.fixture(params=["local", "memory"])
+def url(request, tmp_path):
+    return str(tmp_path / "run") if request.param == "local" else f"memory://{tmp_path.name}/run"
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(remote, "WAITS", (0.0, 0.0))
+
+
+def filled(url, *steps, **options):
+    store = CheckpointStore(url, **options)
+    for step in steps:
+        store.write(step, contents(step))
+    return store
+
+
+def damage(store, step):
+    store.fs.pipe_file(store.path(step), store.fs.cat_file(store.path(step))[:-100])
+
+
+def add_folder(store, step, whole=True):
+    """A checkpoint in several files, as far as a store looks at it."""
+    folder = f"{store.folder}/checkpoint.{step}"
+    store.fs.makedirs(folder, exist_ok=True)
+    store.fs.pipe_file(f"{folder}/rank0.pt", b"x")
+    if whole:
+        store.fs.pipe_file(f"{folder}/manifest.json", json.dumps({"step": step}).encode())
+    return folder
+
+
+# -- order and number -------------------------------------------------------------------------------------------------
+
+
+def test_steps_count_as_numbers_and_the_newest_stay(url):
+    store = filled(url, 8, 9, 10, 11, keep=3)
+    assert store.steps() == [11, 10, 9]
+    assert [path.rsplit("/", 1)[1] for path in store.paths()] == [f"checkpoint.{step}.pt" for step in (11, 10, 9)]
+    path, found = CheckpointStore(url).read()
+    assert step_of(found) == 11 and path == store.path(11)
+    assert step_of(store.read(9)[1]) == 9
+    with pytest.raises(CheckpointMissing, match=r"there is no checkpoint at .*checkpoint.8.pt"):
+        store.read(8)
+
+
+def test_an_empty_folder_holds_none(url):
+    store = CheckpointStore(url)
+    assert store.steps() == [] and store.read() is None and store.paths() == []
+
+
+def test_all_stay_on_request(url):
+    assert filled(url, *range(5), keep=0).steps() == [4, 3, 2, 1, 0]
+
+
+def test_other_files_are_left_alone(url):
+    store = filled(url, 1)
+    others = ["checkpoint.pt", "checkpoint.x.pt", "checkpoint.1.pt.bak", "checkpoint.-1.pt", "best.pt"]
+    for name in others:
+        store.fs.pipe_file(f"{store.folder}/{name}", b"")
+    store.keep = 1
+    store.write(2, contents(2))
+    left = {entry.rsplit("/", 1)[-1] for entry in store.fs.ls(store.folder, detail=False)}
+    assert left == {"checkpoint.2.pt", *others} and store.steps() == [2]
+
+
+def test_the_one_just_written_stays_whatever_its_number(url):
+    store = filled(url, 100, 200, keep=2)
+    assert store.steps() == [200, 100]
+    store.write(5, contents(5))  # a fresh start in an old folder
+    assert store.steps() == [200, 100, 5]
+    store.keep = 1
+    store.write(6, contents(6))
+    assert store.steps() == [200, 6]
+
+
+# -- damage -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_newest_whole_one_is_taken_and_damaged_ones_do_not_count(url):
+    filled(url, 1, 2, 3, 4, keep=9)
+    store = CheckpointStore(url, keep=2)
+    damage(store, 4)
+    damage(store, 3)
+    with pytest.warns(UserWarning, match=r"checkpoint.[43].pt: .*; the one before it is taken instead") as caught:
+        path, found = store.read()
+    assert step_of(found) == 2 and len(caught) == 2
+    store.write(5, contents(5))
+    assert store.steps() == [5, 4, 3, 2]  # two whole ones; nothing that may still be wanted is removed
+    store.write(6, contents(6))
+    assert store.steps() == [6, 5]
+    store.write(4, contents(4))  # whole now
+    assert step_of(store.read(4)[1]) == 4
+
+
+def test_none_readable_is_an_error_and_nothing_is_removed(url):
+    store = filled(url, 1, 2)
+    for step in (1, 2):
+        damage(store, step)
+    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match="none of the 2 checkpoints in .* is readable"):
+        store.read()
+    assert store.steps() == [2, 1]
+
+
+def test_a_checkpoint_that_is_gone_is_passed_over(url, monkeypatch):
+    store = filled(url, 1, 2)
+    names = store.fs.ls(store.folder, detail=False)
+    store.fs.rm_file(store.path(2))
+    other = CheckpointStore(url)
+    monkeypatch.setattr(type(other.fs), "ls", lambda self, path, detail=True, **_: names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert step_of(other.read()[1]) == 1
+
+
+def test_a_listing_that_lags_behind_hides_nothing_of_ones_own(url, monkeypatch):
+    store = filled(url, 1)
+    old = store.fs.ls(store.folder, detail=False)
+    store.write(2, contents(2))
+    monkeypatch.setattr(type(store.fs), "ls", lambda self, path, detail=True, **_: old)
+    assert store.steps() == [2, 1] and step_of(store.read()[1]) == 2
+    store.keep = 1
+    store.write(3, contents(3))
+    assert not store.fs.exists(store.path(1)) and step_of(store.read()[1]) == 3
+
+
+def test_nothing_older_is_taken_when_the_newest_cannot_be_reached(tmp_path, monkeypatch):
+    """A connection that is down says nothing about the file: going on from an older one would lose steps."""
+    store = filled(f"memory://{tmp_path.name}/run", 1, 2)
+
+    def down(*_, **__):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(type(store.fs), "get_file", down)
+    with pytest.raises(CheckpointUnreachable, match=r"cannot read the checkpoint .*checkpoint.2.pt: no route to host"):
+        store.read()
+    monkeypatch.setattr(type(store.fs), "ls", down)
+    with pytest.raises(CheckpointUnreachable, match="cannot list the checkpoints in .*: no route to host"):
+        store.steps()
+
+
+def test_what_cannot_be_removed_is_said_and_harms_nothing(url, monkeypatch):
+    store = filled(url, 1, keep=1)
+
+    def refuse(*_):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(type(store.fs), "rm_file", refuse)
+    with pytest.warns(UserWarning, match="cannot remove the old checkpoint .*checkpoint.1.pt: not yours"):
+        store.write(2, contents(2))
+    assert step_of(store.read()[1]) == 2
+
+
+# -- folders as checkpoints -------------------------------------------------------------------------------------------
+
+
+def test_folders_count_when_they_are_whole(url, monkeypatch):
+    shards = types.ModuleType("imagen_pytorch.storage.sharded")
+    shards.read_sharded = lambda fs, path: contents(int(path.rsplit(".", 1)[1]))
+    monkeypatch.setitem(sys.modules, shards.__name__, shards)
+    store = filled(url, 1, 3, keep=2)
+    folder = add_folder(store, 5)
+    add_folder(store, 9, whole=False)
+    assert store.steps() == [5, 3, 1] and store.paths()[0] == folder == store.folder_path(5)
+    path, found = store.read()
+    assert path == folder and step_of(found) == 5 and step_of(store.read(5)[1]) == 5 and step_of(store.read(3)[1]) == 3
+    with pytest.raises(CheckpointError, match="it is a folder without manifest.json"):
+        read_checkpoint(f"{url}/checkpoint.9")
+
+
+def test_folders_are_removed_like_files(url):
+    store = filled(url, 1, keep=2)
+    add_folder(store, 3)
+    add_folder(store, 2, whole=False)  # its writer was killed
+    add_folder(store, 9, whole=False)  # in the making
+    store.wrote(add_folder(store, 4))
+    assert store.steps() == [4, 3] and not store.fs.exists(store.folder_path(2))
+    assert store.fs.exists(store.folder_path(9))
+    store.write(10, contents(10))
+    store.write(11, contents(11))
+    assert store.steps() == [11, 10]
+    assert not any(store.fs.exists(store.folder_path(step)) for step in (3, 4, 9))
+
+
+def test_what_is_left_of_a_folder_never_counts(url, monkeypatch):
+    store = filled(url, 5, keep=1)
+    add_folder(store, 2)
+
+    def interrupted(*_, **__):
+        raise OSError("interrupted")
+
+    monkeypatch.setattr(type(store.fs), "rm", interrupted)
+    with pytest.warns(UserWarning, match="cannot remove the old checkpoint .*checkpoint.2: interrupted"):
+        store.write(6, contents(6))
+    assert store.fs.exists(f"{store.folder_path(2)}/rank0.pt") and store.steps() == [6]
+
+
+# -- one run at a time ------------------------------------------------------------------------------------------------
+
+
+def test_a_local_folder_is_locked_for_others(tmp_path):
+    first, second = filled(tmp_path, 1), CheckpointStore(tmp_path)
+    first.lock()
+    first.lock()
+    message = rf"another run \(pid {os.getpid()}, host .+, since 20.+\) is saving into {tmp_path}; choose another"
+    with pytest.raises(CheckpointLocked, match=message):
+        second.lock()
+    assert step_of(second.read()[1]) == 1  # reading needs no lock
+    first.unlock()
+    first.unlock()
+    assert os.listdir(tmp_path) == ["checkpoint.1.pt"]
+    second.lock()
+    with pytest.raises(CheckpointLocked):
+        first.lock()
+    del second
+    gc.collect()
+    first.lock()
+    first.unlock()
+
+
+def lock_and_wait(folder, pipe):
+    store = CheckpointStore(folder)
+    store.lock()
+    pipe.send(None)
+    signal.pause()
+
+
+@NEEDS_FORK
+def test_a_lock_ends_with_its_process(tmp_path):
+    here, there = multiprocessing.Pipe(duplex=False)
+    process = child(lock_and_wait, tmp_path, there)
+    here.recv()
+    store = CheckpointStore(tmp_path)
+    with pytest.raises(CheckpointLocked, match=f"pid {process.pid}"):
+        store.lock()
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    store.lock()
+    store.unlock()
+
+
+@NEEDS_FORK
+def test_a_forked_worker_neither_holds_nor_ends_the_lock(tmp_path):
+    store = CheckpointStore(tmp_path)
+    store.lock()
+    here, there = multiprocessing.Pipe(duplex=False)
+    worker = child(wait_forked, there)  # as a data loader's
+    here.recv()
+    assert in_child(store.unlock) is None  # a worker that ends tidily
+    with pytest.raises(CheckpointLocked):
+        CheckpointStore(tmp_path).lock()
+    store._lock._handle, handle = None, store._lock._handle  # the parent dies
+    os.close(handle)
+    other = CheckpointStore(tmp_path)
+    other.lock()
+    other.unlock()
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+
+
+def wait_forked(pipe):
+    pipe.send(None)
+    signal.pause()
+
+
+def test_a_single_file_has_a_lock_too(tmp_path):
+    path = tmp_path / "imagen.pt"
+    with lock_of(path) as lock:
+        assert lock.held and os.listdir(tmp_path) == [".imagen.pt.lock"]
+        name, text = outcome(lock_of(path).acquire)
+        assert name == "CheckpointLocked" and f"is saving into {path}" in text
+    assert os.listdir(tmp_path) == [] and not lock.held
+    with pytest.raises(CheckpointNotWritten, match="cannot write to .*missing"):
+        lock_of(tmp_path / "missing" / "a.pt").acquire()
+
+
+def test_a_lock_that_is_removed_while_it_is_taken_is_taken_anew(tmp_path, monkeypatch):
+    """Its last holder removes the file between opening and locking it: the lock would be on a file without a name."""
+    good, calls = locks.try_lock, []
+
+    def late(handle):
+        calls.append(handle)
+        if len(calls) == 1:
+            os.remove(tmp_path / ".a.pt.lock")
+        return good(handle)
+
+    monkeypatch.setattr(locks, "try_lock", late)
+    with lock_of(tmp_path / "a.pt"), pytest.raises(CheckpointLocked):
+        lock_of(tmp_path / "a.pt").acquire()
+
+
+def test_a_lock_whose_file_says_nothing_still_holds(tmp_path):
+    with lock_of(tmp_path / "a.pt") as lock:
+        for text in ("", "[" * 100_000, '{"pid": ' + "9" * 5000 + "}", "[1]"):
+            with open(lock.path, "w") as file:
+                file.write(text)
+            with pytest.raises(CheckpointLocked, match="^another run"):
+                lock_of(tmp_path / "a.pt").acquire()
+
+
+def test_where_there_are_no_locks_saving_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("imagen_pytorch.storage.locks.try_lock", lambda handle: None)
+    for store in (CheckpointStore(tmp_path), CheckpointStore(tmp_path)):
+        store.lock()
+        store.write(1, contents(1))
+
+
+def test_the_last_run_has_a_remote_folder(tmp_path):
+    url = f"memory://{tmp_path.name}/run"
+    first, second = filled(url, 1), CheckpointStore(url)
+    first.lock()
+    first.write(2, contents(2))
+    second.lock()
+    message = rf"another run \(pid {os.getpid()}, host .+, since .+\) has taken over {url}; choose another"
+    with pytest.raises(CheckpointLocked, match=message):
+        first.write(3, contents(3))
+    first.unlock()  # leaves the other's claim
+    second.write(3, contents(33))
+    assert step_of(CheckpointStore(url).read()[1]) == 33 and second.steps() == [3, 2, 1]
+    second.unlock()
+    second.unlock()
+    assert not second.fs.exists(f"{second.folder}/run.lock")
+    second.write(4, contents(4))  # a store that was never locked, or no longer is, asks nobody
+
+
+def test_a_claim_that_cannot_be_seen_stops_the_write(tmp_path, monkeypatch):
+    store = CheckpointStore(f"memory://{tmp_path.name}/run")
+    store.lock()
+
+    def down(*_, **__):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(type(store.fs), "cat_file", down)
+    with pytest.raises(CheckpointNotWritten, match="cannot see who saves into memory://.*: no route to host"):
+        store.write(1, contents(1))
+    monkeypatch.setattr(type(store.fs), "pipe_file", down)
+    with pytest.raises(CheckpointNotWritten, match="cannot write to memory://.*: no route to host"):
+        CheckpointStore(f"memory://{tmp_path.name}/run").lock()
+
+
+# -- connections ------------------------------------------------------------------------------------------------------
+
+
+def test_calls_are_tried_three_times(tmp_path, monkeypatch):
+    """Uploads and downloads that fail twice succeed; what fails for good has a sentence and leaves the old object."""
+    fs = fsspec.filesystem("memory")
+    store = filled(f"memory://{tmp_path.name}/run", 1)
+    for name in ("put_file", "get_file"):
+        good, calls = getattr(type(fs), name), []
+
+        def flaky(self, *arguments, good=good, calls=calls, **options):
+            calls.append(arguments)
+            if len(calls) < 3:
+                raise ConnectionResetError("connection reset by peer")
+            return good(self, *arguments, **options)
+
+        monkeypatch.setattr(type(fs), name, flaky)
+    store.write(1, contents(11))
+    assert step_of(store.read()[1]) == 11
+
+    def partly(self, local, path, **_):
+        pass
+
+    def broken(self, local, path, **_):
+        raise RuntimeError("something of its own\nover two lines")
+
+    for put, message in ((partly, "bytes arrived"), (broken, "RuntimeError: something of its own over two lines")):
+        monkeypatch.setattr(type(fs), "put_file", put)
+        with pytest.raises(CheckpointNotWritten, match=f"could not write .*checkpoint.1.pt .*: .*{message}; what was"):
+            store.write(1, contents(1, width=50))
+    assert step_of(store.read()[1]) == 11

@@ -1,0 +1,109 @@
+"""Writing in the background: whole, in order, noticed when it fails, and waited for at the end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from storage_toys import contents, step_of
+
+from imagen_pytorch.checkpoint import CheckpointStore
+from imagen_pytorch.storage import CheckpointNotWritten, background, read_checkpoint, snapshot, write_checkpoint
+from imagen_pytorch.storage.background import BackgroundWriter
+
+
+def test_writes_come_one_after_another(tmp_path):
+    writer, running, most = BackgroundWriter(), [], []
+
+    def write(step):
+        running.append(step)
+        most.append(len(running))
+        time.sleep(0.02)
+        running.remove(step)
+
+    for step in range(4):
+        writer.submit(lambda step=step: write(step))
+    writer.wait()
+    assert most == [1] * 4 and running == []
+
+
+def test_a_snapshot_written_later_is_of_one_moment(tmp_path):
+    live, go = contents(1), threading.Event()
+    copy = snapshot(live)
+
+    def write():
+        go.wait()
+        write_checkpoint(copy, tmp_path / "a.pt")
+
+    background.submit(write)
+    for tensor in live["model"].values():
+        tensor.fill_(2)
+    live["state"]["step"] = 2
+    go.set()
+    assert step_of(read_checkpoint(tmp_path / "a.pt")) == 1  # reading waits for what is being written
+
+
+def test_a_store_is_looked_at_after_the_write(tmp_path):
+    store = CheckpointStore(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        background.submit(lambda step=step: (time.sleep(0.05), store.write(step, contents(step))))
+    assert store.steps() == [3, 2] and step_of(CheckpointStore(tmp_path).read()[1]) == 3
+
+
+def test_an_error_is_raised_once_and_not_by_readers(tmp_path):
+    (tmp_path / "file").write_text("")
+    store = CheckpointStore(tmp_path / "run")
+    background.submit(lambda: write_checkpoint(contents(), tmp_path / "file" / "a.pt"))
+    assert store.steps() == [] and store.read() is None and background.failed()
+    started = []
+    with pytest.raises(CheckpointNotWritten, match="cannot make the checkpoint folder"):
+        background.submit(lambda: started.append(1))
+    assert not background.failed() and not started
+    background.submit(lambda: started.append(2))
+    background.wait()
+    background.wait()
+    assert started == [2]
+
+
+PROGRAM = """
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
+import torch
+from imagen_pytorch.storage import background, write_checkpoint
+
+def write(path):
+    time.sleep(0.5)  # the main program has ended by now
+    with ThreadPoolExecutor(1) as pool:  # as uploads do
+        pool.submit(write_checkpoint, {"a": torch.ones(3)}, path).result()
+
+background.submit(lambda: write(sys.argv[1]))
+raise SystemExit(3) if sys.argv[2] == "exit" else ValueError("the training failed")
+"""
+
+
+@pytest.mark.parametrize("ending", ["exit", pytest.param("error", marks=pytest.mark.slow)])
+def test_the_interpreter_waits_for_a_write(tmp_path, ending):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, tmp_path / "a.pt", ending], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == (3 if ending == "exit" else 1), done.stderr
+    assert "cannot schedule" not in done.stderr
+    assert torch.equal(read_checkpoint(tmp_path / "a.pt")["a"], torch.ones(3))
+
+
+@pytest.mark.slow
+def test_training_goes_on_while_a_large_file_is_written(tmp_path):
+    """No other thread waits long for the interpreter's lock; the reference is 0.25 s for torch.save to a path."""
+    copy = {"a": [torch.zeros(25_000_000) for _ in range(5)]}
+    background.submit(lambda: write_checkpoint(copy, tmp_path / "a.pt"))
+    gaps, last = [], time.perf_counter()
+    while background._WRITER._thread.is_alive():
+        now = time.perf_counter()
+        gaps.append(now - last)
+        last = now
+    background.wait()
+    assert sorted(gaps)[-3] < 0.1 and len(gaps) > 10_000
