@@ -25,6 +25,7 @@ from .storage import (
     write_checkpoint,
 )
 from .storage.errors import reason
+from .training.rehearsal import TooLarge, rehearse
 
 __all__ = [
     "CheckpointError",
@@ -40,6 +41,10 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+#: a description is believed if its networks have at most so many times what the file holds (the file of one U-Net
+#: describes all of them), or so much
+_TIMES, _NUMBERS, _PARTS = 32, 100_000_000, 2_000
 
 
 def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
@@ -79,9 +84,17 @@ def described_model(contents: Mapping[str, Any], path: str | Path) -> Cascade:
             f"{path} does not say how its model was made: build the model yourself and use ImagenTrainer.load, or "
             "build it from a configuration (ImagenConfig) before saving"
         )
+    config = {"type": contents.get("imagen_type", "original"), **config}
+    held = contents.get("model")
+    tensors = [item for item in held.values() if isinstance(item, Tensor)] if isinstance(held, dict) else []
+    numbers = _NUMBERS + _TIMES * sum(item.numel() for item in tensors)
+    parts = _PARTS + _TIMES * len(tensors)
     try:
-        return imagen_from_config({"type": contents.get("imagen_type", "original"), **config})
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        rehearse(lambda: imagen_from_config(config), numbers, parts)
+        return imagen_from_config(config)
+    except TooLarge as error:
+        raise CheckpointError(f"{path} describes a model that has nothing to do with what it holds: {error}") from error
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{path} describes a model that cannot be built: {reason(error)}") from error
 
 

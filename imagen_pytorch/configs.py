@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import Enum
 from typing import Annotated, Any, Literal
 
@@ -18,18 +19,26 @@ from .diffusion.samplers import SAMPLERS
 from .diffusion.schedules import SCHEDULES
 from .imagen import CASCADES
 from .nn.presets import UNETS
-from .signatures import Configuration, model_from_signature, part
+from .signatures import ConfigError, Configuration, model_from_signature, part
+from .storage.errors import reason
 from .trainer import ImagenTrainer
 from .training.options import forwarded
+from .training.rehearsal import TooLarge, main_memory, rehearse
 
 #: The names of the noise schedules, for those who prefer an enum to a string.
 NoiseSchedule = Enum("NoiseSchedule", {name: name for name in SCHEDULES.names()}, type=str)  # type: ignore[misc]
+
+
+#: weights, buffers and modules of a network, at most
+_PARTS = 50_000
 
 
 # -- networks ---------------------------------------------------------------------------------------------------------
 
 
 class _UnetBase(Configuration):
+    longest = 64  # levels that no picture has
+
     def create(self) -> Any:
         return self.target(**{name: value for name, value in self.given().items() if name != "type"})
 
@@ -67,6 +76,8 @@ def _unet(values: Any) -> Configuration:
         return values
     if not isinstance(values, Mapping):
         raise ValueError(f"a U-Net is described by a dict of its arguments, got {type(values).__name__}")
+    if not isinstance(values.get("type", "Unet"), str):
+        raise ValueError(f"type is the name of a network, got {type(values['type']).__name__}")
     model = NullUnetConfig if values.get("is_null") else unet_model(values.get("type", "Unet"))
     dropped = ("is_null", "type") if model is NullUnetConfig else ("is_null",)
     return part(model, {key: value for key, value in values.items() if key not in dropped})
@@ -75,7 +86,21 @@ def _unet(values: Any) -> Configuration:
 # -- models -----------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Errors inside the block say where in the configuration they come from."""
+    try:
+        yield
+    except TooLarge as error:
+        raise TooLarge(f"{place}: {error}") from error
+    except NotImplementedError:  # a network that cannot be rehearsed
+        raise
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
+        raise ConfigError(f"{place}: {reason(error)}") from error
+
+
 class _CascadeBase(Configuration):
+    longest = 64
     families = {
         "noise_schedules": SCHEDULES,
         "lowres_noise_schedule": SCHEDULES,
@@ -112,11 +137,28 @@ class _CascadeBase(Configuration):
         return self
 
     def create(self) -> Cascade:
-        """The model; it remembers this configuration in ``_config``."""
-        arguments = {name: value for name, value in self.given().items() if name not in ("unets", "video")}
-        imagen = self.target([unet.create() for unet in self.unets], **arguments)
+        """The model; it remembers this configuration in ``_config``.
+
+        Raises:
+            ConfigError: it cannot be made, or needs more memory than there is; known before it is taken.
+        """
+        memory = main_memory()
+        try:
+            rehearse(self._make, memory // 4, _PARTS * len(self.unets))
+        except TooLarge as error:
+            raise ConfigError(f"{error}; this machine has a memory of {memory:,} bytes") from error
+        imagen = self._make()
         imagen._config = self.model_dump(mode="json")
         return imagen
+
+    def _make(self) -> Cascade:
+        arguments = {name: value for name, value in self.given().items() if name not in ("unets", "video")}
+        unets = []
+        for index, unet in enumerate(self.unets):
+            with _at(f"unets[{index}]"):
+                unets.append(unet.create())
+        with _at("imagen"):
+            return self.target(unets, **arguments)
 
 
 @functools.cache

@@ -5,12 +5,16 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
 
 from .registry import Registry, suggestion
+
+#: mistakes named in one message, characters about each of them, and bytes of a configuration, at most
+_MOST, _LONGEST, _LARGEST = 10, 400, 1 << 24
 
 
 class ConfigError(ValueError):
@@ -56,11 +60,18 @@ def _message(item: Mapping[str, Any], cause: Exception | None) -> str:
 
 def sentence(error: ValidationError) -> str:
     """A validation error as one line: ``imagen.unets[0]: unknown key "dimm"; did you mean "dim"?``."""
-    parts = []
-    for where, messages in _problems(error).items():
-        text = " or ".join(dict.fromkeys(messages))
+    problems, parts = _problems(error), []
+    for where, messages in islice(problems.items(), _MOST):
+        text = _short(" or ".join(dict.fromkeys(messages)))
         parts.append(f"{where}: {text}" if where else text)
-    return "; ".join(parts)
+    left = len(problems) - len(parts)
+    return "; ".join(parts) + (f"; and {left} more" if left else "")
+
+
+def _short(text: str) -> str:
+    """A message on one line of bounded length, whatever it repeats of what was given."""
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
 def parse(model: type[Configuration], values: Any) -> Any:
@@ -98,12 +109,17 @@ class Configuration(BaseModel):
     target: ClassVar[Any] = None
     #: arguments that name members of a family
     families: ClassVar[Mapping[str, Registry[Any]]] = {}
+    #: entries of any list, at most
+    longest: ClassVar[int | None] = None
 
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, values: Any) -> Any:
         if isinstance(values, Mapping):
             cls._check_unknown({key: values[key] for key in values if key not in cls.model_fields})
+            for key, value in values.items():
+                if cls.longest is not None and isinstance(value, list | tuple) and len(value) > cls.longest:
+                    raise ValueError(f"{key} has {len(value):,} entries, there can be {cls.longest}")
         return values
 
     @classmethod
@@ -190,13 +206,21 @@ def read_json(path: str | Path) -> dict[str, Any]:
         ConfigError: there is no such file, or it does not hold a JSON object; the message says where it breaks.
     """
     try:
-        contents = json.loads(Path(path).read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            text = file.read(_LARGEST + 1)
+        if len(text) > _LARGEST:
+            raise ConfigError(f"the configuration {path} has more than {_LARGEST:,} bytes")
+        contents = json.loads(text.decode("utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"the configuration {path} is no text in UTF-8") from error
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is no JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} holds a number that is too long") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} has too many brackets within each other") from error
     if not isinstance(contents, dict):
         raise ConfigError(f"{path} must hold one JSON object, found {type(contents).__name__}")
     return contents

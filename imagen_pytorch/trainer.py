@@ -168,7 +168,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         self.unet_being_trained = -1
         self._init_data()
         if contents is not None:
-            self._take_over(contents, only_model=True, strict=True)
+            self._take_over(contents, imagen_checkpoint_path, only_model=True, strict=True)
         self._init_checkpoints(checkpoint_path, checkpoint_every)
         if self.store is not None:
             self.load_from_checkpoint_folder()
@@ -184,6 +184,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
             scaler=self.precision.scaler(),
             average=None if self.ema_unets is None else self.ema_unets[number - 1],
             max_skipped=max_skipped,
+            all_true=self.processes.all_true,
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -230,7 +231,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
                 is that of the whole.
 
         Raises:
-            ValueError: as `Cascade.training_batch`.
+            ValueError: as `Cascade.training_batch`; nothing of the batch is added then.
         """
         data = {
             "images": images,
@@ -269,7 +270,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         network = lane.network if self.training else None
         pieces = self.processes.pieces(batch, max_batch_size, rows.total)
         total = torch.zeros((), device=self.device)
-        with lost_connections_named(), torch.set_grad_enabled(self.training):
+        with lane.whole_batches(), lost_connections_named(), torch.set_grad_enabled(self.training):
             for index, (piece, share) in enumerate(pieces):
                 with without_sync(network, last=index == len(pieces) - 1):
                     with self.precision.autocast():
@@ -278,7 +279,8 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
                         lane.backward(loss)
                 total += loss.detach()
         value = float(total)
-        lane.finite &= bool(np.isfinite(value))
+        if self.training:
+            lane.finite &= bool(np.isfinite(value))
         return value
 
     def update(self, unet_number: int | None = None) -> bool:
@@ -317,8 +319,9 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         """
         self.train()
         stream = self.create_train_iter()
-        loss = self.step_with_dl_iter(stream, unet_number=unet_number, max_batch_size=max_batch_size)
-        self.update(unet_number)
+        number = self.validate_and_set_unet_being_trained(unet_number)  # before a batch is taken
+        loss = self.step_with_dl_iter(stream, unet_number=number, max_batch_size=max_batch_size)
+        self.update(number)
         return loss
 
     def valid_step(

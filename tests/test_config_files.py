@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from imagen_pytorch.configs import TrainingConfig
 from imagen_pytorch.nn.presets import UNETS
@@ -46,6 +47,15 @@ def test_the_emoji_cascade_builds():
     assert imagen.kind == "elucidated" and len(imagen.unets) == 2 and imagen.image_sizes[1] == 64
     assert config.dataset_name == "emoji64" and all(config.total_steps(number) for number in (1, 2))
     assert sum(item.numel() for item in imagen.parameters()) < 20e6
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_shipped_configurations_can_be_made_without_memory(path):
+    """On the device "meta", as for counting weights; the paper's would otherwise take 12 GB."""
+    config = parse(TrainingConfig, read_json(path)).imagen
+    with torch.device("meta"):
+        imagen = config._make()
+    assert {item.device.type for item in imagen.parameters()} == {"meta"} and len(imagen.unets) == len(config.unets)
 
 
 @pytest.mark.parametrize(

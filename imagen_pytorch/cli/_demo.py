@@ -6,6 +6,7 @@ This is what demos of pictures and of videos have in common; each has a file of 
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -299,16 +300,17 @@ class Demo(ABC):
     def conclude(self) -> None:
         """Where everything is, and what to type next."""
         scale = self.options.cond_scale
+        model = shlex.quote(str(self.training.checkpoint))
         scale = ",".join(f"{item:g}" for item in (scale if isinstance(scale, list) else [scale]))
         files = self.files()
         width = max(map(len, map(str, files)))
-        config = "" if self.options.config == READY_MADE else f" --config {self.options.config}"
+        config = "" if self.options.config == READY_MADE else f" --config {shlex.quote(str(self.options.config))}"
         noun = self.outputs.noun.upper()
         look = "\n          ".join(f"{path!s:{width}}  {what}" for path, what in files.items())
         self.say(
             f"\ndone in {clock(self.seconds['total'])}\n\n"
             f"look at   {look}\n\n"
-            f'next      imagen sample --model {self.training.checkpoint} --cond-scale {scale} "{self.prompts[0]}"\n'
+            f'next      imagen sample --model {model} --cond-scale {scale} "{self.prompts[0]}"\n'
             f"          imagen demo{config} --steps {4 * self.training.taken()[0]}\n"
             f"          imagen train{config} --data FOLDER_WITH_YOUR_{noun}S --unet all"
         )

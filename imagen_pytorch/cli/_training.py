@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 import warnings
 from collections.abc import Iterator
@@ -368,6 +369,6 @@ def run(request: Request) -> int:
     if interruption:
         training.say(f"interrupted and saved; {training.how_to_go_on()}")
     else:
-        training.say(f'next: imagen sample --model {training.checkpoint} "..."')
+        training.say(f'next: imagen sample --model {shlex.quote(str(training.checkpoint))} "..."')
     click.echo(training.checkpoint)
     return interruption.exit_code()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -39,4 +40,5 @@ def config(path: str, force: bool, preset: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(text, encoding="utf-8")
     click.echo(target)
-    click.echo(f"presets: {', '.join(preset_names())}; next: edit it, then imagen train --config {target}", err=True)
+    train = f"imagen train --config {shlex.quote(str(target))}"
+    click.echo(f"presets: {', '.join(preset_names())}; next: edit it, then {train}", err=True)

@@ -48,7 +48,8 @@ class DiffusionProcess:
 
     def __post_init__(self) -> None:
         LOSSES[self.loss_type]
-        noisiest = self.schedule.level(torch.tensor(self.schedule.bounds()[0], dtype=torch.float64))
+        with torch.device("cpu"):  # these are numbers, also where networks are made elsewhere or nowhere ("meta")
+            noisiest = self.schedule.level(torch.tensor(self.schedule.bounds()[0], dtype=torch.float64))
         if not all(torch.isfinite(part) for part in self.objective.coefficients(noisiest)):
             raise ValueError(
                 f"{type(self.objective).__name__} says nothing about x0 where {type(self.schedule).__name__} is all "

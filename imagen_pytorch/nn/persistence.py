@@ -60,7 +60,7 @@ class Persistent(nn.Module):
         fitted.load_state_dict({**target, **fits})
         lost = [name for name in kept if name not in fits]
         # a new network's last layer is zero: where it is not, this one was trained
-        if lost and any(bool(part.any()) for part in self.final_conv.parameters()):
+        if lost and any(not part.is_meta and bool(part.any()) for part in self.final_conv.parameters()):
             warnings.warn(
                 f"the U-Net was refitted to its place in the cascade; {len(lost)} trained weights no longer fit and "
                 f"start afresh, among them {', '.join(lost[:3])}",

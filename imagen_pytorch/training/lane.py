@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from .checked import alike, are_tensors, is_adams
 from .sharding import clip_gradients, gradient_norm
 
 #: how an optimizer computes belongs to the machine and is not taken from a checkpoint
@@ -30,6 +32,7 @@ class Lane:
         optimizer, scheduler, scaler: for its parameters; the schedule may be absent.
         average: moving average of its weights, or None.
         max_skipped: number of updates in a row that may be skipped.
+        all_true: whether something holds on all processes, called by each of them.
     """
 
     def __init__(
@@ -42,14 +45,16 @@ class Lane:
         scaler: torch.amp.GradScaler,
         average: Any,
         max_skipped: int,
+        all_true: Callable[[bool], bool] = bool,
     ) -> None:
-        self.number, self.unet = number, unet
+        self.number, self.unet, self._all_true = number, unet, all_true
         self.optimizer, self.scheduler, self.scaler, self.average = optimizer, scheduler, scaler, average
         self.max_skipped = max_skipped
         self.network: nn.Module | None = None  # the network as several processes train it, made with the first loss
         self.pending = False
         self.finite = True
         self.skipped = self.skipped_in_a_row = 0
+        self._warned = self._begun = False
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a loss to those that wait for the next update.
@@ -58,6 +63,7 @@ class Lane:
         learns from the common gradient that the update is to be skipped.
         """
         fate = torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+        self._begun = True
         self.scaler.scale(loss * fate).backward()
         self.pending = True
 
@@ -84,15 +90,39 @@ class Lane:
             if max_grad_norm is not None:
                 clip_gradients(parameters, norm, max_grad_norm)
             self.scaler.step(self.optimizer)
-        if self.scaler.is_enabled():
-            self.scaler.update()
+        finding_scale = self._follow_scale(taken)
         self.optimizer.zero_grad()
         loss_was_finite, self.pending, self.finite = self.finite, False, True
         if taken:
             self._advance()
         else:
-            self._skip(loss_was_finite)
+            self._skip(loss_was_finite, finding_scale)
         return taken
+
+    @contextmanager
+    def whole_batches(self) -> Iterator[None]:
+        """An error inside the block, between pieces of a batch, leaves no gradient of a part of it behind.
+
+        Those of batches before it are dropped with it: nobody could tell them apart.
+        """
+        self._begun = False
+        try:
+            yield
+        except BaseException:
+            if self._begun:
+                self.optimizer.zero_grad()
+                self.pending, self.finite = False, True
+            raise
+
+    def _follow_scale(self, taken: bool) -> bool:
+        """Adapt the loss scale; whether the step was skipped for nothing but too large a scale."""
+        if not self.scaler.is_enabled():
+            return False
+        scale = self.scaler.get_scale()
+        overflow = not taken and self._all_true(self.finite)
+        # a loss that is no number says nothing about the scale, which bad data would else bring down to nothing
+        self.scaler.update(None if taken or overflow else scale)
+        return overflow and scale > 1
 
     def _advance(self) -> None:
         self.skipped_in_a_row = 0
@@ -101,11 +131,13 @@ class Lane:
         if self.average is not None:
             self.average.update()
 
-    def _skip(self, loss_was_finite: bool) -> None:
+    def _skip(self, loss_was_finite: bool, finding_scale: bool) -> None:
         self.skipped += 1
+        if finding_scale:  # an overflow halves it until it fits: no failure
+            return
         self.skipped_in_a_row += 1
-        finding_scale = self.scaler.is_enabled() and loss_was_finite  # overflow is how a scaler finds its scale
-        if self.skipped == 1 and not finding_scale:
+        if not self._warned:
+            self._warned = True
             what = "gradient" if loss_was_finite else "loss"
             warnings.warn(
                 f"the {what} of U-Net {self.number} is not finite: the update was skipped, weights and averages are "
@@ -129,21 +161,66 @@ class Lane:
             entries[f"gradients{index}"] = {"finite": self.finite, "values": gradients}
         return entries | ({} if self.scheduler is None else {f"scheduler{index}": self.scheduler.state_dict()})
 
+    def wrong_entries(self, contents: dict[str, Any]) -> list[str]:
+        """The names of those entries of a checkpoint that are something else than `state` gives, shapes aside."""
+        index = self.number - 1
+        optimizer, gradients = f"optim{index}", f"gradients{index}"
+        wrong = [] if optimizer not in contents or is_adams(contents[optimizer]) else [optimizer]
+        for name, own in self._states().items():
+            if not alike(self._merged(own, contents.get(name)), own):
+                wrong.append(name)
+        waiting = contents.get(gradients)
+        if waiting is not None and not (alike(waiting, {"finite": 1, "values": {}}) and are_tensors(waiting["values"])):
+            wrong.append(gradients)
+        return wrong
+
+    def _states(self) -> dict[str, dict[str, Any]]:
+        """The present states of schedule and loss scaler, where there are such, by their names in a checkpoint."""
+        parts = {"scheduler": self.scheduler, "scaler": self.scaler}
+        states = {name: {} if part is None else part.state_dict() for name, part in parts.items()}
+        return {f"{name}{self.number - 1}": state for name, state in states.items() if state}
+
+    @staticmethod
+    def _merged(own: dict[str, Any], found: Any) -> Any:
+        """A state with what a checkpoint says about it; versions of torch differ in what else there is."""
+        if not isinstance(found, Mapping | None):
+            return found
+        kept = {name: value for name, value in (found or {}).items() if name in own and name != "lr_lambdas"}
+        return own | kept
+
     def differences(self, contents: dict[str, Any]) -> list[str]:
-        """Why the optimizer state of a checkpoint does not fit this U-Net; nothing if it does or is absent."""
-        saved = contents.get(f"optim{self.number - 1}")
+        """What in a checkpoint does not fit this U-Net; nothing if all does or is absent."""
+        index = self.number - 1
+        own = dict(self.unet.named_parameters())
+        gradients = (contents.get(f"gradients{index}") or {"values": {}})["values"]
+        found = [
+            f"gradients{index}: {name} of shape {tuple(item.shape)} for a parameter of {tuple(own[name].shape)}"
+            for name, item in gradients.items()
+            if name in own and item.shape != own[name].shape
+        ]
+        schedule = contents.get(f"scheduler{index}")
+        rates = None if schedule is None or self.scheduler is None else len(schedule["base_lrs"])
+        if rates not in (None, len(self.optimizer.param_groups)):
+            found.append(f"scheduler{index} has {rates} rates, the trainer {len(self.optimizer.param_groups)}")
+        return found + self._moments_that_differ(contents.get(f"optim{index}"), f"optim{index}")
+
+    def _moments_that_differ(self, saved: dict[str, Any] | None, name: str) -> list[str]:
         if saved is None:
             return []
         own = [item for group in self.optimizer.param_groups for item in group["params"]]
         sizes = [len(group["params"]) for group in self.optimizer.param_groups]
         found = [len(group["params"]) for group in saved["param_groups"]]
         if sizes != found:
-            return [f"optim{self.number - 1} has parameter groups of {found}, the trainer of {sizes}"]
-        return [
-            f"optim{self.number - 1}: moment of shape {tuple(item.shape)} for a parameter of {tuple(own[index].shape)}"
+            return [f"{name} has parameter groups of {found}, the trainer of {sizes}"]
+        shapes = (
+            (index, key, tuple(getattr(item, "shape", ())), () if key == "step" else tuple(own[index].shape))
             for index, moments in saved["state"].items()
-            for item in moments.values()
-            if isinstance(item, Tensor) and item.ndim and item.shape != own[index].shape
+            for key, item in moments.items()
+        )
+        return [
+            f"{name}: {key} of shape {shape} for a parameter of {tuple(own[index].shape)}"
+            for index, key, shape, wanted in shapes
+            if shape != wanted
         ]
 
     def load_state(
@@ -161,13 +238,14 @@ class Lane:
             (load_optimizer or self.optimizer.load_state_dict)(contents[f"optim{index}"])
             for group, own in zip(self.optimizer.param_groups, machine, strict=True):
                 group.update(own)
-        if self.scheduler is not None and f"scheduler{index}" in contents:
-            self.scheduler.load_state_dict(contents[f"scheduler{index}"])
+        states = {name: self._merged(own, contents[name]) for name, own in self._states().items() if name in contents}
+        if f"scheduler{index}" in states:
+            self.scheduler.load_state_dict(states[f"scheduler{index}"])
             schedule = zip(self.optimizer.param_groups, self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)
             for group, rate, factor in schedule:  # of this trainer: its length may have been changed
                 group["lr"] = rate * factor(self.scheduler.last_epoch)
-        if self.scaler.is_enabled() and contents.get(f"scaler{index}"):
-            self.scaler.load_state_dict(contents[f"scaler{index}"])
+        if f"scaler{index}" in states:
+            self.scaler.load_state_dict(states[f"scaler{index}"])
         self._load_gradients(contents.get(f"gradients{index}"))
 
     def _load_gradients(self, saved: dict[str, Any] | None) -> None:
@@ -177,3 +255,4 @@ class Lane:
         for name, parameter in self.unet.named_parameters() if saved is not None else ():
             if name in saved["values"]:
                 parameter.grad = saved["values"][name].to(parameter, copy=True)
+                self.scaler.scale(parameter.grad.new_ones(()))  # its scale exists from its first use on only

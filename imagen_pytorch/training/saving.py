@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..storage import (
+    CheckpointLocked,
     CheckpointNotWritten,
     CheckpointStore,
     kind_of,
@@ -35,6 +37,20 @@ from .state import TrainingState
 #: entries of a checkpoint that are the trainer's own
 _RESERVED = ("model", "ema", "steps", "version", "state", "imagen_type", "imagen_params")
 _PER_UNET = ("optim", "scaler", "scheduler", "gradients")
+
+
+def _lock(folder: CheckpointStore) -> None:
+    """See that nobody else saves into a folder; a trainer that was replaced, as in notebooks, is no longer somebody.
+
+    Raises:
+        CheckpointLocked: another run does.
+    """
+    try:
+        folder.lock()
+    except CheckpointLocked:
+        writer.settle()  # it may still be writing, or be in a circle of references
+        gc.collect()
+        folder.lock()
 
 
 class TrainerCheckpoints:
@@ -142,9 +158,9 @@ class TrainerCheckpoints:
 
     def _write(self, contents: dict[str, Any], write: Callable[[dict[str, Any]], object], later: bool) -> None:
         """Write now, or a copy of the present state while training goes on."""
+        self.wait_for_saves()  # that an earlier one failed must not cost this one
         with self._save_errors():
             if not later:
-                writer.wait()
                 write(contents)
                 return
             held = snapshot(contents)
@@ -198,16 +214,21 @@ class TrainerCheckpoints:
         if self.processes.sharded and is_sharded(fs, place):
             source = ShardedCheckpoint(fs, place)
             contents = described(source)
-            self._take_over(contents, only_model, strict, source)
+            self._take_over(contents, path, only_model, strict, source)
             return contents
         contents = read_checkpoint(path, self._fs, self._fs_kwargs)
-        self._take_over(contents, only_model, strict)
+        self._take_over(contents, path, only_model, strict)
         return contents
 
     def _take_over(
-        self, contents: dict[str, Any], only_model: bool, strict: bool, source: ShardedCheckpoint | None = None
+        self,
+        contents: dict[str, Any],
+        path: str | Path,
+        only_model: bool,
+        strict: bool,
+        source: ShardedCheckpoint | None = None,
     ) -> None:
-        left = self.state.check(contents, only_model, strict)
+        left = self.state.check(contents, only_model, strict, path)
         if left:
             self.print(f"loaded what fits; left out: {'; '.join(left)}")
         if contents.get("version", __version__) != __version__:
@@ -262,12 +283,12 @@ class TrainerCheckpoints:
         if self.processes.sharded:
             return self._write_shards(folder, folder.folder_path(steps))
         if self.processes.is_main:
-            folder.lock()
+            _lock(folder)
             self._write(self._contents(None, True, {}), lambda held: folder.write(steps, held), background)
         return folder.path(steps)
 
     def _write_shards(self, folder: CheckpointStore, path: str) -> str:
-        self.processes.from_main(folder.lock)
+        self.processes.from_main(lambda: _lock(folder))
         tensors, rest = split_shared(self._contents(None, True, {}))
         with self._save_errors():
             self.processes.from_main(folder.check_lock)
@@ -301,7 +322,7 @@ class TrainerCheckpoints:
         if path is None:
             return None
         contents = contents or read_checkpoint(path, folder.fs)
-        self._take_over(contents, only_model=False, strict=True)
+        self._take_over(contents, path, only_model=False, strict=True)
         self.print(f"going on from {os.path.basename(path)}")
         return path
 
@@ -318,7 +339,7 @@ class TrainerCheckpoints:
         """See, before anything is trained, that no other run saves into the folder."""
         if self.store is None:
             return
-        self.processes.from_main(self.store.lock)
+        self.processes.from_main(lambda: _lock(self.store))
         if self.processes.sharded:
             self.processes.from_main(lambda: remove_unfinished(self.store.fs, self.store.folder))
 

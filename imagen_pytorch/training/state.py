@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..cascade.cascade import Cascade
 from ..checkpoint import differences, fitting
-from ..storage import CheckpointMismatch
+from ..storage import CheckpointError, CheckpointMismatch
+from .checked import wrong_entries
 from .ema import start_average
 from .lane import Lane
 
@@ -65,13 +67,32 @@ class TrainingState:
         """The U-Nets that a checkpoint holds."""
         return list(contents.get("state", {}).get("unet_numbers", range(1, len(self.lanes) + 1)))
 
-    def check(self, contents: dict[str, Any], only_model: bool, strict: bool) -> list[str]:
+    def check(self, contents: dict[str, Any], only_model: bool, strict: bool, path: str | Path) -> list[str]:
         """Everything in a checkpoint that does not fit, before anything is changed.
 
+        Args:
+            contents: of the checkpoint.
+            only_model: whether nothing but weights and averages matters.
+            strict: whether it has to fit.
+            path: what errors call it.
+
         Raises:
+            CheckpointError: entries are missing or something else than `gather` gives.
             CheckpointMismatch: something does not fit, and ``strict``.
         """
+        wrong = wrong_entries(contents, only_model)
+        if not only_model:
+            wrong += [name for lane in self.lanes for name in lane.wrong_entries(contents)]
+        if wrong:
+            raise CheckpointError(
+                f"{path} is no checkpoint of a training, nothing was loaded; missing or not as expected: "
+                f"{', '.join(wrong)}"
+            )
         numbers = self.numbers_in(contents)
+        if unknown := [number for number in numbers if not 1 <= number <= len(self.lanes)]:
+            raise CheckpointMismatch(
+                f"the checkpoint {path} holds U-Net {unknown[0]}, the model has {len(self.lanes)}; nothing was loaded"
+            )
         found = [f"model: {text}" for text in differences(contents["model"], self._model(numbers))]
         if self.averages is not None and "ema" in contents:
             found += [f"ema: {text}" for text in differences(contents["ema"], self._averages(numbers))]
@@ -82,7 +103,7 @@ class TrainingState:
                 found += lane.differences(contents)
         if found and strict:
             raise CheckpointMismatch(
-                f"the checkpoint belongs to another model, nothing was loaded; {'; '.join(found)}. "
+                f"the checkpoint {path} belongs to another model, nothing was loaded; {'; '.join(found)}. "
                 "strict=False loads what fits"
             )
         return found

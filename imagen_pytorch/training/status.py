@@ -82,7 +82,9 @@ class TrainerStatus:
         Raises:
             ValueError: it is not clear, or there is no such U-Net.
         """
-        number = unet_number or self.only_train_unet_number or self.imagen.only_train_unet_number
+        number = unet_number
+        if number is None:  # 0 is a mistake, no absence
+            number = self.only_train_unet_number or self.imagen.only_train_unet_number
         if number is None:
             if self.num_unets > 1:
                 raise ValueError(f"say which U-Net: unet_number=1 to {self.num_unets}")
