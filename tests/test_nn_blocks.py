@@ -37,9 +37,11 @@ def context(batch: int = 2, count: int = 5) -> Context:
 
 
 @pytest.mark.parametrize("cosine", [False, True])
-def test_attention_is_the_textbook_formula_with_a_null_token(cosine):
-    layer = awake(Attention(8, heads=2, dim_head=4, context_dim=6, cosine=cosine))
-    x, other = torch.randn(2, 7, 8), torch.randn(2, 3, 6)
+@pytest.mark.parametrize("dim", [8, 3], ids=["wide", "narrow"])
+def test_attention_is_the_textbook_formula_with_a_null_token(cosine, dim):
+    layer = awake(Attention(dim, heads=2, dim_head=4, context_dim=6, cosine=cosine))
+    assert layer.narrow == (dim < 4 and not cosine)
+    x, other = torch.randn(2, 7, dim), torch.randn(2, 3, 6)
     mask = torch.tensor([[True, False, True], [False, False, False]])
     query, key, value = layer.to_qkv(layer.norm(x)).chunk(3, dim=-1)
     key_c, value_c = layer.to_context(layer.norm_context(other)).chunk(2, dim=-1)

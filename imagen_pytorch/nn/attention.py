@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .frames import Frames, moved_on
 from .geometry import IMAGE, Geometry
 
-#: Keys and values of context tokens, each ``(b, heads, n, dim_head)``: computed once per sampling call.
+#: Keys and values of context tokens, each ``(b, heads, n, d)``: computed once per sampling call.
 KeysValues = tuple[Tensor, Tensor]
 
 
@@ -79,6 +79,10 @@ class Attention(nn.Module):
 
     The null token lets a position attend to nothing, and keeps the softmax defined when every context token is masked.
 
+    Where tokens are not wider than heads, the CPU attends in the width of the tokens, which is the same function: with
+    queries ``q = Wq x``, ``q . k = x . (Wq' k)``, and ``Wo (p v) = p (Wo v)``. Maps of high resolution are narrow, and
+    there attention costs half of it or less.
+
     Args:
         dim: width of the tokens.
         heads, dim_head: number and width of the heads.
@@ -101,6 +105,8 @@ class Attention(nn.Module):
         super().__init__()
         inner = heads * dim_head
         self.heads, self.attend_self, self.cosine = heads, attend_self, cosine
+        self.scale = 16.0 if cosine else dim_head**-0.5
+        self.narrow = not cosine and dim <= dim_head
         self.norm = nn.LayerNorm(dim)
         self.to_qkv = nn.Linear(dim, inner * (3 if attend_self else 1), bias=False)
         self.null_kv = nn.Parameter(torch.randn(2, heads, dim_head) * 0.02)
@@ -116,10 +122,38 @@ class Attention(nn.Module):
         batch, count, _ = x.shape
         return x.view(batch, count, parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
+    def _inward(self) -> tuple[Tensor, Tensor]:
+        """What takes keys and values from the width of the heads to that of the tokens, ``(heads, dim_head, dim)``."""
+        dim = self.to_out.out_features
+        queries = self.to_qkv.weight[: self.to_out.in_features]
+        return queries.view(self.heads, -1, dim), self.to_out.weight.view(dim, self.heads, -1).permute(1, 2, 0)
+
+    def _narrowed(self, keys: Tensor, values: Tensor) -> KeysValues:
+        """Keys and values in the width in which they are attended to."""
+        if not self.narrow or keys.device.type != "cpu":
+            return keys, values
+        to_keys, to_values = self._inward()
+        return keys @ to_keys.to(keys.dtype), values @ to_values.to(values.dtype)
+
     def context(self, tokens: Float[Tensor, "b n d"]) -> KeysValues:
         """Keys and values of context tokens."""
         keys, values = self._split(self.to_context(self.norm_context(tokens)), 2)
-        return (unit(keys), values) if self.cosine else (keys, values)
+        return self._narrowed(unit(keys) if self.cosine else keys, values)
+
+    def _asked(self, x: Float[Tensor, "b n d"]) -> tuple[Tensor, list[KeysValues]]:
+        """The queries of normed tokens, and their own keys and values if they attend to each other."""
+        if not self.narrow or x.device.type != "cpu":
+            query, *own = self._split(self.to_qkv(x), 3 if self.attend_self else 1)
+            if self.cosine:
+                query, own = unit(query), [unit(own[0]), own[1]] if own else own
+            return query, [(own[0], own[1])] if own else []
+        query = x[:, None].expand(-1, self.heads, -1, -1)
+        if not self.attend_self:
+            return query, []
+        outward = self.to_qkv.weight[self.to_out.in_features :].view(2, self.heads, -1, x.shape[-1])
+        weight = torch.stack(self._inward()).transpose(-1, -2) @ outward
+        keys, values = self._split(F.linear(x, weight.flatten(0, 2)), 2)
+        return query, [(keys, values)]
 
     def tokens(
         self,
@@ -143,17 +177,16 @@ class Attention(nn.Module):
             context = [(spread(keys, len(x)), spread(values, len(x))) for keys, values in context]
             mask = None if mask is None else spread(mask, len(x))
         batch, count, _ = x.shape
-        query, *own = self._split(self.to_qkv(self.norm(x)), 3 if self.attend_self else 1)
-        if self.cosine:
-            query = unit(query)
-            own = [unit(own[0]), own[1]] if own else own
-        null = self.null_kv.to(query.dtype)[:, None, :, None].expand(2, batch, -1, 1, -1)
-        keys, values = joined([(null[0], null[1]), *context, *([tuple(own)] if own else [])])
+        query, own = self._asked(self.norm(x))
+        null = self._narrowed(*self.null_kv.to(query.dtype)[:, :, None])
+        null = tuple(part.expand(batch, -1, -1, -1) for part in null)
+        keys, values = joined([null, *context, *own])
         if mask is not None:
             mask = F.pad(mask, (1, count if self.attend_self else 0), value=True)[:, None, None]
-        scale = 16.0 if self.cosine else None
         added = mask if bias is None else bias.to(query.dtype)
-        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=added, scale=scale)
+        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=added, scale=self.scale)
+        if self.narrow and x.device.type == "cpu":
+            return (out.sum(1) + self.to_out.bias.to(out.dtype)).reshape(shape)
         return self.to_out(out.transpose(1, 2).reshape(*shape[:2], -1))
 
     def forward(
