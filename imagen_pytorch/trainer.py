@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .cascade.batch import TrainingBatch
 from .cascade.cascade import Cascade
-from .cascade.placement import evaluating
+from .cascade.placement import compile_once, evaluating
 from .checkpoint import described_model
 from .storage import read_checkpoint
 from .tensors import Share, per_stage
@@ -28,7 +28,7 @@ from .training.options import forwarded, warn_of_lion
 from .training.precision import Precision, chosen_precision
 from .training.processes import Processes, Rows, lost_connections_named, without_sync
 from .training.randomness import TrainingRandomness
-from .training.sampling import in_pieces, stop_before_untrained
+from .training.sampling import stop_before_untrained
 from .training.saving import TrainerCheckpoints
 from .training.sharded_state import ShardedState, share_out
 from .training.state import TrainingState
@@ -67,6 +67,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         max_checkpoints_keep: number of newest checkpoints to keep; 0 or less keeps all.
         strategy: how several processes share the work: "ddp" (each has the whole model), "fsdp2" (each has a part of
             weights, averages and moments; all of them together sample and save), or "auto".
+        compile: whether `torch.compile` compiles the networks that are trained; or its mode.
         save_in_background: write the periodic checkpoints while training goes on, from a copy of the state.
         on_save_error: "stop" the training when a checkpoint cannot be written, or "warn" and go on.
         max_skipped_steps: how many updates in a row may be skipped because a loss or gradient is not finite.
@@ -109,6 +110,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         fs_kwargs: Mapping[str, Any] | None = None,
         max_checkpoints_keep: int = 20,
         strategy: str = "auto",
+        compile: bool | str = False,
         save_in_background: bool = True,
         on_save_error: str = "stop",
         max_skipped_steps: int = 50,
@@ -131,6 +133,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         self.dl_tuple_output_keywords_names = tuple(dl_tuple_output_keywords_names)
         self.split_valid_from_train, self.split_valid_fraction = split_valid_from_train, split_valid_fraction
         self.split_random_seed, self.max_checkpoints_keep = split_random_seed, max_checkpoints_keep
+        self.compile_mode = compile
         self.save_in_background, self.on_save_error = save_in_background, on_save_error
         self._fs, self._fs_kwargs = checkpoint_fs, fs_kwargs
         contents = None
@@ -266,6 +269,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
     def _loss(self, batch: TrainingBatch, max_batch_size: int | None, rows: Rows) -> float:
         lane = self.lanes[batch.unet_number - 1]
         if self.training and lane.network is None:
+            compile_once(lane.unet, self.compile_mode)
             lane.network = self.processes.wrap(lane.unet)
         network = lane.network if self.training else None
         pieces = self.processes.pieces(batch, max_batch_size, rows.total)
@@ -356,12 +360,11 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         with standing_in(self.imagen, self.unets):
             yield
 
-    def sample(self, *args: Any, max_batch_size: int | None = None, use_non_ema: bool = False, **kwargs: Any) -> Any:
+    def sample(self, *args: Any, use_non_ema: bool = False, **kwargs: Any) -> Any:
         """Pictures from the averaged weights; stops, with a warning, before stages that have not been trained.
 
         Args:
             args, kwargs: of `Cascade.sample`.
-            max_batch_size: pictures made at once; with ``seed`` they are the same for any number.
             use_non_ema: take the weights themselves instead.
 
         Raises:
@@ -371,4 +374,4 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         arguments = dict(inspect.signature(self.imagen.sample).bind(*args, **kwargs).arguments)
         arguments = stop_before_untrained(arguments, list(self.imagen.unets), self.steps.tolist())
         with nullcontext() if use_non_ema else self.use_ema_unets():
-            return in_pieces(self.imagen.sample, arguments, max_batch_size)
+            return self.imagen.sample(**arguments)

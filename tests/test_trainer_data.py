@@ -8,9 +8,9 @@ import torch
 from toys import CAPTIONS, WORDS, pictures, small_imagen, small_unet
 
 from imagen_pytorch import ElucidatedImagen, Imagen, ImagenTrainer
+from imagen_pytorch.cascade.pieces import in_pieces
 from imagen_pytorch.training.loaders import BatchStream, make_loader, named_batch
 from imagen_pytorch.training.optim import rate_factor
-from imagen_pytorch.training.sampling import in_pieces
 
 
 def trainer(sizes=(8,), kind=Imagen, model=None, **options):

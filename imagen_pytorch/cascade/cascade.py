@@ -18,6 +18,7 @@ from .long_video import sample_long
 from .lowres import target_space
 from .options import Callback, SampleOptions, check_text_count
 from .parts import CascadeParts
+from .pieces import in_pieces, picture_count
 from .placement import dtype_of, evaluating
 from .preparation import Request, build_batch
 from .sampling import SamplingRun
@@ -186,6 +187,9 @@ class Cascade(CascadeParts):
         strength: float | Sequence[float | None] | None = None,
         frame_times: Float[Tensor, "b6 m"] | None = None,
         fps: Rate = None,
+        max_batch_size: int | None = None,
+        precision: str = "no",
+        compile: bool | str = False,
     ) -> Any:
         """Make pictures or clips, stage by stage, in evaluation mode and without gradients.
 
@@ -222,6 +226,10 @@ class Cascade(CascadeParts):
             guidance: name of a guidance method, or a ready one, whose scale a ``cond_scale`` other than 1 replaces.
             frame_times, fps: as for `training_batch`.
             callback: ``callback(unet_number, step, total_steps, picture so far)``; returning False ends the stage.
+            max_batch_size: pictures made at once; with ``seed`` they are the same for any number.
+            precision: "no", "bf16" or "fp16", in which networks of single precision compute; the picture stays single.
+            compile: whether `torch.compile` compiles the networks, once for all steps and calls; or its mode, such as
+                "reduce-overhead", which replays small batches as CUDA graphs.
 
         Returns:
             ``(b, channels, height, width)`` in [0, 1] ([-1, 1] without auto_normalize_img), clips ``(b, channels,
@@ -232,7 +240,10 @@ class Cascade(CascadeParts):
         """
         if return_pil_images and self.is_video:
             raise ValueError("return_pil_images is for pictures; a clip is returned as a tensor")
-        options = SampleOptions.take(locals())
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "max_batch_size")}
+        if max_batch_size is not None and picture_count(arguments) > max_batch_size:
+            return in_pieces(self.sample, arguments, max_batch_size)
+        options = SampleOptions.take(arguments)
         with evaluating(self):
             outputs = SamplingRun(self, options, None if device is None else torch.device(device)).run()
         if return_pil_images:

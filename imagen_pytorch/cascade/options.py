@@ -223,6 +223,8 @@ class SampleOptions(_Taken):
     negative_texts: str | Sequence[str] | None
     guidance: str | Guidance
     callback: Callback | None
+    precision: str
+    compile: bool | str
 
     def check(self, count: int) -> None:
         """Refuse what contradicts itself.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -19,6 +19,37 @@ def dtype_of(module: nn.Module) -> torch.dtype:
     """The precision of a module's first parameter; single if it has none."""
     parameter = next(module.parameters(), None)
     return torch.float32 if parameter is None else parameter.dtype
+
+
+#: Precisions in which networks may compute, by the names of Accelerate.
+PRECISIONS = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def check_precision(name: str) -> str:
+    """The name of a precision.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {name!r}")
+    return name
+
+
+def autocasting(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Context in which matrix products and convolutions run in this precision."""
+    dtype = PRECISIONS[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def compile_once(module: nn.Module, mode: bool | str) -> None:
+    """Have `torch.compile` compile a module in place, unless it is; names in its state dict stay as they are.
+
+    Args:
+        mode: of `torch.compile`; True for its default, False for nothing.
+    """
+    if mode and module._compiled_call_impl is None:
+        module.compile(mode=None if mode is True else mode)
 
 
 @contextmanager

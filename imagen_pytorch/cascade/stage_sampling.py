@@ -17,7 +17,7 @@ from ..images import Size, resize, shrink_known, unnormalize
 from .conditioning import conditioning_pictures, null_text, stacked
 from .lowres import Direct, Residual, target_space
 from .options import check_share
-from .placement import device_of, dtype_of
+from .placement import autocasting, check_precision, compile_once, device_of, dtype_of
 from .stage import Stage, takes_pictures
 from .video import StageFrames, frame_rate, given_frames, in_time
 
@@ -41,6 +41,8 @@ class StageRun:
         self.dtype = dtype_of(unet)
         # picture and noise levels are never in half precision, only what the network computes
         self.precision = torch.promote_types(self.dtype, torch.float32)
+        check_precision(self.options.precision)
+        compile_once(unet, self.options.compile)
         self.process = self._process()
         self.guidance = self._guidance()
         self.frames: StageFrames | None = None if run.frames is None else run.frames.at(stage.factor)
@@ -173,7 +175,9 @@ class StageRun:
     def _network(self, conditioning: Any) -> Any:
         def net(x: Tensor, c_noise: Tensor, x0_before: Tensor | None) -> Tensor:
             before = None if x0_before is None else x0_before.to(self.dtype)
-            return self.unet(x.to(self.dtype), c_noise.to(self.precision), conditioning, self_cond=before)
+            with torch.inference_mode(), autocasting(self.device, self.options.precision):
+                answer = self.unet(x.to(self.dtype), c_noise.to(self.precision), conditioning, self_cond=before)
+            return answer.to(self.precision)  # in half precision the sampler's sums would be rounded
 
         return self.process.denoiser(net)
 

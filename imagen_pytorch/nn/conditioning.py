@@ -173,7 +173,9 @@ class Conditioned(Persistent):
             raise ValueError(f"text_mask must be {tuple(embeds.shape[:2])} as text_embeds are, got {tuple(mask.shape)}")
         mask = mask if keep is None else mask & keep[:, None]
         length = embeds.shape[1]
-        if not torch.compiler.is_compiling():  # a compiled network keeps the shapes that it was given
+        # a compiled network keeps the shapes that it was given, and no training step waits for an accelerator
+        waits = mask.device.type != "cpu" and torch.is_grad_enabled()
+        if not waits and not torch.compiler.is_compiling():
             length = int((mask.any(dim=0) * torch.arange(1, length + 1, device=mask.device)).amax()) if length else 0
         if length > self.max_text_len:
             warnings.warn(f"captions of {length} tokens are cut at max_text_len={self.max_text_len}", stacklevel=3)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import torch
 
-DTYPES = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+from ..cascade.placement import PRECISIONS, autocasting, check_precision
 
 
 def chosen_precision(fp16: bool, precision: str | None, otherwise: str) -> str:
@@ -23,9 +23,7 @@ def chosen_precision(fp16: bool, precision: str | None, otherwise: str) -> str:
     if fp16 and precision is not None:
         raise ValueError(f"give either fp16=True or precision={precision!r}, not both")
     name = "fp16" if fp16 else otherwise if precision is None else precision
-    if name not in DTYPES:
-        raise ValueError(f"precision must be one of {', '.join(DTYPES)}, got {name!r}")
-    return name
+    return check_precision(name)
 
 
 class Precision:
@@ -37,11 +35,11 @@ class Precision:
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
-        self.name, self.device, self.dtype = name, device, DTYPES[name]
+        self.name, self.device, self.dtype = name, device, PRECISIONS[name]
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context in which matrix products and convolutions run in half precision."""
-        return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
+        return autocasting(self.device, self.name)
 
     def scaler(self) -> torch.amp.GradScaler:
         """A loss scaler, active for fp16 only: bf16 has the exponents of float32."""
