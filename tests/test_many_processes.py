@@ -123,6 +123,9 @@ def test_the_main_process_saves_and_samples_alone(runs):
 def test_a_run_goes_on_alike_on_all_processes(runs):
     _, ranks = runs
     one, other = (rank["resumed"] for rank in ranks)
+    for rank in ranks:  # bit for bit what the run without an interruption would have done
+        assert rank["resumed"]["weights"] == rank["only_main"]["weights"]
+        assert rank["resumed"]["losses"] == rank["only_main"]["losses"][-2:]
     assert one["steps"] == other["steps"] == [4] and one["lr"] == other["lr"]
 
 

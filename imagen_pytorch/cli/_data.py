@@ -52,15 +52,19 @@ class _WithoutCaptions:
 
 
 def _opened(config: TrainingConfig, image_size: tuple[int, int]) -> Dataset:
-    """The data set as it is.
+    """The data set as it is, with as many channels as the model unless the configuration asks it for others.
 
     A video model whose configuration does not ask the data for ``num_frames`` takes clips of its own number of frames
     where there are clips, else pictures.
     """
     from ..data import DataError, open_source
+    from ..images import MODES
 
     _, arguments = config.split_dataset_arguments()
     labels = {name: getattr(config, name) for name in ("image_label", "text_label", "url_label")}
+    channels = config.imagen.channels
+    if channels in MODES and channels != 3 and "convert_image_to_type" not in arguments:
+        arguments = {"channels": channels, **arguments}
     arguments = {"image_size": image_size, **{name: value for name, value in labels.items() if value}, **arguments}
     frames = config.imagen.video_frames if config.imagen.video and "num_frames" not in arguments else None
     if frames is None:

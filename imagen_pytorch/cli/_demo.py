@@ -19,8 +19,8 @@ import click
 
 from ..signatures import read_json
 from ._data import caption_of, images_of, open_data
-from ._errors import CommandFailed
-from ._files import set_aside, slug
+from ._errors import USAGE, CommandFailed
+from ._files import check_place, set_aside, slug
 from ._presets import READY_MADE, find_config
 from ._progress import clock
 from ._settings import Request
@@ -64,7 +64,9 @@ def scaled(values: dict[str, Any], steps: int | None) -> dict[str, Any]:
     given = values.get("steps")
     first = given[0] if isinstance(given, list) else given
     if not first:
-        raise CommandFailed('the configuration needs "steps", one number or one per U-Net, before they can be scaled')
+        raise CommandFailed(
+            'the configuration needs "steps", one number or one per U-Net, before they can be scaled', USAGE
+        )
 
     def stretch(value: Any) -> Any:
         if isinstance(value, list):
@@ -133,10 +135,12 @@ class Demo(ABC):
             click.ClickException: one of them cannot be used.
         """
         if not self.config.imagen.condition_on_text or not self.config.sample_texts:
-            raise CommandFailed("the demo draws captions: the configuration needs sample_texts, and a model with text")
+            raise CommandFailed(
+                "the demo draws captions: the configuration needs sample_texts, and a model with text", USAGE
+            )
         set_aside(self.folder)
-        self.folder.mkdir(parents=True)
         path = self.folder / "config.json"
+        check_place(path)
         path.write_text(json.dumps(self.values, indent=4) + "\n", encoding="utf-8")
         nothing = dict.fromkeys(Request.__dataclass_fields__)
         settings = {"config": str(path), "text": (), "log_every": LOG_EVERY, "output": str(self.folder)}
@@ -310,7 +314,7 @@ class Demo(ABC):
         self.say(
             f"\ndone in {clock(self.seconds['total'])}\n\n"
             f"look at   {look}\n\n"
-            f'next      imagen sample --model {model} --cond-scale {scale} "{self.prompts[0]}"\n'
+            f"next      imagen sample --model {model} --cond-scale {scale} {shlex.quote(self.prompts[0])}\n"
             f"          imagen demo{config} --steps {4 * self.training.taken()[0]}\n"
             f"          imagen train{config} --data FOLDER_WITH_YOUR_{noun}S --unet all"
         )

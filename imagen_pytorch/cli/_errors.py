@@ -52,6 +52,8 @@ def exit_code(error: BaseException) -> int:
     """The exit code for an exception."""
     if _out_of_memory(error):
         return MEMORY
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return USAGE
     names = (parent.__name__ for parent in type(error).__mro__)
     return next((CODES[name] for name in names if name in CODES), FAILED)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +55,21 @@ def write_new(contents: bytes, path: Path) -> Path:
         except FileExistsError:  # another process was faster
             continue
         return free
+
+
+def check_place(path: Path) -> None:
+    """Make the folder of a file and see that files can be made in it, before the work for them begins.
+
+    Raises:
+        click.UsageError: they cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        reason = os.strerror(error.errno)
+        raise click.UsageError(f"cannot write to the folder {path.parent}: {reason}; choose another one") from error
 
 
 def set_aside(path: Path) -> None:

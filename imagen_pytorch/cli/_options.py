@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import click
+
+#: of random numbers, as far as torch counts
+SEED = click.IntRange(min=0, max=2**63 - 1)
 
 
 class PerStage(click.ParamType):
@@ -31,9 +35,29 @@ class PerStage(click.ParamType):
             values = [self.kind(item.strip()) for item in value.split(",")]
         except ValueError:
             self.fail(f"{value!r} is not one {self.kind.__name__} or several with commas between them", param, ctx)
+        if self.kind is float and not all(map(math.isfinite, values)):
+            self.fail(f"{value!r} is no number to compute with", param, ctx)
         if self.least is not None and min(values) < self.least:
             self.fail(f"{value!r} is below {self.least}", param, ctx)
         return values[0] if len(values) == 1 else values
+
+
+class Caption(click.ParamType):
+    """Any text; an argument with bytes of another encoding is none."""
+
+    name = "text"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text as it is.
+
+        Raises:
+            click.BadParameter: it is no text in UTF-8.
+        """
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            self.fail(f"{value!a} is no text in UTF-8", param, ctx)
+        return value
 
 
 device_option = click.option(

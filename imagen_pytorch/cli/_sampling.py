@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from ._errors import USAGE, CommandFailed
-from ._files import counts_frames, slug, write_new
+from ._errors import USAGE, CommandFailed, described, exit_code
+from ._files import check_place, counts_frames, slug, write_new
 from ._options import chosen_device
 from ._outputs import Pictures, check_name, check_video_name, outputs_of
 
@@ -86,9 +87,12 @@ def find_model(given: str) -> str:
         CommandFailed: there is none.
     """
     from ..checkpoint import CheckpointStore
+    from ..storage.reading import MANIFEST
 
     folder = Path(given)
     if folder.is_dir():
+        if (folder / MANIFEST).is_file():  # shards, which several processes wrote together
+            return given
         inside = [str(path) for path in (folder / "imagen.pt",) if path.is_file()] or CheckpointStore(given).paths()
         if not inside:
             raise CommandFailed(f"the folder {given} holds no checkpoint (imagen.pt or checkpoint.<steps>.pt)", USAGE)
@@ -99,6 +103,28 @@ def find_model(given: str) -> str:
             USAGE,
         )
     return given
+
+
+def _load(model: str, load_ema: bool) -> Cascade:
+    """The model in a checkpoint.
+
+    Raises:
+        CommandFailed: it is unusable; the message names the checkpoint before it if there is one.
+    """
+    from ..checkpoint import CheckpointError, load_imagen_from_checkpoint
+    from ..storage import CheckpointUnreachable, is_local, kind_of, locate, previous_of
+
+    try:
+        return load_imagen_from_checkpoint(model, load_ema_if_available=load_ema)
+    except CheckpointUnreachable:
+        raise
+    except CheckpointError as error:
+        before = previous_of(model)
+        fs, place = locate(before)
+        if not is_local(fs) or kind_of(fs, place) != "file":
+            raise
+        hint = f"the one before it: --model {shlex.quote(before)}"
+        raise CommandFailed(f"{described(error)}; {hint}", exit_code(error)) from error
 
 
 def _check_captions(imagen: Cascade, captions: list[str], negative: str | None) -> list[str | None]:
@@ -204,13 +230,13 @@ def run(request: Request) -> None:
     _check_output(request)
     device = chosen_device(request.device)
 
-    from ..checkpoint import load_imagen_from_checkpoint
-
-    imagen = load_imagen_from_checkpoint(model, load_ema_if_available=request.load_ema).to(device)
+    imagen = _load(model, request.load_ema).to(device)
     outputs = outputs_of(imagen, request.frames, request.fps)
     if not to_stdout:
         outputs.check(_target(request, "name", outputs.suffix))
     texts = _check_captions(imagen, captions, request.negative)
+    if not to_stdout:
+        check_place(_target(request, "name", outputs.suffix))
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
     if not request.quiet:
         click.echo(f"{model} on {device}, seed {seed}", err=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ._checkpoints import is_whole, make_output, whole_or_previous
 from ._data import caption_of, informed, noun_of, open_data, stage_size
 from ._errors import MEMORY, USAGE, CommandFailed, described, exit_code
 from ._files import encoded, set_aside, write_new
@@ -81,11 +81,13 @@ class Run:
         self.folder = Path(request.output)
         self.checkpoint = placed_checkpoint(config, request.output)
         self.log = MetricsLog(self.folder / "metrics.jsonl", writes=is_main_process())
-        self.saved_at: list[int] = []  # steps of every U-Net in the checkpoint
+        self.began_at: list[int] = []  # steps of every U-Net when this run began
+        self.saved_at: list[int] = []  # and in the checkpoint
         self.captions = config.sample_texts
         self.span = Span(0, 0, 0)
         self.lock: Any = None
         self.keep_previous = True
+        self.stopped = False
         count = len(config.imagen.unets)
         null = [number for number, unet in enumerate(config.imagen.unets, start=1) if getattr(unet, "is_null", False)]
         every = [number for number in range(1, count + 1) if number not in null]
@@ -132,13 +134,14 @@ class Run:
         elif is_main_process():
             set_aside(self.log.path)
             set_aside(self.folder / "loss.png")
-        self.saved_at = self.taken()
+        self.began_at = self.saved_at = self.taken()
 
     def claim(self) -> tuple[Any, str]:
         """Where the checkpoint is to be, which nobody else saves to from now on.
 
         Raises:
-            CheckpointError: it cannot be written there, or another run does; known before anything is trained.
+            CheckpointError: another run saves there.
+            CommandFailed: it cannot be written there, or nothing into the output folder; known before anything is read.
         """
         from ..storage import CheckpointNotWritten, FolderClaim, is_local, locate, lock_of, make_folder, parent_of
 
@@ -146,6 +149,7 @@ class Run:
         folder = parent_of(place)
         if is_main_process():
             try:
+                make_output(self.folder)
                 make_folder(fs, folder)
                 self.lock = lock_of(place) if is_local(fs) else FolderClaim(fs, folder, self.checkpoint)
                 self.lock.acquire()
@@ -157,35 +161,12 @@ class Run:
         from ..checkpoint import CheckpointError
 
         try:
-            self.trainer.load(self.processes.from_main(self._whole))
+            found = self.processes.from_main(lambda: whole_or_previous(self.checkpoint))
+            self.keep_previous = found == self.checkpoint  # what is damaged must not take the place of what is whole
+            self.trainer.load(found)
         except CheckpointError as error:
             hint = f"cannot go on from {self.checkpoint} (--checkpoint names another file to train in)"
             raise CommandFailed(f"{hint}: {described(error)}", exit_code(error)) from error
-
-    def _whole(self) -> str:
-        """The checkpoint, or if it is damaged the one before it; the next save replaces the damaged one.
-
-        Raises:
-            CheckpointError: neither can be read.
-        """
-        from ..storage import CheckpointError, CheckpointUnreachable, locate, previous_of, read_checkpoint
-        from ..storage.store import verify_checkpoint
-
-        fs, place = locate(self.checkpoint)
-        try:
-            verify_checkpoint(place, fs)
-        except CheckpointUnreachable:
-            raise
-        except CheckpointError as error:
-            before = previous_of(self.checkpoint)
-            try:
-                read_checkpoint(before)
-            except CheckpointError:
-                raise error from None
-            warnings.warn(f"{described(error)}; {before} is taken instead", stacklevel=2)
-            self.keep_previous = False  # what is damaged must not take its place
-            return before
-        return self.checkpoint
 
     def taken(self) -> list[int]:
         """Training steps so far, of every U-Net."""
@@ -217,19 +198,31 @@ class Run:
     def save(self, background: bool = False) -> None:
         """Write the checkpoint, unless it holds the present state already; perhaps while training goes on."""
         if self.taken() != self.saved_at:
+            self.keep_previous = self.keep_previous or is_whole(self.checkpoint)
             if is_main_process() and hasattr(self.lock, "check"):  # an object store has no locks
                 self.lock.check()
             self.trainer.save(self.checkpoint, background=background, keep_previous=self.keep_previous)
-            self.saved_at, self.keep_previous = self.taken(), True
+            self.saved_at = self.taken()
         elif not background:
             self.trainer.wait_for_saves()
+
+    def save_last(self) -> None:
+        """Write the checkpoint at the end of the run.
+
+        Raises:
+            CheckpointNotWritten: it cannot be written, though ``on_save_error`` let earlier failures pass.
+        """
+        self.trainer.wait_for_saves()
+        if self.trainer.on_save_error != "stop":  # nobody knows whether the last one was written
+            self.trainer.on_save_error, self.saved_at = "stop", self.began_at
+        self.save()
 
     def stops(self, interruption: Interruption) -> bool:
         """Whether all processes stop here, because one of them has got a signal."""
         signal = self.processes.stop_after(sum(self.taken()), interruption.number)
         if signal is not None:
-            interruption.number = signal
-        return signal is not None
+            interruption.number, self.stopped = signal, True
+        return self.stopped
 
     def train(self, number: int, interruption: Interruption) -> None:
         """Train one U-Net to its goal, or until there is a signal."""
@@ -325,6 +318,20 @@ class Run:
             path.write_bytes(encoded(loss_curve(history)))
             self.say(f"wrote {path}")
 
+    def say_the_end(self) -> None:
+        """What was left out, how to go on, and where the checkpoint is."""
+        left_out = self.skipped.line()
+        if left_out:
+            self.say(left_out)
+        if self.stopped and not any(self.taken()):
+            self.say("interrupted before the first step; the same command starts again")
+            return
+        if self.stopped:
+            self.say(f"interrupted and saved; {self.how_to_go_on()}")
+        else:
+            self.say(f'next: imagen sample --model {shlex.quote(str(self.checkpoint))} "..."')
+        click.echo(self.checkpoint)
+
 
 @contextmanager
 def _smaller_batches_suggested(config: TrainingConfig) -> Iterator[None]:
@@ -354,21 +361,13 @@ def run(request: Request) -> int:
     ):
         training.prepare()
         for number in training.numbers:
-            if not interruption:
+            if not training.stopped:  # by a signal that all processes know of: what one has got is its own affair
                 training.train(number, interruption)
-        training.save()
+        training.save_last()
         training.draw_curve()
         training.skipped.update()
-        # a launcher ends all processes when the first has gone: none goes before the checkpoint is written
+        if is_main_process():
+            training.say_the_end()
+        # a launcher ends all processes when the first has gone: none goes before the last word
         training.processes.agree(None)
-    if not is_main_process():
-        return interruption.exit_code()
-    left_out = training.skipped.line()
-    if left_out:
-        training.say(left_out)
-    if interruption:
-        training.say(f"interrupted and saved; {training.how_to_go_on()}")
-    else:
-        training.say(f'next: imagen sample --model {shlex.quote(str(training.checkpoint))} "..."')
-    click.echo(training.checkpoint)
-    return interruption.exit_code()
+    return interruption.exit_code() if training.stopped else 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ._files import check_place
 from ._presets import USUAL, preset_names, preset_path
 
 
@@ -37,7 +38,7 @@ def config(path: str, force: bool, preset: str) -> None:
         target = target / USUAL
     if target.exists() and not force:
         raise click.UsageError(f"{target} exists already; --force replaces it, --path writes another file")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    check_place(target)
     target.write_text(text, encoding="utf-8")
     click.echo(target)
     train = f"imagen train --config {shlex.quote(str(target))}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ._options import PerStage, device_option, quiet_option
+from ._options import SEED, PerStage, device_option, quiet_option
 
 
 @click.command()
@@ -34,7 +34,7 @@ from ._options import PerStage, device_option, quiet_option
     help="Pictures of each kind (trained captions, held-out ones) that caption retrieval is measured with, or clips "
     "whose motion is compared with their captions; 0: none.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Start of all random numbers.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Start of all random numbers.")
 @click.option(
     "-o", "--output", default="runs/demo", show_default=True, metavar="FOLDER", help="An older one is renamed."
 )

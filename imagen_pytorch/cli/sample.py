@@ -6,13 +6,13 @@ from typing import Any
 
 import click
 
-from ._options import PerStage, device_option, quiet_option
+from ._options import SEED, Caption, PerStage, device_option, quiet_option
 
 COUNT = click.IntRange(min=1)
 
 
 @click.command()
-@click.argument("text", required=False)
+@click.argument("text", required=False, type=Caption())
 @click.option(
     "-m",
     "--model",
@@ -39,7 +39,7 @@ COUNT = click.IntRange(min=1)
     help="Use the averaged weights if the checkpoint has them. Also --load_ema.",
 )
 @click.option("--no-load-ema", is_flag=True, help="The same as --load-ema false.")
-@click.option("--negative", metavar="TEXT", help="What they shall not show; needs guidance.")
+@click.option("--negative", type=Caption(), metavar="TEXT", help="What they shall not show; needs guidance.")
 @click.option(
     "--prompts",
     metavar="FILE",
@@ -57,7 +57,7 @@ COUNT = click.IntRange(min=1)
 )
 @click.option(
     "--seed",
-    type=click.IntRange(min=0),
+    type=SEED,
     metavar="N",
     help="Of the first one of each caption; the next ones have seed + 1 ...",
 )

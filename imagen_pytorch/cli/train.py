@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ._options import PerStage, device_option, quiet_option
+from ._options import SEED, Caption, PerStage, device_option, quiet_option
 
 COUNT, PERIOD = click.IntRange(min=1), click.IntRange(min=0)
 
@@ -52,7 +52,13 @@ class UnetChoice(click.ParamType):
     help="Train until there have been so many steps, those of earlier runs included. Without any of the three: `steps` "
     "of the configuration, counted like this, else 1000 steps now.",
 )
-@click.option("--text", multiple=True, help="Caption of a sample; may be repeated.  [default: sample_texts]")
+@click.option(
+    "--text",
+    type=Caption(),
+    metavar="TEXT",
+    multiple=True,
+    help="Caption of a sample; may be repeated.  [default: sample_texts]",
+)
 @click.option(
     "--valid",
     "validate_every",
@@ -84,7 +90,7 @@ class UnetChoice(click.ParamType):
 @click.option("--log-every", type=COUNT, metavar="N", default=50, show_default=True, help="Period of metrics.")
 @click.option("--cond-scale", type=PerStage(float, 0), default="3", show_default=True, help="Guidance of the samples.")
 @click.option(
-    "--seed", type=PERIOD, metavar="N", help="Start of all random numbers; the same one gives the same training."
+    "--seed", type=SEED, metavar="N", help="Start of all random numbers; the same one gives the same training."
 )
 @click.option("--precision", type=click.Choice(["no", "fp16", "bf16"]), help="Mixed precision. Also --dtype.")
 @click.option(

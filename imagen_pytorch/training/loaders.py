@@ -187,6 +187,7 @@ class BatchStream:
         self.loader, self.seed = loader, seed
         self.rank, self.processes = (0, 1) if processes is None else (processes.rank, processes.count)
         self.epoch = self.position = self.seen = 0
+        self._found_any = False
         self.share: Rows | None = None
         self._iterator: Iterator[Any] | None = None
         self._orders: list[Tensor] = []
@@ -231,6 +232,7 @@ class BatchStream:
 
     def _rewind(self) -> None:
         self.position = self.seen = 0
+        self._found_any = False
         self._iterator, self._orders = None, []
 
     def _take(self, iterator: Iterator[Any], position: int) -> Any:
@@ -265,9 +267,11 @@ class BatchStream:
             if batch is None and self._last is not None and self.share is not None:
                 # the others train on their parts of this batch: this one takes part with something that counts nothing
                 self.share = Rows(0, self.share.total, 0.0)
+                self._found_any = True
                 return self._last
             if batch is not None:  # a collate function that found nothing readable gives None
                 self._last = batch if self.processes > 1 else None
+                self._found_any = True
                 return batch
 
     def _end_epoch(self) -> None:
@@ -275,6 +279,8 @@ class BatchStream:
             raise ValueError(
                 "the loader yields no batch: the data set is empty, or smaller than batch_size with drop_last=True"
             )
+        if not self._found_any:
+            raise ValueError("no batch of the loader holds anything: nothing in the data set can be read")
         self.epoch += 1
         self._rewind()
 
@@ -294,4 +300,4 @@ class BatchStream:
         self.seed, self.epoch, self.position = state["seed"], state["epoch"], state["position"]
         batch_size = 0 if self._order is None else self._order.batch_size
         self.seen = state.get("seen", self.position * batch_size)
-        self._orders, self._iterator = list(state["orders"]), None
+        self._orders, self._iterator, self._found_any = list(state["orders"]), None, True

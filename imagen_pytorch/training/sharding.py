@@ -57,6 +57,7 @@ def shard(unet: nn.Module, mesh: Any) -> None:
         # keys and values of captions are made for all blocks at once, before any block is gathered
         if isinstance(part, ReadsContext) and part.attention.to_context is not None:
             fully_shard([part.attention.norm_context, part.attention.to_context], **options)
+            part.attention.narrow = False  # it would take the weights of a block that is not gathered yet
     for block in reversed(blocks):
         fully_shard(block, **options)
     unet.register_forward_hook(_own_memory)
