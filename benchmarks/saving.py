@@ -1,7 +1,7 @@
 """How much a checkpoint costs the training step that follows it, in the background and not.
 
-    python benchmarks/saving.py            # prints the table
-    python benchmarks/saving.py --save     # and writes it, dated, to benchmarks/results/saving.json
+python benchmarks/saving.py            # prints the table
+python benchmarks/saving.py --save     # and writes it, dated, to benchmarks/results/saving.json
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Peak memory of a video network against the number of frames: one fresh process per measurement.
 
-    python benchmarks/video_memory.py            # prints the table
-    python benchmarks/video_memory.py --save     # and writes it, dated, to benchmarks/results/video_memory.json
+python benchmarks/video_memory.py            # prints the table
+python benchmarks/video_memory.py --save     # and writes it, dated, to benchmarks/results/video_memory.json
 """
 
 from __future__ import annotations

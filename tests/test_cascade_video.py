@@ -62,6 +62,9 @@ USES = {
     "use_one_unet_in_gpu": {"use_one_unet_in_gpu": True},
     "sampler": {"sampler": ("ddim", "dpmpp_2m")},
     "steps": {"steps": (2, 1)},
+    "max_batch_size": {"max_batch_size": 1},
+    "precision": {"precision": "bf16"},
+    "compile": {"compile": False},  # compiled ones: test_cascade_fast.py
     **dict.fromkeys(("sigma_min", "sigma_max"), {"sigma_min": 0.01, "sigma_max": (60.0, 20.0)}),
     "image_sizes": {"image_sizes": (4, (6, 8))},
     "seed": {"seed": [4, 2]},

@@ -274,6 +274,8 @@ DOORS = {
     "a trainer from a file": lambda path: ImagenTrainer(imagen_checkpoint_path=path, verbose=False),
     "imagen train": lambda path: command("train", "--config", "a.json", "--steps", 1, "--checkpoint", path, "-q"),
     "imagen sample": lambda path: command("sample", "x", "--model", path, "-q"),
+    "imagen info": lambda path: command("info", path),
+    "imagen profile": lambda path: command("profile", "--model", path, "-q"),
     "imagen sample, a folder": lambda path: command("sample", "x", "--model", path.parent, "-q"),
 }
 

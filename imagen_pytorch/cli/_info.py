@@ -1,0 +1,267 @@
+"""What ``imagen info`` does: find out what the target is, estimate, and show it as tables or JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..signatures import ConfigError, parse, read_json
+from ._presets import find_config, preset_names
+
+if TYPE_CHECKING:
+    from ..cascade.cascade import Cascade
+    from ..profiling.advice import Machine
+    from ..profiling.estimates import Plan, StageEstimate
+    from ..storage.outlines import Outline
+
+#: the checkpoint that `imagen sample` takes where none is named
+MODEL = "imagen.pt"
+#: suffixes of files that are meant as checkpoints, whatever they hold
+_CHECKPOINTS = {".pt", ".pth", ".bin", ".ckpt", ".safetensors"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of ``imagen info``; the command's help says what they mean."""
+
+    target: str | None
+    batch_size: int | None
+    max_batch_size: int | None
+    precision: str | None
+    frames: int | None
+    as_json: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """A target: where it is, its model without memory if it describes one, how it is trained, and its file."""
+
+    path: str
+    cascade: Cascade | None
+    plan: Plan
+    outline: Outline | None = None
+
+
+# -- what the target is -----------------------------------------------------------------------------------------------
+
+
+def _looks_like_checkpoint(path: Path) -> bool:
+    """Whether a file is or should be a checkpoint instead of a configuration."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return path.suffix.lower() in _CHECKPOINTS or start.startswith((b"PK", b"\x80")) or start[8:9] == b"{"
+
+
+def _checkpoint_in(folder: str) -> str:
+    """The checkpoint that a folder, here or elsewhere, stands for.
+
+    Raises:
+        click.UsageError: it holds none.
+    """
+    from ..storage.outlines import newest_in
+
+    found = newest_in(folder)
+    if found is None:
+        raise click.UsageError(f"the folder {folder} holds no checkpoint (imagen.pt or checkpoint.<steps>.pt)")
+    return found
+
+
+def _checkpoint_of(target: str | None) -> str | None:
+    """The checkpoint that is meant, or None if it is a configuration.
+
+    Raises:
+        click.UsageError: it is nothing that exists.
+    """
+    if target is None:
+        return MODEL if Path(MODEL).is_file() else None
+    if "://" in target:
+        from ..storage import kind_of, locate
+
+        return _checkpoint_in(target) if kind_of(*locate(target)) == "directory" else target
+    path = Path(target)
+    if path.is_dir():
+        return _checkpoint_in(target)
+    if path.is_file():
+        return target if _looks_like_checkpoint(path) else None
+    if target not in preset_names():
+        raise click.UsageError(
+            f"there is no {target}: name a configuration file, a checkpoint, or a ready-made configuration "
+            f"({', '.join(preset_names())})"
+        )
+    return None
+
+
+def _values(path: Path) -> Any:
+    """The contents of a configuration file.
+
+    Raises:
+        click.UsageError: it is no such file, and was hardly meant as one.
+        ConfigError: it is a broken one.
+    """
+    try:
+        return read_json(path)
+    except ConfigError as error:
+        if path.suffix.lower() == ".json":
+            raise
+        raise click.UsageError(f"{path} is neither a checkpoint nor a configuration, which is a JSON file") from error
+
+
+def _from_config(target: str | None) -> Found:
+    path = find_config(target).path
+    from ..configs import TrainingConfig
+    from ..profiling.estimates import Plan
+    from ..profiling.shapes import without_memory
+    from ..training.precision import chosen_precision
+
+    values = _values(path)
+    try:
+        config = parse(TrainingConfig, values)
+        cascade = without_memory(config.imagen._make)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    trainer, (loader, source) = config.trainer.given(), config.split_dataset_arguments()
+    plan = Plan(
+        batch_size=loader["batch_size"] or 1,
+        max_batch_size=config.max_batch_size,
+        precision=chosen_precision(trainer.get("fp16", False), trainer.get("precision"), "no"),
+        averages=trainer.get("use_ema", True),
+        frames=cascade.video_frames or source.get("num_frames"),
+    )
+    return Found(str(path), cascade, plan)
+
+
+def _from_checkpoint(path: str) -> Found:
+    import torch
+
+    from ..checkpoint import described_model
+    from ..profiling.estimates import Plan
+    from ..storage.outlines import read_outline
+
+    outline = read_outline(path, ("steps",))
+    plan, cascade = Plan(averages="ema" in outline.contents), None
+    if isinstance(outline.contents.get("imagen_params"), dict):
+        with torch.device("meta"):
+            cascade = described_model(outline.contents, path)
+    return Found(path, cascade, plan, outline)
+
+
+def _overridden(plan: Plan, request: Request, machine: Machine) -> Plan:
+    """The plan with the options of the command line in place of its own."""
+    names = ("batch_size", "max_batch_size", "precision", "frames")
+    given = {name: getattr(request, name) for name in names if getattr(request, name) is not None}
+    return replace(plan, **given, device=machine.device, enough=machine.memory)
+
+
+# -- as data ----------------------------------------------------------------------------------------------------------
+
+
+def _steps(outline: Outline) -> list[int]:
+    steps = outline.contents.get("steps", ())
+    values = steps.tolist() if hasattr(steps, "tolist") and not getattr(steps, "is_meta", False) else steps
+    return [int(value) for value in values] if isinstance(values, list | tuple) else []
+
+
+def _holds_state(optimizer: Any) -> bool:
+    """Whether the state of an optimizer in a file has any moments: it has none before its first step."""
+    return isinstance(optimizer, Mapping) and bool(optimizer.get("state"))
+
+
+def file_facts(outline: Outline) -> dict[str, Any]:
+    """What a checkpoint says about itself and about its training."""
+    contents, numbers = outline.contents, set()
+    weights = contents.get("model")
+    counts: dict[str, int] = {}
+    for name, item in (weights if isinstance(weights, Mapping) else {}).items():
+        head, _, rest = name.partition(".")
+        place = rest.split(".", 1)[0] if head == "unets" else ""
+        counts[place] = counts.get(place, 0) + (item.numel() if hasattr(item, "numel") else 0)
+        if place.isdigit():
+            numbers.add(int(place) + 1)
+    steps = _steps(outline)
+    return {
+        "format": outline.format,
+        "bytes": outline.size,
+        "version": contents.get("version"),
+        "describes_model": isinstance(contents.get("imagen_params"), dict),
+        "averages": "ema" in contents,
+        "unets": [
+            {
+                "number": number,
+                "steps": steps[number - 1] if number <= len(steps) else None,
+                "numbers": counts[str(number - 1)],
+                "optimizer": _holds_state(contents.get(f"optim{number - 1}")),
+            }
+            for number in sorted(numbers)
+        ],
+        "numbers": sum(counts.values()),
+    }
+
+
+def model_facts(cascade: Cascade) -> dict[str, Any]:
+    """What a model is."""
+    text = cascade.condition_on_text
+    return {
+        "type": type(cascade).__name__,
+        "video": cascade.is_video,
+        "channels": cascade.channels,
+        "image_sizes": [stage.size for stage in cascade.stages],
+        "text_encoder": cascade.text_encoder_name if text else None,
+        "text_embed_dim": cascade.text_embed_dim if text else None,
+        "max_text_len": max(getattr(unet, "max_text_len", 0) for unet in cascade.unets) if text else None,
+    }
+
+
+def collected(found: Found, stages: list[StageEstimate], machine: Machine, warnings: list[str]) -> dict[str, Any]:
+    """Everything as plain containers."""
+    plan = {name: value for name, value in asdict(found.plan).items() if name not in ("device", "enough")}
+    facts: dict[str, Any] = {"target": found.path, "kind": "configuration" if found.outline is None else "checkpoint"}
+    if found.outline is not None:
+        facts["checkpoint"] = file_facts(found.outline)
+    if found.cascade is None:
+        return facts
+    return facts | {
+        "model": model_facts(found.cascade),
+        "plan": plan,
+        "unets": [asdict(stage) for stage in stages],
+        "total": {
+            "parameters": sum(stage.parameters for stage in stages),
+            "weight_bytes": sum(stage.weight_bytes for stage in stages),
+            "sampling_flops": sum(stage.sampling.flops for stage in stages),
+        },
+        "machine": {"device": machine.device, "name": machine.name, "memory": machine.memory},
+        "warnings": warnings,
+    }
+
+
+def run(request: Request) -> None:
+    """Print what the target is and costs.
+
+    Raises:
+        click.ClickException: anything that the user can put right.
+    """
+    checkpoint = _checkpoint_of(request.target)
+    found = _from_config(request.target) if checkpoint is None else _from_checkpoint(checkpoint)
+
+    from ..profiling.advice import advice, this_machine
+    from ..profiling.estimates import estimate
+
+    if request.frames is not None and found.cascade is not None and not found.cascade.is_video:
+        raise click.UsageError("--frames is for models of videos, and this is one of pictures")
+    machine = this_machine()
+    found = replace(found, plan=_overridden(found.plan, request, machine))
+    stages = [] if found.cascade is None else estimate(found.cascade, found.plan)
+    warnings = advice(stages, found.plan, machine)
+    facts = collected(found, stages, machine, warnings)
+    if request.as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    from ._info_tables import lines
+
+    click.echo("\n".join(lines(facts)))
+    for sentence in warnings:
+        click.echo(f"warning: {sentence}", err=True)

@@ -1,0 +1,38 @@
+"""``imagen info``: what a model is and what it costs, before anything is allocated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+COUNT = click.IntRange(min=1)
+
+
+@click.command()
+@click.argument("target", required=False)
+@click.option(
+    "--batch-size", type=COUNT, metavar="N", help="Pictures or clips per step.  [default: the configuration's, else 16]"
+)
+@click.option("--max-batch-size", type=COUNT, metavar="N", help="How many in memory at once.")
+@click.option("--precision", type=click.Choice(["no", "fp16", "bf16"]), help="Mixed precision. Also --dtype.")
+@click.option("--frames", type=COUNT, metavar="N", help="Frames of each clip of a video model.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object for programs; bytes and FLOPs are not rounded.")
+def info(**request: Any) -> None:
+    """Print what TARGET is and what it costs: parameters, FLOPs, and the memory for training and for sampling.
+
+    TARGET is a configuration file, the name of a ready-made configuration, or a checkpoint: a .pt or .safetensors file,
+    a folder of checkpoints or of shards, or the address of one. Without it: ./imagen.pt, ./imagen_config.json or emoji,
+    the first that there is.
+
+    Nothing is allocated, and of a checkpoint nothing but its description is read. k, M, G ... are powers of 1000. The
+    encoder of captions is not counted.
+
+    \b
+    imagen info default                          the paper's cascade
+    imagen info imagen.pt                        a checkpoint
+    imagen info mine.json --batch-size 64 --precision bf16
+    """
+    from ._info import Request, run
+
+    run(Request(**request))

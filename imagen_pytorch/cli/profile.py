@@ -1,0 +1,47 @@
+"""``imagen profile``: where the time of training or sampling goes on this machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ._options import device_option, quiet_option
+
+COUNT = click.IntRange(min=1)
+
+
+@click.command()
+@click.option(
+    "--config",
+    metavar="FILE",
+    help="Configuration file or name of a ready-made one.  [default: ./imagen_config.json if there is one, else emoji]",
+)
+@click.option("-m", "--model", metavar="PATH", help="A checkpoint, in place of a configuration.")
+@click.option("--unet", type=COUNT, default=1, show_default=True, metavar="N", help="Which U-Net.")
+@click.option("--train/--sample", "training", default=True, help="Training steps (default), or guided sampling steps.")
+@click.option("--steps", type=COUNT, default=3, show_default=True, metavar="N", help="How many steps are looked at.")
+@click.option(
+    "--batch-size",
+    type=COUNT,
+    metavar="N",
+    help="Pictures or clips at once.  [default: the configuration's, else 16; 1 for sampling]",
+)
+@click.option("--precision", type=click.Choice(["no", "fp16", "bf16"]), help="Of the training. Also --dtype.")
+@click.option("-o", "--output", default=".", show_default=True, metavar="FOLDER", help="For trace.json.")
+@device_option
+@quiet_option
+def profile(**request: Any) -> None:
+    """Run a few real steps and print which parts of the network and which operators their time goes to.
+
+    Pictures and captions are random: no data and no encoder are needed, and nothing is learned. The trace opens in
+    https://ui.perfetto.dev or chrome://tracing; its path is printed last.
+
+    \b
+    imagen profile                                    training steps of the first U-Net
+    imagen profile --unet 2 --sample --batch-size 4   sampling steps of its upsampler
+    imagen profile --model imagen.pt --steps 10 --output runs/a
+    """
+    from ._profile import Request, run
+
+    run(Request(**request))

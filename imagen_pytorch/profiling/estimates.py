@@ -1,0 +1,258 @@
+"""Parameters, FLOPs and memory of every U-Net of a cascade, without memory for any of them."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..cascade.batch import TrainingBatch
+from ..cascade.cascade import Cascade
+from ..cascade.stage import is_null, takes_pictures
+from ..diffusion.process import DiffusionProcess
+from ..training.precision import Precision
+from .metering import Meter, SavedTensors
+from .shapes import argument, as_rows, frames_of, one_row, shadow, tokens_of
+
+#: backward passes cost twice the forward one; gradient checkpointing repeats that
+_TRAINING, _CHECKPOINTED = 3, 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a model is to be trained and sampled.
+
+    Attributes:
+        batch_size: pictures or clips of a training step.
+        max_batch_size: of these in memory at once; None: all.
+        precision: "no", "fp16" or "bf16".
+        averages: whether moving averages of the weights are kept.
+        frames: of a clip at the full rate; None leaves it to the model.
+        device: where it will be computed, "cpu" or "cuda": operators keep different things on each.
+        enough: bytes; the backward pass, which hardly needs more than the forward pass has left, is not walked through
+            where that is already more.
+    """
+
+    batch_size: int = 16
+    max_batch_size: int | None = None
+    precision: str = "no"
+    averages: bool = True
+    frames: int | None = None
+    device: str = "cpu"
+    enough: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """Pictures or clips in memory at once."""
+        return min(self.batch_size, self.max_batch_size or self.batch_size)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one computation costs.
+
+    Attributes:
+        flops: two per multiply-add.
+        saved: bytes that a forward pass keeps for the backward pass.
+        peak: most bytes at once, besides weights, gradients and the batch itself.
+    """
+
+    flops: int
+    saved: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training step of one U-Net; bytes. Weights and averages are those of all U-Nets, which the trainer holds."""
+
+    flops: int
+    weights: int
+    averages: int
+    gradients: int
+    moments: int
+    activations: int
+    saved_for_backward: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """One picture or clip of one U-Net; bytes.
+
+    ``evaluations`` of the network, each of ``passes`` halves: two with guidance.
+    """
+
+    flops: int
+    evaluations: int
+    passes: int
+    weights: int
+    activations: int
+    total: int
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """One U-Net: what it is, and what it costs. ``forward_flops`` are of one picture or clip at full size."""
+
+    number: int
+    type: str
+    dim: int
+    dim_mults: tuple[float, ...]
+    image_size: tuple[int, int]
+    crop_size: tuple[int, int] | None
+    lowres_size: tuple[int, int] | None
+    frames: int | None
+    gradient_checkpointing: bool
+    parameters: int
+    weight_bytes: int
+    forward_flops: int
+    training: Training
+    sampling: Sampling
+
+
+def evaluations(process: DiffusionProcess) -> int:
+    """How often a sampler asks the network for one picture, found by letting it walk."""
+    asked = 0
+
+    def denoise(x: Tensor, *_: Any) -> Tensor:
+        nonlocal asked
+        asked += 1
+        return x
+
+    process.sample(denoise, (1, 1, 1, 1), generator=torch.Generator().manual_seed(0))
+    return asked
+
+
+def weight_bytes(network: nn.Module) -> int:
+    """Bytes of all parameters and buffers."""
+    return sum(item.numel() * item.element_size() for item in (*network.parameters(), *network.buffers()))
+
+
+def gradient_bytes(network: nn.Module) -> int:
+    """Bytes of the gradients of all parameters that are trained."""
+    return sum(item.numel() * item.element_size() for item in network.parameters() if item.requires_grad)
+
+
+def held(network: nn.Module, batch: TrainingBatch) -> list[Tensor]:
+    """All tensors of a network and a batch: what is there before anything is computed."""
+    named = [item for item in vars(batch).values() if isinstance(item, Tensor)]
+    return [*network.parameters(), *network.buffers(), *named]
+
+
+def _fake() -> AbstractContextManager[object]:
+    """Tensors made inside the block are on any device and have no memory: operators choose what they would there."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode()
+
+
+def training_cost(cascade: Cascade, number: int, plan: Plan) -> Cost:
+    """What forward and backward pass of one U-Net (1-based) cost, for as many pictures as are in memory at once.
+
+    The FLOPs are those of the forward pass.
+    """
+    device, row = torch.device(plan.device), one_row(cascade, number, plan.frames)
+    autocast = Precision(plan.precision, device).autocast()
+    with _fake():
+        unet = shadow(cascade.unets[number - 1], device).train()
+        batch = as_rows(row, plan.rows, torch.zeros, device)
+        meter = Meter(tokens_of(unet), held(unet, batch))
+        with torch.autograd.set_multithreading_enabled(False), meter.without_gradients(unet):
+            with meter, SavedTensors(unet) as saved, autocast:
+                loss = cascade.loss(batch, unet)
+            kept, forward = saved.release(), meter.flops
+            if plan.enough is None or meter.peak <= plan.enough:
+                with meter:
+                    loss.backward()
+    return Cost(forward, kept, meter.peak)
+
+
+@torch.no_grad()
+def sampling_cost(cascade: Cascade, number: int, passes: int, plan: Plan) -> tuple[Cost, int]:
+    """What one evaluation of a U-Net (1-based) costs for one picture, both halves of guidance at once if there are two
+    passes; and the FLOPs of what is computed once per picture before.
+    """
+    device, row = torch.device(plan.device), one_row(cascade, number, plan.frames, whole=True)
+    with _fake():
+        unet = shadow(cascade.unets[number - 1], device).eval()
+        batch = as_rows(row, passes, torch.zeros, device)
+        place: dict[str, Any] = {"batch": passes, "size": tuple(batch.x0.shape[-2:])}
+        if cascade.is_video:
+            place["frames"] = batch.x0.shape[2]
+        with Meter(tokens_of(unet), held(unet, batch)) as meter:
+            conditioning = unet.condition(**place, **batch.conditioning())
+            once = meter.flops
+            unet(batch.x0, torch.zeros(passes, device=device), conditioning)
+    return Cost(meter.flops - once, 0, meter.peak), once
+
+
+def guided_passes(cascade: Cascade, number: int) -> int:
+    """Halves of one evaluation: two where guidance is possible."""
+    dropped_pictures = cascade.cond_images_drop_prob > 0 and takes_pictures(cascade.unets[number - 1])
+    text = cascade.condition_on_text and cascade.can_classifier_guidance
+    return 2 if text or dropped_pictures else 1
+
+
+def _training(cascade: Cascade, number: int, plan: Plan) -> Training:
+    unet, cost = cascade.unets[number - 1], training_cost(cascade, number, plan)
+    times = _CHECKPOINTED if getattr(unet, "gradient_checkpointing", False) else _TRAINING
+    # every other step begins with an estimate for self-conditioning, which nothing is learned from
+    factor = times + (0.5 if unet.self_cond else 0)
+    weights = sum(weight_bytes(item) for item in cascade.unets)
+    parts = {
+        "weights": weights,
+        "averages": weights if plan.averages else 0,
+        "gradients": gradient_bytes(unet),
+        "moments": 2 * gradient_bytes(unet),
+        "activations": cost.peak,
+    }
+    flops = round(cost.flops / plan.rows * plan.batch_size * factor)
+    return Training(flops=flops, **parts, saved_for_backward=cost.saved, total=sum(parts.values()))
+
+
+def _sampling(cascade: Cascade, number: int, plan: Plan) -> tuple[Sampling, int]:
+    """What one picture costs, and the FLOPs of one pass for it."""
+    passes, asked = guided_passes(cascade, number), evaluations(cascade.stages[number - 1].process)
+    cost, once = sampling_cost(cascade, number, passes, plan)
+    weights = sum(weight_bytes(item) for item in cascade.unets)
+    flops = once + asked * cost.flops
+    made = Sampling(flops, asked, passes, weights, cost.peak, weights + cost.peak)
+    return made, cost.flops // passes
+
+
+def estimate_stage(cascade: Cascade, number: int, plan: Plan) -> StageEstimate:
+    """One U-Net (1-based) of a cascade; on the device "meta" nothing is allocated.
+
+    Raises:
+        ValueError: it is a placeholder, or clips that do not fit its stages.
+    """
+    unet, stage = cascade.get_unet(number), cascade.stages[number - 1]
+    if is_null(unet):
+        raise ValueError(f"U-Net {number} is a NullUnet placeholder and costs nothing")
+    sampling, forward = _sampling(cascade, number, plan)
+    return StageEstimate(
+        number=number,
+        type=type(unet).__name__,
+        dim=argument(unet, "dim"),
+        dim_mults=tuple(argument(unet, "dim_mults")),
+        image_size=tuple(stage.size),
+        crop_size=None if stage.crop is None else tuple(stage.crop),
+        lowres_size=tuple(cascade.stages[number - 2].size) if unet.lowres_cond else None,
+        frames=frames_of(cascade, number, plan.frames),
+        gradient_checkpointing=bool(getattr(unet, "gradient_checkpointing", False)),
+        parameters=sum(item.numel() for item in unet.parameters()),
+        weight_bytes=weight_bytes(unet),
+        forward_flops=forward,
+        training=_training(cascade, number, plan),
+        sampling=sampling,
+    )
+
+
+def estimate(cascade: Cascade, plan: Plan) -> list[StageEstimate]:
+    """All U-Nets of a cascade but placeholders, in order."""
+    numbers = [number for number, unet in enumerate(cascade.unets, start=1) if not is_null(unet)]
+    return [estimate_stage(cascade, number, plan) for number in numbers]

@@ -1,0 +1,116 @@
+"""Models and batches that have shapes and no memory, or that nobody drew."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..cascade.batch import TrainingBatch
+from ..cascade.cascade import Cascade
+from ..cascade.conditioning import Text
+from ..cascade.placement import device_of, evaluating
+from ..cascade.preparation import Request, build_batch
+from ..cascade.stage import takes_pictures
+from ..cascade.video import ClipInput
+from ..training.rehearsal import limited
+
+#: weights and parts of a model that can be looked at, at most
+_NUMBERS, _PARTS = 1 << 50, 1 << 20
+#: frames of the clips of a video model that says nothing about them
+USUAL_FRAMES = 16
+
+
+def without_memory(make: Callable[[], Cascade]) -> Cascade:
+    """A model on the device "meta": its weights have shapes only.
+
+    Args:
+        make: constructs it.
+
+    Raises:
+        TooLarge: it has more parts than any network needs.
+        Exception: whatever keeps it from being made.
+    """
+    with limited(_NUMBERS, _PARTS), torch.device("meta"):
+        return make()
+
+
+def argument(unet: nn.Module, name: str) -> Any:
+    """What a network was constructed with, its class's default if nothing was said."""
+    given = {**getattr(type(unet), "defaults", {}), **getattr(unet, "_locals", {})}
+    if name in given:
+        return given[name]
+    found = (inspect.signature(kind.__init__).parameters.get(name) for kind in type(unet).__mro__)
+    return next((item.default for item in found if item is not None), None)
+
+
+def frames_of(cascade: Cascade, number: int, frames: int | None = None) -> int | None:
+    """Frames that a U-Net (1-based) makes of clips of so many at the full rate; None for pictures.
+
+    Args:
+        frames: default: the model's own, else 16, rounded up to what its stages can divide.
+    """
+    if not cascade.is_video:
+        return None
+    count = frames or cascade.video_frames or USUAL_FRAMES
+    return -(-count // cascade.stages[number - 1].factor)
+
+
+def tokens_of(unet: nn.Module) -> int:
+    """Tokens of the longest captions that a network reads."""
+    return int(unet.max_text_len) if unet.cond_on_text else 0
+
+
+def one_row(cascade: Cascade, number: int, frames: int | None = None, whole: bool = False) -> TrainingBatch:
+    """A training batch of one black picture with the longest caption, where the weights of the U-Net are.
+
+    Args:
+        cascade: the model; on the device "meta" nothing is allocated.
+        number: of the U-Net, 1-based.
+        frames: of the clip at the full rate, for a video model; default: as for `frames_of`.
+        whole: the size that is sampled, in place of the training crops.
+    """
+    stage, unet = cascade.stages[number - 1], cascade.unets[number - 1]
+    device = device_of(unet)
+    clip = () if not cascade.is_video else (frames_of(cascade, number, frames) * stage.factor,)
+    images = torch.zeros(1, cascade.channels, *clip, *stage.size, device=device)
+    text, pictures = None, None
+    if cascade.condition_on_text:
+        tokens = max(tokens_of(unet), 1)
+        mask = torch.ones(1, tokens, dtype=torch.bool, device=device)
+        text = Text(torch.zeros(1, tokens, cascade.text_embed_dim, device=device), mask)
+    if takes_pictures(unet):
+        pictures = torch.zeros(1, unet.cond_images_channels, *stage.size, device=device)
+    request = Request(images, text, pictures, None, ClipInput())
+    with evaluating(cascade):  # nothing is dropped, and no frame given
+        batch = build_batch(cascade, replace(stage, crop=None) if whole else stage, request, None)
+    return replace(batch, self_condition=False, frame_times=None)
+
+
+def as_rows(batch: TrainingBatch, rows: int, make: Callable[..., Tensor], device: torch.device) -> TrainingBatch:
+    """A batch of one row as one of many, whose numbers are new.
+
+    Args:
+        rows: how many.
+        make: ``make(shape, dtype=..., device=...)``, such as ``torch.zeros``.
+    """
+    tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    new = {name: make((rows, *item.shape[1:]), dtype=item.dtype, device=device) for name, item in tensors.items()}
+    masks = {name: torch.ones_like(item) for name, item in new.items() if item.dtype == torch.bool}
+    return replace(batch, **{**new, **masks})
+
+
+def shadow(unet: nn.Module, device: torch.device) -> nn.Module:
+    """The same network with new, empty weights on a device; inside `FakeTensorMode` these have no memory."""
+    memo: dict[int, Any] = {}
+    for item in unet.parameters():
+        empty = torch.empty(item.shape, dtype=item.dtype, device=device)
+        memo[id(item)] = nn.Parameter(empty, requires_grad=item.requires_grad)
+    for item in unet.buffers():
+        memo[id(item)] = torch.empty(item.shape, dtype=item.dtype, device=device)
+    return copy.deepcopy(unet, memo)

@@ -1,0 +1,107 @@
+"""Names for what runs, seen by a profiler: on modules through hooks, on methods through stand-ins, and only meanwhile.
+
+The networks themselves know nothing of it and pay nothing for it when nobody looks.
+"""
+
+from __future__ import annotations
+
+import functools
+from contextlib import ExitStack
+from typing import Any
+
+from torch import nn
+from torch.profiler import record_function
+
+#: how the names begin that a profiler shows, to tell them from those of operators
+PREFIX = "imagen: "
+#: parts of a network by its attributes, in the order in which they run; None in them is left out
+_PARTS = {
+    "noise level": ("to_time_hiddens", "to_time_cond", "to_time_tokens"),
+    "stem": ("init_conv", "init_temporal_peg", "init_temporal_attn", "init_resnet_block"),
+    "down": ("downs",),
+    "middle": ("mid_block1", "mid_attn", "mid_temporal_peg", "mid_temporal_attn", "mid_block2"),
+    "up": ("ups",),
+    "head": ("upsample_combiner", "final_res_block", "final_conv"),
+}
+
+
+class Spans:
+    """Gives names to modules and methods until the end of the block, when everything is as before."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._open: list[record_function] = []
+
+    def __enter__(self) -> Spans:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+
+    def module(self, module: nn.Module, name: str) -> None:
+        """Name every call of a module."""
+
+        def begin(*_: Any) -> None:
+            span = record_function(PREFIX + name)
+            span.__enter__()
+            self._open.append(span)
+
+        def end(*_: Any) -> None:
+            self._open.pop().__exit__(None, None, None)
+
+        self._stack.callback(module.register_forward_pre_hook(begin).remove)
+        self._stack.callback(module.register_forward_hook(end, always_call=True).remove)
+
+    def method(self, owner: Any, method: str, name: str) -> None:
+        """Name every call of a method of one object."""
+        own = getattr(owner, method)
+
+        @functools.wraps(own)
+        def named(*args: Any, **kwargs: Any) -> Any:
+            with record_function(PREFIX + name):
+                return own(*args, **kwargs)
+
+        before = vars(owner).get(method)
+        vars(owner)[method] = named
+        self._stack.callback(_put_back, owner, method, before)
+
+
+def _put_back(owner: Any, method: str, before: Any) -> None:
+    if before is None:
+        del vars(owner)[method]
+    else:
+        vars(owner)[method] = before
+
+
+def parts_of(unet: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The parts of a U-Net with their names: "stem", "down 1", "down 2" ... "head"."""
+    found = []
+    for name, attributes in _PARTS.items():
+        for attribute in attributes:
+            part = getattr(unet, attribute, None)
+            if isinstance(part, nn.ModuleList):
+                found += [(f"{name} {number}", item) for number, item in enumerate(part, start=1)]
+            elif isinstance(part, nn.Module):
+                found.append((name, part))
+    return found
+
+
+def name_network(spans: Spans, unet: nn.Module) -> None:
+    """Give names to a U-Net, its parts and its reading of captions."""
+    spans.module(unet, "rest of the network")
+    spans.method(unet, "condition", "text conditioning")
+    for name, part in parts_of(unet):
+        spans.module(part, name)
+
+
+def name_training(spans: Spans, trainer: Any, number: int) -> None:
+    """Give names to what a trainer does in a step of one U-Net (1-based)."""
+    lane = trainer.lanes[number - 1]
+    spans.method(trainer.imagen, "training_batch", "data")
+    spans.method(trainer.imagen, "loss", "loss")
+    spans.method(lane, "backward", "backward")
+    spans.method(lane, "update", "update")
+    spans.method(lane.optimizer, "step", "optimizer")
+    if lane.average is not None:
+        spans.method(lane.average, "update", "EMA")
+    name_network(spans, trainer.imagen.unets[number - 1])

@@ -1,0 +1,248 @@
+"""``imagen info``: what a configuration or a checkpoint is and costs, read without running or allocating anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from fsspec.implementations.local import LocalFileSystem
+
+from imagen_pytorch.cli import _info, main
+from imagen_pytorch.configs import TrainingConfig
+from imagen_pytorch.profiling import advice, estimates
+from imagen_pytorch.profiling.advice import Machine
+from imagen_pytorch.signatures import parse
+from imagen_pytorch.storage import archives, outlines, read_checkpoint, write_checkpoint
+from imagen_pytorch.storage.outlines import newest_in, read_outline
+from imagen_pytorch.storage.sharded_writing import write_sharded
+
+UNET = {
+    "dim": 8,
+    "dim_mults": [1],
+    "num_resnet_blocks": 0,
+    "layer_attns": False,
+    "layer_cross_attns": False,
+    "attend_at_middle": False,
+    "mid_cross_attn": False,
+    "use_global_context_attn": False,
+    "attn_pool_text": False,
+    "init_cross_embed": False,
+    "attn_heads": 2,
+    "max_text_len": 8,
+}
+CONFIG = {
+    "imagen": {"image_sizes": [4, 8], "unets": [UNET, UNET], "timesteps": 3, "text_encoder_name": "builtin:words:16"},
+    "trainer": {"precision": "bf16"},
+    "dataset": {"batch_size": 6},
+}
+MADE = {}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """``imagen info`` in a folder with a configuration, on a machine with hardly any memory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(advice, "this_machine", lambda: Machine("cpu", "this machine", 400_000))
+    Path("mine.json").write_text(json.dumps(CONFIG))
+    return lambda *arguments: CliRunner().invoke(main, ["info", *(str(item) for item in arguments)])
+
+
+@pytest.fixture
+def contents(tmp_path) -> dict:
+    """What a trainer has saved after a step of its first U-Net."""
+    if not MADE:
+        trainer = parse(TrainingConfig, {**CONFIG, "trainer": {}}).create()
+        trainer(torch.rand(2, 3, 8, 8), text_embeds=torch.randn(2, 3, 16), unet_number=1)
+        trainer.update(1)
+        trainer.save(tmp_path / "made.pt")
+        MADE.update(read_checkpoint(tmp_path / "made.pt"))
+    return MADE
+
+
+def save(contents: dict, path: str | Path) -> None:
+    write_checkpoint(contents, path)
+
+
+def shapes(value):
+    """Contents with shapes in place of tensors."""
+    if isinstance(value, dict):
+        return {key: shapes(item) for key, item in value.items()}
+    return (tuple(value.shape), value.dtype) if isinstance(value, torch.Tensor) else value
+
+
+def test_tables_and_json_say_the_same(run, monkeypatch):
+    known, own = {}, estimates.estimate
+    monkeypatch.setattr(
+        estimates, "estimate", lambda model, plan: known.get(plan) or known.setdefault(plan, own(model, plan))
+    )
+    done, data = run("mine.json"), run("mine.json", "--json")
+    assert done.exit_code == data.exit_code == 0
+    facts = json.loads(data.stdout)
+    made = parse(TrainingConfig, CONFIG).imagen.create()
+    counts = [sum(item.numel() for item in unet.parameters()) for unet in made.unets]
+    assert [unet["parameters"] for unet in facts["unets"]] == counts
+    assert facts["plan"]["batch_size"] == 6 and facts["plan"]["precision"] == "bf16"
+    assert facts["unets"][0]["sampling"]["evaluations"] == 3 and facts["unets"][1]["lowres_size"] == [4, 4]
+    assert facts["total"]["parameters"] == sum(counts) and facts["kind"] == "configuration"
+    lines = done.stdout.splitlines()
+    assert (
+        len(facts["warnings"]) == 2
+        and max(map(len, lines)) <= 100
+        and not [line for line in lines if line != line.rstrip()]
+    )
+    for text in (advice.scaled(counts[0]), "4x4 -> 8x8", "builtin:words:16", "training step of 6", "bfloat16"):
+        assert text in done.stdout
+
+
+@pytest.mark.parametrize("name", ["imagen.pt", "a.safetensors", "memory://info/a.pt", "checkpoint.7.pt"])
+def test_checkpoints(run, contents, name, monkeypatch):
+    monkeypatch.setattr(estimates, "estimate", lambda *_: [])  # takes the time, and is the same for all
+    save(contents, name)
+    done = run(name, "--json", "--batch-size", 3)
+    facts = json.loads(done.stdout)
+    file = facts["checkpoint"]
+    assert file["averages"] and file["describes_model"] and file["version"] == contents["version"]
+    assert [(unet["number"], unet["steps"], unet["optimizer"]) for unet in file["unets"]] == [
+        (1, 1, True),
+        (2, 0, False),
+    ]
+    assert file["numbers"] == sum(item.numel() for item in contents["model"].values())
+    assert facts["plan"]["batch_size"] == 3 and facts["target"].endswith(name)
+
+
+def test_a_checkpoint_for_people(run, contents, monkeypatch):
+    monkeypatch.setattr(estimates, "estimate", lambda *_: [])
+    save(contents, "imagen.pt")
+    done = run()  # of this folder, as `imagen sample` takes it
+    assert done.stdout.startswith("checkpoint imagen.pt\nfile      pt, ") and "optimizer state" in done.stdout
+    assert "\n    1            1 " in done.stdout and max(map(len, done.stdout.splitlines())) <= 100
+
+
+def test_only_descriptions_are_read(tmp_path, contents, monkeypatch):
+    path = tmp_path / "a.pt"
+    save({**contents, "model": {**contents["model"], "large": torch.zeros(1 << 20)}}, path)
+    read, own = [], archives.read_at
+
+    def counted(file, place, count):
+        read.append(count)
+        return own(file, place, count)
+
+    for module in (archives, outlines):
+        monkeypatch.setattr(module, "read_at", counted)
+    outline = read_outline(path, ("steps",))
+    assert sum(read) < outline.size / 8 and outline.size == path.stat().st_size
+    assert outline.contents["steps"].tolist() == [1, 0] and outline.contents["model"]["large"].is_meta
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+def test_an_outline_has_the_shapes_of_the_contents(tmp_path, contents, name):
+    save(contents, tmp_path / name)
+    assert shapes(read_outline(tmp_path / name).contents) == shapes(read_checkpoint(tmp_path / name))
+
+
+def test_shards_and_folders(run, tmp_path, contents):
+    tensors = {f"model/{name}": item for name, item in contents["model"].items()}
+    plain = {name: value for name, value in contents.items() if name != "model"}
+    for steps in (3, 12):
+        write_sharded(LocalFileSystem(), str(tmp_path / f"checkpoint.{steps}"), tensors, plain)
+    (tmp_path / "checkpoint.20").mkdir()  # never finished
+    assert newest_in(tmp_path) == str(tmp_path / "checkpoint.12")
+    outline = read_outline(tmp_path / "checkpoint.12")
+    assert outline.format == "shards" and shapes(outline.contents["model"]) == shapes(contents["model"])
+    assert _info._checkpoint_of(str(tmp_path)) == str(tmp_path / "checkpoint.12")
+    assert (
+        outline.size
+        == sum(file.stat().st_size for file in (tmp_path / "checkpoint.12").iterdir())
+        - (tmp_path / "checkpoint.12" / "manifest.json").stat().st_size
+    )
+    assert run(tmp_path / "checkpoint.20").exit_code == 2 and "holds no checkpoint" in run("checkpoint.20").stderr
+
+
+def test_a_checkpoint_that_does_not_describe_its_model(run):
+    torch.save({"model": {"unets.0.weight": torch.zeros(3, 4)}, "steps": torch.tensor([5])}, "bare.pt")
+    done = run("bare.pt")
+    assert done.exit_code == 0 and "does not say how its model was made" in done.stdout and " 5 " in done.stdout
+    assert json.loads(run("bare.pt", "--json").stdout)["checkpoint"]["unets"][0]["numbers"] == 12
+
+
+class Malicious:
+    """Unpickled by Python, it would make a folder."""
+
+    def __reduce__(self):
+        return os.mkdir, ("broken-into",)
+
+
+def test_nothing_is_ever_run(run):
+    torch.save({"model": Malicious()}, "evil.pt")
+    Path("old.pt").write_bytes(pickle.dumps({"model": Malicious()}))
+    for name in ("evil.pt", "old.pt"):
+        done = run(name)
+        assert done.exit_code == 4 and len(done.stderr.splitlines()) == 1 and "cannot read" in done.stderr
+    assert "could run code; nothing was executed" in run("evil.pt").stderr
+    assert not Path("broken-into").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "code", "words"),
+    [
+        ("a.txt", b"hello", 2, "neither a checkpoint nor a configuration"),
+        ("a.png", b"\x89PNG\r\n\x1a\n\0\0\0\0", 2, "neither a checkpoint nor a configuration"),
+        ("a.json", b"{", 2, "no JSON: line 1, column 2"),
+        ("a.json", b'{"imagen": {"image_size": 3}}', 2, 'a.json: imagen: .*did you mean "image_sizes"'),
+        ("empty.pt", b"", 4, "cut off, damaged or another kind of file"),
+        ("a.safetensors", b"\xff" * 40, 4, "cut off, damaged or another kind of file"),
+        ("a.pt", b"PK\x03\x04 and so on", 4, "cut off, damaged or another kind of file"),
+    ],
+)
+def test_files_that_are_something_else(run, name, data, code, words):
+    Path(name).write_bytes(data)
+    done = run(name)
+    assert done.exit_code == code and done.stdout == "" and len(done.stderr.splitlines()) == 1
+    assert re.search(words, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("emojis", "there is no emojis"),
+        ("memory://nowhere/a.pt", "there is no checkpoint"),
+        (".", "holds no checkpoint"),
+        ("mine.json --frames 3", "--frames is for models of videos"),
+    ],
+)
+def test_targets_that_do_not_fit(run, target, words):
+    done = run(*target.split())
+    assert done.exit_code == 2 and words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_damaged_pickle_in_a_whole_file_is_refused(run, contents):
+    save(contents, "a.pt")
+    data = Path("a.pt").read_bytes()
+    at = data.index(b"imagen_params")
+    Path("a.pt").write_bytes(data[:at] + b"\0" + data[at + 1 :])
+    assert run("a.pt").exit_code == 4 and "checksum" in run("a.pt").stderr
+
+
+@pytest.mark.slow
+def test_the_papers_cascade_is_looked_at_without_allocating_it():
+    """Three billion parameters, 12 GB of weights."""
+    code = (
+        "import json, resource, sys\n"
+        "from imagen_pytorch.cli import main\n"
+        "try: main(['info', 'default', '--json'])\n"
+        "except SystemExit: pass\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *text, peak = done.stdout.splitlines()
+    facts = json.loads("\n".join(text))
+    assert 3.0e9 < facts["total"]["parameters"] < 3.2e9 and int(peak) < 3_000_000  # kilobytes
+    assert [unet["image_size"] for unet in facts["unets"]] == [[64, 64], [256, 256], [1024, 1024]]
