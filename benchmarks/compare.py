@@ -1,11 +1,12 @@
 """The package beside what a user would pick instead: medians, and ratios within one run.
 
-    python benchmarks/compare.py --peers PYTHON [--cases readme,default] [--rounds 5] [--threads 1] [--save]
+    benchmarks/peers.sh /tmp/peers                                  # once: imagen-pytorch and diffusers
+    python benchmarks/compare.py --peers /tmp/peers/bin/python      # about half an hour with one thread
 
-``PYTHON`` is the interpreter of an environment with imagen-pytorch, diffusers and transformers (`benchmarks/peers.sh`
-makes one); without it only this package is measured. Every side of a case lives in a process of its own, and they are
-measured in turns (A B C, A B C ...), so that a noisy machine hits all alike; a ratio is the median over the rounds of
-the ratio within a round. On a loaded machine CPU time with one thread is what counts.
+Without ``--peers`` this package alone is measured; ``--cases README,curve`` picks by words. Every side of a case
+lives in a process of its own, measured in turns (A B C, A B C ...), so that a noisy machine hits all alike.
+A ratio is the median over the rounds of the ratio within a round; the range is that of these. On a CPU the clock is CPU
+time, which counts the work of all threads and not what else the machine does; on a GPU it is wall time.
 """
 
 from __future__ import annotations
@@ -19,33 +20,40 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sides import CASES
-
 HERE = Path(__file__).parent
+#: whole programs, by side: interpreter, imports, and the work
 PROGRAMS = {
-    "import": (["-c", "import imagen_pytorch; imagen_pytorch.Imagen, imagen_pytorch.ImagenTrainer"], "import"),
-    "imagen --help": (["-m", "imagen_pytorch", "--help"], "help"),
+    "import": {
+        "torch alone": "import torch",
+        "ours": "from imagen_pytorch import Imagen, ImagenTrainer",
+        "imagen-pytorch": "from models import package; package('imagen-pytorch').ImagenTrainer",
+        "diffusers": "from diffusers import UNet2DConditionModel, DDPMScheduler",
+    },
+    "imagen --help": {
+        "ours": "from imagen_pytorch.cli import main; main(['--help'])",
+        "imagen-pytorch": "from models import package; package('imagen-pytorch'); "
+        "from imagen_pytorch.cli import main; main()",
+    },
 }
+#: cases of minutes before the first measurement: only when a word names them
+SLOW = ("compiled",)
 
 
 class Side:
     """A process that measures one case."""
 
-    def __init__(self, name: str, case: str, python: str, threads: int) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-        environment.pop("PYTHONPATH", None)
-        where = {"cwd": HERE.parent} if name == "ours" else {"cwd": HERE}
+    def __init__(self, name: str, case: str, python: str, options: argparse.Namespace) -> None:
         self.name, self.seconds = name, {"wall": [], "cpu": []}
         self.process = subprocess.Popen(
-            [python, str(HERE / "sides.py"), name, case],
+            [python, str(HERE / "sides.py"), name, case, options.device],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=environment,
-            **where,
+            env=environment(name, options.threads),
         )
         self.about = self._read()
 
@@ -66,151 +74,161 @@ class Side:
         self.process.wait()
 
 
-def measured(case: str, pythons: dict[str, str], rounds: int, threads: int) -> list[dict]:
-    """One row per side of a case."""
-    sides = []
-    for name in CASES[case][2]:
-        if name in pythons:  # one after the other, so that nobody's warm-up disturbs the others'
-            sides.append(Side(name, case, pythons[name], threads))
-    for _ in range(rounds):
+def environment(side: str, threads: int) -> dict[str, str]:
+    """Of a side: this checkout for this package, and nothing of it for the others."""
+    mine = str(HERE.parent) if side in ("ours", "bare") else ""
+    path = os.pathsep.join(place for place in (str(HERE), mine) if place)
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore",
+            "PYTHONPATH": path}  # fmt: skip
+
+
+def summary(case: str, seconds: dict[str, list[float]], unit: str, **about: object) -> Iterator[dict]:
+    """One row per side: median, ratio to the first side, and the range of the ratios."""
+    own = next(iter(seconds.values()))
+    for side, found in seconds.items():
+        ratios = [other / mine for other, mine in zip(found, own, strict=True)]
+        yield {
+            "case": case,
+            "unit": unit,
+            "side": side,
+            "median": statistics.median(found),
+            "ratio": statistics.median(ratios),
+            "range": [min(ratios), max(ratios)],
+            **about.get(side, {}),
+        }
+
+
+def measured(case: str, pythons: dict[str, str], options: argparse.Namespace) -> Iterator[dict]:
+    """The rows of a case."""
+    from cases import CASES, CURVES
+
+    chosen = {**CASES, **CURVES}[case]
+    # made one after the other, so that nobody's warm-up disturbs the others'
+    sides = [Side(name, case, pythons[name], options) for name in chosen.sides if name in pythons]
+    for _ in range(options.rounds):
         for side in sides:
             if "error" not in side.about:
                 side.measure()
-    rows = []
+    clock = "wall" if options.device == "cuda" else "cpu"
+    about = {side.name: {key: side.about[key] for key in ("memory", "versions") if key in side.about} for side in sides}
+    whole = {side.name: side.seconds[clock] for side in sides if "error" not in side.about}
+    if whole:
+        yield from summary(case, whole, chosen.unit, **about)
     for side in sides:
         side.close()
-        row = {"case": case, "side": side.name, **{key: side.about.get(key) for key in ("error", "version", "peak_mb")}}
-        for clock, seconds in side.seconds.items():
-            if not seconds or not sides[0].seconds[clock]:
-                continue
-            ratios = [other / own for other, own in zip(seconds, sides[0].seconds[clock], strict=True)]
-            row[clock] = {"median": statistics.median(seconds), "ratio": statistics.median(ratios),
-                          "range": [min(ratios), max(ratios)]}  # fmt: skip
-        rows.append(row)
-    return rows
+        if "error" in side.about:
+            yield {"case": case, "side": side.name, "error": side.about["error"]}
 
 
-def started(case: str, pythons: dict[str, str], rounds: int) -> list[dict]:
-    """CPU seconds of whole programs: interpreter, imports and the work."""
-    arguments, _ = PROGRAMS[case]
-    offline = "import sys; sys.path.insert(0, {here!r}); import sides; sides._package('imagen-pytorch'); "
-    seconds: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        for name, python in pythons.items():
-            if name == "diffusers" and case != "import":
-                continue
-            given = arguments
-            if name == "imagen-pytorch":
-                tail = (
-                    "import imagen_pytorch.cli as c; c.main(['--help'], standalone_mode=False)"
-                    if "help" in case
-                    else ""
-                )
-                given = ["-c", offline.format(here=str(HERE)) + tail]
-            elif name == "diffusers":
-                given = ["-c", "from diffusers import UNet2DConditionModel, DDPMScheduler"]
+def started(case: str, pythons: dict[str, str], options: argparse.Namespace) -> Iterator[dict]:
+    """The rows of a program: CPU seconds of its whole life."""
+    pythons = {**pythons, "torch alone": sys.executable}
+    programs = {side: text for side, text in PROGRAMS[case].items() if side in pythons}
+    seconds: dict[str, list[float]] = {side: [] for side in programs}
+    for _ in range(options.rounds):
+        for side, text in programs.items():
             before = os.times()
-            done = subprocess.run([python, *given], cwd=HERE.parent if name == "ours" else HERE, capture_output=True)
+            subprocess.run(
+                [pythons[side], "-c", text], env=environment(side, options.threads), capture_output=True, check=False
+            )
             after = os.times()
-            if done.returncode == 0:
-                spent = after.children_user - before.children_user + after.children_system - before.children_system
-                seconds.setdefault(name, []).append(spent)
-    own = seconds.get("ours", [])
-    return [
-        {
-            "case": case,
-            "side": name,
-            "cpu": {
-                "median": statistics.median(found),
-                "ratio": statistics.median(other / mine for other, mine in zip(found, own, strict=False)),
-                "range": [min(found) / max(own), max(found) / min(own)],
-            },
-        }  # fmt: skip
-        for name, found in seconds.items()
-    ]
+            spent = after.children_user - before.children_user + after.children_system - before.children_system
+            seconds[side].append(spent)
+    ordered = {side: seconds[side] for side in ("ours", *seconds) if side in seconds}
+    yield from summary(case, ordered, "program")
 
 
-def ceiling() -> dict[str, float]:
-    """GFLOP/s of a large product of matrices on one thread, what a forward pass reaches of it, and its own rate."""
-    program = """
-import sys, json, time, torch
-sys.path.insert(0, sys.argv[1])
-from sides import UNETS, TOKENS, WIDTH
-from imagen_pytorch import Unet
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
-torch.set_num_threads(1)
-def best(work):
-    work()
-    times = []
-    for _ in range(5):
-        start = time.process_time(); work(); times.append(time.process_time() - start)
-    return min(times)
-a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-rate = 2 * 1024**3 / best(lambda: a @ b) / 1e9
-net = Unet(**UNETS["readme"], text_embed_dim=WIDTH).eval()
-x, t, e = torch.randn(8, 3, 64, 64), torch.randn(8), torch.randn(8, TOKENS, WIDTH)
-with torch.inference_mode():
-    known = net.condition(batch=8, size=(64, 64), text_embeds=e)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        net(x, t, known)
-    own = counter.get_total_flops() / best(lambda: net(x, t, known)) / 1e9
-print(json.dumps({"matmul_gflops": rate, "forward_gflops": own, "share": own / rate}))
-"""
-    done = subprocess.run([sys.executable, "-c", program, str(HERE)], cwd=HERE.parent, capture_output=True, text=True)
-    return json.loads(done.stdout) if done.returncode == 0 else {"error": done.stderr[-300:]}
+def ceiling(options: argparse.Namespace) -> dict[str, float]:
+    """GFLOP/s of the fastest large product of matrices and of a forward pass of the README's network, in float32."""
+    import torch
+    from cases import forward
+
+    torch.set_num_threads(options.threads)
+
+    def best(work: Callable[[], object]) -> float:
+        times = []
+        for _ in range(6):  # the first one warms up and is hardly the fastest
+            start = time.perf_counter()
+            work()
+            if options.device == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    size = 8192 if options.device == "cuda" else 2048
+    left, right = (torch.randn(size, size, device=options.device) for _ in range(2))
+    rate = 2e-9 * size**3 / best(lambda: left @ right)
+    work, flops = forward(options.device)
+    own = 1e-9 * flops / best(work)
+    return {"matmul_gflops": round(rate, 1), "forward_gflops": round(own, 1), "share": round(own / rate, 3)}
 
 
 def table(rows: list[dict]) -> str:
-    """The rows for people: CPU seconds per unit and how many times ours."""
-    lines = [f"{'case':30}{'side':16}{'CPU s':>10}{'times ours':>12}{'range':>16}{'peak MB':>9}"]
+    """The rows for people: seconds per unit and how many times ours."""
+    lines = []
     for row in rows:
-        if row.get("error") or "cpu" not in row:
-            lines.append(f"{row['case']:30}{row['side']:16}  {row.get('error')}")
+        if "error" in row:
+            lines.append(f"{row['case']:30}{row['side']:15}  {row['error']}")
             continue
-        cpu = row["cpu"]
-        between = f"{cpu['range'][0]:.2f} to {cpu['range'][1]:.2f}"
-        lines.append(f"{row['case']:30}{row['side']:16}{cpu['median']:>10.4g}{cpu['ratio']:>12.2f}{between:>16}"
-                     f"{row.get('peak_mb') or '':>9}")  # fmt: skip
+        between = "{:.2f} to {:.2f}".format(*row["range"])
+        lines.append(f"{row['case']:30}{row['side']:15}{row['median']:>10.4g} s a {row['unit']:8}{row['ratio']:>8.2f}"
+                     f"{between:>16}{row.get('memory', ''):>8}")  # fmt: skip
     return "\n".join(lines)
+
+
+def arguments() -> argparse.Namespace:
+    """What is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", metavar="PYTHON", help="interpreter of the environment that peers.sh makes")
+    parser.add_argument("--cases", default="", help="only cases with one of these words in their names, or: curve")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--save", metavar="NAME", help="write benchmarks/results/NAME.json")
+    return parser.parse_args()
+
+
+def chosen_cases(words: list[str]) -> list[str]:
+    """The cases that the words name; without words all but the slow ones and the curves."""
+    from cases import CASES, CURVES
+
+    def meant(name: str) -> bool:
+        slow = next((word for word in SLOW if word in name), None)
+        return slow in words if slow else not words or any(word in name for word in words)
+
+    curves = [name for name in CURVES if words and ("curve" in words or meant(name))]
+    return [name for name in (*PROGRAMS, *CASES) if meant(name)] + curves
 
 
 def main() -> None:
     """Measure, print, and with ``--save`` keep."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peers", help="interpreter of the alternatives' environment")
-    parser.add_argument("--cases", default="", help="only cases with one of these words in their names")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/compare.json")
-    options = parser.parse_args()
-    pythons = {"ours": sys.executable}
+    options = arguments()
+    pythons = {"ours": sys.executable, "bare": sys.executable, "transformers": sys.executable}
     if options.peers:
         pythons |= {"imagen-pytorch": options.peers, "diffusers": options.peers}
-    words = [word for word in options.cases.split(",") if word]
-    rows = []
-    for case in [*PROGRAMS, *CASES]:
-        # compiling takes minutes: only when it is asked for
-        chosen = any(word in case for word in words) if words else "compiled" not in case
-        if not chosen:
-            continue
-        found = (
-            started(case, pythons, 3) if case in PROGRAMS else measured(case, pythons, options.rounds, options.threads)
-        )
+    import torch
+
+    where = torch.cuda.get_device_name() if options.device == "cuda" else f"{platform.machine()} CPU"
+    about = {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{where}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": options.threads,
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "ceiling": ceiling(options),
+    }
+    print(json.dumps(about, indent=1))
+    print(f"{'':30}{'':15}{'median':>10}{'':13}{'times ours':>11}{'range':>13}{'MB':>8}")
+    rows: list[dict] = []
+    for case in chosen_cases([word for word in options.cases.split(",") if word]):
+        found = list((started if case in PROGRAMS else measured)(case, pythons, options))
         rows += found
         print(table(found), flush=True)
-    report = {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "threads": options.threads,
-        "python": platform.python_version(),
-        "finished": time.strftime("%H:%M"),
-        "ceiling": ceiling() if not words else None,
-        "rows": rows,
-    }
-    print(json.dumps({key: value for key, value in report.items() if key != "rows"}))
     if options.save:
-        (HERE / "results" / "compare.json").write_text(json.dumps(report, indent=1) + "\n")
+        path = HERE / "results" / f"{options.save}.json"
+        path.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        print(path)
 
 
 if __name__ == "__main__":
