@@ -289,8 +289,11 @@ class Unet(Conditioned):
     def _answer(self, x: Tensor, lowres: Tensor | None, context: Context) -> Tensor:
         """From all pictures of an item, stacked as channels, to what is predicted; both ``(b, c, h, w)``."""
         height, width = x.shape[-2:]
+        x = self._pad(x)
+        if not torch.is_grad_enabled():  # the gradient of a wide kernel over few channels would take 40 times as long
+            x = x.contiguous(memory_format=torch.channels_last)
         # channels last: convolutions and norms are faster, and maps are tokens without a copy
-        stem = x = self.init_conv(self._pad(x).contiguous(memory_format=torch.channels_last))
+        stem = x = self.init_conv(x).contiguous(memory_format=torch.channels_last)
         x = self.init_temporal_attn(self.init_temporal_peg(x, context.frames), context.frames)
         if self.init_resnet_block is not None:
             x = self.init_resnet_block(x, context)
