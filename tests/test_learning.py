@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -49,14 +47,6 @@ TRAINER = {
 MODEL = {"text_encoder_name": "builtin:words:32", "cond_drop_prob": 0.1}
 
 
-@pytest.fixture(autouse=True)
-def unchecked() -> Iterator[None]:
-    """The checks of annotations would take most of the time of these long loops; all else is tested with them."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
 def squares(count: int, size: int, generator: torch.Generator) -> tuple[torch.Tensor, list[str]]:
     """Flat pictures with a little grain, and their captions."""
     which = torch.randint(len(PALETTE), (count,), generator=generator)
@@ -70,7 +60,12 @@ def share_right(pictures: torch.Tensor, captions: list[str]) -> float:
     return float(np.mean([CAPTIONS[found] == caption for found, caption in zip(nearest, captions, strict=True)]))
 
 
-@pytest.mark.parametrize("objective", ["noise", "v", "x_start", "elucidated"])
+LONG = pytest.mark.slow  # the objectives are one another's transforms (test_diffusion_identities): two are enough here
+
+
+@pytest.mark.parametrize(
+    "objective", [pytest.param("noise", marks=LONG), "v", pytest.param("x_start", marks=LONG), "elucidated"]
+)
 def test_pictures_have_the_colour_that_was_asked_for(objective):
     unet = small_unet(**UNET)
     if objective == "elucidated":
@@ -115,7 +110,7 @@ def test_an_upsampler_keeps_what_it_enlarges():
     assert float((torch.nn.functional.avg_pool2d(made, 4) - low).abs().mean()) < 0.05
 
 
-@pytest.mark.parametrize("kind", ["original", "elucidated"])
+@pytest.mark.parametrize("kind", ["original", pytest.param("elucidated", marks=pytest.mark.slow)])
 def test_the_command_line_learns_too(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "squares"
