@@ -16,6 +16,7 @@ from .imagen import imagen_from_config
 from .storage import (
     CheckpointError,
     CheckpointLocked,
+    CheckpointMisaddressed,
     CheckpointMismatch,
     CheckpointMissing,
     CheckpointNotWritten,
@@ -30,6 +31,7 @@ from .training.rehearsal import TooLarge, rehearse
 __all__ = [
     "CheckpointError",
     "CheckpointLocked",
+    "CheckpointMisaddressed",
     "CheckpointMismatch",
     "CheckpointMissing",
     "CheckpointNotWritten",

@@ -33,9 +33,10 @@ from .training.saving import TrainerCheckpoints
 from .training.sharded_state import ShardedState, share_out
 from .training.state import TrainingState
 from .training.status import TrainerStatus
+from .training.warmup import Warmup
 
 #: names under which the parts of a lane are known to users: optim0, scaler1 ...
-_PARTS = {"optim": "optimizer", "scaler": "scaler", "scheduler": "scheduler"}
+_PARTS = {"optim": "optimizer", "scaler": "scaler", "scheduler": "scheduler", "warmup": "warmup"}
 _PART = re.compile(rf"^({'|'.join(_PARTS)})(\d+)$")
 
 
@@ -179,15 +180,18 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
     def _lane(self, number: int, row: Mapping[str, Any], shared: Mapping[str, Any], max_skipped: int) -> Lane:
         unet = self.imagen.unets[number - 1]
         optimizer = make_optimizer(unet, lr=row["lr"], eps=row["eps"], **shared)
+        period = row["warmup_steps"]
+        scheduler = make_scheduler(optimizer, period, row["cosine_decay_max_steps"])
         return Lane(
             number,
             unet,
             optimizer=optimizer,
-            scheduler=make_scheduler(optimizer, row["warmup_steps"], row["cosine_decay_max_steps"]),
+            scheduler=scheduler,
             scaler=self.precision.scaler(),
             average=None if self.ema_unets is None else self.ema_unets[number - 1],
             max_skipped=max_skipped,
             all_true=self.processes.all_true,
+            warmup=None if scheduler is None or period is None else Warmup(scheduler, period),
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -207,6 +211,20 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         if not self.prepared:
             self._claim_folder()
         self.prepared = True
+
+    def wrap_unet(self, unet_number: int | None = None) -> None:
+        """Make a U-Net ready to be trained: compiled if asked for, and known to all processes; its first loss does it.
+
+        All processes call this.
+        """
+        lane = self.lanes[self.validate_unet_number(unet_number) - 1]
+        if lane.network is None:
+            compile_once(lane.unet, self.compile_mode)
+            lane.network = self.processes.wrap(lane.unet)
+
+    def set_accelerator_scaler(self, unet_number: int | None = None) -> None:
+        """Let the accelerator use the loss scaler of a U-Net, for code that calls it; the trainer does without."""
+        self.accelerator.scaler = self.lanes[self.validate_unet_number(unet_number) - 1].scaler
 
     def forward(
         self,
@@ -268,11 +286,10 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
 
     def _loss(self, batch: TrainingBatch, max_batch_size: int | None, rows: Rows) -> float:
         lane = self.lanes[batch.unet_number - 1]
-        if self.training and lane.network is None:
-            compile_once(lane.unet, self.compile_mode)
-            lane.network = self.processes.wrap(lane.unet)
+        if self.training:
+            self.wrap_unet(batch.unet_number)
         network = lane.network if self.training else None
-        pieces = self.processes.pieces(batch, max_batch_size, rows.total)
+        pieces = self.processes.pieces(batch, max_batch_size, rows.most)
         total = torch.zeros((), device=self.device)
         with lane.whole_batches(), lost_connections_named(), torch.set_grad_enabled(self.training):
             for index, (piece, share) in enumerate(pieces):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import sys
 import warnings
 
 import click
 import pytest
 import torch
+from click.testing import CliRunner
 
-from imagen_pytorch.checkpoint import CheckpointError, CheckpointMismatch, CheckpointMissing
+from imagen_pytorch.checkpoint import CheckpointError, CheckpointMisaddressed, CheckpointMismatch, CheckpointMissing
+from imagen_pytorch.cli import main
 from imagen_pytorch.cli._errors import LONGEST, CommandFailed, described, exit_code, one_line, warnings_as_lines
 
 
@@ -20,6 +23,7 @@ from imagen_pytorch.cli._errors import LONGEST, CommandFailed, described, exit_c
         (TypeError("x"), 2),
         (FileNotFoundError(errno.ENOENT, "no", "a.png"), 2),
         (CheckpointMissing("x"), 2),
+        (CheckpointMisaddressed("x"), 2),
         (CheckpointError("x"), 4),
         (CheckpointMismatch("x"), 4),
         (torch.OutOfMemoryError("CUDA out of memory"), 5),
@@ -59,3 +63,18 @@ def test_warnings_are_one_line_and_shown_once(capsys):
             warnings.warn("two\nlines", stacklevel=1)
         warnings.warn("old", DeprecationWarning, stacklevel=1)
     assert capsys.readouterr().err == "warning: two lines\n"
+
+
+@pytest.mark.parametrize(
+    "command", ["train --steps 1 -q --checkpoint", "train --steps 1 -q --data", "sample x --model", "info"]
+)
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [("gss://bucket/a.pt", ('no file system is called "gss"', 'did you mean "gs"?')), ("abfs://a/b.pt", ("adlfs",))],
+)
+def test_an_address_that_nothing_can_open_is_a_bad_argument(tmp_path, monkeypatch, command, address, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "adlfs", None)  # installed or not
+    done = CliRunner().invoke(main, [*command.split(), address])
+    assert done.exit_code == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1, done.stderr
+    assert all(word in done.stderr for word in (address, *words)) and not list(tmp_path.iterdir())

@@ -232,3 +232,40 @@ def test_a_file_that_could_run_code_is_refused(run):
     torch.save({"model": Path}, "evil.pt")
     done = run("x", "--model", "evil.pt")
     assert done.exit_code == 4 and len(done.stderr.splitlines()) == 1 and "nothing was executed" in done.stderr
+
+
+# -- speed ------------------------------------------------------------------------------------------------------------
+
+
+def test_processes_share_the_pictures_and_make_those_of_one(run, monkeypatch):
+    """Each file has its seed in its name, which no two processes share."""
+    expected = made(run("x", "-n", 5, "--seed", 3, "-o", "alone/"))
+    found = []
+    for rank in range(2):
+        for name, value in (("RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_RANK", rank)):
+            monkeypatch.setenv(name, str(value))
+        done = run("x", "-n", 5, "--seed", 3, "-o", "shared/")
+        assert ("seed 3" in done.stderr) == (rank == 0)
+        found += made(done)
+    assert sorted(found) == [f"shared/x-{seed}.png" for seed in range(3, 8)]
+    for one, other in zip(expected, sorted(found), strict=True):
+        assert ImageChops.difference(pixels(one), pixels(other)).getbbox() is None
+    for arguments, words in {
+        ("--grid", "--seed", 1): "2 processes write files of their own: leave out --grid and --output -",
+        ("-o", "-", "--seed", 1): "2 processes write files of their own: leave out --grid and --output -",
+        (): "2 processes need --seed, so that each of them makes other pictures",
+    }.items():
+        done = run("x", *arguments)
+        assert done.exit_code == 2 and words in done.stderr
+
+
+def test_half_precision_and_compilation(run, monkeypatch):
+    """They change the picture a little and not much, and each network is compiled once."""
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append(type(self)))
+    plain = pixels(*made(run("x", "--seed", 3)))
+    assert not compiled
+    half = pixels(*made(run("x", "--seed", 3, "--precision", "bf16", "--compile")))
+    assert compiled == [Unet, Unet]
+    largest = max(high for _, high in ImageChops.difference(plain, half).getextrema())
+    assert 0 < largest < 32

@@ -192,6 +192,15 @@ def test_a_signal_saves_and_says_how_to_go_on(folder, monkeypatch, number, code)
     assert steps() == [2, 0]
 
 
+def test_the_network_is_compiled_where_that_is_asked_for(folder, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append(type(self).__name__))
+    succeed("train", "--steps", 1)
+    assert not compiled
+    succeed("train", "--steps", 2, "--compile")
+    assert compiled == ["Unet"]
+
+
 def test_micro_batches_give_the_same_weights(folder):
     for name, arguments in (("a", []), ("b", ["--max-batch-size", 1])):
         succeed("train", "--steps", 2, "--seed", 3, "--output", name, *arguments)

@@ -16,7 +16,8 @@ sys.path.insert(0, str(RANKS))
 
 import shared_run  # noqa: E402 - found in the folder that was just named
 
-CHECKS = ("uneven", "even", "per_process", "loader_of_ones_own", "gradient", "not_finite", "alike")
+CHECKS = ("uneven", "even", "per_process", "loader_of_ones_own", "gradient", "alike")
+CHECKS += ("unreadable", "unreadable_streams")
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
 LIMIT = 200
 
@@ -38,6 +39,8 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     before = torch.random.get_rng_state()
     alone = {name: getattr(shared_run, name)() for name in CHECKS}
+    with pytest.warns(UserWarning, match="the loss of U-Net 1 is not finite"):
+        alone["not_finite"] = shared_run.not_finite()
     alone["only_main"] = shared_run.only_main(folder / "one")
     alone["resumed"] = shared_run.resumed(folder / "one")
     done = launched(
@@ -45,11 +48,13 @@ def runs(tmp_path_factory):
         "shared_run.py",
         folder,
         *CHECKS,
+        "not_finite",
         "only_main:two",
         "resumed:two",
         "resumed_other:one",
         "sharded:shards",
         "sharded_uneven",
+        "sharded_unreadable",
     )
     assert done.returncode == 0, done.stderr[-3000:]
     alone["resumed_other"] = shared_run.resumed(folder / "two")
@@ -81,7 +86,10 @@ def test_processes_talk_once_per_update(runs):
     assert [rank["gradient"]["talks"] for rank in ranks] == [1, 1]
 
 
-@pytest.mark.parametrize("check", ["uneven", "even", "per_process", "loader_of_ones_own", "only_main", "resumed"])
+@pytest.mark.parametrize(
+    "check",
+    ["uneven", "even", "per_process", "loader_of_ones_own", "only_main", "resumed", "unreadable", "unreadable_streams"],
+)
 def test_losses_are_those_of_one_process(runs, check):
     """Whatever the batch leaves for a process: all pictures, some, none."""
     alone, ranks = runs
@@ -90,7 +98,20 @@ def test_losses_are_those_of_one_process(runs, check):
         close(mean(ranks, check, "valid"), alone[check]["valid"])
 
 
-@pytest.mark.parametrize("check", ["uneven", "even", "per_process", "not_finite", "only_main", "resumed", "alike"])
+@pytest.mark.parametrize(
+    "check",
+    [
+        "uneven",
+        "even",
+        "per_process",
+        "not_finite",
+        "only_main",
+        "resumed",
+        "alike",
+        "unreadable",
+        "unreadable_streams",
+    ],
+)
 def test_weights_and_averages_are_the_same_everywhere(runs, check):
     _, ranks = runs
     for name in {"weights", "averages", "folder"} & ranks[0][check].keys():
@@ -106,6 +127,14 @@ def test_each_picture_is_seen_once_in_an_epoch(runs):
     assert sorted(found[0][:-1] + found[1]) == every and found[0][-1] == found[1][-1]
     own = [rank["loader_of_ones_own"]["read"] for rank in ranks]
     assert not set(own[0]) & set(own[1][:-1]) and set(own[0]) | set(own[1]) == set(range(9))
+
+
+def test_pictures_that_cannot_be_read_leave_no_process_behind(runs):
+    """All are at the same place of the same epoch, which is that of one process."""
+    alone, ranks = runs
+    for found in (alone, *ranks):
+        assert found["unreadable"]["places"] == [[1, 2, 8]] * 2
+    close(mean(ranks, "sharded_unreadable", "losses"), alone["unreadable"]["losses"][4:6])
 
 
 def test_a_bad_picture_of_one_process_skips_the_update_of_all(runs):

@@ -14,6 +14,7 @@ from torch import nn
 
 from imagen_pytorch.storage import (
     CheckpointError,
+    CheckpointMisaddressed,
     CheckpointMissing,
     CheckpointNotWritten,
     read_checkpoint,
@@ -237,8 +238,12 @@ def test_a_snapshot_does_not_change_with_the_model(tmp_path):
 
 
 def test_unknown_places_have_a_sentence():
-    with pytest.raises(CheckpointError, match="cannot open nowhere://a.pt: Protocol not known"):
-        read_checkpoint("nowhere://a.pt")
+    for url, protocol, meant in [("gss://a.pt", "gss", "gs"), ("zip://in::memoyr://a.zip", "memoyr", "memory")]:
+        words = rf'cannot open {url}: no file system is called "{protocol}"; use gs://, .*; did you mean "{meant}"\?'
+        with pytest.raises(CheckpointMisaddressed, match=words):
+            read_checkpoint(url)
+    with pytest.raises(CheckpointMisaddressed, match="cannot open simplecache://a.pt: Please provide filesystem"):
+        read_checkpoint("simplecache://a.pt")
     with pytest.raises(CheckpointMissing, match="there is no checkpoint at memory://none/a.pt"):
         read_checkpoint("memory://none/a.pt")
 
@@ -250,7 +255,7 @@ def test_a_missing_package_is_named(monkeypatch):
         raise ImportError("Please install gcsfs to access Google Storage")
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
-    with pytest.raises(CheckpointError, match=r'Please install gcsfs.*pip install "imagen-pytorch\[gcs\]"'):
+    with pytest.raises(CheckpointMisaddressed, match=r'Please install gcsfs.*pip install "imagen-pytorch\[gcs\]"'):
         read_checkpoint("gs://bucket/a.pt")
 
 

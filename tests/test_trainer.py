@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -134,6 +136,36 @@ def test_rates_are_per_unet():
     assert (made.get_lr(1), made.get_lr(2)) == pytest.approx((1e-3, 1e-3))
     with pytest.raises(ValueError, match="lr needs one value, or one for each of the 2 U-Nets; got 3"):
         trainer(SIZES, lr=(1, 2, 3))
+
+
+def test_the_warm_up_tells_how_far_it_is(tmp_path):
+    made = trainer(SIZES, warmup_steps=(3, None), cosine_decay_max_steps=8)
+    assert made.warmup1 is None and made.warmup0.warmup_period == 3 and trainer().warmup0 is None
+    for taken in range(3):
+        step(made, 1)
+        assert made.warmup0.last_step == made.warmup0.state_dict()["last_step"] == taken + 1
+        cosine = (1 + math.cos(math.pi * (taken + 1) / 8)) / 2
+        assert made.get_lr(1) == pytest.approx(1e-3 * cosine * made.warmup0.warmup_factor())
+    assert [made.warmup0.warmup_factor(step) for step in range(4)] == pytest.approx([1 / 3, 2 / 3, 1, 1])
+    made.save(tmp_path / "a.pt")
+    other = trainer(SIZES, warmup_steps=9)
+    other.load(tmp_path / "a.pt")
+    assert other.warmup0.last_step == 3 and other.warmup0.warmup_factor() == pytest.approx(4 / 9)
+    with pytest.raises(AttributeError, match="warmup2"):
+        _ = made.warmup2
+
+
+def test_every_unet_has_its_network_and_its_scaler():
+    """Which the first loss of a U-Net makes, and which nobody needs to ask for."""
+    made = trainer(SIZES)
+    made.wrap_unet(2)
+    assert made.lanes[0].network is None and made.lanes[1].network is made.imagen.unets[1]
+    made.set_accelerator_scaler(2)
+    assert made.accelerator.scaler is made.scaler1 and made.scaler1 is not made.scaler0
+    step(made, 1)
+    assert made.lanes[0].network is made.imagen.unets[0]
+    with pytest.raises(ValueError, match="U-Nets are numbered 1 to 2, got 3"):
+        made.wrap_unet(3)
 
 
 def test_gradients_are_clipped_to_the_norm():

@@ -22,8 +22,11 @@ LONGEST = 600
 CODES = {
     "CheckpointMissing": USAGE,
     "CheckpointLocked": USAGE,
+    "CheckpointMisaddressed": USAGE,
     "CheckpointNotWritten": FAILED,
     "CheckpointError": CHECKPOINT,
+    "NoFileSystem": USAGE,
+    "PackageMissing": USAGE,
     "DataError": DATA,
     "OutOfMemoryError": MEMORY,
     "MemoryError": MEMORY,

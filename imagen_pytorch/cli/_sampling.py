@@ -16,6 +16,7 @@ from ._errors import USAGE, CommandFailed, described, exit_code
 from ._files import check_place, counts_frames, slug, write_new
 from ._options import chosen_device
 from ._outputs import Pictures, check_name, check_video_name, outputs_of
+from ._shares import Share, this_share
 
 if TYPE_CHECKING:
     from ..cascade.cascade import Cascade
@@ -42,6 +43,8 @@ class Request:
     save_stages: bool
     grid: bool
     batch_size: int
+    precision: str
+    compile: bool
     output: str | None
     device: str
     quiet: bool
@@ -112,11 +115,11 @@ def _load(model: str, load_ema: bool) -> Cascade:
         CommandFailed: it is unusable; the message names the checkpoint before it if there is one.
     """
     from ..checkpoint import CheckpointError, load_imagen_from_checkpoint
-    from ..storage import CheckpointUnreachable, is_local, kind_of, locate, previous_of
+    from ..storage import CheckpointMisaddressed, CheckpointUnreachable, is_local, kind_of, locate, previous_of
 
     try:
         return load_imagen_from_checkpoint(model, load_ema_if_available=load_ema)
-    except CheckpointUnreachable:
+    except (CheckpointMisaddressed, CheckpointUnreachable):
         raise
     except CheckpointError as error:
         before = previous_of(model)
@@ -157,7 +160,9 @@ def _arguments(request: Request, imagen: Cascade) -> dict[str, Any]:
         "sampler": request.sampler,
         "guidance": request.guidance,
         "stop_at_unet_number": stop,
-        "negative_texts": None if request.negative is None else request.negative,
+        "negative_texts": request.negative,
+        "precision": request.precision,
+        "compile": request.compile,
         "use_tqdm": not request.quiet and sys.stderr.isatty(),
         "return_all_unet_outputs": True,
     }
@@ -186,8 +191,8 @@ def _target(request: Request, caption: str | None, suffix: str) -> Path:
     return given / name if is_folder else given
 
 
-def _write(request: Request, made: Made, outputs: Pictures) -> None:
-    target = _target(request, made.wanted.caption, outputs.suffix)
+def _write(request: Request, made: Made, outputs: Pictures, share: Share) -> None:
+    target = share.named(_target(request, made.wanted.caption, outputs.suffix), made.wanted.seed)
     last = len(made.stages) - 1
     written = outputs.write(made.stages[last], target, last)
     for path in written:
@@ -206,9 +211,16 @@ def _write_grid(request: Request, made: list[Made], outputs: Pictures) -> None:
     click.echo(write_new(outputs.encode(sheet, path.suffix, len(made[0].stages) - 1), path))
 
 
-def _check_output(request: Request) -> None:
-    """Refuse, before a model is loaded, what fits no model."""
-    if request.output == "-":
+def _check_output(request: Request, share: Share, captions: list[str]) -> None:
+    """Refuse, before a model is loaded, what fits no model or not so many processes."""
+    to_stdout = request.output == "-"
+    if to_stdout and (len(captions) > 1 or request.num_images > 1 or request.grid or request.save_stages):
+        raise click.UsageError("--output - takes a single picture or video; give a folder for several")
+    if share.count > 1 and (to_stdout or request.grid):
+        raise click.UsageError(f"{share.count} processes write files of their own: leave out --grid and --output -")
+    if share.count > 1 and request.seed is None:
+        raise click.UsageError(f"{share.count} processes need --seed, so that each of them makes other pictures")
+    if to_stdout:
         return
     target = _target(request, "name", Pictures.suffix)
     check_name(target)
@@ -224,11 +236,9 @@ def run(request: Request) -> None:
     """
     captions = request.captions()
     model = find_model(request.model)
-    to_stdout = request.output == "-"
-    if to_stdout and (len(captions) > 1 or request.num_images > 1 or request.grid or request.save_stages):
-        raise click.UsageError("--output - takes a single picture or video; give a folder for several")
-    _check_output(request)
-    device = chosen_device(request.device)
+    share, to_stdout = this_share(), request.output == "-"
+    _check_output(request, share, captions)
+    device = chosen_device(share.device(request.device))
 
     imagen = _load(model, request.load_ema).to(device)
     outputs = outputs_of(imagen, request.frames, request.fps)
@@ -238,17 +248,17 @@ def run(request: Request) -> None:
     if not to_stdout:
         check_place(_target(request, "name", outputs.suffix))
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
-    if not request.quiet:
+    if not request.quiet and share.rank == 0:
         click.echo(f"{model} on {device}, seed {seed}", err=True)
-    wanted = [Wanted(caption, seed + index) for caption in texts for index in range(request.num_images)]
+    every = [Wanted(caption, seed + index) for caption in texts for index in range(request.num_images)]
     made = []
     arguments = {**_arguments(request, imagen), **outputs.arguments()}
-    for item in results(imagen, wanted, request.batch_size, arguments):
+    for item in results(imagen, share.of(every), request.batch_size, arguments):
         if to_stdout:
             stage = len(item.stages) - 1
             click.get_binary_stream("stdout").write(outputs.encode(item.stages[-1], outputs.suffix, stage))
             continue
-        _write(request, item, outputs)
+        _write(request, item, outputs, share)
         made.append(item if request.grid else None)
     if request.grid:
         _write_grid(request, made, outputs)

@@ -46,6 +46,7 @@ class Request:
     cond_scale: Any
     seed: int | None
     precision: str | None
+    compile: bool
     strategy: str | None
     checkpoint: str | None
     output: str
@@ -94,6 +95,8 @@ def _overridden(values: dict[str, Any], request: Request, ready_made: bool) -> d
     if request.precision is not None:
         trainer["precision"] = request.precision
         trainer.pop("fp16", None)
+    if request.compile:
+        trainer["compile"] = True
     if request.strategy is not None:
         trainer["strategy"] = request.strategy
     values |= {"dataset": dataset, "trainer": trainer}

@@ -69,6 +69,14 @@ COUNT = click.IntRange(min=1)
 @click.option("--grid", is_flag=True, help="Also write all of them with their captions on one sheet.")
 @click.option("--batch-size", type=COUNT, metavar="N", default=16, show_default=True, help="How many are made at once.")
 @click.option(
+    "--precision",
+    type=click.Choice(["no", "fp16", "bf16"]),
+    default="no",
+    show_default=True,
+    help="Compute in half precision: faster where the hardware has it. Also --dtype.",
+)
+@click.option("--compile", is_flag=True, help="Compile the networks first: minutes, worth it for many pictures.")
+@click.option(
     "-o",
     "--output",
     metavar="PATH",
@@ -81,7 +89,7 @@ def sample(no_load_ema: bool, load_ema: bool, **request: Any) -> None:
     """Make pictures or videos of TEXT with a trained model and print where they are.
 
     No file is ever replaced: the next free name is taken (-1, -2 ...). The same seed gives the same picture, however
-    many are made at once.
+    many are made at once. Processes that torchrun starts share the pictures; each file then has its seed in its name.
 
     \b
     imagen sample "a red heart" -n 4 --seed 7 --grid

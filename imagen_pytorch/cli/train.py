@@ -93,6 +93,7 @@ class UnetChoice(click.ParamType):
     "--seed", type=SEED, metavar="N", help="Start of all random numbers; the same one gives the same training."
 )
 @click.option("--precision", type=click.Choice(["no", "fp16", "bf16"]), help="Mixed precision. Also --dtype.")
+@click.option("--compile", is_flag=True, help="Compile the networks first: minutes, worth it for long trainings.")
 @click.option(
     "--strategy",
     type=click.Choice(["auto", "ddp", "fsdp2"]),

@@ -36,6 +36,14 @@ FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryErr
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 
 
+class NoFileSystem(DataError):
+    """A URL that no file system can open: a misspelt protocol, or arguments that do not fit it."""
+
+
+class PackageMissing(ImportError):
+    """A URL whose file system needs a package that is not installed."""
+
+
 class Place(ABC):
     """A folder.
 
@@ -314,8 +322,8 @@ def place_of(folder: str | Path, fs: Any = None, fs_kwargs: Mapping[str, Any] | 
         fs_kwargs: arguments for making the file system that the URL names.
 
     Raises:
-        DataError: there is none, nothing is in it, or no file system has the protocol's name.
-        ImportError: the file system needs a package that is not installed.
+        DataError: there is none, nothing is in it, or no file system has the protocol's name (`NoFileSystem`).
+        PackageMissing: the file system needs a package that is not installed.
     """
     if fs is None and "://" not in str(folder):
         return LocalFolder(Path(folder).expanduser())
@@ -340,13 +348,13 @@ def _made(url: str, options: dict[str, Any]) -> tuple[Any, str]:
         return url_to_fs(url, **options)
     except ImportError as error:
         hint = f'pip install "imagen-pytorch[{EXTRAS[protocol]}]"' if protocol in EXTRAS else str(error)
-        raise ImportError(f"{printable(url)} cannot be read without a package that is missing: {hint}") from None
+        raise PackageMissing(f"{printable(url)} cannot be read without a package that is missing: {hint}") from None
     except ValueError as error:
         known = tuple(sorted(available_protocols()))
         if any(part in known for part in (protocol, url.partition("://")[0])):
-            raise DataError(f"{printable(url)} cannot be read: {error}") from None
+            raise NoFileSystem(f"{printable(url)} cannot be read: {error}") from None
         hint = suggestion(protocol, known)
-        raise DataError(
+        raise NoFileSystem(
             f'no file system is called "{protocol}" ({printable(url)}); use gs://, s3://, memory://, file:// or '
             f"another one of fsspec{hint}"
         ) from None

@@ -11,6 +11,7 @@ from .contents import plain_contents, size_of, snapshot
 from .errors import (
     CheckpointError,
     CheckpointLocked,
+    CheckpointMisaddressed,
     CheckpointMismatch,
     CheckpointMissing,
     CheckpointNotWritten,
@@ -27,6 +28,7 @@ from .writing import previous_of, write_checkpoint
 __all__ = [
     "CheckpointError",
     "CheckpointLocked",
+    "CheckpointMisaddressed",
     "CheckpointMismatch",
     "CheckpointMissing",
     "CheckpointNotWritten",

@@ -26,6 +26,10 @@ class CheckpointUnreachable(CheckpointError):
     """Whether a checkpoint is whole could not be found out: no connection, no permission, no room or no memory."""
 
 
+class CheckpointMisaddressed(CheckpointError):
+    """A URL that no file system here can open: a misspelt protocol, or one whose package is not installed."""
+
+
 class CheckpointLocked(CheckpointError):
     """Another run saves to the same place."""
 

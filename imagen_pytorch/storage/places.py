@@ -7,12 +7,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError, CheckpointNotWritten, reason
+from ..registry import suggestion
+from .errors import CheckpointMisaddressed, CheckpointNotWritten, reason
 
 #: packages behind the URLs of the large object stores, and the extras that bring them
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 #: stores without folders: making one would make a bucket, and perhaps that of a misspelt name
 _WITHOUT_FOLDERS = {*_EXTRAS, "abfs", "abfss", "az"}
+
+
+def _unknown_in(url: str) -> str | None:
+    """What is wrong with the first protocol of a URL, or chain of URLs, that nobody knows; None if all are known."""
+    from fsspec import available_protocols
+
+    known = tuple(sorted(available_protocols()))
+    for protocol in (part.partition("://")[0] for part in url.split("::") if "://" in part):
+        if protocol not in known:
+            others = "use gs://, s3://, memory://, file:// or another one of fsspec"
+            return f'no file system is called "{protocol}"; {others}{suggestion(protocol, known)}'
+    return None
 
 
 def locate(path: str | Path, fs: Any = None, fs_kwargs: Mapping[str, Any] | None = None) -> tuple[Any, str]:
@@ -24,7 +37,7 @@ def locate(path: str | Path, fs: Any = None, fs_kwargs: Mapping[str, Any] | None
         fs_kwargs: arguments for making the filesystem.
 
     Raises:
-        CheckpointError: a URL of an unknown kind, or of one whose package is not installed.
+        CheckpointMisaddressed: a URL of an unknown kind, or of one whose package is not installed.
     """
     from fsspec.core import url_to_fs
 
@@ -35,9 +48,9 @@ def locate(path: str | Path, fs: Any = None, fs_kwargs: Mapping[str, Any] | None
     except ImportError as error:
         extra = _EXTRAS.get(str(path).split("://", 1)[0])
         hint = f'; pip install "imagen-pytorch[{extra}]" brings what is missing' if extra else ""
-        raise CheckpointError(f"cannot open {path}: {reason(error)}{hint}") from error
+        raise CheckpointMisaddressed(f"cannot open {path}: {reason(error)}{hint}") from error
     except ValueError as error:
-        raise CheckpointError(f"cannot open {path}: {reason(error)}") from error
+        raise CheckpointMisaddressed(f"cannot open {path}: {_unknown_in(str(path)) or reason(error)}") from error
 
 
 def is_local(fs: Any) -> bool:

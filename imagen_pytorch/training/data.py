@@ -98,7 +98,7 @@ class TrainerData:
         self._add("valid", shared_loader(dl, self.processes, self.split_batches))
 
     def _add(self, kind: str, loader: Any) -> None:
-        stream = BatchStream(loader, self._order_seed(), self.processes)
+        stream = BatchStream(loader, self._order_seed(), self.processes, together=kind == "train")
         setattr(self, f"{kind}_dl", loader)
         setattr(self, f"{kind}_dl_iter", stream)
         if kind == "train" and self._saved_position is not None:

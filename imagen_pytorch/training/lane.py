@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from .checked import alike, are_tensors, is_adams
 from .sharding import clip_gradients, gradient_norm
+from .warmup import Warmup
 
 #: how an optimizer computes belongs to the machine and is not taken from a checkpoint
 _MACHINE = ("fused", "foreach", "capturable", "differentiable")
@@ -30,6 +31,7 @@ class Lane:
         number: 1-based number of the U-Net.
         unet: the network.
         optimizer, scheduler, scaler: for its parameters; the schedule may be absent.
+        warmup: how far the schedule's warm-up is, if it has one.
         average: moving average of its weights, or None.
         max_skipped: number of updates in a row that may be skipped.
         all_true: whether something holds on all processes, called by each of them.
@@ -46,10 +48,11 @@ class Lane:
         average: Any,
         max_skipped: int,
         all_true: Callable[[bool], bool] = bool,
+        warmup: Warmup | None = None,
     ) -> None:
         self.number, self.unet, self._all_true = number, unet, all_true
         self.optimizer, self.scheduler, self.scaler, self.average = optimizer, scheduler, scaler, average
-        self.max_skipped = max_skipped
+        self.max_skipped, self.warmup = max_skipped, warmup
         self.network: nn.Module | None = None  # the network as several processes train it, made with the first loss
         self.pending = False
         self.finite = True

@@ -10,10 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Subset, random_split
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    Subset,
+    default_collate,
+    default_convert,
+    random_split,
+)
 
-from .order import EpochOrder, SeededItems, ShareOfBatches, rows_of_batch
-from .processes import Processes, Rows, rows_of
+from ..data import collate_mixed
+from .order import EpochOrder, SeededItems, ShareOfBatches, rows_from, size_of_batch
+from .processes import Processes, Rows, rows_of, share_of
 from .randomness import derived_seed, isolated
 
 #: options of torch's ``DataLoader`` that decide its order and that we do not replace
@@ -131,11 +140,10 @@ class _RowsOfBatches:
     def __iter__(self) -> Iterator[Any]:
         self.sizes.clear()
         for batch in self.loader:
-            if batch is None:  # a collate function that found nothing readable
-                continue
-            size, rows = rows_of_batch(batch, self.processes.rank, self.processes.count)
+            size = 0 if batch is None else size_of_batch(batch)  # None: a collate function found nothing readable
+            rows = rows_of(size, self.processes.rank, self.processes.count)
             self.sizes.append(size)
-            yield rows
+            yield rows_from(batch, rows if rows.stop > rows.start else slice(0, 1)) if size else None
 
 
 def split_off(dataset: Any, fraction: float, seed: int) -> tuple[Subset, Subset]:
@@ -162,6 +170,12 @@ def _generators(loader: Any) -> list[torch.Generator]:
     return [item for index, item in enumerate(found) if isinstance(item, torch.Generator) and item not in found[:index]]
 
 
+def may_leave_out(loader: Any) -> bool:
+    """Whether batches can lack items: a collate function of one's own may pass over what is unreadable."""
+    collate = getattr(getattr(loader, "loader", loader), "collate_fn", None)
+    return collate not in (None, default_collate, default_convert, collate_mixed)
+
+
 class BatchStream:
     """Epoch after epoch of a loader, with a position that can be saved and returned to.
 
@@ -172,6 +186,8 @@ class BatchStream:
         loader: any iterable that can be iterated again.
         seed: of the order, and of random draws in this process (those of a collate function), batch by batch.
         processes: among which the loader was shared by `shared_loader`; None: one process.
+        together: whether all of them take every batch at the same time. Where items can be left out, they then tell
+            each other how many they have, so that each batch is one of what can be read, whoever was to read it.
 
     Attributes:
         epoch: passes over the data that are complete.
@@ -183,15 +199,15 @@ class BatchStream:
         ValueError: while iterating, an epoch without any batch.
     """
 
-    def __init__(self, loader: Any, seed: int, processes: Processes | None = None) -> None:
+    def __init__(self, loader: Any, seed: int, processes: Processes | None = None, *, together: bool = False) -> None:
         self.loader, self.seed = loader, seed
-        self.rank, self.processes = (0, 1) if processes is None else (processes.rank, processes.count)
+        self.processes = None if processes is None or processes.count == 1 else processes
+        self.together = together and self.processes is not None and may_leave_out(loader)
         self.epoch = self.position = self.seen = 0
         self._found_any = False
         self.share: Rows | None = None
         self._iterator: Iterator[Any] | None = None
         self._orders: list[Tensor] = []
-        self._last: Any = None
         batches = getattr(loader, "batch_sampler", None)
         inner = batches.batches if isinstance(batches, ShareOfBatches) else batches
         self._order = inner if isinstance(inner, EpochOrder) else None
@@ -248,11 +264,29 @@ class BatchStream:
         return batch
 
     def _share(self, size: int) -> Rows | None:
-        if self.processes == 1 or not size:
+        """The part of this process if everything can be read."""
+        if self.processes is None or not size:
             return None
-        rows = rows_of(size, self.rank, self.processes)
-        own = rows.stop - rows.start
-        return Rows(rows.start, size, self.processes * own / size) if own else Rows(0, size, 0.0)
+        every = (rows_of(size, rank, self.processes.count) for rank in range(self.processes.count))
+        return share_of([rows.stop - rows.start for rows in every], self.processes.rank)
+
+    def _agreed(self, processes: Processes, batch: Any) -> Any:
+        """This process's part of what all of them have; None if they have nothing.
+
+        Every process must take part in every step. One that has nothing gets a row of another one, which counts
+        nothing.
+        """
+        own = 0 if batch is None or (self.share is not None and not self.share.weight) else size_of_batch(batch)
+        told = processes.each(-1 if batch is None else own)
+        counts = [max(count, 0) for count in told]
+        if not any(counts):
+            return None
+        self.share = share_of(counts, processes.rank)
+        if -1 in told:
+            giver = next(rank for rank, count in enumerate(counts) if count)
+            given = processes.agree(rows_from(batch, slice(0, 1)) if processes.rank == giver else None, giver)
+            return given if batch is None else batch
+        return batch
 
     def __next__(self) -> Any:
         while True:
@@ -264,13 +298,9 @@ class BatchStream:
                 self._end_epoch()
                 continue
             self.position += 1
-            if batch is None and self._last is not None and self.share is not None:
-                # the others train on their parts of this batch: this one takes part with something that counts nothing
-                self.share = Rows(0, self.share.total, 0.0)
-                self._found_any = True
-                return self._last
+            if self.together and self.processes is not None:
+                batch = self._agreed(self.processes, batch)
             if batch is not None:  # a collate function that found nothing readable gives None
-                self._last = batch if self.processes > 1 else None
                 self._found_any = True
                 return batch
 

@@ -116,24 +116,34 @@ class ShareOfBatches(Sampler):
         return batch[rows_of(len(batch), self.rank, self.processes)] or batch[:1]
 
 
-def rows_of_batch(batch: Any, rank: int, processes: int) -> tuple[int, Any]:
-    """The size of a batch and one process's rows of it; the first row where there is none for it.
+def size_of_batch(batch: Any) -> int:
+    """The number of items of a batch, which is what `rows_from` takes.
+
+    Raises:
+        TypeError: there are no pictures in it.
+    """
+    fields = list(batch.values()) if isinstance(batch, Mapping) else batch
+    fields = fields if isinstance(fields, list | tuple) else [fields]
+    for field in fields:
+        if isinstance(field, Tensor | np.ndarray):
+            return len(field)
+    raise TypeError(f"a batch holds pictures as a tensor or an array, this one has {[type(item) for item in fields]}")
+
+
+def rows_from(batch: Any, rows: slice) -> Any:
+    """Some rows of a batch.
 
     Args:
         batch: tensors, arrays and lists with an entry per item, alone or in a dict, list or tuple; other values serve
             all rows.
-        rank, processes: number of the process, and how many there are.
+        rows: which.
     """
-    fields = list(batch.values()) if isinstance(batch, Mapping) else batch
-    fields = fields if isinstance(fields, list | tuple) else [fields]
-    size = next(len(field) for field in fields if isinstance(field, Tensor | np.ndarray))
-    rows = rows_of(size, rank, processes)
-    rows = rows if rows.stop > rows.start else slice(0, 1)
+    size = size_of_batch(batch)
 
     def cut(value: Any) -> Any:
         own = isinstance(value, Tensor | np.ndarray) and value.ndim > 0 or isinstance(value, list | tuple)
         return value[rows] if own and len(value) == size else value
 
     if isinstance(batch, Mapping):
-        return size, {name: cut(value) for name, value in batch.items()}
-    return size, type(batch)(map(cut, batch)) if isinstance(batch, list | tuple) else cut(batch)
+        return {name: cut(value) for name, value in batch.items()}
+    return type(batch)(map(cut, batch)) if isinstance(batch, list | tuple) else cut(batch)

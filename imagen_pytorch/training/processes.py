@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
@@ -35,11 +35,21 @@ class Rows(NamedTuple):
         total: items of the whole batch.
         weight: what its mean counts in the mean over processes; 1 where all have the same number, 0 where the batch has
             nothing for it.
+        most: items of the process that has the most.
     """
 
     first: int
     total: int
     weight: float
+    most: int
+
+
+def share_of(counts: Sequence[int], rank: int) -> Rows:
+    """The part of a process in a batch of which each has so many items, in their order."""
+    total, own = sum(counts), counts[rank]
+    if not own:  # it takes part with one row that counts nothing
+        return Rows(0, total, 0.0, max(counts))
+    return Rows(sum(counts[:rank]), total, len(counts) * own / total, max(counts))
 
 
 def rows_of(total: int, rank: int, count: int) -> slice:
@@ -166,9 +176,9 @@ class Processes:
 
     def rows(self, count: int) -> Rows:
         """The place of ``count`` items among those of processes that have as many each."""
-        return Rows(count * self.rank, count * self.count, 1.0)
+        return share_of([count] * self.count, self.rank)
 
-    def pieces(self, batch: TrainingBatch, max_batch_size: int | None, total: int) -> list[tuple[TrainingBatch, float]]:
+    def pieces(self, batch: TrainingBatch, max_batch_size: int | None, most: int) -> list[tuple[TrainingBatch, float]]:
         """A batch in pieces, with the share that each has in its mean.
 
         Where the weights are shared out, every pass is one of all processes: each has as many pieces as the one with
@@ -177,24 +187,33 @@ class Processes:
         Args:
             batch: of this process.
             max_batch_size: items in a piece, at most.
-            total: items of the batch of all processes together.
+            most: items of the process that has the most.
         """
         found = [(piece, len(piece) / len(batch)) for piece in batch.split(max_batch_size)]
         if self.sharded and max_batch_size is not None:
-            most = math.ceil(math.ceil(total / self.count) / max_batch_size)
-            found += [(batch.rows(slice(0, 1)), 0.0)] * (most - len(found))
+            number = math.ceil(most / max_batch_size)
+            found += [(batch.rows(slice(0, 1)), 0.0)] * (number - len(found))
         return found
 
     # -- agreeing -----------------------------------------------------------------------------------------------------
 
-    def agree(self, value: Value) -> Value:
-        """The main process's value, on every process; all of them call this."""
+    def agree(self, value: Value, rank: int = 0) -> Value:
+        """The value of one process, by default of the main one, on every process; all of them call this."""
         if self.count == 1:
             return value
         held = [value]
         with lost_connections_named():
-            torch.distributed.broadcast_object_list(held, src=0, device=self._talk_device())
+            torch.distributed.broadcast_object_list(held, src=rank, device=self._talk_device())
         return held[0]
+
+    def each(self, value: int) -> list[int]:
+        """The values of all processes, in the order of their numbers; all of them call this."""
+        held = torch.zeros(self.count, dtype=torch.int64, device=self._talk_device())
+        held[self.rank] = value
+        if self.count > 1:
+            with lost_connections_named():
+                torch.distributed.all_reduce(held)
+        return held.tolist()
 
     def from_main(self, function: Callable[[], Value]) -> Value:
         """What ``function`` gives on the main process, on every process; its error is raised on all of them."""

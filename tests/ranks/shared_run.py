@@ -10,6 +10,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -67,6 +68,66 @@ def uneven(**options) -> dict:
     losses += train(made, 3, max_batch_size=1)
     valid = [made.valid_step() for _ in range(3)]
     return {"losses": losses, "valid": valid, "weights": weights(made), "averages": averages(made), "read": read}
+
+
+class Readable:
+    """A ``collate_fn`` that leaves out the pictures of some numbers; a batch of nothing else is None."""
+
+    def __init__(self, *bad: int) -> None:
+        self.bad = bad
+
+    def __call__(self, items: list) -> dict | None:
+        left = [(picture, text) for picture, text, number in items if number not in self.bad]
+        return (
+            {"images": torch.stack([item[0] for item in left]), "texts": [item[1] for item in left]} if left else None
+        )
+
+
+def numbered(count: int = 10) -> list[tuple[torch.Tensor, str, int]]:
+    """Captioned pictures with their numbers."""
+    return [(picture, CAPTIONS[index % 4], index) for index, picture in enumerate(pictures(count))]
+
+
+class Streamed(torch.utils.data.IterableDataset):
+    """The same, without an order that anybody else could know."""
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, str, int]]:
+        return iter(numbered())
+
+
+def unreadable(**options) -> dict:
+    """Of the first batch the whole share of one process cannot be read, of the second a part of the other's, of the
+    third nothing, as happens again in the next epoch; and the same with processes and batches the other way round.
+    """
+    found = {"losses": [], "weights": [], "places": []}
+    for bad, pieces in (((0, 1, 6, 8, 9), None), ((2, 3, 4, 8, 9), 1)):
+        made = trainer(**options)
+        made.add_train_dataset(numbered(), batch_size=4, collate_fn=Readable(*bad))
+        found["losses"] += train(made, 4, max_batch_size=pieces)
+        found["weights"] += weights(made)
+        stream = made.train_dl_iter
+        found["places"].append([stream.epoch, stream.position, stream.seen])
+    return found
+
+
+def unreadable_streams(**options) -> dict:
+    """A stream of rows of which each process reads all, and a loader that its sampler shares out."""
+    made, other = trainer(**options), trainer(**options)
+    made.add_train_dataloader(torch.utils.data.DataLoader(Streamed(), batch_size=4, collate_fn=Readable(4, 5, 6, 7, 8)))
+    count, rank = made.processes.count, made.processes.rank
+    items, collate = numbered(8), Readable(0, 2, 5)
+    sampler = torch.utils.data.DistributedSampler(items, count, rank, shuffle=False)
+    other.add_train_dataloader(
+        torch.utils.data.DataLoader(items, batch_size=4 // count, sampler=sampler, collate_fn=collate)
+    )
+    return {"losses": train(made, 3) + train(other, 3), "weights": weights(made) + weights(other)}
+
+
+def sharded_unreadable(**options) -> dict:
+    """The first steps of the second half of `unreadable`: all processes make as many passes."""
+    made = trainer(strategy="fsdp2", **options)
+    made.add_train_dataset(numbered(), batch_size=4, collate_fn=Readable(2, 3, 4, 8, 9))
+    return {"losses": train(made, 2, max_batch_size=1)}
 
 
 def even(**options) -> dict:

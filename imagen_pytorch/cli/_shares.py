@@ -1,0 +1,41 @@
+"""How processes that torchrun or accelerate launch has started share what is to be sampled, without talking."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+Item = TypeVar("Item")
+
+
+class Share(NamedTuple):
+    """This process among those that were started together: its place, how many there are, its place on this machine."""
+
+    rank: int
+    count: int
+    local: int
+
+    def of(self, items: Sequence[Item]) -> list[Item]:
+        """Every ``count``-th item, from its own place on: all processes together have each of them once."""
+        return list(items[self.rank :: self.count])
+
+    def named(self, path: Path, seed: int) -> Path:
+        """A name that no other process uses: of several processes, each writes the seed into it."""
+        return path if self.count == 1 else path.with_stem(f"{path.stem}-{seed}")
+
+    def device(self, name: str) -> str:
+        """The GPU of this process where one of them is meant and there are several processes."""
+        if self.count == 1 or name not in ("auto", "cuda"):
+            return name
+        import torch
+
+        return f"cuda:{self.local}" if torch.cuda.is_available() else name
+
+
+def this_share() -> Share:
+    """As the launcher has told it; alone without one."""
+    rank, count, local = (int(os.environ.get(name, default)) for name, default in
+                          (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))  # fmt: skip
+    return Share(rank, count, local)
