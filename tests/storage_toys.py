@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import math
 import multiprocessing
@@ -12,24 +11,12 @@ import struct
 import zipfile
 from collections import OrderedDict
 
-import jaxtyping
 import pytest
 import torch
 
-
-def brute_force(test):
-    """Run a test without checks of annotations, which take many times longer than what is called thousands of times."""
-
-    @functools.wraps(test)
-    def run(*arguments, **options):
-        jaxtyping.config.update("jaxtyping_disable", True)
-        try:
-            return test(*arguments, **options)
-        finally:
-            jaxtyping.config.update("jaxtyping_disable", False)
-
-    return run
-
+from imagen_pytorch.storage import CheckpointError, CheckpointStore, write_checkpoint
+from imagen_pytorch.storage.ptfiles import read_pt
+from imagen_pytorch.storage.safefiles import read_safetensors
 
 NEEDS_FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are made by fork")
 
@@ -48,6 +35,13 @@ def step_of(found):
     step = found["state"]["step"]
     assert same(found, contents(step, len(found["model"]["a.bias"])))
     return step
+
+
+def filled(url, *steps, **options):
+    store = CheckpointStore(url, **options)
+    for step in steps:
+        store.write(step, contents(step))
+    return store
 
 
 def same(one, other):
@@ -155,3 +149,23 @@ def outcome(function, *arguments):
         return function(*arguments)
     except Exception as error:
         return type(error).__name__, str(error)
+
+
+KINDS = {"pt": read_pt, "safetensors": read_safetensors}
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def good_files(folder):
+    """The bytes of a small good file of each kind."""
+    for kind in KINDS:
+        write_checkpoint(contents(3, 2), folder / f"a.{kind}")
+    return {kind: (folder / f"a.{kind}").read_bytes() for kind in KINDS}
+
+
+def refusal(kind, data):
+    """Why these bytes are refused; None if they are not."""
+    try:
+        KINDS[kind](io.BytesIO(data))
+    except CheckpointError as error:
+        return str(error)
+    return None

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import traceback
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from toys import CAPTIONS, small_imagen
+from torch.utils._python_dispatch import TorchDispatchMode
+from toys import CAPTIONS, small_imagen, small_unet
 
-from imagen_pytorch import ElucidatedImagen, Imagen
+from imagen_pytorch import ElucidatedImagen, Imagen, ImagenTrainer
+from imagen_pytorch.cascade.reuse import InnerMaps
 
 both = pytest.mark.parametrize("kind", [Imagen, ElucidatedImagen])
 
@@ -61,6 +65,136 @@ def test_pictures_are_tensors_like_any_other():
     imagen(pictures, texts=CAPTIONS).backward()
     assert scale.grad is not None and all(item.grad is not None for item in imagen.unets[0].final_conv.parameters())
 
+
+# -- reuse of inner maps ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"memory_efficient": True, "skip_layer_excitation": True},
+        {"combine_upsample_fmaps": True, "num_resnet_blocks": (2, 1)},
+        {"dim_mults": (1,), "layer_cross_attns": True},
+    ],
+)
+def test_with_the_inner_maps_of_the_same_call_the_answer_is_the_same(options):
+    unet = awake(small_unet(**options))
+    x, time = torch.randn(2, 3, 8, 8), torch.zeros(2)
+    named = {"text_embeds": torch.randn(2, 3, unet.text_embed_dim)} if unet.cond_on_text else {}
+    answer, inner = unet(x, time, **named, return_inner=True)
+    assert torch.equal(unet(x, time, **named, inner=inner), answer) and torch.equal(unet(x, time, **named), answer)
+    assert not torch.equal(unet(x, time, **named, inner=[item + 1 for item in inner]), answer)
+
+
+class Counted(torch.nn.Module):
+    """Says which calls were whole, and which maps the others were given."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def forward(self, x, inner=None, return_inner=False):
+        self.calls.append("whole" if inner is None else inner[0].tolist())
+        return (x, [x.repeat_interleave(2)]) if return_inner else x
+
+
+def test_one_call_in_so_many_is_whole():
+    """A smaller batch takes the first maps of a larger one, a larger one is computed whole."""
+    net, kept = Counted(), InnerMaps(3)
+    for number in range(4):
+        kept.answer(net, torch.full((1,), float(number)))
+    assert net.calls == ["whole", [0, 0], [0, 0], "whole"]
+    kept.answer(net, torch.tensor([5.0, 6.0]))
+    kept.answer(net, torch.tensor([7.0]))
+    assert net.calls[4:] == ["whole", [5, 5]]
+    net, kept = Counted(), InnerMaps(1)
+    for _ in range(3):
+        kept.answer(net, torch.ones(1))
+    assert net.calls == ["whole"] * 3
+
+
+@both
+def test_reuse_changes_pictures_a_little(kind):
+    imagen = awake(small_imagen((8, 16), kind))
+    options = {"steps": 6, "return_all_unet_outputs": True}
+    exact, reused = sampled(imagen, **options), sampled(imagen, cache_interval=(2, 1), **options)
+    changes = [(one - other).abs().mean() for one, other in zip(exact, reused, strict=True)]
+    assert 0 < changes[0] < 0.1
+    single = sampled(imagen, cache_interval=2, max_batch_size=3, **options)
+    torch.testing.assert_close(single, sampled(imagen, cache_interval=2, **options), rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match=r"cache_interval must be at least 1 .*, got 0"):
+        sampled(imagen, cache_interval=0)
+
+
+# -- waiting for an accelerator ---------------------------------------------------------------------------------------
+
+
+class Reads(TorchDispatchMode):
+    """Counts, by the function of this package that does it, how often a number is read out of a tensor."""
+
+    KINDS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+
+    def __init__(self):
+        super().__init__()
+        self.found = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in self.KINDS:
+            stack = traceback.extract_stack()
+            self.found[next(frame.name for frame in reversed(stack) if "/imagen_pytorch/" in frame.filename)] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@both
+def test_a_loss_and_its_gradients_wait_for_no_accelerator(kind):
+    """Tensors without contents, of which nothing can be read."""
+    with torch.device("meta"):
+        imagen = small_imagen((8, 16), kind, text_encoder_name=None, text_embed_dim=8)
+        pictures, text = torch.rand(4, 3, 16, 16), torch.rand(4, 5, 8)
+    for number in (1, 2):
+        imagen(pictures, text_embeds=text, unet_number=number).backward()
+        assert all(item.grad is not None for item in imagen.unets[number - 1].final_conv.parameters())
+    with pytest.raises(RuntimeError, match="meta"):
+        pictures.sum().item()
+
+
+@both
+def test_a_training_step_waits_for_the_loss_that_it_returns_and_for_the_norm(kind):
+    """What else is read lies on the CPU wherever the model is: pictures that are checked there (`check_range`, and the
+    length of captions, `_counted`), random states, and the counters of averages."""
+    trainer = ImagenTrainer(small_imagen((8,), kind), verbose=False)
+    pictures = torch.rand(4, 3, 8, 8)
+    with Reads() as reads:
+        trainer(pictures, texts=CAPTIONS)
+        trainer.update()
+    on_cpu = {"check_range", "_counted", "draw_seed", "_advance"}
+    assert {name: count for name, count in reads.found.items() if name not in on_cpu} == {"_loss": 1, "update": 1}
+    average = trainer.ema_unets[0].to("meta")
+    assert average.step.device == average.initted.device == torch.device("cpu")
+    assert next(average.ema_model.parameters()).is_meta
+
+
+@pytest.mark.parametrize(("kind", "guidance"), [(Imagen, "apg"), (ElucidatedImagen, "cfg")])
+def test_steps_of_sampling_wait_for_no_accelerator(kind, guidance, monkeypatch):
+    """Only the length of the captions is read, once for each stage."""
+    asked = []
+
+    def counted(tensor):
+        asked.append(tensor)
+        return 5
+
+    with torch.device("meta"):
+        imagen = small_imagen((8, 16), kind, text_encoder_name=None, text_embed_dim=8)
+        text = torch.rand(2, 5, 8)
+    monkeypatch.setattr(torch.Tensor, "__int__", counted)
+    for steps in (1, 3):
+        asked.clear()
+        made = imagen.sample(text_embeds=text, cond_scale=3.0, steps=steps, guidance=guidance, use_tqdm=False)
+        assert made.is_meta and made.shape == (2, 3, 16, 16) and len(asked) == 2
+
+
+# -- compilation ------------------------------------------------------------------------------------------------------
 
 COMPILED = """
 import sys

@@ -65,6 +65,7 @@ USES = {
     "max_batch_size": {"max_batch_size": 1},
     "precision": {"precision": "bf16"},
     "compile": {"compile": False},  # compiled ones: test_cascade_fast.py
+    "cache_interval": {"cache_interval": (2, 1), "steps": 2, "cond_scale": 2.0},
     **dict.fromkeys(("sigma_min", "sigma_max"), {"sigma_min": 0.01, "sigma_max": (60.0, 20.0)}),
     "image_sizes": {"image_sizes": (4, (6, 8))},
     "seed": {"seed": [4, 2]},

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from launching import RANKS, run
 
-RANKS = Path(__file__).parent / "ranks"
 sys.path.insert(0, str(RANKS))
 
-import shared_run  # noqa: E402 - found in the folder that was just named
+import shared_run
 
 CHECKS = ("uneven", "even", "per_process", "loader_of_ones_own", "gradient", "alike")
 CHECKS += ("unreadable", "unreadable_streams")
-LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
-LIMIT = 200
-
-
-def launched(count, script, *arguments, limit=LIMIT, **environment):
-    """What ``count`` processes did, by torchrun."""
-    return subprocess.run(
-        [*LAUNCH, str(count), str(RANKS / script), *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=limit,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +27,7 @@ def runs(tmp_path_factory):
         alone["not_finite"] = shared_run.not_finite()
     alone["only_main"] = shared_run.only_main(folder / "one")
     alone["resumed"] = shared_run.resumed(folder / "one")
-    done = launched(
+    run(
         2,
         "shared_run.py",
         folder,
@@ -56,7 +40,6 @@ def runs(tmp_path_factory):
         "sharded_uneven",
         "sharded_unreadable",
     )
-    assert done.returncode == 0, done.stderr[-3000:]
     alone["resumed_other"] = shared_run.resumed(folder / "two")
     alone["sharded_uneven"] = shared_run.sharded_uneven()
     alone["sharded"] = shared_run.sharded(folder / "whole")
@@ -210,10 +193,8 @@ def test_a_folder_of_shards_goes_on_on_one_process(runs):
 def test_a_folder_of_shards_goes_on_on_three_processes(runs, tmp_path):
     alone, _ = runs
     shared_run.sharded(tmp_path / "one")  # a file, which three processes share out
-    done = launched(2, "shared_run.py", tmp_path, "sharded:shards")
-    assert done.returncode == 0, done.stderr[-3000:]
-    done = launched(3, "shared_run.py", tmp_path, "sharded_resumed:shards")
-    assert done.returncode == 0, done.stderr[-3000:]
+    run(2, "shared_run.py", tmp_path, "sharded:shards")
+    run(3, "shared_run.py", tmp_path, "sharded_resumed:shards")
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text())["sharded_resumed"] for rank in range(3)]
     assert [rank["steps"] for rank in ranks] == [[3]] * 3
     losses = [sum(three) / 3 for three in zip(*(rank["losses"] for rank in ranks), strict=True)]

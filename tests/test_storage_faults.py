@@ -12,7 +12,7 @@ import signal
 import time
 
 import pytest
-from storage_toys import NEEDS_FORK, brute_force, child, contents, in_child, outcome, same, step_of
+from storage_toys import NEEDS_FORK, child, contents, in_child, outcome, same, step_of
 
 from imagen_pytorch.checkpoint import CheckpointStore
 from imagen_pytorch.storage import CheckpointError, CheckpointNotWritten, read_checkpoint, write_checkpoint
@@ -64,7 +64,6 @@ def kill_savers_of_a_folder(path, kills):
     kill_at_random(lambda step, value: CheckpointStore(path, keep=3).write(step, value), newest, kills)
 
 
-@brute_force
 @NEEDS_FORK
 @pytest.mark.filterwarnings("error")  # a damaged checkpoint would be warned about
 @pytest.mark.parametrize("kills", [5, pytest.param(200, marks=pytest.mark.slow)])
@@ -83,7 +82,6 @@ def test_killed_savers_lose_at_most_one_save(tmp_path, kind, kills):
     assert set(os.listdir(tmp_path / "a")) == wanted  # the next save has tidied up
 
 
-@brute_force
 @NEEDS_FORK
 def test_a_save_killed_before_its_end_leaves_nothing_that_counts(tmp_path):
     """The moments before each call that changes the disk, one by one, for first saves and overwrites."""
@@ -309,7 +307,6 @@ def save_often(path, first, count):
         write_checkpoint(contents(step, 2000), path, keep_previous=True)
 
 
-@brute_force
 @NEEDS_FORK
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])
 def test_two_processes_that_save_to_one_path_never_damage_it(tmp_path, kind):

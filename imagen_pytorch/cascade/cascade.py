@@ -190,6 +190,7 @@ class Cascade(CascadeParts):
         max_batch_size: int | None = None,
         precision: str = "no",
         compile: bool | str = False,
+        cache_interval: int | Sequence[int] = 1,
     ) -> Any:
         """Make pictures or clips, stage by stage, in evaluation mode and without gradients.
 
@@ -230,6 +231,9 @@ class Cascade(CascadeParts):
             precision: "no", "bf16" or "fp16", in which networks of single precision compute; the picture stays single.
             compile: whether `torch.compile` compiles the networks, once for all steps and calls; or its mode, such as
                 "reduce-overhead", which replays small batches as CUDA graphs.
+            cache_interval: per-unet; one call of the network in so many computes all of its levels, those between only
+                the one with the largest maps. Faster, at some cost in quality (Ma et al. 2024, "DeepCache", arXiv
+                2312.00858).
 
         Returns:
             ``(b, channels, height, width)`` in [0, 1] ([-1, 1] without auto_normalize_img), clips ``(b, channels,

@@ -225,6 +225,7 @@ class SampleOptions(_Taken):
     callback: Callback | None
     precision: str
     compile: bool | str
+    cache_interval: Any
 
     def check(self, count: int) -> None:
         """Refuse what contradicts itself.
@@ -251,6 +252,9 @@ class SampleOptions(_Taken):
             )
         if self.inpaint_resample_times < 1:
             raise ValueError(f"inpaint_resample_times must be at least 1, got {self.inpaint_resample_times}")
+        for interval in per_stage(self.cache_interval, count, "cache_interval"):
+            if interval < 1:
+                raise ValueError(f"cache_interval must be at least 1 (compute every call whole), got {interval}")
         if self.seed is not None and self.generator is not None:
             raise ValueError("give seed or generator, not both")
         if self.cfg_remove_parallel_component and self.guidance not in ("cfg", "apg"):
@@ -292,6 +296,7 @@ class StageChoices:
     steps: int | None
     sigma_min: float | None
     sigma_max: float | None
+    cache_interval: int
 
 
 def check_text_count(texts: Sequence[str] | Tensor, batch: int, what: str = "texts") -> None:

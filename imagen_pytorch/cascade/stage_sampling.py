@@ -18,6 +18,7 @@ from .conditioning import conditioning_pictures, null_text, stacked
 from .lowres import Direct, Residual, target_space
 from .options import check_share
 from .placement import autocasting, check_precision, compile_once, device_of, dtype_of
+from .reuse import InnerMaps
 from .stage import Stage, takes_pictures
 from .video import StageFrames, frame_rate, given_frames, in_time
 
@@ -51,6 +52,7 @@ class StageRun:
         self.space: Residual | Direct = target_space(enlarged, stage.residual)
         self.conditioning = self._condition(whole)
         self.known = self._known()
+        self.inner = InnerMaps(self.choices.cache_interval)
 
     def _enlarged(self, before: Tensor) -> Tensor:
         """What the stage before made, at this stage's size and frame rate, in [-1, 1]."""
@@ -176,7 +178,8 @@ class StageRun:
         def net(x: Tensor, c_noise: Tensor, x0_before: Tensor | None) -> Tensor:
             before = None if x0_before is None else x0_before.to(self.dtype)
             with torch.inference_mode(), autocasting(self.device, self.options.precision):
-                answer = self.unet(x.to(self.dtype), c_noise.to(self.precision), conditioning, self_cond=before)
+                given = (x.to(self.dtype), c_noise.to(self.precision), conditioning)
+                answer = self.inner.answer(self.unet, *given, self_cond=before)
             return answer.to(self.precision)  # in half precision the sampler's sums would be rounded
 
         return self.process.denoiser(net)

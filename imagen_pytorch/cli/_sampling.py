@@ -45,6 +45,7 @@ class Request:
     batch_size: int
     precision: str
     compile: bool
+    cache_interval: Any
     output: str | None
     device: str
     quiet: bool
@@ -163,6 +164,7 @@ def _arguments(request: Request, imagen: Cascade) -> dict[str, Any]:
         "negative_texts": request.negative,
         "precision": request.precision,
         "compile": request.compile,
+        "cache_interval": request.cache_interval,
         "use_tqdm": not request.quiet and sys.stderr.isatty(),
         "return_all_unet_outputs": True,
     }

@@ -77,6 +77,14 @@ COUNT = click.IntRange(min=1)
 )
 @click.option("--compile", is_flag=True, help="Compile the networks first: minutes, worth it for many pictures.")
 @click.option(
+    "--cache-interval",
+    type=PerStage(int, 1),
+    default="1",
+    show_default=True,
+    help="Compute the inner levels of the networks only at every so-many-th call, one number or one per U-Net: faster, "
+    "less exact.",
+)
+@click.option(
     "-o",
     "--output",
     metavar="PATH",

@@ -221,6 +221,39 @@ class Conditioned(Persistent):
             mask = F.pad(mask, (tokens.shape[1], 0), value=True)
         return Context(F.silu(hidden), tokens, conditioning.static, mask)
 
+    def forward_with_cond_scale(
+        self,
+        *args: Any,
+        cond_scale: float = 1.0,
+        remove_parallel_component: bool = False,
+        keep_parallel_frac: float = 0.0,
+        **kwargs: Any,
+    ) -> Float[Tensor, "b c h w"]:
+        """`forward`, guided in the space of the answer (Ho & Salimans 2022, arXiv 2207.12598); kept for code that
+        calls the network itself. Sampling guides estimates of the picture instead, in one batch.
+
+        Args:
+            *args, **kwargs: of `forward`, without a ready ``conditioning``.
+            cond_scale: 1 returns the plain answer, as does a network that takes no text.
+            remove_parallel_component, keep_parallel_frac: weaken what guidance adds along the answer itself to this
+                share (Sadat et al. 2024, arXiv 2410.02416).
+
+        Raises:
+            ValueError: as `forward`; a ready conditioning, out of which the caption cannot be taken.
+        """
+        answer = self.forward(*args, **kwargs)
+        if cond_scale == 1 or not self.cond_on_text:
+            return answer
+        if len(args) > 2 or kwargs.get("conditioning") is not None:
+            raise ValueError("forward_with_cond_scale takes text_embeds and the like, not a ready conditioning")
+        null = self.forward(*args, **{**kwargs, "cond_drop_prob": 1.0, "text_keep": None})
+        update = answer - null
+        if remove_parallel_component:
+            axis = F.normalize(answer.flatten(1), dim=1).view_as(answer)
+            parallel = axis * (axis * update).flatten(1).sum(1).view(-1, *(1,) * (answer.ndim - 1))
+            update = update - (1 - keep_parallel_frac) * parallel
+        return answer + (cond_scale - 1) * update
+
 
 def _check(name: str, value: Tensor | None, wanted: bool, what: str, batch: int) -> None:
     if wanted and value is None:

@@ -186,13 +186,12 @@ class UpLevel(_Level):
     """Blocks, each taking a skip, and the step to the previous size.
 
     Attributes:
-        num_skips: how many it takes, the latest first.
         dim_out: channels of its answer.
     """
 
     def __init__(self, spec: LevelSpec, options: BlockOptions, skip_scale: float) -> None:
         super().__init__()
-        self.skip_scale, self.num_skips = skip_scale, spec.num_blocks + 1
+        self.skip_scale = skip_scale
         self._build(spec, spec.dim_out, spec.width, options)
         grows = spec.first or not spec.top
         self.dim_out = spec.dim_in if grows else spec.dim_out
@@ -202,16 +201,15 @@ class UpLevel(_Level):
         self.stretch = options.geometry.stretch(self.dim_out, spec.stride)
         self.excite = GlobalContext(self.dim_out, spec.dim_out) if spec.excited and grows else None
 
-    def forward(self, x: Tensor, skips: list[Tensor], context: Context) -> tuple[Tensor, Tensor]:
-        """The map for the next level, and the same for those who collect maps."""
-        below, (first, *rest) = x, skips
+    def forward(self, x: Tensor, skips: list[Tensor], context: Context) -> Tensor:
+        """The map for the next level; it takes the skips of its level, the latest first."""
+        below, (first, *rest) = x, reversed(skips)
         x = self.init_block(self._join(x, first), context)
         for block, skip in zip(self.blocks, rest, strict=True):
             x = block(self._join(x, skip), context)
         x = self.after(self._attend(x, context))
         x = x if self.excite is None else self.excite(x, below)
-        x = self.stretch(x, context.frames)
-        return x, x
+        return self.stretch(x, context.frames)
 
     def _join(self, x: Tensor, skip: Tensor) -> Tensor:
         return torch.cat([x, skip * self.skip_scale], dim=1)

@@ -236,7 +236,9 @@ class Unet(Conditioned):
         lowres_noise_times: Float[Tensor, " b"] | None = None,
         cond_images: Float[Tensor, "b c2 h2 w2"] | None = None,
         cond_images_keep: Bool[Tensor, " b"] | None = None,
-    ) -> Float[Tensor, "b c4 h w"]:
+        inner: Sequence[Tensor] | None = None,
+        return_inner: bool = False,
+    ) -> Float[Tensor, "b c4 h w"] | tuple[Float[Tensor, "b c4 h w"], list[Tensor]]:
         """Answer for a noisy picture.
 
         Args:
@@ -245,6 +247,9 @@ class Unet(Conditioned):
             conditioning: from `condition`. Without it, it is made of the remaining arguments, explained there.
             self_cond: an earlier estimate; zeros if missing. Networks that were built without self_cond ignore it.
             cond_drop_prob: share of captions to drop; 0 and 1 are exact, between them torch's generator decides.
+            inner: maps of the inner levels from an earlier call, taken in place of this one's (Ma et al. 2024,
+                "DeepCache", arXiv 2312.00858): only the level with the largest maps is computed.
+            return_inner: return the answer and these maps.
 
         Raises:
             ValueError: as `condition`; pictures of other channels than the network was built for; a ready conditioning
@@ -262,9 +267,9 @@ class Unet(Conditioned):
             "cond_images_keep": cond_images_keep,
         }
         conditioning = self._settled(conditioning, named, batch=len(x), size=tuple(x.shape[-2:]))
-        return self._answer(
-            self._stack(x, self_cond, conditioning), conditioning.lowres, self._look(time, conditioning)
-        )
+        stacked = self._stack(x, self_cond, conditioning)
+        answer, inner = self._answer(stacked, conditioning.lowres, self._look(time, conditioning), inner)
+        return (answer, inner) if return_inner else answer
 
     @staticmethod
     def _kept(x: Tensor, keep: Tensor | None, drop_prob: float) -> Tensor | None:
@@ -286,8 +291,11 @@ class Unet(Conditioned):
             raise ValueError(f"a ready conditioning was given and {', '.join(given)} too; give one or the other")
         return conditioning
 
-    def _answer(self, x: Tensor, lowres: Tensor | None, context: Context) -> Tensor:
-        """From all pictures of an item, stacked as channels, to what is predicted; both ``(b, c, h, w)``."""
+    def _answer(
+        self, x: Tensor, lowres: Tensor | None, context: Context, inner: Sequence[Tensor] | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """From all pictures of an item, stacked as channels, to what is predicted, and the inner maps; both pictures
+        are ``(b, c, h, w)``."""
         height, width = x.shape[-2:]
         x = self._pad(x)
         if not torch.is_grad_enabled():  # the gradient of a wide kernel over few channels would take 40 times as long
@@ -297,14 +305,11 @@ class Unet(Conditioned):
         x = self.init_temporal_attn(self.init_temporal_peg(x, context.frames), context.frames)
         if self.init_resnet_block is not None:
             x = self.init_resnet_block(x, context)
-        inner = self._contexts(context)
-        x, skips = self._down(x, inner)
-        x = self.mid_block1(x, inner[-1])
-        x = x if self.mid_attn is None else self.mid_attn(x, inner[-1])
-        x = self.mid_temporal_attn(self.mid_temporal_peg(x, inner[-1].frames), inner[-1].frames)
-        x = self.mid_block2(x, inner[-1])
-        x, maps = self._up(x, skips, inner)
-        return self._head(x, maps, stem, lowres, context)[..., :height, :width]
+        contexts = self._contexts(context)
+        x, skips = self._run(self.downs[0], x, contexts[0])
+        maps = self._inner(x, contexts) if inner is None else list(inner)
+        x = self._run(self.ups[-1], maps[-1], skips, contexts[0])
+        return self._head([*maps[1:], x], stem, lowres, context)[..., :height, :width], maps
 
     def _contexts(self, context: Context) -> list[Context]:
         """The context of every level, from the largest maps on: a level may have fewer frames than the one above."""
@@ -333,22 +338,22 @@ class Unet(Conditioned):
             return checkpoint(level, *arguments, use_reentrant=False)
         return level(*arguments)
 
-    def _down(self, x: Tensor, contexts: list[Context]) -> tuple[Tensor, list[Tensor]]:
-        skips: list[Tensor] = []
-        for level, context in zip(self.downs, contexts, strict=True):
+    def _inner(self, x: Tensor, contexts: list[Context]) -> list[Tensor]:
+        """The map of the middle, and those of the levels on the way up to the largest maps, which are not in it."""
+        skips = []
+        for level, context in list(zip(self.downs, contexts, strict=True))[1:]:
             x, found = self._run(level, x, context)
-            skips += found
-        return x, skips
+            skips.append(found)
+        x = self.mid_block1(x, contexts[-1])
+        x = x if self.mid_attn is None else self.mid_attn(x, contexts[-1])
+        x = self.mid_temporal_attn(self.mid_temporal_peg(x, contexts[-1].frames), contexts[-1].frames)
+        maps = [self.mid_block2(x, contexts[-1])]
+        for level, found, context in zip(self.ups, reversed(skips), reversed(contexts[1:]), strict=False):
+            maps.append(self._run(level, maps[-1], found, context))
+        return maps
 
-    def _up(self, x: Tensor, skips: list[Tensor], contexts: list[Context]) -> tuple[Tensor, list[Tensor]]:
-        maps = []
-        for level, context in zip(self.ups, reversed(contexts), strict=True):
-            taken = [skips.pop() for _ in range(level.num_skips)]
-            x, found = self._run(level, x, taken, context)
-            maps.append(found)
-        return x, maps
-
-    def _head(self, x: Tensor, maps: list[Tensor], stem: Tensor, lowres: Tensor | None, context: Context) -> Tensor:
+    def _head(self, maps: list[Tensor], stem: Tensor, lowres: Tensor | None, context: Context) -> Tensor:
+        x = maps[-1]
         if self.upsample_combiner is not None:
             x = self.upsample_combiner(x, maps)
         if self.init_conv_to_final_conv_residual:
@@ -358,36 +363,3 @@ class Unet(Conditioned):
         if lowres is not None:
             x = torch.cat([x, self._pad(lowres.to(x.dtype))], dim=1)
         return self.final_conv(x)
-
-    def forward_with_cond_scale(
-        self,
-        *args: Any,
-        cond_scale: float = 1.0,
-        remove_parallel_component: bool = False,
-        keep_parallel_frac: float = 0.0,
-        **kwargs: Any,
-    ) -> Float[Tensor, "b c h w"]:
-        """`forward`, guided in the space of the answer (Ho & Salimans 2022, arXiv 2207.12598); kept for code that
-        calls the network itself. Sampling guides estimates of the picture instead, in one batch.
-
-        Args:
-            *args, **kwargs: of `forward`, without a ready ``conditioning``.
-            cond_scale: 1 returns the plain answer, as does a network that takes no text.
-            remove_parallel_component, keep_parallel_frac: weaken what guidance adds along the answer itself to this
-                share (Sadat et al. 2024, arXiv 2410.02416).
-
-        Raises:
-            ValueError: as `forward`; a ready conditioning, out of which the caption cannot be taken.
-        """
-        answer = self.forward(*args, **kwargs)
-        if cond_scale == 1 or not self.cond_on_text:
-            return answer
-        if len(args) > 2 or kwargs.get("conditioning") is not None:
-            raise ValueError("forward_with_cond_scale takes text_embeds and the like, not a ready conditioning")
-        null = self.forward(*args, **{**kwargs, "cond_drop_prob": 1.0, "text_keep": None})
-        update = answer - null
-        if remove_parallel_component:
-            axis = F.normalize(answer.flatten(1), dim=1).view_as(answer)
-            parallel = axis * (axis * update).flatten(1).sum(1).view(-1, *(1,) * (answer.ndim - 1))
-            update = update - (1 - keep_parallel_frac) * parallel
-        return answer + (cond_scale - 1) * update

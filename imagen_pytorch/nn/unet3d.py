@@ -256,7 +256,6 @@ class Unet3D(Unet):
             )
         else:
             times = given.cpu().double()
-            times = times[:1] if bool((times == times[:1]).all()) else times  # one bias then serves all clips
         if bool((times == times[:1]).all()):
             times = times[:1]  # one bias serves all clips
         known = torch.cat([times[:, : slots.start], times[:, slots.stop :]], dim=1)
@@ -286,13 +285,15 @@ class Unet3D(Unet):
         self_cond: Float[Tensor, "b c f h w"] | None = None,
         cond_drop_prob: float = 0.0,
         text_keep: Bool[Tensor, " b"] | None = None,
+        inner: Sequence[Tensor] | None = None,
+        return_inner: bool = False,
         **conditions: Any,
-    ) -> Float[Tensor, "b c2 f h w"]:
+    ) -> Float[Tensor, "b c2 f h w"] | tuple[Float[Tensor, "b c2 f h w"], list[Tensor]]:
         """Answer for a noisy clip.
 
         Args:
             x: the clip, scaled to about unit variance.
-            time, conditioning, self_cond, cond_drop_prob, text_keep: as for `Unet.forward`.
+            time, conditioning, self_cond, cond_drop_prob, text_keep, inner, return_inner: as for `Unet.forward`.
             conditions: without a ready ``conditioning``, the other arguments of `condition`: ``text_embeds``,
                 ``text_mask``, ``lowres_cond_img``, ``lowres_noise_times``, ``cond_images``, ``cond_images_keep``,
                 ``cond_video_frames``, ``post_cond_video_frames``, ``frame_times``, ``fps``, ``fps_keep`` and
@@ -309,7 +310,9 @@ class Unet3D(Unet):
         told = self._settled(conditioning, named, batch=len(x), size=tuple(x.shape[-2:]), frames=x.shape[2])
         stacked = told.by_time(self._stack(x, self_cond, told))
         lowres = None if told.lowres is None else told.by_time(told.lowres)
-        return told.as_given(self._answer(stacked, lowres, self._look_at_frames(time, told)), len(x))
+        maps, inner = self._answer(stacked, lowres, self._look_at_frames(time, told), inner)
+        answer = told.as_given(maps, len(x))
+        return (answer, inner) if return_inner else answer
 
     def _stack(self, x: Tensor, self_cond: Tensor | None, told: VideoConditioning) -> Tensor:  # type: ignore[override]
         """Of every frame, all that the first convolution sees; what belongs to a clip, for each frame."""

@@ -1,0 +1,105 @@
+"""What `sample(cache_interval=...)` saves and what it costs in quality, beside plainly taking fewer steps.
+
+    make demo
+    python benchmarks/cache_interval.py runs/demo/imagen.pt           # prints the table
+    python benchmarks/cache_interval.py runs/demo/imagen.pt --save    # and writes it, dated, to benchmarks/results
+
+The first stage of the demo's model draws captions that it was trained on. Quality is the judge of ``imagen demo``: how
+often the caption of a picture is found among all captions (R@1, R@10), by a probe that learned from real pictures. The
+change is the mean absolute difference from the picture of the same seed with all steps computed whole. Settings take
+turns batch by batch; time is CPU time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from imagen_pytorch.checkpoint import load_imagen_from_checkpoint
+from imagen_pytorch.cli._demo import gathered, spread
+from imagen_pytorch.cli._demo_pictures import JUDGE_LEARNS
+from imagen_pytorch.data import open_source
+from imagen_pytorch.evaluation.features import feature_extractor
+from imagen_pytorch.evaluation.retrieval import caption_retrieval, train_probe
+from imagen_pytorch.images import resize
+
+#: steps and interval; the first is what the others are compared with
+SETTINGS = ((24, 1), (24, 2), (24, 3), (24, 5), (12, 1), (8, 1))
+BATCH = 24
+RESULT = Path(__file__).parent / "results" / "cache_interval.json"
+CONFIG = Path(__file__).parents[1] / "configs" / "emoji.json"
+
+
+def main() -> None:
+    """Draw, judge, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", help="of make demo")
+    parser.add_argument("--count", type=int, default=288, help="pictures of each setting")
+    parser.add_argument("--cond-scale", type=float, default=3.0)
+    parser.add_argument("--save", action="store_true", help="write the result, dated")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+
+    imagen = load_imagen_from_checkpoint(options.checkpoint, load_ema_if_available=True)
+    given = json.loads(CONFIG.read_text())["dataset"]
+    chosen = {name: given[name] for name in ("split", "styles", "groups")}
+    data = open_source("emoji64", image_size=imagen.stages[-1].size[0], **chosen)
+    real, known = gathered(data, spread(len(data), JUDGE_LEARNS))
+    pictures, texts = gathered(data, spread(len(data), options.count))
+    made: dict[tuple[int, int], list] = {setting: [] for setting in SETTINGS}
+    seconds: dict[tuple[int, int], list[float]] = {setting: [] for setting in SETTINGS}
+    for first in range(0, len(texts), BATCH):
+        for setting in SETTINGS:
+            start = time.process_time()
+            found = imagen.sample(
+                texts=texts[first : first + BATCH],
+                seed=[first + index for index in range(len(texts[first : first + BATCH]))],
+                cond_scale=options.cond_scale,
+                steps=setting[0],
+                cache_interval=setting[1],
+                stop_at_unet_number=1,
+                use_tqdm=False,
+            )
+            seconds[setting].append(time.process_time() - start)
+            made[setting].append(found)
+
+    size = imagen.stages[0].size
+    extractor, encoder = feature_extractor(), imagen.text_encoder
+    probe = train_probe(resize(real, size), known, extractor=extractor, encoder=encoder, seed=0)
+    rows, whole = [], torch.cat(made[SETTINGS[0]])
+    for setting in SETTINGS:
+        drawn = torch.cat(made[setting])
+        judged = caption_retrieval(probe, drawn, texts, candidates=[*texts, *known], real=resize(pictures, size))
+        ratios = [own / other for own, other in zip(seconds[SETTINGS[0]], seconds[setting], strict=True)]
+        rows.append(
+            {
+                "steps": setting[0],
+                "cache_interval": setting[1],
+                "speed": round(statistics.median(ratios), 2),
+                "change": round(float((drawn - whole).abs().mean()), 4),
+                **{name: round(judged["generated"][name], 3) for name in ("R@1", "R@10")},
+            }
+        )
+        print("  ".join(f"{name} {value}" for name, value in rows[-1].items()))
+    limits = {name: {key: round(judged[name][key], 3) for key in ("R@1", "R@10")} for name in ("chance", "ceiling")}
+    print(limits)
+    if options.save:
+        about = {
+            "date": datetime.date.today().isoformat(),
+            "machine": f"{platform.processor() or platform.machine()}, 1 thread, torch {torch.__version__}",
+            "pictures": len(texts),
+            "cond_scale": options.cond_scale,
+            **limits,
+        }
+        RESULT.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Inner maps of a network that are taken again at the next noise levels, where they would hardly differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class InnerMaps:
+    """Calls of one network in one stage, of which only some compute it whole (Ma et al. 2024, "DeepCache", arXiv
+    2312.00858, with a uniform interval).
+
+    Args:
+        interval: one call in so many computes all levels; those between compute the level with the largest maps and
+            take the others' maps from the last whole call.
+    """
+
+    def __init__(self, interval: int) -> None:
+        self.interval = interval
+        self._maps: Sequence[Tensor] = ()
+        self._batch = self._age = 0
+
+    def answer(self, unet: nn.Module, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
+        """What ``unet`` answers; ``arguments`` and ``named`` are those of its `forward` behind ``x``.
+
+        Where a call has fewer items than the last whole one, which was for both halves of guidance, they are its first.
+        """
+        if self.interval == 1:
+            return unet(x, *arguments, **named)
+        self._age += 1
+        if self._age < self.interval and len(x) <= self._batch:
+            inner = [item[: len(item) * len(x) // self._batch] for item in self._maps]  # clips have an entry per frame
+            return unet(x, *arguments, **named, inner=inner)
+        answer, self._maps = unet(x, *arguments, **named, return_inner=True)
+        self._batch, self._age = len(x), 0
+        return answer
