@@ -15,12 +15,12 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import platform
 import statistics
 import time
 from pathlib import Path
 
 import torch
+from models import machine
 
 from imagen_pytorch.checkpoint import load_imagen_from_checkpoint
 from imagen_pytorch.cli._demo import gathered, spread
@@ -93,7 +93,9 @@ def main() -> None:
     if options.save:
         about = {
             "date": datetime.date.today().isoformat(),
-            "machine": f"{platform.processor() or platform.machine()}, 1 thread, torch {torch.__version__}",
+            "machine": machine(),
+            "threads": 1,
+            "torch": torch.__version__,
             "pictures": len(texts),
             "cond_scale": options.cond_scale,
             **limits,

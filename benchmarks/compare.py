@@ -207,11 +207,11 @@ def main() -> None:
     if options.peers:
         pythons |= {"imagen-pytorch": options.peers, "diffusers": options.peers}
     import torch
+    from models import machine
 
-    where = torch.cuda.get_device_name() if options.device == "cuda" else f"{platform.machine()} CPU"
     about = {
         "date": datetime.date.today().isoformat(),
-        "machine": f"{where}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
+        "machine": machine(options.device),
         "threads": options.threads,
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),

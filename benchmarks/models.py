@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.machinery
+import os
+import platform
+import re
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,6 +59,16 @@ def _pretend_torchvision() -> None:
         for name in ("torchvision", "torchvision.transforms", "torchvision.utils", "torchvision.transforms.functional"):
             module = sys.modules[name] = Anything(name)
             module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+
+
+def machine(device: str = "cpu") -> str:
+    """What computes, in words."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    known = Path("/proc/cpuinfo")
+    name = re.search(r"model name\s*: (.*)", known.read_text()) if known.exists() else None
+    what = name[1] if name else platform.machine()
+    return f"{what} (CPU), {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def package(side: str) -> types.ModuleType:

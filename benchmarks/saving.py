@@ -10,7 +10,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import torch
+from models import machine
 
 from imagen_pytorch import Imagen, ImagenTrainer, Unet
 
@@ -73,8 +73,8 @@ def main() -> None:
     for name, row in rows.items():
         print(f"| {name} | " + " | ".join(f"{value:.3g}" for value in row.values()) + " |")
     if options.save:
-        machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-        result = {"date": datetime.date.today().isoformat(), "machine": machine, "torch": torch.__version__, **rows}
+        about = {"machine": machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+        result = {"date": datetime.date.today().isoformat(), **about, "rows": rows}
         RESULT.write_text(json.dumps(result, indent=2) + "\n")
 
 

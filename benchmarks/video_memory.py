@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -64,8 +63,10 @@ def main() -> None:
         cells = (f"{value:>8.0f} {f'({value / (int(count) - 1):.1f})':>7}" for count, value in found.items())
         print(f"{kind:9}" + "".join(cells))
     if options.save:
+        from models import machine
+
         RESULT.parent.mkdir(exist_ok=True)
-        facts = {"date": datetime.date.today().isoformat(), "machine": platform.processor() or platform.machine()}
+        facts = {"date": datetime.date.today().isoformat(), "machine": machine()}
         RESULT.write_text(json.dumps({**facts, "peak MiB above one frame": rows}, indent=2) + "\n", encoding="utf-8")
 
 

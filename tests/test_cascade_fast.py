@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import traceback
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toys import CAPTIONS, small_imagen, small_unet
 
 from imagen_pytorch import ElucidatedImagen, Imagen, ImagenTrainer
+from imagen_pytorch.cascade import placement
 from imagen_pytorch.cascade.reuse import InnerMaps
 
 both = pytest.mark.parametrize("kind", [Imagen, ElucidatedImagen])
@@ -52,6 +54,20 @@ def test_half_precision_computes_like_single(kind, precision):
     assert 0 < (half - exact).abs().max() < 0.1
     with pytest.raises(ValueError, match="precision must be one of no, fp16, bf16, got 'half'"):
         sampled(imagen, precision="half")
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_half_precision_that_is_imitated_is_said(has, monkeypatch):
+    monkeypatch.setattr(placement, "computes_in", lambda name, kind: has or name == "no")
+    imagen = small_imagen()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        sampled(imagen, precision="bf16")
+        ImagenTrainer(imagen, precision="bf16", verbose=False)
+        sampled(imagen)
+    assert [str(item.message).partition(" and ")[0] for item in said] == (
+        [] if has else ["this processor has no instructions for bf16"] * 2
+    )
 
 
 def test_pictures_are_tensors_like_any_other():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -34,6 +36,24 @@ def check_precision(name: str) -> str:
     if name not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {name!r}")
     return name
+
+
+@functools.cache
+def computes_in(name: str, device_type: str) -> bool:
+    """Whether a kind of device has instructions for a precision; of others than CPUs that is assumed."""
+    if device_type != "cpu" or PRECISIONS[name] is None:
+        return True
+    ask = getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", None)
+    return ask is None or bool(ask())
+
+
+def warn_if_emulated(name: str, device: torch.device) -> None:
+    """Say so where half precision would make things slower."""
+    if not computes_in(name, device.type):
+        warnings.warn(
+            f"this processor has no instructions for {name} and imitates them: precision='no' is several times faster",
+            stacklevel=2,
+        )
 
 
 def autocasting(device: torch.device, precision: str) -> AbstractContextManager[object]:

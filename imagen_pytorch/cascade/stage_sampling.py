@@ -17,7 +17,7 @@ from ..images import Size, resize, shrink_known, unnormalize
 from .conditioning import conditioning_pictures, null_text, stacked
 from .lowres import Direct, Residual, target_space
 from .options import check_share
-from .placement import autocasting, check_precision, compile_once, device_of, dtype_of
+from .placement import autocasting, check_precision, compile_once, device_of, dtype_of, warn_if_emulated
 from .reuse import InnerMaps
 from .stage import Stage, takes_pictures
 from .video import StageFrames, frame_rate, given_frames, in_time
@@ -42,7 +42,7 @@ class StageRun:
         self.dtype = dtype_of(unet)
         # picture and noise levels are never in half precision, only what the network computes
         self.precision = torch.promote_types(self.dtype, torch.float32)
-        check_precision(self.options.precision)
+        warn_if_emulated(check_precision(self.options.precision), self.device)
         compile_once(unet, self.options.compile)
         self.process = self._process()
         self.guidance = self._guidance()

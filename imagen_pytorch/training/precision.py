@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from ..cascade.placement import PRECISIONS, autocasting, check_precision
+from ..cascade.placement import PRECISIONS, autocasting, check_precision, warn_if_emulated
 
 
 def chosen_precision(fp16: bool, precision: str | None, otherwise: str) -> str:
@@ -36,6 +36,7 @@ class Precision:
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name, self.device, self.dtype = name, device, PRECISIONS[name]
+        warn_if_emulated(name, device)
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context in which matrix products and convolutions run in half precision."""

@@ -1,0 +1,128 @@
+"""The measurements of benchmarks/results as a page.
+
+python benchmarks/report.py     # writes docs/speed.md
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "speed.md"
+PEERS = ("imagen-pytorch", "diffusers", "transformers", "bare", "torch alone")
+
+INTRO = """# Speed
+
+Written by `python benchmarks/report.py` from [benchmarks/results](../benchmarks/results); each table says which command
+measured it, when and where. A ratio is how many times our time the other side took in the same run: the median over the
+rounds, with the smallest and the largest in brackets. On a CPU the clock is CPU time. Other machines give other
+numbers: run the commands.
+"""
+COMPARED = """## Beside imagen-pytorch and diffusers
+`benchmarks/peers.sh /tmp/peers; python benchmarks/compare.py --peers /tmp/peers/bin/python`
+
+Every side has networks of the same widths (diffusers: as many parameters), float32 and eager mode unless the name says
+otherwise. "bare" is loss and gradient alone, without optimizer, averages and checks; a checkpoint of ours is written
+with a checksum, read back and sealed, which during a training happens in the background.
+"""
+CURVES = """## How the time grows
+`python benchmarks/compare.py --peers /tmp/peers/bin/python --cases curve`, a small network of three levels
+"""
+CACHED = """## Reuse of inner maps (`cache_interval`)
+`make demo; python benchmarks/cache_interval.py runs/demo/imagen.pt`
+
+One call of the network in so many is whole, the others compute the level with the largest maps only (Ma et al. 2024).
+Drawn by the first stage of `make demo`; R@1 and R@10: how often the caption is found by the picture; change: mean
+absolute difference from the first row's pictures, of a range of 1.
+"""
+SAVING = """## What a checkpoint costs a training
+`python benchmarks/saving.py`: seconds of a step, of the step that follows a save, and of the call that saves
+"""
+MEMORY = """## Memory of videos
+`python benchmarks/video_memory.py`: MiB that a 64x64 clip takes beyond a single frame
+"""
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A table in Markdown."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def seconds(value: float) -> str:
+    """A time with three digits and a fitting unit."""
+    return f"{value:.3g} s" if value >= 1 else f"{value * 1000:.3g} ms"
+
+
+def when(result: dict[str, Any]) -> str:
+    """Date and machine."""
+    more = [f"{result['threads']} threads", f"torch {result['torch']}"] if "threads" in result else []
+    return ", ".join([result["date"], result["machine"], *more]) + "\n"
+
+
+def compared(result: dict[str, Any]) -> str:
+    """A line per case: our time, and the others in times ours."""
+    cases: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in result["rows"]:
+        cases.setdefault(row["case"], {})[row["side"]] = row
+    others = [side for side in PEERS if any(side in sides for sides in cases.values())]
+
+    def ratio(row: dict[str, Any] | None) -> str:
+        if row is None or "error" in row:
+            return "" if row is None else "fails"
+        low, high = row["range"]
+        memory = f", {row['memory']} MB" if "memory" in row else ""
+        return f"{row['ratio']:.2f} ({low:.2f} to {high:.2f}){memory}"
+
+    def line(case: str, sides: dict[str, dict[str, Any]]) -> list[str]:
+        own = sides["ours"]
+        memory = f", {own['memory']} MB" if "memory" in own else ""
+        return [case, f"{seconds(own['median'])} a {own['unit']}{memory}", *(ratio(sides.get(side)) for side in others)]
+
+    return table(["work", "ours", *others], [line(case, sides) for case, sides in cases.items() if "ours" in sides])
+
+
+def page(folder: Path) -> str:
+    """The page of the results in a folder."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    parts = [INTRO]
+    if "compare" in found:
+        result = found["compare"]
+        ceiling = result["ceiling"]
+        share = (
+            f"A forward pass of the README's network at batch 8 computes {ceiling['forward_gflops']} GFLOP/s: "
+            f"{100 * ceiling['share']:.0f} % of a large product of matrices ({ceiling['matmul_gflops']} GFLOP/s).\n"
+        )
+        parts += [COMPARED, when(result), compared(result), share]
+    if "compiled" in found:
+        parts += ["Compiled (`--cases compiled`):\n", when(found["compiled"]), compared(found["compiled"])]
+    if "curves" in found:
+        parts += [CURVES, when(found["curves"]), compared(found["curves"])]
+    if "cache_interval" in found:
+        result = found["cache_interval"]
+        rows = [[f"{value:g}" for value in row.values()] for row in result["rows"]]
+        limits = "; ".join(
+            f"{name}: R@1 {result[name]['R@1']}, R@10 {result[name]['R@10']}" for name in ("chance", "ceiling")
+        )
+        parts += [CACHED, when(result), table(result["rows"][0], rows), f"{result['pictures']} pictures; {limits}\n"]
+    if "saving" in found:
+        result = found["saving"]
+        kinds = result["rows"]
+        rows = [[kind, *(f"{value:.3g}" for value in row.values())] for kind, row in kinds.items()]
+        parts += [SAVING, when(result), table(["save", *next(iter(kinds.values()))], rows)]
+    if "video_memory" in found:
+        result = found["video_memory"]
+        kinds = result["peak MiB above one frame"]
+        counts = next(iter(kinds.values()))
+        rows = [[kind, *(f"{value:.0f}" for value in values.values())] for kind, values in kinds.items()]
+        parts += [MEMORY, when(result), table(["frames", *counts], rows)]
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(HERE / "results"))
+    print(PAGE)
