@@ -38,6 +38,10 @@ One call of the network in so many is whole, the others compute the level with t
 Drawn by the first stage of `make demo`; R@1 and R@10: how often the caption is found by the picture; change: mean
 absolute difference from the first row's pictures, of a range of 1.
 """
+OVERHEAD = """## What the trainer adds to loss and gradient
+`python benchmarks/trainer_overhead.py`: shares of the time of loss and gradient, both in one process in turns; the
+update is Adam, checks and averages at every step
+"""
 SAVING = """## What a checkpoint costs a training
 `python benchmarks/saving.py`: seconds of a step, of the step that follows a save, and of the call that saves
 """
@@ -109,6 +113,14 @@ def page(folder: Path) -> str:
             f"{name}: R@1 {result[name]['R@1']}, R@10 {result[name]['R@10']}" for name in ("chance", "ceiling")
         )
         parts += [CACHED, when(result), table(result["rows"][0], rows), f"{result['pictures']} pictures; {limits}\n"]
+    if "trainer_overhead" in found:
+        result = found["trainer_overhead"]
+        shares = {name: each for name, each in result["rows"].items() if name != "seconds"}
+        cells = [
+            f"{100 * e['median']:.1f} % ({100 * e['range'][0]:.1f} to {100 * e['range'][1]:.1f})"
+            for e in shares.values()
+        ]
+        parts += [OVERHEAD, when(result), table(shares, [cells])]
     if "saving" in found:
         result = found["saving"]
         kinds = result["rows"]

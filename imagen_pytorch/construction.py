@@ -13,7 +13,7 @@ def records_construction(init: Callable[..., None]) -> Callable[..., None]:
 
     Only what was given is kept: a default that changes later must not be frozen into every checkpoint.
     A subclass that calls ``super().__init__`` keeps its own arguments. Arguments that a class names in ``_unrecorded``
-    are left out: networks, for one, are parts of the object already.
+    are left out: networks, for one, are parts of the object already. The name of the class is kept for `class_name`.
     """
     signature = inspect.signature(init)
 
@@ -24,8 +24,14 @@ def records_construction(init: Callable[..., None]) -> Callable[..., None]:
         init(self, *args, **kwargs)
         left_out = getattr(type(self), "_unrecorded", ())
         self._locals = {name: value for name, value in given.items() if name not in left_out}
+        self._made_as = type(self).__name__
 
     return wrapper
+
+
+def class_name(made: Any) -> str:
+    """The name of the class that an object was made as: sharding puts its own class in the place of a network's."""
+    return getattr(made, "_made_as", type(made).__name__)
 
 
 def plain(value: Any) -> Any:

@@ -201,6 +201,9 @@ def test_a_model_is_rebuilt_from_its_own_description(kind):
     twin = imagen_from_config(copy.deepcopy(described))
     twin.load_state_dict(model.state_dict())
     assert type(twin) is kind and twin.cond_drop_prob == 0.3 and twin.to_config() == described
+    network = model.unets[1]
+    network.__class__ = type("FSDPUnet", (type(network),), {})  # what sharding makes of it
+    assert model.to_config() == described
     assert twin.image_sizes == model.image_sizes and twin.stages == model.stages
     seeds = [torch.Generator().manual_seed(3) for _ in range(2)]
     one, other = (

@@ -261,7 +261,6 @@ def test_a_folder_of_shards_goes_on_bit_for_bit(nursery, folder, tmp_path, numbe
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="the model is described by the class that torch makes of it, FSDPUnet", strict=True)
 @pytest.mark.parametrize("arguments", [SHARDS, SHARDS[:2]])
 def test_what_shards_have_learned_can_be_sampled_by_one_process(nursery, tmp_path, arguments):
     path = undisturbed(nursery, tmp_path, "runs/shards" if arguments == SHARDS else "imagen.pt", *arguments, total=2)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from ..construction import plain
+from ..construction import class_name, plain
 from ..diffusion.continuous_times import GaussianDiffusionContinuousTimes
 from ..diffusion.process import DiffusionProcess
 from ..diffusion.schedules import SCHEDULES
@@ -165,7 +165,7 @@ class CascadeParts(nn.Module):
             given["text_encoder_name"] = self.text_encoder_name
         if self.text_embed_dim is not None:
             given["text_embed_dim"] = self.text_embed_dim
-        unets = [{"type": type(unet).__name__, **plain(unet._locals)} for unet in self.unets]
+        unets = [{"type": class_name(unet), **plain(unet._locals)} for unet in self.unets]
         return {"type": self.kind, "unets": unets, **plain(given)}
 
     # -- pictures and captions --------------------------------------------------------------------------------------

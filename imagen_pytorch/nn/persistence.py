@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..construction import plain
+from ..construction import class_name, plain
 from ..registry import Registry
 
 UNETS: Registry[type[nn.Module]] = Registry("network")
@@ -87,7 +87,7 @@ class Persistent(nn.Module):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         config, state = self.to_config_and_state_dict()
-        torch.save({"type": type(self).__name__, "config": plain(config), "state_dict": state}, path)
+        torch.save({"type": class_name(self), "config": plain(config), "state_dict": state}, path)
 
     @classmethod
     def hydrate_from_file(cls, path: str | os.PathLike[str]) -> Persistent:

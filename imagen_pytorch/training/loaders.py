@@ -20,7 +20,6 @@ from torch.utils.data import (
     random_split,
 )
 
-from ..data import collate_mixed
 from .order import EpochOrder, SeededItems, ShareOfBatches, rows_from, size_of_batch
 from .processes import Processes, Rows, rows_of, share_of
 from .randomness import derived_seed, isolated
@@ -172,6 +171,8 @@ def _generators(loader: Any) -> list[torch.Generator]:
 
 def may_leave_out(loader: Any) -> bool:
     """Whether batches can lack items: a collate function of one's own may pass over what is unreadable."""
+    from ..data import collate_mixed  # who brings a loader of other data does not wait for ours
+
     collate = getattr(getattr(loader, "loader", loader), "collate_fn", None)
     return collate not in (None, default_collate, default_convert, collate_mixed)
 
