@@ -1,6 +1,6 @@
 """The measurements of benchmarks/results as a page.
 
-python benchmarks/report.py     # writes docs/speed.md
+python benchmarks/report.py     # writes docs/speed.md, and the table of the README
 """
 
 from __future__ import annotations
@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "speed.md"
+PAGE, README = HERE.parent / "docs" / "speed.md", HERE.parent / "README.md"
+#: between these lines of the README
+BEGIN, END = "<!-- written by benchmarks/report.py -->\n", "<!-- end -->\n"
+#: the cases that the README names, and in which words
+CHOSEN = {
+    "guided step, README": "guided sampling step, 64x64, the first network of imagen-pytorch's README",
+    "guided step, defaults": "the same, all defaults (attention at every level)",
+    "a finished picture": "a finished 32x32 picture: 20 evaluations of DPM-Solver++ here, 250 ancestral steps there",
+    "training, README": "training step, the first network",
+    "training, defaults": "training step, all defaults",
+    "training, video": "training step, a video of 16 frames",
+}
 PEERS = ("imagen-pytorch", "diffusers", "transformers", "bare", "torch alone")
 
 INTRO = """# Speed
@@ -25,8 +36,9 @@ COMPARED = """## Beside imagen-pytorch and diffusers
 `benchmarks/peers.sh /tmp/peers; python benchmarks/compare.py --peers /tmp/peers/bin/python`
 
 Every side has networks of the same widths (diffusers: as many parameters), float32 and eager mode unless the name says
-otherwise. "bare" is loss and gradient alone, without optimizer, averages and checks; a checkpoint of ours is written
-with a checksum, read back and sealed, which during a training happens in the background.
+otherwise; in the row of bf16 the others still compute in float32, and a processor without bf16 imitates it. "bare" is
+loss and gradient alone, without optimizer, averages and checks; a checkpoint of ours is written with a checksum, read
+back and sealed, which during a training happens in the background.
 """
 CURVES = """## How the time grows
 `python benchmarks/compare.py --peers /tmp/peers/bin/python --cases curve`, a small network of three levels
@@ -64,7 +76,8 @@ def seconds(value: float) -> str:
 
 def when(result: dict[str, Any]) -> str:
     """Date and machine."""
-    more = [f"{result['threads']} threads", f"torch {result['torch']}"] if "threads" in result else []
+    count = result.get("threads")
+    more = [f"{count} thread{'s' * (count > 1)}", f"torch {result['torch']}"] if count else []
     return ", ".join([result["date"], result["machine"], *more]) + "\n"
 
 
@@ -110,7 +123,8 @@ def page(folder: Path) -> str:
         result = found["cache_interval"]
         rows = [[f"{value:g}" for value in row.values()] for row in result["rows"]]
         limits = "; ".join(
-            f"{name}: R@1 {result[name]['R@1']}, R@10 {result[name]['R@10']}" for name in ("chance", "ceiling")
+            f"{name}: R@1 {result[key]['R@1']:g}, R@10 {result[key]['R@10']:g}"
+            for key, name in (("chance", "chance"), ("ceiling", "real pictures"))
         )
         parts += [CACHED, when(result), table(result["rows"][0], rows), f"{result['pictures']} pictures; {limits}\n"]
     if "trainer_overhead" in found:
@@ -135,6 +149,30 @@ def page(folder: Path) -> str:
     return "\n".join(parts)
 
 
+def block(folder: Path) -> str:
+    """What the README says of it: how many times our time the others take, and their memory beside ours."""
+    result = json.loads((folder / "compare.json").read_text())
+    found = {(row["case"], row["side"]): row for row in result["rows"]}
+
+    def cell(case: str, side: str) -> str:
+        row, own = found.get((case, side)), found[case, "ours"]
+        if row is None:
+            return ""
+        memory = f", {row['memory']} MB against {own['memory']}" if case == "training, defaults" else ""
+        return f"{row['ratio']:.1f}{memory}"
+
+    rows = [[words, cell(case, "imagen-pytorch"), cell(case, "diffusers")] for case, words in CHOSEN.items()]
+    head = ["time of the others in times ours", "imagen-pytorch", "diffusers"]
+    return f"{table(head, rows)}\nfloat32, eager; {when(result)}"
+
+
+def with_block(text: str, block: str) -> str:
+    """A text whose part between `BEGIN` and `END` is this one."""
+    before, rest = text.split(BEGIN)
+    return before + BEGIN + "\n" + block + "\n" + END + rest.split(END)[1]
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(HERE / "results"))
-    print(PAGE)
+    README.write_text(with_block(README.read_text(), block(HERE / "results")))
+    print(PAGE, README, sep="\n")

@@ -20,8 +20,11 @@ def report(monkeypatch):
 
 
 def test_the_page_is_that_of_the_results(report):
-    """Nobody wrote a number into it by hand."""
-    assert report.PAGE.read_text() == report.page(ROOT / "benchmarks" / "results")
+    """Nobody wrote a number into it by hand, nor into the README's table."""
+    results = ROOT / "benchmarks" / "results"
+    assert report.PAGE.read_text() == report.page(results)
+    text = report.README.read_text()
+    assert report.with_block(text, report.block(results)) == text
 
 
 def test_the_page_has_a_line_for_every_case(report):
