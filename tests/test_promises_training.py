@@ -95,7 +95,7 @@ def with_scale(made, scale):
     return made
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore:this processor has no instructions")
 @pytest.mark.parametrize("spelling", [{"fp16": True}, {"precision": "fp16"}])
 def test_a_loss_scale_that_is_too_large_is_no_failure(spelling):
     """Not even where none may be skipped: it is halved until gradients fit."""

@@ -12,7 +12,16 @@ import torch
 from storage_toys import contents, step_of
 
 from imagen_pytorch.checkpoint import CheckpointStore
-from imagen_pytorch.storage import CheckpointNotWritten, background, read_checkpoint, snapshot, write_checkpoint
+from imagen_pytorch.storage import (
+    CheckpointNotWritten,
+    archives,
+    background,
+    ptfiles,
+    read_checkpoint,
+    safefiles,
+    snapshot,
+    write_checkpoint,
+)
 from imagen_pytorch.storage.background import BackgroundWriter
 
 
@@ -29,6 +38,40 @@ def test_writes_come_one_after_another(tmp_path):
         writer.submit(lambda step=step: write(step))
     writer.wait()
     assert most == [1] * 4 and running == []
+
+
+def test_a_writer_rests_until_somebody_waits_for_it(monkeypatch):
+    """It would rest for years; whoever is not a writer never does."""
+    monkeypatch.setattr(background, "WORK", 0.0)
+    monkeypatch.setattr(background, "REST", 1e9)
+    writer, began, done = BackgroundWriter(), threading.Event(), []
+
+    def write():
+        for piece in range(3):
+            began.set()
+            writer.rest()
+            done.append(piece)
+
+    for _ in range(2):  # the second one rests again
+        began.clear()
+        done.clear()
+        writer.submit(write)
+        began.wait()
+        assert done == []
+        writer.rest()
+        writer.wait()
+        assert done == [0, 1, 2]
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_every_write_rests_between_its_pieces(tmp_path, monkeypatch, ending):
+    rests = []
+    for module in (archives, ptfiles, safefiles):
+        monkeypatch.setattr(module, "rest", lambda: rests.append(1))
+    write_checkpoint(contents(3, 8), tmp_path / f"a.{ending}")
+    tensors = 2
+    assert len(rests) >= 2 * tensors  # written, and read back
+    assert step_of(read_checkpoint(tmp_path / f"a.{ending}")) == 3
 
 
 def test_a_snapshot_written_later_is_of_one_moment(tmp_path):

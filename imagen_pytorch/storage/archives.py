@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO, NamedTuple
 
+from .background import rest
 from .errors import CheckpointError
 
 #: bytes that are read, written and hashed at a time: few enough to keep, enough to let other threads run meanwhile
@@ -198,6 +199,7 @@ def pieces(file: BinaryIO, count: int, target: memoryview | None = None) -> Iter
             raise _damaged("it ends too early")
         yield piece[:got]
         done += got
+        rest()
 
 
 def scan(file: BinaryIO, archive: Archive, targets: Mapping[str, memoryview] | None = None) -> str:

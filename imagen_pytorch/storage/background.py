@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
+
+#: after so many seconds of work a writer rests `REST` times as long: the training needs the cores and Python's lock
+WORK, REST = 0.005, 3.0
 
 
 class BackgroundWriter:
@@ -16,6 +20,8 @@ class BackgroundWriter:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._registered = False
+        self._awaited = threading.Event()
+        self._since = 0.0
 
     def submit(self, function: Callable[[], object]) -> None:
         """Start a function in the background, after the one before it has ended.
@@ -27,6 +33,8 @@ class BackgroundWriter:
         """
         self.wait()
         self._at_exit()
+        self._awaited.clear()
+        self._since = time.perf_counter()
         # no daemon: a process that ends waits for its threads
         self._thread = threading.Thread(target=self._run, args=(function,), name="checkpoint-writer")
         self._thread.start()
@@ -51,6 +59,7 @@ class BackgroundWriter:
         """Wait until nothing is being written; an error stays for `wait`. Inside a write this does nothing."""
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
+            self._awaited.set()
             thread.join()
 
     def wait(self) -> None:
@@ -67,6 +76,15 @@ class BackgroundWriter:
     def failed(self) -> bool:
         """Whether a write has failed and nobody has been told yet. Does not wait."""
         return self._error is not None
+
+    def rest(self) -> None:
+        """Called between pieces of a write: in the background it takes a part of the time, unless somebody waits."""
+        if threading.current_thread() is not self._thread:
+            return
+        worked = time.perf_counter() - self._since
+        if worked >= WORK:
+            self._awaited.wait(REST * worked)
+            self._since = time.perf_counter()
 
 
 _WRITER = BackgroundWriter()
@@ -90,3 +108,8 @@ def settle() -> None:
 def failed() -> bool:
     """`BackgroundWriter.failed` of this process's writer."""
     return _WRITER.failed()
+
+
+def rest() -> None:
+    """`BackgroundWriter.rest` of this process's writer."""
+    _WRITER.rest()

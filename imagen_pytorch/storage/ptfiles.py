@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, BinaryIO
 import torch
 
 from .archives import Archive, Entry, check_note, read_archive, read_entry, scan, seal
+from .background import rest
 from .dtypes import memory_of
 from .errors import CheckpointError
 from .pickles import MAX_PICKLE, Builder, StorageNote, read_pickle
@@ -28,6 +30,7 @@ class _Output:
 
     def write(self, data: Any) -> int:
         """Write everything, or remember why not."""
+        rest()
         if self.error is None:
             try:
                 return self.file.write(data)
@@ -42,6 +45,18 @@ class _Output:
                 self.file.flush()
             except (OSError, ValueError) as error:
                 self.error = error
+
+
+class _Pickling:
+    """The part of the module `pickle` that torch.save uses: it rests between tensors."""
+
+    class Pickler(pickle.Pickler):
+        """Python's own, which asks `reducer_override` about every tensor."""
+
+        def reducer_override(self, _value: object) -> Any:
+            """Leave everything as it is."""
+            rest()
+            return NotImplemented
 
 
 @contextmanager
@@ -68,7 +83,7 @@ def write_pt(contents: Mapping[str, Any], file: BinaryIO) -> None:
     output = _Output(file)
     try:
         with _with_checksums():
-            torch.save(contents, output)
+            torch.save(contents, output, pickle_module=_Pickling)
     except RuntimeError:
         if output.error is None:
             raise

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .archives import PIECE, pieces, read_at
+from .background import rest
 from .contents import MAX_DEPTH, is_plain_key
 from .dtypes import SAFETENSORS, are_counts, elements, memory_of, tensor_on
 from .errors import CheckpointError
@@ -142,6 +143,7 @@ def write_safetensors(contents: Mapping[str, Any], file: BinaryIO) -> None:
         for at in range(0, len(memory), PIECE):
             crc = zlib.crc32(memory[at : at + PIECE], crc)
             file.write(memory[at : at + PIECE])
+            rest()
         crcs.append((len(memory), crc))
     to_disk(file)
     digest = _read_back(file, start, crcs)

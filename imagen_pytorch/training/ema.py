@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from ema_pytorch import EMA
 from torch import Tensor, nn
 
 
-class Average(EMA):
-    """``ema_pytorch.EMA`` whose counters, which every update reads, stay on the CPU: an accelerator would be waited for
-    four times."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Average:
-        counters = self.step, self.initted
-        super()._apply(fn, recurse)
-        self.step, self.initted = counters
-        return self
+def _apply_but_for_counters(
+    average: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True
+) -> nn.Module:
+    """Move or convert an average, but leave its counters, which every update reads, on the CPU: an accelerator would be
+    waited for four times."""
+    counters = average.step, average.initted
+    type(average)._apply(average, function, recurse)
+    average.step, average.initted = counters
+    return average
 
 
 def make_average(unet: nn.Module, options: Mapping[str, Any]) -> nn.Module:
@@ -28,7 +28,10 @@ def make_average(unet: nn.Module, options: Mapping[str, Any]) -> nn.Module:
         unet: the network that is trained; it is watched, not contained.
         options: keywords of ``EMA``.
     """
-    average = Average(unet, include_online_model=False, **{"use_foreach": True, **options})
+    from ema_pytorch import EMA
+
+    average = EMA(unet, include_online_model=False, **{"use_foreach": True, **options})
+    average._apply = partial(_apply_but_for_counters, average)
     average.ema_model.eval().requires_grad_(False)
     return average
 
