@@ -37,7 +37,7 @@ GOOD = {
     "sample_texts": ["a red heart"],
 }
 bounded = settings(
-    max_examples=100, deadline=None, database=None, phases=[Phase.explicit, Phase.generate],
+    max_examples=60, deadline=None, database=None, phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 
@@ -149,7 +149,7 @@ def test_the_command_says_it_in_one_line(name, tmp_path, monkeypatch):
 
 
 @seed(4)
-@settings(bounded, max_examples=25)
+@settings(bounded, max_examples=15)
 @given(config=changed())
 def test_the_command_ends_with_a_code_and_a_line(config, tmp_path_factory):
     """All but the training itself: data are opened, model and trainer made, a checkpoint written."""

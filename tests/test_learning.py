@@ -60,11 +60,11 @@ def share_right(pictures: torch.Tensor, captions: list[str]) -> float:
     return float(np.mean([CAPTIONS[found] == caption for found, caption in zip(nearest, captions, strict=True)]))
 
 
-LONG = pytest.mark.slow  # the objectives are one another's transforms (test_diffusion_identities): two are enough here
+LONG = pytest.mark.slow  # the objectives are one another's transforms (test_diffusion_identities): one is enough here
 
 
 @pytest.mark.parametrize(
-    "objective", [pytest.param("noise", marks=LONG), "v", pytest.param("x_start", marks=LONG), "elucidated"]
+    "objective", ["v", *(pytest.param(name, marks=LONG) for name in ("noise", "x_start", "elucidated"))]
 )
 def test_pictures_have_the_colour_that_was_asked_for(objective):
     unet = small_unet(**UNET)
@@ -110,7 +110,8 @@ def test_an_upsampler_keeps_what_it_enlarges():
     assert float((torch.nn.functional.avg_pool2d(made, 4) - low).abs().mean()) < 0.05
 
 
-@pytest.mark.parametrize("kind", ["original", pytest.param("elucidated", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["original", "elucidated"])
 def test_the_command_line_learns_too(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "squares"

@@ -269,6 +269,7 @@ torch.testing.assert_close(torch.compile(net, backend="eager", fullgraph=True)(*
 """
 
 
+@pytest.mark.slow  # test_cascade_fast.py has it in every run, for the network of a cascade
 def test_compiles_without_a_graph_break():
     # in a process of its own: the run-time checks of annotations cannot be traced
     done = subprocess.run([sys.executable, "-c", FULL_GRAPH], capture_output=True, text=True, timeout=200)
