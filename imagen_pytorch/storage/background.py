@@ -10,7 +10,7 @@ from collections.abc import Callable
 logger = logging.getLogger(__name__)
 
 #: after so many seconds of work a writer rests `REST` times as long: the training needs the cores and Python's lock
-WORK, REST = 0.005, 3.0
+WORK, REST = 0.005, 5.0
 
 
 class BackgroundWriter:
