@@ -37,7 +37,7 @@ GOOD = {
     "sample_texts": ["a red heart"],
 }
 bounded = settings(
-    max_examples=60, deadline=None, database=None, phases=[Phase.explicit, Phase.generate],
+    max_examples=40, deadline=None, database=None, phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 

@@ -84,6 +84,7 @@ def test_pictures_have_the_colour_that_was_asked_for(objective):
     assert before < 0.5 and share_right(made, wanted) >= 0.9
 
 
+@pytest.mark.slow
 def test_an_upsampler_keeps_what_it_enlarges():
     unets = [small_unet(**UNET), small_unet(**{**UNET, "memory_efficient": True})]
     imagen = ElucidatedImagen(
