@@ -65,3 +65,9 @@ class Registry(Generic[Member]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._canonical)
+
+
+def no_file_system(protocol: str, known: tuple[str, ...]) -> str:
+    """The sentence about a protocol in a URL that is none of the known ones."""
+    others = "use gs://, s3://, memory://, file:// or another one of fsspec"
+    return f'no file system is called "{protocol}"; {others}{suggestion(protocol, known)}'

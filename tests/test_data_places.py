@@ -145,7 +145,7 @@ def test_a_file_that_is_gone_in_the_middle():
 
 @pytest.mark.parametrize(("url", "words"), [
     ("memory://nothing-here", "there is no folder memory://nothing-here, or nothing is in it"),
-    ("memoyr://x/y", r'no file system is called "memoyr" \(memoyr://x/y\); use gs://, .* did you mean "memory"'),
+    ("memoyr://x/y", r'memoyr://x/y cannot be read: no file system is called "memoyr"; .* did you mean "memory"'),
 ])  # fmt: skip
 def test_folders_that_are_not_there(url, words):
     for make in (lambda: Dataset(url, 4), lambda: open_source(url, image_size=4)):

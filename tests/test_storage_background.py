@@ -69,8 +69,7 @@ def test_every_write_rests_between_its_pieces(tmp_path, monkeypatch, ending):
     for module in (archives, ptfiles, safefiles):
         monkeypatch.setattr(module, "rest", lambda: rests.append(1))
     write_checkpoint(contents(3, 8), tmp_path / f"a.{ending}")
-    tensors = 2
-    assert len(rests) >= 2 * tensors  # written, and read back
+    assert len(rests) >= 4  # two tensors are written, and read back
     assert step_of(read_checkpoint(tmp_path / f"a.{ending}")) == 3
 
 

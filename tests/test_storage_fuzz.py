@@ -51,11 +51,6 @@ def mutated(data, draw):
     return bytes(data)
 
 
-def sealed(description):
-    """A file that is right in every respect but its description, so that mutations reach the machine."""
-    return handmade(description)
-
-
 FUZZ = settings(
     max_examples=150, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )

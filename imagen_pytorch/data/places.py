@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..registry import suggestion
+from ..registry import no_file_system
 from .decoding import check_file, printable, reason_of
 from .skipping import DataError
 
@@ -351,10 +351,6 @@ def _made(url: str, options: dict[str, Any]) -> tuple[Any, str]:
         raise PackageMissing(f"{printable(url)} cannot be read without a package that is missing: {hint}") from None
     except ValueError as error:
         known = tuple(sorted(available_protocols()))
-        if any(part in known for part in (protocol, url.partition("://")[0])):
-            raise NoFileSystem(f"{printable(url)} cannot be read: {error}") from None
-        hint = suggestion(protocol, known)
-        raise NoFileSystem(
-            f'no file system is called "{protocol}" ({printable(url)}); use gs://, s3://, memory://, file:// or '
-            f"another one of fsspec{hint}"
-        ) from None
+        is_known = any(part in known for part in (protocol, url.partition("://")[0]))
+        reason = error if is_known else no_file_system(protocol, known)
+        raise NoFileSystem(f"{printable(url)} cannot be read: {reason}") from None

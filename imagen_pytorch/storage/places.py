@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..registry import suggestion
+from ..registry import no_file_system
 from .errors import CheckpointMisaddressed, CheckpointNotWritten, reason
 
 #: packages behind the URLs of the large object stores, and the extras that bring them
@@ -23,8 +23,7 @@ def _unknown_in(url: str) -> str | None:
     known = tuple(sorted(available_protocols()))
     for protocol in (part.partition("://")[0] for part in url.split("::") if "://" in part):
         if protocol not in known:
-            others = "use gs://, s3://, memory://, file:// or another one of fsspec"
-            return f'no file system is called "{protocol}"; {others}{suggestion(protocol, known)}'
+            return no_file_system(protocol, known)
     return None
 
 
