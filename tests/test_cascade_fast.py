@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import traceback
@@ -54,6 +55,25 @@ def test_half_precision_computes_like_single(kind, precision):
     assert 0 < (half - exact).abs().max() < 0.1
     with pytest.raises(ValueError, match="precision must be one of no, fp16, bf16, got 'half'"):
         sampled(imagen, precision="half")
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_kernels_lie_as_the_maps_do_while_sampling_and_as_before_after_it(stops):
+    imagen = awake(small_imagen((8,), Imagen))
+    kernels = [part.weight for part in imagen.modules() if isinstance(part, torch.nn.Conv2d)]
+    values, seen = [kernel.clone() for kernel in kernels], []
+
+    def look(*_):
+        seen.extend(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+        if stops:
+            raise RuntimeError("stop here")
+
+    with torch.inference_mode(), contextlib.suppress(RuntimeError):
+        sampled(imagen, callback=look)
+    assert seen and all(seen)
+    assert all(kernel.is_contiguous() and kernel.equal(value) for kernel, value in zip(kernels, values, strict=True))
+    imagen(torch.rand(4, 3, 8, 8), texts=CAPTIONS, unet_number=1).backward()
+    assert all(kernel.grad is not None for kernel in kernels)
 
 
 @pytest.mark.parametrize("has", [True, False])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -84,6 +84,30 @@ def on_device(module: nn.Module, device: torch.device) -> Iterator[nn.Module]:
     finally:
         if moved:
             module.to(home)
+
+
+@contextmanager
+def kernels_laid_out(module: nn.Module) -> Iterator[nn.Module]:
+    """Have the kernels of convolutions lie in memory as the maps do, channels last, inside the block.
+
+    Otherwise each call copies them before it can start. Not so for training, where gradients would have to follow, for
+    shards, which are gathered anew in every call, nor for a compiled network on an accelerator, which arranges its own
+    and may have recorded where they are.
+    """
+    arranges = module._compiled_call_impl is not None and device_of(module).type != "cpu"
+    found = () if arranges else (part.weight for part in module.modules() if isinstance(part, nn.Conv2d))
+    kernels = [kernel for kernel in found if type(kernel) is nn.Parameter and kernel.is_contiguous()]
+    _arrange(kernels, torch.channels_last)
+    try:
+        yield module
+    finally:
+        _arrange(kernels, torch.contiguous_format)
+
+
+@torch.inference_mode(False)  # what is made in that mode could never be trained again
+def _arrange(kernels: Sequence[nn.Parameter], how: torch.memory_format) -> None:
+    for kernel in kernels:
+        kernel.data = kernel.data.contiguous(memory_format=how)
 
 
 @contextmanager

@@ -17,7 +17,15 @@ from ..images import Size, resize, shrink_known, unnormalize
 from .conditioning import conditioning_pictures, null_text, stacked
 from .lowres import Direct, Residual, target_space
 from .options import check_share
-from .placement import autocasting, check_precision, compile_once, device_of, dtype_of, warn_if_emulated
+from .placement import (
+    autocasting,
+    check_precision,
+    compile_once,
+    device_of,
+    dtype_of,
+    kernels_laid_out,
+    warn_if_emulated,
+)
 from .reuse import InnerMaps
 from .stage import Stage, takes_pictures
 from .video import StageFrames, frame_rate, given_frames, in_time
@@ -242,7 +250,7 @@ class StageRun:
                 return None
             return self.options.callback(self.stage.number, step, total, unnormalize(self.space.decode(x0)))
 
-        with bar:
+        with bar, kernels_laid_out(self.unet):
             x0 = self.process.sample(
                 self._denoise(),
                 self._shape(),
