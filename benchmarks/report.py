@@ -43,12 +43,13 @@ back and sealed, which during a training happens in the background.
 CURVES = """## How the time grows
 `python benchmarks/compare.py --peers /tmp/peers/bin/python --cases curve`, a small network of three levels
 """
-CACHED = """## Reuse of inner maps (`cache_interval`)
-`make demo; python benchmarks/cache_interval.py runs/demo/imagen.pt`
+QUALITY = """## What fewer evaluations cost in quality
+`make demo; python benchmarks/quality.py runs/demo/imagen.pt`
 
-One call of the network in so many is whole, the others compute the level with the largest maps only (Ma et al. 2024).
-Drawn by the first stage of `make demo`; R@1 and R@10: how often the caption is found by the picture; change: mean
-absolute difference from the first row's pictures, of a range of 1.
+"ddpm" with 250 steps is what imagen-pytorch samples with. `cache_interval`: one call of the network in so many is
+whole, the others compute the level with the largest maps only (Ma et al. 2024). Drawn by the first stage of `make
+demo`; R@1 and R@10: how often the caption is found by the picture; change: mean absolute difference from the first
+row's pictures, of a range of 1, where both start from the same noise and add none.
 """
 OVERHEAD = """## What the trainer adds to loss and gradient
 `python benchmarks/trainer_overhead.py`: shares of the time of loss and gradient, both in one process in turns; the
@@ -119,14 +120,14 @@ def page(folder: Path) -> str:
         parts += ["Compiled (`--cases compiled`):\n", when(found["compiled"]), compared(found["compiled"])]
     if "curves" in found:
         parts += [CURVES, when(found["curves"]), compared(found["curves"])]
-    if "cache_interval" in found:
-        result = found["cache_interval"]
-        rows = [[f"{value:g}" for value in row.values()] for row in result["rows"]]
+    if "quality" in found:
+        result = found["quality"]
+        rows = [["" if value is None else value for value in row.values()] for row in result["rows"]]
         limits = "; ".join(
             f"{name}: R@1 {result[key]['R@1']:g}, R@10 {result[key]['R@10']:g}"
             for key, name in (("chance", "chance"), ("ceiling", "real pictures"))
         )
-        parts += [CACHED, when(result), table(result["rows"][0], rows), f"{result['pictures']} pictures; {limits}\n"]
+        parts += [QUALITY, when(result), table(result["rows"][0], rows), f"{result['pictures']} pictures; {limits}\n"]
     if "trainer_overhead" in found:
         result = found["trainer_overhead"]
         shares = {name: each for name, each in result["rows"].items() if name != "seconds"}
