@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -18,19 +19,26 @@ ALL, CASCADES, OURS = ("ours", "imagen-pytorch", "diffusers"), ("ours", "imagen-
 TINY_T5 = Path(__file__).parent.parent / "tests" / "data" / "tiny-t5"
 
 
-def _stepper(network: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
+def _half(device: str, bf16: bool) -> AbstractContextManager[object]:
+    """Matrix products and convolutions in bf16, if that is asked for."""
+    return torch.autocast(device, torch.bfloat16, enabled=bf16)
+
+
+def _stepper(network: nn.Module, loss: Callable[[], Tensor], device: str, bf16: bool = False) -> Callable[[], None]:
     """A training step as one would write it."""
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
 
     def step() -> None:
-        loss().backward()
+        with _half(device, bf16):
+            value = loss()
+        value.backward()
         optimizer.step()
         optimizer.zero_grad()
 
     return step
 
 
-def train(side: str, device: str, unet: str = "readme", size: int = 64, batch: int = 2) -> Work:
+def train(side: str, device: str, unet: str = "readme", size: int = 64, batch: int = 2, bf16: bool = False) -> Work:
     """Loss, gradient, Adam; a unit is a picture."""
     given = inputs(batch, size, device)
     if side == "diffusers":
@@ -42,9 +50,9 @@ def train(side: str, device: str, unet: str = "readme", size: int = 64, batch: i
             noisy = scheduler.add_noise(given["images"] * 2 - 1, noise, times)
             return nn.functional.mse_loss(network(noisy, times, given["text_embeds"]).sample, noise)
 
-        return _stepper(network, loss), batch
+        return _stepper(network, loss, device, bf16), batch
     made = model(side, unet, (size,), 100, device)
-    return _stepper(made, lambda: made(**given, unet_number=1)), batch
+    return _stepper(made, lambda: made(**given, unet_number=1), device, bf16), batch
 
 
 def trainer_step(side: str, device: str, batch: int = 4) -> Work:
@@ -76,6 +84,7 @@ def sample(
     tokens: int = 77,
     steps: int = 4,
     kind: str = "Imagen",
+    bf16: bool = False,
     options: dict[str, object] | None = None,
 ) -> Work:
     """Guided sampling; a unit is a step of one picture. ``options`` are of ours alone."""
@@ -89,13 +98,19 @@ def sample(
             scheduler.set_timesteps(steps)
             x = torch.randn(batch, 3, size, size, device=device)
             for moment in scheduler.timesteps:
-                cond, null = network(torch.cat([x, x]), moment, both).sample.chunk(2)
+                with _half(device, bf16):
+                    cond, null = network(torch.cat([x, x]), moment, both).sample.chunk(2)
                 x = scheduler.step(null + 3 * (cond - null), moment, x).prev_sample
 
         return draw, steps * batch
     made = model(side, unet, (size,), steps, device, kind)
-    named = (options or {}) if side == "ours" else {}
-    return lambda: made.sample(**words, cond_scale=3.0, use_tqdm=False, **named), steps * batch
+    named = {"precision": "bf16" if bf16 else "no", **(options or {})} if side == "ours" else {}
+
+    def sampled() -> None:
+        with _half(device, bf16 and side != "ours"):
+            made.sample(**words, cond_scale=3.0, use_tqdm=False, **named)
+
+    return sampled, steps * batch
 
 
 def picture(side: str, device: str) -> Work:
@@ -117,7 +132,7 @@ def video(side: str, device: str, frames: int = 8) -> Work:
     """A training step of a clip; a unit is a frame."""
     given = inputs(1, 32, device, frames)
     made = model(side, "small", (32,), 100, device, video=True)
-    return _stepper(made, lambda: made(**given, unet_number=1)), frames
+    return _stepper(made, lambda: made(**given, unet_number=1), device), frames
 
 
 def checkpoint(side: str, device: str, action: str) -> Work:
@@ -190,14 +205,23 @@ class Case(NamedTuple):
 SMALL = {"unet": "small", "size": 32, "steps": 4}
 CASES: dict[str, Case] = {
     "guided step, README": Case(sample, ALL, "step"),
-    "guided step, README, bf16": Case(partial(sample, options={"precision": "bf16"}), ALL, "step"),
+    "guided step, README, bf16": Case(partial(sample, bf16=True), ALL, "step"),
     "guided step, README, compiled": Case(partial(sample, options={"compile": True}), ALL, "step"),
+    "guided step, README, bf16 compiled": Case(partial(sample, bf16=True, options={"compile": True}), ALL, "step"),
+    "guided step, README, bf16 graphs": Case(
+        partial(sample, bf16=True, options={"compile": "reduce-overhead"}), ALL, "step"
+    ),
+    "guided step, large, bf16 compiled": Case(
+        partial(sample, unet="base 256", batch=8, bf16=True, options={"compile": True}), ALL, "step"
+    ),
     "guided step, README, reused": Case(partial(sample, steps=6, options={"cache_interval": 3}), ALL, "step"),
     "guided step, defaults": Case(partial(sample, unet="default", steps=2), ALL, "step"),
     "guided step, elucidated": Case(partial(sample, kind="ElucidatedImagen", steps=3), CASCADES, "step"),
     "a finished picture": Case(picture, CASCADES, "picture"),
     "cascade 32 to 64": Case(cascade, CASCADES, "picture"),
     "training, README": Case(train, ALL, "picture"),
+    "training, README, bf16": Case(partial(train, bf16=True, batch=16), ALL, "picture"),
+    "training, large, bf16": Case(partial(train, unet="base 256", batch=8, bf16=True), ALL, "picture"),
     "training, defaults": Case(partial(train, unet="default", batch=1), ALL, "picture"),
     "training, video": Case(partial(video, frames=16), CASCADES, "frame"),
     "trainer step": Case(trainer_step, ("ours", "bare", "imagen-pytorch"), "picture"),
@@ -217,16 +241,30 @@ CURVES: dict[str, Case] = {
 }
 
 
-def forward(device: str, batch: int = 8) -> tuple[Callable[[], object], int]:
-    """A forward pass of the README's network, and its FLOPs by torch's counter."""
+#: networks whose share of the machine's ceiling is measured, and pictures at once
+FORWARDS = {"cpu": (("readme", 8),), "cuda": (("readme", 128), ("base 128", 32), ("base 256", 32))}
+
+
+def forward(device: str, unet: str, batch: int) -> tuple[Callable[[], object], int]:
+    """A forward pass of a network, and its FLOPs by torch's counter; on a GPU compiled and in bf16."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    network = package("ours").Unet(**UNETS["readme"], text_embed_dim=WIDTH).to(device).eval()
+    network = package("ours").Unet(**UNETS[unet], text_embed_dim=WIDTH).to(device).eval()
     given = inputs(batch, 64, device)
     times = torch.randn(batch, device=device)
-    with torch.inference_mode():
-        known = network.condition(batch=batch, size=(64, 64), text_embeds=given["text_embeds"])
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    fast = device == "cuda"
+
+    @torch.inference_mode()
+    def run() -> None:
+        with _half(device, fast):
             network(given["images"], times, known)
-    return torch.inference_mode()(lambda: network(given["images"], times, known)), counter.get_total_flops()
+
+    with torch.inference_mode():
+        with _half(device, fast):
+            known = network.condition(batch=batch, size=(64, 64), text_embeds=given["text_embeds"])
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            run()
+    if fast:
+        network.compile()
+    return run, counter.get_total_flops()

@@ -38,8 +38,8 @@ PROGRAMS = {
         "from imagen_pytorch.cli import main; main()",
     },
 }
-#: cases of minutes before the first measurement: only when a word names them
-SLOW = ("compiled",)
+#: words of cases that take minutes or a GPU: only when they are named
+SLOW = ("compiled", "graphs", "large")
 
 
 class Side:
@@ -55,6 +55,10 @@ class Side:
             text=True,
             env=environment(name, options.threads),
         )
+        self.about: dict = {}
+
+    def wait(self) -> None:
+        """Until it is ready, or has failed."""
         self.about = self._read()
 
     def _read(self) -> dict:
@@ -103,8 +107,15 @@ def measured(case: str, pythons: dict[str, str], options: argparse.Namespace) ->
     from cases import CASES, CURVES
 
     chosen = {**CASES, **CURVES}[case]
-    # made one after the other, so that nobody's warm-up disturbs the others'
-    sides = [Side(name, case, pythons[name], options) for name in chosen.sides if name in pythons]
+    sides = []
+    for name in chosen.sides:
+        if name in pythons:
+            sides.append(Side(name, case, pythons[name], options))
+            if options.device == "cpu":  # one after the other, so that nobody's warm-up disturbs the others'
+                sides[-1].wait()
+    for side in sides:
+        if options.device != "cpu":
+            side.wait()
     for _ in range(options.rounds):
         for side in sides:
             if "error" not in side.about:
@@ -138,29 +149,33 @@ def started(case: str, pythons: dict[str, str], options: argparse.Namespace) -> 
     yield from summary(case, ordered, "program")
 
 
-def ceiling(options: argparse.Namespace) -> dict[str, float]:
-    """GFLOP/s of the fastest large product of matrices and of a forward pass of the README's network, in float32."""
+def ceiling(options: argparse.Namespace) -> dict[str, object]:
+    """GFLOP/s of the fastest large product of matrices, and of forward passes; float32 on a CPU, bf16 on a GPU."""
     import torch
-    from cases import forward
+    from cases import FORWARDS, forward
 
     torch.set_num_threads(options.threads)
+    fast = options.device == "cuda"
 
     def best(work: Callable[[], object]) -> float:
         times = []
-        for _ in range(6):  # the first one warms up and is hardly the fastest
+        for _ in range(12):  # the first ones warm up and are hardly the fastest
             start = time.perf_counter()
             work()
-            if options.device == "cuda":
+            if fast:
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
         return min(times)
 
-    size = 8192 if options.device == "cuda" else 2048
-    left, right = (torch.randn(size, size, device=options.device) for _ in range(2))
+    size, dtype = (8192, torch.bfloat16) if fast else (2048, torch.float32)
+    left, right = (torch.randn(size, size, device=options.device, dtype=dtype) for _ in range(2))
     rate = 2e-9 * size**3 / best(lambda: left @ right)
-    work, flops = forward(options.device)
-    own = 1e-9 * flops / best(work)
-    return {"matmul_gflops": round(rate, 1), "forward_gflops": round(own, 1), "share": round(own / rate, 3)}
+    rows = []
+    for unet, batch in FORWARDS[options.device]:
+        work, flops = forward(options.device, unet, batch)
+        own = 1e-9 * flops / best(work)
+        rows.append({"unet": unet, "batch": batch, "gflops": round(own, 1), "share": round(own / rate, 3)})
+    return {"matmul_gflops": round(rate, 1), "forward": rows}
 
 
 def table(rows: list[dict]) -> str:
@@ -193,8 +208,8 @@ def chosen_cases(words: list[str]) -> list[str]:
     from cases import CASES, CURVES
 
     def meant(name: str) -> bool:
-        slow = next((word for word in SLOW if word in name), None)
-        return slow in words if slow else not words or any(word in name for word in words)
+        slow = {word for word in SLOW if word in name}
+        return slow <= set(words) if slow else not words or any(word in name for word in words)
 
     curves = [name for name in CURVES if words and ("curve" in words or meant(name))]
     return [name for name in (*PROGRAMS, *CASES) if meant(name)] + curves

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 TOKENS, WIDTH = 77, 768
-#: the first example of the alternatives' README, a network that says nothing but its width, and smaller ones
+_LARGE = {
+    "dim_mults": (1, 2, 3, 4),
+    "num_resnet_blocks": 3,
+    "layer_attns": (False, True, True, True),
+    "layer_cross_attns": (False, True, True, True),
+}
+#: the first example of the alternatives' README, a network that says nothing but its width, a smaller one, and the base
+#: network of the paper at a quarter and half of its width
 UNETS: dict[str, dict[str, Any]] = {
     "readme": {
         "dim": 32,
@@ -32,12 +39,15 @@ UNETS: dict[str, dict[str, Any]] = {
         "layer_attns": (False, False, True),
         "layer_cross_attns": (False, False, True),
     },
+    "base 128": {"dim": 128, **_LARGE},
+    "base 256": {"dim": 256, **_LARGE},
 }
 #: of diffusers: widths that give about as many parameters, with blocks and attention at the same places
 _DIFFUSERS: dict[str, dict[str, Any]] = {
     "readme": {"widths": (32, 64, 128, 224), "blocks": 3, "attention": (False, True, True, True)},
     "default": {"widths": (32, 64, 128, 192), "blocks": 1, "attention": (True, True, True, True)},
     "small": {"widths": (32, 64, 128), "blocks": 1, "attention": (False, False, True)},
+    "base 256": {"widths": (192, 384, 576, 768), "blocks": 3, "attention": (False, True, True, True)},
 }
 
 

@@ -36,9 +36,15 @@ COMPARED = """## Beside imagen-pytorch and diffusers
 `benchmarks/peers.sh /tmp/peers; python benchmarks/compare.py --peers /tmp/peers/bin/python`
 
 Every side has networks of the same widths (diffusers: as many parameters), float32 and eager mode unless the name says
-otherwise; in the row of bf16 the others still compute in float32, and a processor without bf16 imitates it. "bare" is
-loss and gradient alone, without optimizer, averages and checks; a checkpoint of ours is written with a checksum, read
-back and sealed, which during a training happens in the background.
+otherwise; bf16 is autocast for all, "compiled" and "reused" is ours alone. "bare" is loss and gradient alone, without
+optimizer, averages and checks; a checkpoint of ours is written with a checksum, read back and sealed, which during a
+training happens in the background.
+"""
+GPU = """## On a GPU
+`python benchmarks/compare.py --device cuda --peers ... --cases guided,training,cascade,compiled,graphs,large`
+
+"large" is the base network of the paper at half its width, 416 million parameters; "compiled" is `compile=True`,
+"graphs" `compile="reduce-overhead"`, of ours alone; the clock is wall time, and the memory that of the GPU.
 """
 CURVES = """## How the time grows
 `python benchmarks/compare.py --peers /tmp/peers/bin/python --cases curve`, a small network of three levels
@@ -104,20 +110,24 @@ def compared(result: dict[str, Any]) -> str:
     return table(["work", "ours", *others], [line(case, sides) for case, sides in cases.items() if "ours" in sides])
 
 
+def reached(result: dict[str, Any]) -> str:
+    """What forward passes reach of the machine's ceiling."""
+    ceiling = result["ceiling"]
+    rows = [[row["unet"], row["batch"], row["gflops"], f"{100 * row['share']:.0f} %"] for row in ceiling["forward"]]
+    most = f"of a large product of matrices ({ceiling['matmul_gflops']:g} GFLOP/s)"
+    return table(["forward pass", "pictures of 64x64", "GFLOP/s", most], rows)
+
+
 def page(folder: Path) -> str:
     """The page of the results in a folder."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     parts = [INTRO]
     if "compare" in found:
-        result = found["compare"]
-        ceiling = result["ceiling"]
-        share = (
-            f"A forward pass of the README's network at batch 8 computes {ceiling['forward_gflops']} GFLOP/s: "
-            f"{100 * ceiling['share']:.0f} % of a large product of matrices ({ceiling['matmul_gflops']} GFLOP/s).\n"
-        )
-        parts += [COMPARED, when(result), compared(result), share]
+        parts += [COMPARED, when(found["compare"]), compared(found["compare"]), reached(found["compare"])]
     if "compiled" in found:
         parts += ["Compiled (`--cases compiled`):\n", when(found["compiled"]), compared(found["compiled"])]
+    if "gpu" in found:
+        parts += [GPU, when(found["gpu"]), compared(found["gpu"]), reached(found["gpu"])]
     if "curves" in found:
         parts += [CURVES, when(found["curves"]), compared(found["curves"])]
     if "quality" in found:

@@ -61,13 +61,20 @@ def seeded(seed: int | Sequence[int], batch: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(int(item)) for item in seeds]
 
 
+def sent(value: Tensor, device: torch.device | str | None) -> Tensor:
+    """A tensor on a device; the host does not wait for a GPU to have taken it."""
+    if value.device.type != "cpu" or device is None or torch.device(device).type != "cuda":
+        return value.to(device)
+    return value.pin_memory().to(device, non_blocking=True)
+
+
 def _draw(
     sample: Any, shape: Sequence[int], generator: Generators, device: torch.device | str | None, dtype: torch.dtype
 ) -> Tensor:
     if generator is None:
         return sample(tuple(shape), device=device, dtype=dtype)
     if isinstance(generator, torch.Generator):
-        return sample(tuple(shape), generator=generator, device=generator.device, dtype=dtype).to(device)
+        return sent(sample(tuple(shape), generator=generator, device=generator.device, dtype=dtype), device)
     if isinstance(generator, Share):
         if generator.count != shape[0]:
             raise ValueError(f"a share of {generator.count} rows cannot serve a batch of {shape[0]}")
@@ -76,7 +83,7 @@ def _draw(
     if len(generator) != shape[0]:
         raise ValueError(f"{len(generator)} generators cannot serve a batch of {shape[0]}; give one per item")
     rows = [sample(tuple(shape[1:]), generator=item, device=item.device, dtype=dtype) for item in generator]
-    return torch.stack(rows).to(device)
+    return sent(torch.stack(rows), device)
 
 
 def randn(

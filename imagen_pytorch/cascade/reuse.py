@@ -33,6 +33,8 @@ class InnerMaps:
         if self._age < self.interval and len(x) <= self._batch:
             inner = [item[: len(item) * len(x) // self._batch] for item in self._maps]  # clips have an entry per frame
             return unet(x, *arguments, **named, inner=inner)
-        answer, self._maps = unet(x, *arguments, **named, return_inner=True)
+        answer, maps = unet(x, *arguments, **named, return_inner=True)
+        # a recorded CUDA graph writes the answers of its next call into the same memory
+        self._maps = [item.clone() for item in maps] if x.is_cuda and unet._compiled_call_impl is not None else maps
         self._batch, self._age = len(x), 0
         return answer

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..tensors import expand_to
+from ..tensors import expand_to, sent
 from . import multistep as _registers_its_samplers  # noqa: F401
 from .guidance import Denoise
 from .losses import LOSSES, NoiseLevels, Weighting
@@ -79,7 +79,7 @@ class DiffusionProcess:
     def predict(self, net: Network, x: Tensor, level: Level, x0_before: Tensor | None) -> Tensor:
         """Ask the network, with the input scaled and the noise condition as one number per item."""
         parts = self.objective.coefficients(_broadcast(level, x))
-        c_noise = parts.c_noise.to(_dtype(x)).flatten().expand(len(x)).to(x.device)
+        c_noise = sent(parts.c_noise.to(_dtype(x)).flatten().expand(len(x)), x.device)
         return net(parts.c_in.to(_dtype(x)) * x, c_noise, x0_before).to(x.dtype)
 
     def denoiser(self, net: Network) -> Denoise:
