@@ -208,8 +208,10 @@ def chosen_cases(words: list[str]) -> list[str]:
     from cases import CASES, CURVES
 
     def meant(name: str) -> bool:
-        slow = {word for word in SLOW if word in name}
-        return slow <= set(words) if slow else not words or any(word in name for word in words)
+        needed = {word for word in SLOW if word in name}
+        others = [word for word in words if word not in SLOW]
+        named = any(word in name for word in others) if others else needed or not words
+        return bool(needed <= set(words) and named)
 
     curves = [name for name in CURVES if words and ("curve" in words or meant(name))]
     return [name for name in (*PROGRAMS, *CASES) if meant(name)] + curves
@@ -231,19 +233,24 @@ def main() -> None:
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "ceiling": ceiling(options),
     }
     print(json.dumps(about, indent=1))
     print(f"{'':30}{'':15}{'median':>10}{'':13}{'times ours':>11}{'range':>13}{'MB':>8}")
-    rows: list[dict] = []
+    about["rows"] = []
     for case in chosen_cases([word for word in options.cases.split(",") if word]):
         found = list((started if case in PROGRAMS else measured)(case, pythons, options))
-        rows += found
+        about["rows"] += found
         print(table(found), flush=True)
-    if options.save:
-        path = HERE / "results" / f"{options.save}.json"
-        path.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
-        print(path)
+        keep(about, options.save)
+    about["ceiling"] = ceiling(options)
+    print(json.dumps(about["ceiling"], indent=1))
+    keep(about, options.save)
+
+
+def keep(result: dict, name: str | None) -> None:
+    """Write what is known so far."""
+    if name:
+        (HERE / "results" / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

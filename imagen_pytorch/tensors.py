@@ -65,7 +65,7 @@ def sent(value: Tensor, device: torch.device | str | None) -> Tensor:
     """A tensor on a device; the host does not wait for a GPU to have taken it."""
     if value.device.type != "cpu" or device is None or torch.device(device).type != "cuda":
         return value.to(device)
-    return value.pin_memory().to(device, non_blocking=True)
+    return value.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def _draw(
