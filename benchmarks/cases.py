@@ -113,11 +113,12 @@ def sample(
     return sampled, steps * batch
 
 
-def picture(side: str, device: str) -> Work:
-    """A finished picture: 20 evaluations of DPM-Solver++ here, the 250 ancestral steps that users take there."""
+def picture(side: str, device: str, steps: int = 20, cache_interval: int = 1) -> Work:
+    """A finished picture: DPM-Solver++ here, the 250 ancestral steps that users take there."""
     words = captions(1, device)
     made = model(side, "small", (32,), 250, device)
-    named = {"sampler": "dpmpp_2m", "steps": 20} if side == "ours" else {}
+    chosen = {"sampler": "dpmpp_2m", "steps": steps, "cache_interval": cache_interval}
+    named = chosen if side == "ours" else {}
     return lambda: made.sample(**words, cond_scale=3.0, use_tqdm=False, **named), 1
 
 
@@ -218,6 +219,7 @@ CASES: dict[str, Case] = {
     "guided step, defaults": Case(partial(sample, unet="default", steps=2), ALL, "step"),
     "guided step, elucidated": Case(partial(sample, kind="ElucidatedImagen", steps=3), CASCADES, "step"),
     "a finished picture": Case(picture, CASCADES, "picture"),
+    "a finished picture, reused": Case(partial(picture, steps=24, cache_interval=2), CASCADES, "picture"),
     "cascade 32 to 64": Case(cascade, CASCADES, "picture"),
     "training, README": Case(train, ALL, "picture"),
     "training, README, bf16": Case(partial(train, bf16=True, batch=16), ALL, "picture"),

@@ -57,6 +57,18 @@ def test_half_precision_computes_like_single(kind, precision):
         sampled(imagen, precision="half")
 
 
+def test_weights_are_rounded_once_and_callbacks_are_not_in_half_precision(monkeypatch):
+    """Autocast keeps rounded weights until its outermost block ends."""
+    imagen, dropped, seen = awake(small_imagen((8, 16))), [], []
+    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: dropped.append(1))
+
+    def look(*_):
+        seen.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+
+    sampled(imagen, precision="bf16", steps=4, callback=look)
+    assert len(dropped) == 2 and seen == [torch.float32] * 8
+
+
 @pytest.mark.parametrize("stops", [False, True])
 def test_kernels_lie_as_the_maps_do_while_sampling_and_as_before_after_it(stops):
     imagen = awake(small_imagen((8,), Imagen))

@@ -185,7 +185,7 @@ class StageRun:
     def _network(self, conditioning: Any) -> Any:
         def net(x: Tensor, c_noise: Tensor, x0_before: Tensor | None) -> Tensor:
             before = None if x0_before is None else x0_before.to(self.dtype)
-            with torch.inference_mode(), autocasting(self.device, self.options.precision):
+            with torch.inference_mode():
                 given = (x.to(self.dtype), c_noise.to(self.precision), conditioning)
                 answer = self.inner.answer(self.unet, *given, self_cond=before)
             return answer.to(self.precision)  # in half precision the sampler's sums would be rounded
@@ -248,9 +248,12 @@ class StageRun:
             bar.update(step + 1 - bar.n)
             if self.options.callback is None:
                 return None
-            return self.options.callback(self.stage.number, step, total, unnormalize(self.space.decode(x0)))
+            with torch.autocast(self.device.type, enabled=False):
+                return self.options.callback(self.stage.number, step, total, unnormalize(self.space.decode(x0)))
 
-        with bar, kernels_laid_out(self.unet):
+        # around all steps, so that weights are rounded once; the sums of samplers and guidance stay as they are
+        half = autocasting(self.device, self.options.precision)
+        with bar, kernels_laid_out(self.unet), half:
             x0 = self.process.sample(
                 self._denoise(),
                 self._shape(),
