@@ -24,6 +24,12 @@ CHOSEN = {
     "training, defaults": "training step, all defaults",
     "training, video": "training step, a video of 16 frames",
 }
+CHOSEN_GPU = {
+    "guided step, README, bf16": "guided sampling step, 64x64, one picture, that network",
+    "guided step, README, bf16 compiled": "the same with `compile=True`",
+    "guided step, README, bf16 graphs": 'the same with `compile="reduce-overhead"`',
+    "guided step, large, bf16 compiled": "416 million parameters, 8 pictures, `compile=True`",
+}
 PEERS = ("imagen-pytorch", "diffusers", "transformers", "bare", "torch alone")
 
 INTRO = """# Speed
@@ -57,6 +63,12 @@ QUALITY = """## What fewer evaluations cost in quality
 whole, the others compute the level with the largest maps only (Ma et al. 2024). Drawn by the first stage of `make
 demo`; R@1 and R@10: how often the caption is found by the picture; change: mean absolute difference from the first
 row's pictures, of a range of 1, where both start from the same noise and add none.
+"""
+SOLVERS = """## How near samplers come to the exact solution
+`python benchmarks/solvers.py`
+
+A guided problem whose denoiser is known exactly, in the plane: Frechet distance to the solution of the probability-flow
+equation, by the number of evaluations. The scale of the data is 1.
 """
 OVERHEAD = """## What the trainer adds to loss and gradient
 `python benchmarks/trainer_overhead.py`: shares of the time of loss and gradient, both in one process in turns; the
@@ -112,9 +124,9 @@ def compared(result: dict[str, Any]) -> str:
 
 
 def reached(result: dict[str, Any]) -> str:
-    """What forward passes reach of the machine's ceiling, if that was measured."""
+    """What forward passes reach of the machine's ceiling."""
     if "ceiling" not in result:
-        return ""
+        return "This run ended before its last cases: what is not in the table was not measured on this machine.\n"
     ceiling = result["ceiling"]
     rows = [[row["unet"], row["batch"], row["gflops"], f"{100 * row['share']:.0f} %"] for row in ceiling["forward"]]
     most = f"of a large product of matrices ({ceiling['matmul_gflops']:g} GFLOP/s)"
@@ -145,6 +157,14 @@ def page(folder: Path) -> str:
             f"{result['pictures']} pictures, so that shares are known to {error:.2f} (one standard error); {limits}\n"
         )
         parts += [QUALITY, when(result), table(result["rows"][0], rows), about]
+    if "solvers" in found:
+        result = found["solvers"]
+        counts = list(dict.fromkeys(count for row in result["rows"] for count in row if count != "sampler"))
+        rows = [
+            [row["sampler"], *(f"{row[count]:.3f}" if count in row else "" for count in counts)]
+            for row in result["rows"]
+        ]
+        parts += [SOLVERS, when(result), table(["sampler", *counts], rows)]
     if "trainer_overhead" in found:
         result = found["trainer_overhead"]
         shares = {name: each for name, each in result["rows"].items() if name != "seconds"}
@@ -169,20 +189,26 @@ def page(folder: Path) -> str:
 
 def block(folder: Path) -> str:
     """What the README says of it: how many times our time the others take, and their memory beside ours."""
-    result = json.loads((folder / "compare.json").read_text())
-    found = {(row["case"], row["side"]): row for row in result["rows"]}
+    parts = []
+    for name, chosen, how in (("compare", CHOSEN, "float32, eager"), ("gpu", CHOSEN_GPU, "bf16")):
+        result = json.loads((folder / f"{name}.json").read_text())
+        found = {(row["case"], row["side"]): row for row in result["rows"]}
 
-    def cell(case: str, side: str) -> str:
-        row, own = found.get((case, side)), found[case, "ours"]
-        if row is None:
-            return ""
-        memory = f", {row['memory']} MB against {own['memory']}" if case == "training, defaults" else ""
-        return f"{row['ratio']:.1f}{memory}"
+        def cell(case: str, side: str, found: dict[tuple[str, str], dict[str, Any]] = found) -> str:
+            row, own = found.get((case, side)), found[case, "ours"]
+            if row is None:
+                return ""
+            memory = f", {row['memory']} MB against {own['memory']}" if case == "training, defaults" else ""
+            return f"{row['ratio']:.1f}{memory}"
 
-    chosen = {case: words for case, words in CHOSEN.items() if (case, "ours") in found}
-    rows = [[words, cell(case, "imagen-pytorch"), cell(case, "diffusers")] for case, words in chosen.items()]
-    head = ["time of the others in times ours", "imagen-pytorch", "diffusers"]
-    return f"{table(head, rows)}\nfloat32, eager; {when(result)}"
+        rows = [
+            [words, cell(case, "imagen-pytorch"), cell(case, "diffusers")]
+            for case, words in chosen.items()
+            if (case, "ours") in found
+        ]
+        head = ["time of the others in times ours", "imagen-pytorch", "diffusers"]
+        parts.append(f"{table(head, rows)}\n{how}; {when(result)}")
+    return "\n".join(parts)
 
 
 def with_block(text: str, block: str) -> str:
