@@ -199,7 +199,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--save", metavar="NAME", help="write benchmarks/results/NAME.json")
+    parser.add_argument("--save", metavar="NAME", help="write benchmarks/results/NAME.json; cases that this machine "
+                        "measured there today stay")  # fmt: skip
     return parser.parse_args()
 
 
@@ -224,8 +225,10 @@ def main() -> None:
     if options.peers:
         pythons |= {"imagen-pytorch": options.peers, "diffusers": options.peers}
     import torch
+    from cases import CASES, CURVES
     from models import machine
 
+    order = [*PROGRAMS, *CASES, *CURVES]
     about = {
         "date": datetime.date.today().isoformat(),
         "machine": machine(options.device),
@@ -237,14 +240,24 @@ def main() -> None:
     print(json.dumps(about, indent=1))
     print(f"{'':30}{'':15}{'median':>10}{'':13}{'times ours':>11}{'range':>13}{'MB':>8}")
     about["rows"] = []
+    about |= measured_before(about, options.save)
     for case in chosen_cases([word for word in options.cases.split(",") if word]):
         found = list((started if case in PROGRAMS else measured)(case, pythons, options))
-        about["rows"] += found
+        others = [row for row in about["rows"] if row["case"] != case]
+        about["rows"] = sorted([*others, *found], key=lambda row: order.index(row["case"]))
         print(table(found), flush=True)
         keep(about, options.save)
     about["ceiling"] = ceiling(options)
     print(json.dumps(about["ceiling"], indent=1))
     keep(about, options.save)
+
+
+def measured_before(about: dict, name: str | None) -> dict:
+    """What the file holds that is to be written, if it was measured on this day by the same machine and versions."""
+    path = HERE / "results" / f"{name}.json"
+    before = json.loads(path.read_text()) if name and path.exists() else {}
+    same = all(before.get(key) == about[key] for key in about if key not in ("rows", "load"))
+    return before if same else {}
 
 
 def keep(result: dict, name: str | None) -> None:
