@@ -219,7 +219,7 @@ CASES: dict[str, Case] = {
     "guided step, defaults": Case(partial(sample, unet="default", steps=2), ALL, "step"),
     "guided step, elucidated": Case(partial(sample, kind="ElucidatedImagen", steps=3), CASCADES, "step"),
     "a finished picture": Case(picture, CASCADES, "picture"),
-    "a finished picture, reused": Case(partial(picture, steps=24, cache_interval=3), CASCADES, "picture"),
+    "a finished picture with reuse": Case(partial(picture, steps=24, cache_interval=3), CASCADES, "picture"),
     "cascade 32 to 64": Case(cascade, CASCADES, "picture"),
     "training, README": Case(train, ALL, "picture"),
     "training, README, bf16": Case(partial(train, bf16=True, batch=16), ALL, "picture"),

@@ -19,7 +19,7 @@ CHOSEN = {
     "guided step, README": "guided sampling step, 64x64, the first network of imagen-pytorch's README",
     "guided step, defaults": "the same, all defaults (attention at every level)",
     "a finished picture": "a finished 32x32 picture: 20 evaluations of DPM-Solver++ here, 250 ancestral steps there",
-    "a finished picture, reused": "the same with 24 steps, of which two in three reuse inner maps",
+    "a finished picture with reuse": "the same with 24 steps, of which two in three reuse inner maps",
     "training, README": "training step, the first network",
     "training, defaults": "training step, all defaults",
     "training, video": "training step, a video of 16 frames",
