@@ -183,10 +183,10 @@ def table(rows: list[dict]) -> str:
     lines = []
     for row in rows:
         if "error" in row:
-            lines.append(f"{row['case']:30}{row['side']:15}  {row['error']}")
+            lines.append(f"{row['case']:36}{row['side']:15}  {row['error']}")
             continue
         between = "{:.2f} to {:.2f}".format(*row["range"])
-        lines.append(f"{row['case']:30}{row['side']:15}{row['median']:>10.4g} s a {row['unit']:8}{row['ratio']:>8.2f}"
+        lines.append(f"{row['case']:36}{row['side']:15}{row['median']:>10.4g} s a {row['unit']:8}{row['ratio']:>8.2f}"
                      f"{between:>16}{row.get('memory', ''):>8}")  # fmt: skip
     return "\n".join(lines)
 
@@ -238,7 +238,7 @@ def main() -> None:
         "torch": torch.__version__,
     }
     print(json.dumps(about, indent=1))
-    print(f"{'':30}{'':15}{'median':>10}{'':13}{'times ours':>11}{'range':>13}{'MB':>8}")
+    print(f"{'':36}{'':15}{'median':>10}{'':13}{'times ours':>11}{'range':>13}{'MB':>8}")
     about["rows"] = []
     about |= measured_before(about, options.save)
     for case in chosen_cases([word for word in options.cases.split(",") if word]):
