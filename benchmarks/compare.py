@@ -107,15 +107,14 @@ def measured(case: str, pythons: dict[str, str], options: argparse.Namespace) ->
     from cases import CASES, CURVES
 
     chosen = {**CASES, **CURVES}[case]
-    sides = []
-    for name in chosen.sides:
-        if name in pythons:
-            sides.append(Side(name, case, pythons[name], options))
-            if options.device == "cpu":  # one after the other, so that nobody's warm-up disturbs the others'
-                sides[-1].wait()
-    for side in sides:
-        if options.device != "cpu":
-            side.wait()
+    one_by_one = options.device == "cpu"  # there a warm-up would disturb the others'
+    sides: list[Side] = []
+    for name in (name for name in chosen.sides if name in pythons):
+        sides.append(Side(name, case, pythons[name], options))
+        if one_by_one:
+            sides[-1].wait()
+    for side in () if one_by_one else sides:
+        side.wait()
     for _ in range(options.rounds):
         for side in sides:
             if "error" not in side.about:
