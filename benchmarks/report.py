@@ -42,9 +42,9 @@ COMPARED = """## Beside imagen-pytorch and diffusers
 `benchmarks/peers.sh /tmp/peers; python benchmarks/compare.py --peers /tmp/peers/bin/python`
 
 Every side has networks of the same widths (diffusers: as many parameters), float32 and eager mode unless the name says
-otherwise; bf16 is autocast for all, "compiled" and what says reuse is ours alone. "bare" is loss and gradient alone, without
-optimizer, averages and checks; a checkpoint of ours is written with a checksum, read back and sealed, which during a
-training happens in the background.
+otherwise; bf16 is autocast for all, "compiled" and what says reuse is ours alone. "bare" is loss and gradient alone,
+without optimizer, averages and checks; a checkpoint of ours is written with a checksum, read back and sealed, which
+during a training happens in the background.
 """
 GPU = """## On a GPU
 `python benchmarks/compare.py --device cuda --peers ... --cases bf16,defaults,elucidated,cascade,compiled,graphs,large`
