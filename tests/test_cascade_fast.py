@@ -57,16 +57,49 @@ def test_half_precision_computes_like_single(kind, precision):
         sampled(imagen, precision="half")
 
 
-def test_weights_are_rounded_once_and_callbacks_are_not_in_half_precision(monkeypatch):
-    """Autocast keeps rounded weights until its outermost block ends."""
-    imagen, dropped, seen = awake(small_imagen((8, 16))), [], []
-    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: dropped.append(1))
+class Roundings(TorchDispatchMode):
+    """Counts how often one of these parameters is brought to another precision."""
+
+    def __init__(self, parameters):
+        super().__init__()
+        self.places, self.count = {item.data_ptr() for item in parameters}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.to):  # the second in inference mode
+            self.count += result.dtype != args[0].dtype and args[0].data_ptr() in self.places
+        return result
+
+
+@both
+def test_weights_are_rounded_once_per_stage_and_callbacks_are_not_in_half_precision(kind):
+    imagen, seen, counts = awake(small_imagen((8, 16), kind)), [], []
+    parts = [part for part in imagen.modules() if isinstance(part, torch.nn.Linear | torch.nn.Conv2d)]
+    before = [part.weight for part in parts]
 
     def look(*_):
         seen.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+        counts.append(roundings.count)
 
-    sampled(imagen, precision="bf16", steps=4, callback=look)
-    assert len(dropped) == 2 and seen == [torch.float32] * 8
+    with Roundings(before) as roundings:
+        sampled(imagen, precision="bf16", steps=3, callback=look)
+    assert set(seen) == {torch.float32}
+    steps = len(counts) // 2
+    assert counts[0] > 0 and counts[:steps] == counts[:1] * steps and counts[steps:] == counts[-1:] * steps
+    assert all(part.weight is weight for part, weight in zip(parts, before, strict=True))
+
+
+def test_an_interrupted_sampling_in_half_precision_gives_the_weights_back():
+    imagen = awake(small_imagen((8,)))
+    before = dict(imagen.named_parameters())
+
+    def stop(*_):
+        assert any(item.dtype == torch.bfloat16 for item in imagen.parameters())
+        raise RuntimeError("stop here")
+
+    with pytest.raises(RuntimeError, match="stop here"):
+        sampled(imagen, precision="bf16", callback=stop)
+    assert all(item is before[name] for name, item in imagen.named_parameters())
 
 
 @pytest.mark.parametrize("stops", [False, True])
@@ -253,6 +286,7 @@ torch.set_num_threads(1)
 from test_cascade_fast import awake, sampled
 from toys import CAPTIONS, small_imagen
 from imagen_pytorch import ImagenTrainer
+from imagen_pytorch.nn import softmax_attention
 plain = torch.compile
 torch.compile = lambda *arguments, **options: plain(*arguments, **options, backend="eager", fullgraph=True)
 imagen = awake(small_imagen(timesteps=4))
@@ -265,6 +299,14 @@ for count in (4, 3, 4):
     graphs.append(counters["stats"]["unique_graphs"])
 assert graphs == [1, 2, 2], graphs
 assert not counters["graph_break"] and list(imagen.state_dict()) == names
+
+softmax_attention.PRODUCTS_ARE_FASTER = True
+own = awake(small_imagen(timesteps=4))
+expected, before = sampled(own, precision="bf16"), counters["stats"]["unique_graphs"]
+for count in (4, 3, 2):
+    found = sampled(own, texts=CAPTIONS[:count], precision="bf16", compile=True)
+    torch.testing.assert_close(found, expected[:count], rtol=0, atol=0.02)
+assert counters["stats"]["unique_graphs"] - before == 2 and not counters["graph_break"]
 
 losses = []
 for choice in (False, True):

@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import nn
 
+from ..nn.temporal import TemporalConv
+
 
 def device_of(module: nn.Module) -> torch.device:
     """The device of a module's first parameter; the CPU if it has none."""
@@ -23,6 +25,8 @@ def dtype_of(module: nn.Module) -> torch.dtype:
     return torch.float32 if parameter is None else parameter.dtype
 
 
+#: Modules whose parameters enter products of matrices and convolutions.
+_MULTIPLY = (nn.Linear, nn.Conv2d, TemporalConv)
 #: Precisions in which networks may compute, by the names of Accelerate.
 PRECISIONS = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -87,19 +91,29 @@ def on_device(module: nn.Module, device: torch.device) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def kernels_laid_out(module: nn.Module) -> Iterator[nn.Module]:
-    """Have the kernels of convolutions lie in memory as the maps do, channels last, inside the block.
+def weights_ready(module: nn.Module, precision: str = "no") -> Iterator[nn.Module]:
+    """Have the weights of products and convolutions in memory as they are read, inside the block: kernels channels
+    last, as the maps are, and in half precision if that is asked for. Otherwise each call would copy them before it can
+    start (autocast keeps what it has rounded, but not in inference mode).
 
-    Otherwise each call copies them before it can start. Not so for training, where gradients would have to follow, for
-    shards, which are gathered anew in every call, nor for a compiled network on an accelerator, which arranges its own
-    and may have recorded where they are.
+    Not so for training, where gradients would have to follow, for shards, which are gathered anew in every call, nor
+    for a compiled network on an accelerator, which arranges its own and may have recorded where they are.
     """
     arranges = module._compiled_call_impl is not None and device_of(module).type != "cpu"
-    found = () if arranges else (part.weight for part in module.modules() if isinstance(part, nn.Conv2d))
-    kernels = [kernel for kernel in found if type(kernel) is nn.Parameter and kernel.is_contiguous()]
+    parts = [part for part in module.modules() if isinstance(part, _MULTIPLY) and not arranges]
+    dtype = PRECISIONS[precision]
+    with _in_order(parts) if dtype is None else _rounded(parts, dtype):
+        yield module
+
+
+@contextmanager
+def _in_order(parts: Sequence[nn.Module]) -> Iterator[None]:
+    """Kernels channels last; not as a second copy, which in single precision may be too much."""
+    kernels = [part.weight for part in parts if _is_whole(part.weight) and part.weight.ndim == 4]
+    kernels = [kernel for kernel in kernels if kernel.is_contiguous()]
     _arrange(kernels, torch.channels_last)
     try:
-        yield module
+        yield
     finally:
         _arrange(kernels, torch.contiguous_format)
 
@@ -108,6 +122,26 @@ def kernels_laid_out(module: nn.Module) -> Iterator[nn.Module]:
 def _arrange(kernels: Sequence[nn.Parameter], how: torch.memory_format) -> None:
     for kernel in kernels:
         kernel.data = kernel.data.contiguous(memory_format=how)
+
+
+@contextmanager
+def _rounded(parts: Sequence[nn.Module], dtype: torch.dtype) -> Iterator[None]:
+    """Other parameters in the places of the real ones, which stay as they are for whoever else knows them."""
+    named = [(part._parameters, name) for part in parts for name in ("weight", "bias")]
+    kept = [(where, name, where[name]) for where, name in named if _is_whole(where.get(name))]
+    try:
+        for where, name, own in kept:
+            how = torch.channels_last if own.ndim == 4 else torch.contiguous_format
+            where[name] = nn.Parameter(own.detach().to(dtype, memory_format=how), requires_grad=False)
+        yield
+    finally:
+        for where, name, own in kept:
+            where[name] = own
+
+
+def _is_whole(parameter: object) -> bool:
+    """Whether this is a parameter with all of its numbers here."""
+    return type(parameter) is nn.Parameter
 
 
 @contextmanager

@@ -23,8 +23,8 @@ from .placement import (
     compile_once,
     device_of,
     dtype_of,
-    kernels_laid_out,
     warn_if_emulated,
+    weights_ready,
 )
 from .reuse import InnerMaps
 from .stage import Stage, takes_pictures
@@ -58,7 +58,8 @@ class StageRun:
         enlarged = None if before is None else self._enlarged(before)
         self.given, whole = self._given(enlarged)
         self.space: Residual | Direct = target_space(enlarged, stage.residual)
-        self.conditioning = self._condition(whole)
+        with autocasting(self.device, self.options.precision):
+            self.conditioning = self._condition(whole)
         self.known = self._known()
         self.inner = InnerMaps(self.choices.cache_interval)
 
@@ -251,9 +252,8 @@ class StageRun:
             with torch.autocast(self.device.type, enabled=False):
                 return self.options.callback(self.stage.number, step, total, unnormalize(self.space.decode(x0)))
 
-        # around all steps, so that weights are rounded once; the sums of samplers and guidance stay as they are
-        half = autocasting(self.device, self.options.precision)
-        with bar, kernels_laid_out(self.unet), half:
+        half = autocasting(self.device, self.options.precision)  # the sums of samplers and guidance stay as they are
+        with bar, weights_ready(self.unet, self.options.precision), half:
             x0 = self.process.sample(
                 self._denoise(),
                 self._shape(),

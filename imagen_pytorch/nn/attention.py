@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .frames import Frames, moved_on
 from .geometry import IMAGE, Geometry
+from .softmax_attention import attend
 
 #: Keys and values of context tokens, each ``(b, heads, n, d)``: computed once per sampling call.
 KeysValues = tuple[Tensor, Tensor]
@@ -141,13 +142,14 @@ class Attention(nn.Module):
         return self._narrowed(unit(keys) if self.cosine else keys, values)
 
     def _asked(self, x: Float[Tensor, "b n d"]) -> tuple[Tensor, list[KeysValues]]:
-        """The queries of normed tokens, and their own keys and values if they attend to each other."""
+        """The queries of normed tokens, one for all heads where these share it, and their own keys and values if they
+        attend to each other."""
         if not self.narrow or x.device.type != "cpu":
             query, *own = self._split(self.to_qkv(x), 3 if self.attend_self else 1)
             if self.cosine:
                 query, own = unit(query), [unit(own[0]), own[1]] if own else own
             return query, [(own[0], own[1])] if own else []
-        query = x[:, None].expand(-1, self.heads, -1, -1)
+        query = x[:, None]
         if not self.attend_self:
             return query, []
         outward = self.to_qkv.weight[self.to_out.in_features :].view(2, self.heads, -1, x.shape[-1])
@@ -183,8 +185,7 @@ class Attention(nn.Module):
         keys, values = joined([null, *context, *own])
         if mask is not None:
             mask = F.pad(mask, (1, count if self.attend_self else 0), value=True)[:, None, None]
-        added = mask if bias is None else bias.to(query.dtype)
-        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=added, scale=self.scale)
+        out = attend(query, keys, values, self.scale, mask, bias)
         if self.narrow and x.device.type == "cpu":
             return (out.sum(1) + self.to_out.bias.to(out.dtype)).reshape(shape)
         return self.to_out(out.transpose(1, 2).reshape(*shape[:2], -1))

@@ -82,7 +82,7 @@ class GlobalContext(nn.Module):
         """A factor in (0, 1) per channel."""
         flat = source.flatten(2)
         weight = (self.to_weight.weight @ flat).softmax(dim=-1)
-        return self.net((flat @ weight.transpose(1, 2)).squeeze(-1))
+        return self.net((weight @ flat.transpose(1, 2)).squeeze(1))
 
     def forward(
         self, x: Float[Tensor, "b c *space"], source: Float[Tensor, "b c2 *space2"] | None = None

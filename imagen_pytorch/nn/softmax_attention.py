@@ -1,0 +1,90 @@
+"""Attention with a softmax, by the fastest kernel that there is: torch's fused one, or on a CPU in half precision the
+products of matrices that its library has for it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+#: Logits that are held at once, so that they stay in the cache of a core.
+_AT_ONCE = 2**19
+
+
+_FOUND = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
+#: Whether this CPU multiplies bfloat16 but has no units for tiles of it: torch's fused kernel is fast with these only,
+#: and as slow as in single precision without.
+PRODUCTS_ARE_FASTER = all(_FOUND) and _FOUND[0]() and not _FOUND[1]()
+
+
+def attend(
+    query: Float[Tensor, "b heads2 n d"],
+    keys: Float[Tensor, "b heads m d"],
+    values: Float[Tensor, "b heads m d2"],
+    scale: float,
+    mask: Bool[Tensor, "b 1 1 m"] | None = None,
+    bias: Float[Tensor, "b2 heads n m"] | None = None,
+) -> Float[Tensor, "b heads n d2"]:
+    """``softmax(scale query keys' + bias) values``.
+
+    Args:
+        query: of each head, or one for all.
+        mask: true where a key counts; at least one does.
+        bias: added to the logits; only without a mask.
+    """
+    query = query.to(keys.dtype)
+    plain = bias is not None or torch.is_grad_enabled() or query.device.type != "cpu"
+    if plain or keys.dtype != torch.bfloat16 or not PRODUCTS_ARE_FASTER:
+        query = query.expand(-1, keys.shape[1], -1, -1)
+        added = mask if bias is None else bias.to(query.dtype)
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=added, scale=scale)
+    given = (query, keys, values, scale, mask)
+    return _opaque(*given) if torch.compiler.is_compiling() else by_products(*given)
+
+
+def by_products(
+    query: Float[Tensor, "b heads2 n d"],
+    keys: Float[Tensor, "b heads m d"],
+    values: Float[Tensor, "b heads m d2"],
+    scale: float,
+    mask: Bool[Tensor, "b 1 1 m"] | None = None,
+) -> Float[Tensor, "b heads n d2"]:
+    """The same as `attend` by two products of matrices and a softmax between, for as many queries at once as fit."""
+    batch, heads, known, _ = keys.shape
+    count = query.shape[2]
+    added = None
+    if mask is not None:
+        added = torch.zeros(mask.shape, dtype=query.dtype).masked_fill(~mask, -torch.inf)
+        added = added.expand(-1, heads, -1, -1).flatten(0, 1)
+    query = (query * scale).expand(-1, heads, -1, -1).flatten(0, 1)
+    keys, values = keys.flatten(0, 1).transpose(1, 2), values.flatten(0, 1)
+    rows = math.ceil(count / math.ceil(count * known / _AT_ONCE))  # blocks of one size
+    group = max(1, _AT_ONCE // (rows * known))
+    out = values.new_empty(len(query), count, values.shape[2])
+    for first in range(0, len(query), group):
+        some = slice(first, first + group)
+        across = keys[some].contiguous()
+        for row in range(0, count, rows):
+            logits = query[some, row : row + rows] @ across
+            if added is not None:
+                logits += added[some]
+            out[some, row : row + rows] = logits.softmax(-1) @ values[some]
+    return out.unflatten(0, (batch, heads))
+
+
+@torch.library.custom_op(
+    "imagen_pytorch::attend_by_products",
+    mutates_args=(),
+    schema="(Tensor query, Tensor keys, Tensor values, float scale, Tensor? mask) -> Tensor",
+)
+def _opaque(query: Tensor, keys: Tensor, values: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+    """`by_products` as one operator: `torch.compile` would unroll its loops, anew for every size."""
+    return by_products(query, keys, values, scale, mask)
+
+
+@_opaque.register_fake
+def _(query: Tensor, _keys: Tensor, values: Tensor, *_: object) -> Tensor:
+    return values.new_empty(*values.shape[:2], query.shape[2], values.shape[3])
