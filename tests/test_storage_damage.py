@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -94,7 +95,7 @@ def test_the_checksum_goes_with_the_file(good, tmp_path):
     start = data.rindex(b'{"format"')
     note = json.loads(data[start:])
     assert note["bytes"] == start
-    for changed in ({**note, "sha256": "0" * 64}, {**note, "bytes": start + 1}, {**note, "more": 1}):
+    for changed in ({**note, "sha256 around entries": "0" * 64}, {**note, "bytes": start + 1}, {**note, "more": 1}):
         text = json.dumps(changed).encode()
         other = data[: start - 2] + struct.pack("<H", len(text)) + text
         assert refusal("pt", other) in ("its checksum is wrong", "the note with its length and checksum is damaged")
@@ -103,6 +104,25 @@ def test_the_checksum_goes_with_the_file(good, tmp_path):
     (tmp_path / "a.pt").write_bytes(data.replace(b"byteorder", b"bytEorder"))
     with pytest.raises(CheckpointError, match="damaged|wrong"):
         check_whole(tmp_path / "a.pt")
+
+
+def test_files_with_a_checksum_of_everything_are_read_and_checked(good):
+    """As the first versions wrote them."""
+    data = good["pt"]
+    before = data[: data.rindex(b'{"format"') - 2]
+
+    def noted(body):
+        whole = hashlib.sha256(body + struct.pack("<H", length)).hexdigest()
+        return f'{{"format": "imagen-pytorch", "bytes": {len(body) + 2}, "sha256": "{whole}"}}'.encode()
+
+    length = 0
+    length = len(noted(before))
+    old = before + struct.pack("<H", length) + noted(before)
+    assert refusal("pt", old) is None
+    other = hashlib.sha256(b"").hexdigest().encode()
+    assert refusal("pt", old[: -len(other) - 2] + other + old[-2:]) == "its checksum is wrong"
+    for place in range(0, len(before), 97):
+        assert refusal("pt", old[:place] + bytes([old[place] ^ 16]) + old[place + 1 :]), place
 
 
 OTHERS = {

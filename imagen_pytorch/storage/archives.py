@@ -1,7 +1,8 @@
-"""The zip around files of torch.save: where its entries are, whether they are whole, and a checksum over everything.
+"""The zip around files of torch.save: where its entries are, whether they are whole, and a checksum over the rest.
 
-torch.save writes entries uncompressed, one after another. Files of this package carry a note at their end, in the place
-of the zip's comment: the length and the SHA-256 of everything before it. Other files have their entries' CRCs only.
+torch.save writes entries uncompressed, one after another, and their CRCs behind them. Files of this package carry a
+note at their end, in the place of the zip's comment: how many bytes come before it, and the SHA-256 of those that no
+CRC covers, the CRCs among them. Other files have their entries' CRCs only.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ PIECE = 1 << 24
 #: bytes of a directory of entries; a hundred thousand tensors take 10 million
 _MAX_DIRECTORY = 1 << 26
 _UNKNOWN = "it is cut off, damaged or another kind of file"
-_NOTE = re.compile(rb'\{"format": "imagen-pytorch", "bytes": (0|[1-9]\d{0,18}), "sha256": "([0-9a-f]{64})"\}')
+#: the first files had a SHA-256 of everything, which took most of the time of loading them
+_NOTE = re.compile(
+    rb'\{"format": "imagen-pytorch", "bytes": (0|[1-9]\d{0,18}), "(sha256|sha256 around entries)": "([0-9a-f]{64})"\}'
+)
 
 _END = struct.Struct("<4s4H2LH")  # signature, disk, disk, entries, entries, directory's size and place, comment
 _LOCATOR = struct.Struct("<4sLQL")
@@ -202,11 +206,13 @@ def pieces(file: BinaryIO, count: int, target: memoryview | None = None) -> Iter
         rest()
 
 
-def scan(file: BinaryIO, archive: Archive, targets: Mapping[str, memoryview] | None = None) -> str:
+def _scan(
+    file: BinaryIO, archive: Archive, targets: Mapping[str, memoryview] | None = None, everything: bool = False
+) -> str:
     """Read the file from its start to the comment, check every entry, and fill the memory given for some of them.
 
     Returns:
-        the SHA-256 of everything read.
+        the SHA-256 of what lies around the entries, or of everything.
 
     Raises:
         CheckpointError: an entry is not what it was.
@@ -219,7 +225,8 @@ def scan(file: BinaryIO, archive: Archive, targets: Mapping[str, memoryview] | N
         crc = 0
         for piece in pieces(file, entry.size, (targets or {}).get(entry.name)):
             crc = zlib.crc32(piece, crc)
-            digest.update(piece)
+            if everything:
+                digest.update(piece)
         if crc != entry.crc:
             raise CheckpointError(f"the checksum of its entry {entry.name} is wrong")
         place = entry.start + entry.size
@@ -231,13 +238,19 @@ def scan(file: BinaryIO, archive: Archive, targets: Mapping[str, memoryview] | N
 # -- the note at the end ----------------------------------------------------------------------------------------------
 
 
-def note(size: int, sha256: str) -> bytes:
-    """The closing note of a file: how many bytes come before it, and their checksum."""
-    return f'{{"format": "imagen-pytorch", "bytes": {size}, "sha256": "{sha256}"}}'.encode()
+def _note(size: int, sha256: str) -> bytes:
+    return f'{{"format": "imagen-pytorch", "bytes": {size}, "sha256 around entries": "{sha256}"}}'.encode()
 
 
-def check_note(archive: Archive) -> str | None:
-    """The checksum that a file says it has; None for files without a note, such as those of other tools.
+class Note(NamedTuple):
+    """The checksum that a file says it has, and whether it is one of everything."""
+
+    sha256: str
+    everything: bool
+
+
+def read_note(archive: Archive) -> Note | None:
+    """The closing note of a file; None for files without one, such as those of other tools.
 
     Raises:
         CheckpointError: the note is damaged or of another file.
@@ -247,7 +260,19 @@ def check_note(archive: Archive) -> str | None:
     found = _NOTE.fullmatch(archive.comment)
     if not found or int(found[1]) != archive.end:
         raise CheckpointError("the note with its length and checksum is damaged")
-    return found[2].decode()
+    return Note(found[3].decode(), found[2] == b"sha256")
+
+
+def check(file: BinaryIO, archive: Archive, targets: Mapping[str, memoryview] | None = None) -> None:
+    """Read a whole file, see that it is what was written, and fill the memory given for some entries.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    note = read_note(archive)
+    found = _scan(file, archive, targets, note is not None and note.everything)
+    if note is not None and note.sha256 != found:
+        raise CheckpointError("its checksum is wrong")
 
 
 def seal(file: BinaryIO) -> None:
@@ -257,12 +282,11 @@ def seal(file: BinaryIO) -> None:
         CheckpointError: what is in the file is not what was written.
     """
     size = file.seek(0, os.SEEK_END)
-    length = len(note(size, "0" * 64))
+    length = len(_note(size, "0" * 64))
     file.seek(size - 2)
     file.write(struct.pack("<H", length))
     file.seek(size)
     file.write(b" " * length)
-    archive = read_archive(file)
-    sha256 = scan(file, archive)
+    sha256 = _scan(file, read_archive(file))
     file.seek(size)
-    file.write(note(size, sha256))
+    file.write(_note(size, sha256))

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from .archives import Archive, Entry, _directory, _find_end, _place_entry, check_note, read_at, read_entry
+from .archives import Archive, Entry, _directory, _find_end, _place_entry, read_at, read_entry, read_note
 from .background import settle
 from .dtypes import tensor_on
 from .errors import CheckpointError, CheckpointMissing
@@ -87,7 +87,7 @@ def _outline_pt(file: BinaryIO, values: Collection[str]) -> Any:
     if sum(size for _, size, _, _ in listed) > total:
         raise CheckpointError("it claims to unpack to more than its own size")
     entries = {name: Entry(name, place, place, size, crc) for name, size, crc, place in listed}
-    check_note(Archive(entries, total - len(end.comment), end.comment))
+    read_note(Archive(entries, total - len(end.comment), end.comment))
 
     def placed(entry: Entry) -> Entry:
         return _place_entry(file, entry.name, entry.size, entry.crc, entry.header)
