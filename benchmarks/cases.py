@@ -82,7 +82,7 @@ def sample(
     size: int = 64,
     batch: int = 1,
     tokens: int = 77,
-    steps: int = 4,
+    steps: int = 20,
     kind: str = "Imagen",
     bf16: bool = False,
     options: dict[str, object] | None = None,
@@ -113,10 +113,12 @@ def sample(
     return sampled, steps * batch
 
 
-def picture(side: str, device: str, steps: int = 20, cache_interval: int = 1) -> Work:
+def picture(
+    side: str, device: str, steps: int = 20, cache_interval: int = 1, unet: str = "small", size: int = 32
+) -> Work:
     """A finished picture: DPM-Solver++ here, the 250 ancestral steps that users take there."""
     words = captions(1, device)
-    made = model(side, "small", (32,), 250, device)
+    made = model(side, unet, (size,), 250, device)
     chosen = {"sampler": "dpmpp_2m", "steps": steps, "cache_interval": cache_interval}
     named = chosen if side == "ours" else {}
     return lambda: made.sample(**words, cond_scale=3.0, use_tqdm=False, **named), 1
@@ -213,11 +215,12 @@ CASES: dict[str, Case] = {
         partial(sample, bf16=True, options={"compile": "reduce-overhead"}), ALL, "step"
     ),
     "guided step, large, bf16 compiled": Case(
-        partial(sample, unet="base 256", batch=8, bf16=True, options={"compile": True}), ALL, "step"
+        partial(sample, unet="base 256", batch=8, steps=4, bf16=True, options={"compile": True}), ALL, "step"
     ),
-    "guided step, README, reused": Case(partial(sample, steps=6, options={"cache_interval": 3}), ALL, "step"),
+    "guided step, README, reused": Case(partial(sample, steps=21, options={"cache_interval": 3}), ALL, "step"),
     "guided step, defaults": Case(partial(sample, unet="default", steps=2), ALL, "step"),
     "guided step, elucidated": Case(partial(sample, kind="ElucidatedImagen", steps=3), CASCADES, "step"),
+    "a finished picture, README": Case(partial(picture, unet="readme", size=64), CASCADES, "picture"),
     "a finished picture": Case(picture, CASCADES, "picture"),
     "a finished picture with reuse": Case(partial(picture, steps=24, cache_interval=3), CASCADES, "picture"),
     "cascade 32 to 64": Case(cascade, CASCADES, "picture"),

@@ -121,6 +121,30 @@ def test_kernels_lie_as_the_maps_do_while_sampling_and_as_before_after_it(stops)
     assert all(kernel.grad is not None for kernel in kernels)
 
 
+@pytest.mark.parametrize(
+    ("mode", "precision", "changes"),
+    [
+        (False, "no", True),
+        (True, "no", False),
+        (False, "bf16", True),
+        (True, "bf16", True),
+        ("reduce-overhead", "bf16", False),
+        ("max-autotune", "bf16", False),
+    ],
+)
+def test_what_a_compiled_network_on_an_accelerator_may_have_recorded_stays(mode, precision, changes, monkeypatch):
+    monkeypatch.setattr(placement, "device_of", lambda _: torch.device("cuda"))
+    network = small_unet()
+    placement.compile_once(network, mode)
+    before = {name: (item, item.data_ptr()) for name, item in network.named_parameters()}
+    with placement.weights_ready(network, precision):
+        inside = {name: (item, item.data_ptr()) for name, item in network.named_parameters()}
+    assert any(item is not inside[name][0] or place != inside[name][1] for name, (item, place) in before.items()) == (
+        changes
+    )
+    assert all(item is before[name][0] for name, item in network.named_parameters())
+
+
 @pytest.mark.parametrize("has", [True, False])
 def test_half_precision_that_is_imitated_is_said(has, monkeypatch):
     monkeypatch.setattr(placement, "computes_in", lambda name, kind: has or name == "no")

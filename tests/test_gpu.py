@@ -180,6 +180,7 @@ COMPILED = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import torch
+from torch._dynamo.utils import counters
 torch.backends.cudnn.allow_tf32 = False
 from test_cascade_fast import awake, sampled
 from toys import CAPTIONS, small_imagen
@@ -190,6 +191,12 @@ for unet, options in (({}, {}), ({"self_cond": True}, {"cache_interval": 2})):
     for _ in range(3):  # graphs are recorded in the second call and replayed in the third
         made = sampled(imagen, compile="reduce-overhead", **options)
         torch.testing.assert_close(made, expected, rtol=0, atol=1e-3)
+half = awake(small_imagen(timesteps=4)).to("cuda")
+expected, graphs = sampled(half, precision="bf16"), []
+for _ in range(3):
+    torch.testing.assert_close(sampled(half, precision="bf16", compile=True), expected, rtol=0, atol=0.05)
+    graphs.append(counters["stats"]["unique_graphs"])
+assert graphs == graphs[:1] * 3, graphs
 trainer = ImagenTrainer(awake(small_imagen()), lr=1e-2, compile=True, verbose=False)
 pictures, losses = torch.rand(4, 3, 8, 8), []
 for _ in range(40):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -25,6 +26,8 @@ def dtype_of(module: nn.Module) -> torch.dtype:
     return torch.float32 if parameter is None else parameter.dtype
 
 
+#: Modules that are compiled in a mode that remembers no addresses.
+_PLAINLY: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 #: Modules whose parameters enter products of matrices and convolutions.
 _MULTIPLY = (nn.Linear, nn.Conv2d, TemporalConv)
 #: Precisions in which networks may compute, by the names of Accelerate.
@@ -74,6 +77,8 @@ def compile_once(module: nn.Module, mode: bool | str) -> None:
     """
     if mode and module._compiled_call_impl is None:
         module.compile(mode=None if mode is True else mode)
+        if mode in (True, "default"):
+            _PLAINLY.add(module)
 
 
 @contextmanager
@@ -96,12 +101,13 @@ def weights_ready(module: nn.Module, precision: str = "no") -> Iterator[nn.Modul
     last, as the maps are, and in half precision if that is asked for. Otherwise each call would copy them before it can
     start (autocast keeps what it has rounded, but not in inference mode).
 
-    Not so for training, where gradients would have to follow, for shards, which are gathered anew in every call, nor
-    for a compiled network on an accelerator, which arranges its own and may have recorded where they are.
+    Not so for training, where gradients would have to follow, nor for shards, which are gathered anew in every call. A
+    compiled network on an accelerator arranges its kernels itself, and may have recorded where all weights are.
     """
-    arranges = module._compiled_call_impl is not None and device_of(module).type != "cpu"
-    parts = [part for part in module.modules() if isinstance(part, _MULTIPLY) and not arranges]
     dtype = PRECISIONS[precision]
+    compiled = module._compiled_call_impl is not None and device_of(module).type != "cpu"
+    stay = compiled and (dtype is None or module not in _PLAINLY)
+    parts = [part for part in module.modules() if isinstance(part, _MULTIPLY) and not stay]
     with _in_order(parts) if dtype is None else _rounded(parts, dtype):
         yield module
 
