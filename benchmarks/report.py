@@ -18,8 +18,10 @@ BEGIN, END = "<!-- written by benchmarks/report.py -->\n", "<!-- end -->\n"
 CHOSEN = {
     "guided step, README": "guided sampling step, 64x64, the first network of imagen-pytorch's README",
     "guided step, defaults": "the same, all defaults (attention at every level)",
-    "a finished picture": "a finished 32x32 picture: 20 evaluations of DPM-Solver++ here, 250 ancestral steps there",
-    "a finished picture with reuse": "the same with 24 steps, of which two in three reuse inner maps",
+    "a finished picture, README": "a finished picture of the first network: 20 evaluations of DPM-Solver++ here, 250 "
+    "ancestral steps there",
+    "a finished picture": "the same of a smaller network, 32x32",
+    "a finished picture with reuse": "that one with 24 steps here, of which two in three reuse inner maps",
     "training, README": "training step, the first network",
     "training, defaults": "training step, all defaults",
     "training, video": "training step, a video of 16 frames",
@@ -42,7 +44,8 @@ COMPARED = """## Beside imagen-pytorch and diffusers
 `benchmarks/peers.sh /tmp/peers; python benchmarks/compare.py --peers /tmp/peers/bin/python`
 
 Every side has networks of the same widths (diffusers: as many parameters), float32 and eager mode unless the name says
-otherwise; bf16 is autocast for all, "compiled" and what says reuse is ours alone. "bare" is loss and gradient alone,
+otherwise; bf16 is autocast for all, "compiled" and what says reuse is ours alone. A guided step of the README's network
+is one of 20 for a picture, or of 21 with reuse. "bare" is loss and gradient alone,
 without optimizer, averages and checks; a checkpoint of ours is written with a checksum, read back and sealed, which
 during a training happens in the background.
 """
@@ -50,8 +53,9 @@ GPU = """## On a GPU
 `python benchmarks/compare.py --device cuda --peers ... --cases bf16,defaults,elucidated,cascade,compiled,graphs,large`
 
 "large" is the base network of the paper at half its width, 416 million parameters; "compiled" is `compile=True`,
-"graphs" `compile="reduce-overhead"`, of ours alone; the clock is wall time, and the memory that of the GPU. That graphs
-draw the same pictures is what `pytest -m slow tests/test_gpu.py` asks; on this machine it has not run to its end yet.
+"graphs" `compile="reduce-overhead"`, of ours alone; pictures of 4 steps; the clock is wall time, and the memory that of
+the GPU. That graphs draw the same pictures is what `pytest -m slow tests/test_gpu.py` asks; on this machine it has not
+run to its end yet. Since this was measured, weights are rounded once per stage and no longer at every step.
 """
 CURVES = """## How the time grows
 `python benchmarks/compare.py --peers /tmp/peers/bin/python --cases curve`, a small network of three levels
@@ -61,8 +65,9 @@ QUALITY = """## What fewer evaluations cost in quality
 
 "ddpm" with 250 steps is what imagen-pytorch samples with. `cache_interval`: one call of the network in so many is
 whole, the others compute the level with the largest maps only (Ma et al. 2024). Drawn by the first stage of `make
-demo`; R@1 and R@10: how often the caption is found by the picture; change: mean absolute difference from the first
-row's pictures, of a range of 1, where both start from the same noise and add none.
+demo`, with its guidance; change: mean absolute difference from the first row's pictures, of a range of 1, where both
+start from the same noise and add none; R@1 and R@10: how often the caption is found by the picture; FD: Frechet
+distance of an image classifier's features from those of the real pictures.
 """
 SOLVERS = """## How near samplers come to the exact solution
 `python benchmarks/solvers.py`
@@ -154,7 +159,8 @@ def page(folder: Path) -> str:
         )
         error = 0.5 / result["pictures"] ** 0.5
         about = (
-            f"{result['pictures']} pictures, so that shares are known to {error:.2f} (one standard error); {limits}\n"
+            f"guidance {result['cond_scale']:g}; {result['pictures']} pictures, so that shares are known to "
+            f"{error:.2f} (one standard error); {limits}\n"
         )
         parts += [QUALITY, when(result), table(result["rows"][0], rows), about]
     if "solvers" in found:

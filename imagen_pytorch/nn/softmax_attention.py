@@ -68,10 +68,11 @@ def by_products(
         some = slice(first, first + group)
         across = keys[some].contiguous()
         for row in range(0, count, rows):
-            logits = query[some, row : row + rows] @ across
+            block = slice(row, row + rows)
+            logits = torch.bmm(query[some, block], across)
             if added is not None:
                 logits += added[some]
-            out[some, row : row + rows] = logits.softmax(-1) @ values[some]
+            torch.bmm(logits.softmax(-1), values[some], out=out[some, block])
     return out.unflatten(0, (batch, heads))
 
 
