@@ -13,10 +13,8 @@ from torch import Tensor
 #: Logits that are held at once, so that they stay in the cache of a core.
 _AT_ONCE = 2**19
 
-
 _FOUND = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
-#: Whether this CPU multiplies bfloat16 but has no units for tiles of it: torch's fused kernel is fast with these only,
-#: and as slow as in single precision without.
+#: Whether this CPU multiplies bfloat16, but not in tiles: only with tiles torch's fused kernel is faster in it.
 PRODUCTS_ARE_FASTER = all(_FOUND) and _FOUND[0]() and not _FOUND[1]()
 
 
