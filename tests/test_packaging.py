@@ -16,18 +16,16 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "imagen_pytorch"
 
 WATCH = """
-import json, socket, sys, time
+import json, socket, sys
 def refuse(*arguments, **options): raise AssertionError("a connection was opened")
 socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
 opened = []
 sys.addaudithook(lambda event, details: opened.append(str(details[0])) if event == "open" else None)
 import torch
 before, opened[:] = set(sys.modules), []
-start = time.perf_counter()
 import imagen_pytorch
 {more}
-print(json.dumps({{"new": sorted(set(sys.modules) - before), "opened": opened, "all": sorted(sys.modules),
-                   "seconds": time.perf_counter() - start}}))
+print(json.dumps({{"new": sorted(set(sys.modules) - before), "opened": opened, "all": sorted(sys.modules)}}))
 """
 
 
@@ -49,7 +47,6 @@ def test_importing_is_lazy_and_quiet():
     assert not {name.split(".")[0] for name in seen["new"]} & HEAVY
     sources = re.compile(r"\.(py|pyc|so|pyi|pyd)(\.\d+)?$|__pycache__|/proc/|site-packages|/lib/")
     assert not [path for path in seen["opened"] if not sources.search(path) and Path(path).is_file()]
-    assert seen["seconds"] < 1.5  # well under 0.3 s on an idle machine; tests share theirs
 
 
 def test_building_a_model_loads_no_text_encoder():
