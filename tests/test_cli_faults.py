@@ -117,9 +117,14 @@ def test_ctrl_c_in_an_installed_command(nursery, folder):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
 def test_a_second_signal_ends_a_step_that_hangs(nursery, folder, number, code):
-    child = held(nursery, folder, 2)
+    heard = (
+        "from imagen_pytorch.cli._signals import Interruption\nremember = Interruption._remember\n"
+        "def noted(self, *arguments):\n    remember(self, *arguments)\n    pathlib.Path('heard').touch()\n"
+        "Interruption._remember = noted\n"
+    )
+    child = held(nursery, folder, 2, before=heard)
     child.kill(number)  # is only remembered, and the step never ends
-    time.sleep(0.3)
+    until((folder / "heard").exists, child)
     assert not child.ended()
     ended = child.kill(number).result()
     assert ended.code == code and ended.out == "" and "Traceback" not in ended.err
