@@ -42,14 +42,15 @@ class Setting(NamedTuple):
     cache_interval: int = 1
 
 
-#: the first is what the others are compared with; the last what users of imagen-pytorch take
+#: the first is what the others are compared with; 250 ancestral steps are what users of imagen-pytorch take
 SETTINGS = (
     *(Setting("dpmpp_2m", 24, interval) for interval in (1, 2, 3, 5)),
     *(Setting("dpmpp_2m", steps) for steps in (20, 16, 12, 8)),
     Setting("pc2", 20),
     Setting("ddim", 20),
     Setting("dpmpp_2m_sde", 20),
-    *(Setting("ddpm", steps) for steps in (20, 50, 250)),
+    *(Setting("ddpm", 24, interval) for interval in (1, 3)),
+    *(Setting("ddpm", steps) for steps in (20, 16, 12, 8, 50, 250)),
 )
 #: samplers that add noise of their own on the way
 NOISY = ("dpmpp_2m_sde", "ddpm")

@@ -30,7 +30,10 @@ from imagen_pytorch.testing import TEST_MIXTURE, IsotropicMixture
 
 CONDITIONAL = IsotropicMixture(means=((1.0, 0.2), (0.6, -0.6)), stds=(0.3, 0.2), weights=(0.6, 0.4))
 COUNTS = (8, 12, 16, 20, 30)
-NAMES = ("dpmpp_2m", "pc2", "pc3", "ddim", "dpmpp_2m_sde")
+CHOSEN = {
+    **dict.fromkeys(("dpmpp_2m", "pc2", "pc3", "ddim", "dpmpp_2m_sde"), COUNTS),
+    "ddpm": (*COUNTS, 250, 1000),
+}
 RESULT = Path(__file__).parent / "results" / "solvers.json"
 
 
@@ -60,8 +63,10 @@ def main() -> None:
                               dtype=torch.float64)  # fmt: skip
 
     exact = drawn("dpmpp_2m", 2000)
-    rows = [{"sampler": name, **{str(steps): frechet(drawn(name, steps), exact) for steps in COUNTS}} for name in NAMES]
-    rows.append({"sampler": "ddpm", **{str(steps): frechet(drawn("ddpm", steps), exact) for steps in (250, 1000)}})
+    rows = [
+        {"sampler": name, **{str(steps): frechet(drawn(name, steps), exact) for steps in counts}}
+        for name, counts in CHOSEN.items()
+    ]
     for row in rows:
         print("  ".join(f"{name} {value if isinstance(value, str) else f'{value:.4f}'}" for name, value in row.items()))
     if options.save:
