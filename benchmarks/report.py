@@ -18,8 +18,7 @@ BEGIN, END = "<!-- written by benchmarks/report.py -->\n", "<!-- end -->\n"
 CHOSEN = {
     "guided step, README": "guided sampling step, 64x64, the first network of imagen-pytorch's README",
     "guided step, defaults": "the same, all defaults (attention at every level)",
-    "a finished picture, README": "a finished picture of the first network: 20 evaluations of DPM-Solver++ here, 250 "
-    "ancestral steps there",
+    "a finished picture, README": "a finished picture of the first network: 20 ancestral steps here, 250 there",
     "a finished picture": "the same of a smaller network, 32x32",
     "a finished picture with reuse": "that one with 24 steps here, of which two in three reuse inner maps",
     "training, README": "training step, the first network",
