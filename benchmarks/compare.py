@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -155,25 +155,23 @@ def ceiling(options: argparse.Namespace) -> dict[str, object]:
 
     torch.set_num_threads(options.threads)
     fast = options.device == "cuda"
-
-    def best(work: Callable[[], object]) -> float:
-        times = []
-        for _ in range(12):  # the first ones warm up and are hardly the fastest
+    size, dtype = (8192, torch.bfloat16) if fast else (2048, torch.float32)
+    left, right = (torch.randn(size, size, device=options.device, dtype=dtype) for _ in range(2))
+    networks = FORWARDS[options.device]
+    works = [(lambda: left @ right, 2 * size**3), *(forward(options.device, *network) for network in networks)]
+    times = [float("inf")] * len(works)
+    for _ in range(12):  # in turns, as the machine is not always as fast; the first ones warm up and hardly count
+        for index, (work, _) in enumerate(works):
             start = time.perf_counter()
             work()
             if fast:
                 torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    size, dtype = (8192, torch.bfloat16) if fast else (2048, torch.float32)
-    left, right = (torch.randn(size, size, device=options.device, dtype=dtype) for _ in range(2))
-    rate = 2e-9 * size**3 / best(lambda: left @ right)
-    rows = []
-    for unet, batch in FORWARDS[options.device]:
-        work, flops = forward(options.device, unet, batch)
-        own = 1e-9 * flops / best(work)
-        rows.append({"unet": unet, "batch": batch, "gflops": round(own, 1), "share": round(own / rate, 3)})
+            times[index] = min(times[index], time.perf_counter() - start)
+    rate, *own = (1e-9 * flops / best for (_, flops), best in zip(works, times, strict=True))
+    rows = [
+        {"unet": unet, "batch": batch, "gflops": round(reached, 1), "share": round(reached / rate, 3)}
+        for (unet, batch), reached in zip(networks, own, strict=True)
+    ]
     return {"matmul_gflops": round(rate, 1), "forward": rows}
 
 
