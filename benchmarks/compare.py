@@ -160,7 +160,7 @@ def ceiling(options: argparse.Namespace) -> dict[str, object]:
     networks = FORWARDS[options.device]
     works = [(lambda: left @ right, 2 * size**3), *(forward(options.device, *network) for network in networks)]
     times = [float("inf")] * len(works)
-    for _ in range(12):  # in turns, as the machine is not always as fast; the first ones warm up and hardly count
+    for _ in range(12):  # in turns, as the machine is not always as fast; the first ones warm up
         for index, (work, _) in enumerate(works):
             start = time.perf_counter()
             work()
