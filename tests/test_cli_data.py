@@ -120,4 +120,4 @@ def test_a_missing_package_is_one_line(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "gs", raising=False)
     fsspec.filesystem("memory")
     code, line = refused(tmp_path, "gs://bucket/in")
-    assert code == 2 and "gs://bucket/in" in line and line.endswith('pip install "imagen-pytorch[gcs]"')
+    assert code == 2 and "gs://bucket/in" in line and line.endswith("pip install gcsfs")

@@ -166,7 +166,7 @@ def test_without_pyav_a_sentence_says_what_to_install(three, monkeypatch):
     with pytest.warns(UserWarning, match="1 of the clips"):
         data = VideoDataset(three, 8, 4)
     assert [tuple(item) for item in data.skipped] == [
-        ("b.mp4", 'reading it needs PyAV: pip install "imagen-pytorch[video]"')
+        ("b.mp4", "reading it needs PyAV: pip install av")
     ]
     assert len(data) == 2
     broken = three / "c.v1" / "in"
@@ -174,7 +174,7 @@ def test_without_pyav_a_sentence_says_what_to_install(three, monkeypatch):
     (broken / "a.gif").write_bytes(b"x")
     film_only = broken / "b.mp4"
     film_only.write_bytes((three / "b.mp4").read_bytes())
-    with pytest.raises(DataError, match=r'holds no usable clip; .*b.mp4: .* pip install "imagen-pytorch\[video\]"'):
+.* pip install av'):
         VideoDataset(broken, 8, 4)
 
 

@@ -39,7 +39,7 @@ COUNTED = ("avi",)
 MISSING_END = 0.25
 
 #: The reason for which a video file is left out where PyAV is not installed.
-NEEDS_AV = 'reading it needs PyAV: pip install "imagen-pytorch[video]"'
+NEEDS_AV = "reading it needs PyAV: pip install av"
 
 
 def check_positive(name: str, value: Any, kinds: type | tuple[type, ...]) -> None:

@@ -32,8 +32,8 @@ AT_ONCE = 1000
 #: What asking again would not change.
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
 
-#: Extras of this package that make file systems available, by protocol.
-EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
+#: Packages that make file systems available, by protocol.
+PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs"}
 
 
 class NoFileSystem(DataError):
@@ -347,7 +347,7 @@ def _made(url: str, options: dict[str, Any]) -> tuple[Any, str]:
     try:
         return url_to_fs(url, **options)
     except ImportError as error:
-        hint = f'pip install "imagen-pytorch[{EXTRAS[protocol]}]"' if protocol in EXTRAS else str(error)
+        hint = f"pip install {PACKAGES[protocol]}" if protocol in PACKAGES else str(error)
         raise PackageMissing(f"{printable(url)} cannot be read without a package that is missing: {hint}") from None
     except ValueError as error:
         known = tuple(sorted(available_protocols()))

@@ -141,7 +141,7 @@ def _pyav() -> Any:
         import av
     except ImportError as error:
         raise ImportError(
-            'MP4 and WebM need PyAV: pip install "imagen-pytorch[video]"; .gif and .webp need nothing more'
+            "MP4 and WebM need PyAV: pip install av; .gif and .webp need nothing more"
         ) from error
     return av
 

@@ -10,10 +10,10 @@ from typing import Any
 from ..registry import no_file_system
 from .errors import CheckpointMisaddressed, CheckpointNotWritten, reason
 
-#: packages behind the URLs of the large object stores, and the extras that bring them
-_EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
+#: packages that open the URLs of the large object stores
+_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs"}
 #: stores without folders: making one would make a bucket, and perhaps that of a misspelt name
-_WITHOUT_FOLDERS = {*_EXTRAS, "abfs", "abfss", "az"}
+_WITHOUT_FOLDERS = {*_PACKAGES, "abfs", "abfss", "az"}
 
 
 def _unknown_in(url: str) -> str | None:
@@ -45,8 +45,8 @@ def locate(path: str | Path, fs: Any = None, fs_kwargs: Mapping[str, Any] | None
     try:
         return url_to_fs(str(path), **(fs_kwargs or {}))
     except ImportError as error:
-        extra = _EXTRAS.get(str(path).split("://", 1)[0])
-        hint = f'; pip install "imagen-pytorch[{extra}]" brings what is missing' if extra else ""
+        package = _PACKAGES.get(str(path).split("://", 1)[0])
+        hint = f"; pip install {package}" if package else ""
         raise CheckpointMisaddressed(f"cannot open {path}: {reason(error)}{hint}") from error
     except ValueError as error:
         raise CheckpointMisaddressed(f"cannot open {path}: {_unknown_in(str(path)) or reason(error)}") from error
