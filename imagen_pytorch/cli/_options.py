@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    from ..cascade.cascade import Cascade
+
 #: of random numbers, as far as torch counts
 SEED = click.IntRange(min=0, max=2**63 - 1)
+#: guidance weight of `train`, `sample` and `demo` where neither an option nor the model states one
+USUAL_COND_SCALE = 3.0
 
 
 class PerStage(click.ParamType):
@@ -69,6 +74,19 @@ device_option = click.option(
 )
 
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors.")
+
+
+def guidance_weight(imagen: Cascade, given: Any = None) -> Any:
+    """The guidance weight to sample with: the given one, the model's own, or `USUAL_COND_SCALE`.
+
+    A model without captions, or one trained without dropping them, cannot be guided: 1 unless a weight is given.
+    """
+    if given is not None:
+        return given
+    if imagen.unconditional or not imagen.can_classifier_guidance:
+        return 1.0
+    stated = getattr(imagen, "cond_scale", None)
+    return USUAL_COND_SCALE if stated is None else stated
 
 
 def chosen_device(name: str) -> Any:
