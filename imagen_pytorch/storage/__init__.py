@@ -7,7 +7,7 @@ object stores get a file that was written locally, in one piece. So a reader nev
 
 from __future__ import annotations
 
-from .contents import plain_contents, size_of, snapshot
+from .contents import nonfinite_tensors, plain_contents, size_of, snapshot
 from .errors import (
     CheckpointError,
     CheckpointLocked,
@@ -43,6 +43,7 @@ __all__ = [
     "lock_of",
     "lock_of_folder",
     "make_folder",
+    "nonfinite_tensors",
     "parent_of",
     "plain_contents",
     "previous_of",

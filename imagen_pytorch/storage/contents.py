@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .parts import local_part
+
 #: levels of containers in one another that are written and read
 MAX_DEPTH = 100
 #: kinds of values besides tensors and containers, and of keys besides flat tuples of them
@@ -110,3 +112,33 @@ def snapshot(contents: Mapping[str, Any]) -> dict[str, Any]:
         return empty.set_(copies[key], tensor.storage_offset(), tensor.size(), tensor.stride())
 
     return map_tensors(plain_contents(contents), copied)
+
+
+def named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested containers with its path, such as "optim0/state/3/exp_avg"."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping | list | tuple):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in items:
+            yield from named_tensors(item, f"{name}/{key}" if name else str(key))
+
+
+def nonfinite_tensors(contents: Any) -> list[str]:
+    """The paths of all tensors in nested containers that hold NaN or an infinity.
+
+    Reads every floating or complex tensor once. Of a ``DTensor`` the local part is read; tensors without data pass.
+
+    Args:
+        contents: a tensor, or nested dicts, lists and tuples of tensors.
+    """
+    return [name for name, tensor in named_tensors(contents) if not _is_finite(local_part(tensor)[0].detach())]
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    if tensor.dtype.itemsize == 1:  # no arithmetic for 8-bit floats
+        tensor = tensor.float()
+    # the sum needs no memory; finite values can add up to an infinity, so only a finite sum is an answer
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
