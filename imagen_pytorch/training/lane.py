@@ -56,6 +56,7 @@ class Lane:
         self.network: nn.Module | None = None  # the network as several processes train it, made with the first loss
         self.pending = False
         self.finite = True
+        self.whole = True  # false while an update changes weights, moments, schedule and averages, and after it failed
         self.skipped = self.skipped_in_a_row = 0
         self._warned = self._begun = False
 
@@ -92,12 +93,14 @@ class Lane:
         if taken:
             if max_grad_norm is not None:
                 clip_gradients(parameters, norm, max_grad_norm)
+            self.whole = False
             self.scaler.step(self.optimizer)
         finding_scale = self._follow_scale(taken)
         self.optimizer.zero_grad()
         loss_was_finite, self.pending, self.finite = self.finite, False, True
         if taken:
             self._advance()
+            self.whole = True
         else:
             self._skip(loss_was_finite, finding_scale)
         return taken
