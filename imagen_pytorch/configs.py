@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_v
 from torch.utils.data import DataLoader
 
 from .cascade.cascade import Cascade
+from .diffusion.guidance import GUIDANCE
 from .diffusion.losses import LOSSES
 from .diffusion.objectives import OBJECTIVES
 from .diffusion.samplers import SAMPLERS
@@ -107,6 +108,7 @@ class _CascadeBase(Configuration):
         "pred_objectives": OBJECTIVES,
         "sampler": SAMPLERS,
         "loss_type": LOSSES,
+        "guidance": GUIDANCE,
     }
     unets: list[Annotated[Any, BeforeValidator(_unet)]]
     video: bool = False

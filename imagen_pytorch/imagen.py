@@ -69,6 +69,8 @@ class Imagen(Cascade):
             default it is as the U-Net was built.
         cond_drop_prob: share of captions dropped in training; 0 forbids guidance.
         cond_images_drop_prob: share of conditioning pictures dropped in training; above 0 they are guided on too.
+        cond_scale, guidance: per-unet guidance weight and name of the guidance method that `sample` uses unless it is
+            given others; None means 1 (no guidance) and "cfg".
         loss_type: "l1", "l2" or "huber".
         noise_schedules: per-unet name; missing ones are cosine for U-Net 2, then linear.
         pred_objectives: per-unet, "noise", "x_start" or "v".
@@ -115,6 +117,8 @@ class Imagen(Cascade):
         self_cond: bool | Sequence[bool | None] | None = None,
         cond_drop_prob: float = 0.1,
         cond_images_drop_prob: float = 0.0,
+        cond_scale: float | Sequence[float] | None = None,
+        guidance: str | None = None,
         loss_type: str = "l2",
         noise_schedules: str | Sequence[str] = "cosine",
         pred_objectives: str | Sequence[str] = "noise",
@@ -224,6 +228,8 @@ class ElucidatedImagen(ElucidatedFormulas, Cascade):
         self_cond: bool | Sequence[bool | None] | None = None,
         cond_drop_prob: float = 0.1,
         cond_images_drop_prob: float = 0.0,
+        cond_scale: float | Sequence[float] | None = None,
+        guidance: str | None = None,
         random_crop_sizes: int | Sequence[Any] | None = None,
         lowres_noise_schedule: str = "linear",
         lowres_sample_noise_level: float | Sequence[float] = 0.2,

@@ -52,6 +52,11 @@ def estimates(batch=3):
     return tuple(torch.randn(2, batch, 3, 4, 4, generator=generator, dtype=torch.float64))
 
 
+def strong(name, scale=3.0):
+    """A weight that the method takes."""
+    return min(scale, GUIDANCE[name].largest_scale)
+
+
 def combined(name, cond, null, scale, state=None, **options):
     return GUIDANCE[name](scale, **options).combine(cond, null, LEVEL, {} if state is None else state)
 
@@ -78,7 +83,7 @@ def test_scale_one_is_the_conditional_estimate_and_free(name):
 def test_guidance_asks_for_both_halves_once_and_returns_the_shape(name):
     pair, asked = counted(CONDITIONAL, TEST_MIXTURE)
     x = torch.randn(8, 2)
-    found = guided(pair, GUIDANCE[name](3.0))(x, LEVEL, None)
+    found = guided(pair, GUIDANCE[name](strong(name)))(x, LEVEL, None)
     assert found.shape == x.shape and found.dtype == x.dtype and torch.isfinite(found).all()
     assert asked == [True] and not torch.equal(found, CONDITIONAL(x, LEVEL, None))
 
@@ -86,8 +91,8 @@ def test_guidance_asks_for_both_halves_once_and_returns_the_shape(name):
 @pytest.mark.parametrize("name", GUIDANCE.names())
 def test_items_are_guided_one_by_one(name):
     cond, null = estimates()
-    whole = combined(name, cond, null, 3.0)
-    parts = [combined(name, cond[i : i + 1], null[i : i + 1], 3.0) for i in range(3)]
+    whole = combined(name, cond, null, strong(name))
+    parts = [combined(name, cond[i : i + 1], null[i : i + 1], strong(name)) for i in range(3)]
     torch.testing.assert_close(whole, torch.cat(parts), rtol=0, atol=1e-12)
 
 
@@ -100,7 +105,8 @@ def test_guided_pictures_do_not_depend_on_what_the_network_predicts(name, unchec
         )
         halves = [process.denoiser(as_network(oracle, process)) for oracle in (CONDITIONAL, TEST_MIXTURE)]
         pair, _ = counted(*halves)
-        guidance = GUIDANCE[name](2.0, momentum=-0.3, radius=2.0) if name == "apg" else GUIDANCE[name](2.0)
+        options = {"momentum": -0.3, "radius": 2.0} if name == "apg" else {}
+        guidance = GUIDANCE[name](strong(name, 2.0), **options)
         generator = torch.Generator().manual_seed(0)
         ends.append(process.sample(guided(pair, guidance), (8, 2), steps=12, generator=generator, dtype=torch.float64))
     for end in ends[1:]:

@@ -161,7 +161,7 @@ class Cascade(CascadeParts):
         init_images: Any = None,
         skip_steps: int | Sequence[int | None] | None = None,
         batch_size: int = 1,
-        cond_scale: float | Sequence[float] = 1.0,
+        cond_scale: float | Sequence[float] | None = None,
         *,
         cfg_remove_parallel_component: bool = False,
         cfg_keep_parallel_frac: float = 0.0,
@@ -182,7 +182,7 @@ class Cascade(CascadeParts):
         seed: int | Sequence[int] | None = None,
         generator: Generators = None,
         negative_texts: str | Sequence[str] | None = None,
-        guidance: str | Guidance = "cfg",
+        guidance: str | Guidance | None = None,
         callback: Callback | None = None,
         strength: float | Sequence[float | None] | None = None,
         frame_times: Float[Tensor, "b6 m"] | None = None,
@@ -208,7 +208,8 @@ class Cascade(CascadeParts):
             init_images: per-unet; start from these pictures, noised to the level reached by ``skip_steps`` or
                 ``strength`` (1 = from pure noise, 0 = the picture itself), both per-unet.
             batch_size: number of pictures of an unconditional model.
-            cond_scale: per-unet guidance weight; 1 turns guidance off (Ho & Salimans 2022, arXiv 2207.12598).
+            cond_scale: per-unet guidance weight; 1 turns guidance off (Ho & Salimans 2022, arXiv 2207.12598). None
+                takes the model's own.
             cfg_remove_parallel_component, cfg_keep_parallel_frac: projected guidance of estimates, and the share of the
                 parallel part that stays (Sadat et al. 2024, arXiv 2410.02416).
             lowres_sample_noise_level: per-unet augmentation time in [0, 1] of the low-resolution picture, in place of
@@ -225,6 +226,7 @@ class Cascade(CascadeParts):
             generator: one `torch.Generator`, or one per picture.
             negative_texts: what to guide away from, in place of the empty condition.
             guidance: name of a guidance method, or a ready one, whose scale a ``cond_scale`` other than 1 replaces.
+                None takes the model's own.
             frame_times, fps: as for `training_batch`.
             callback: ``callback(unet_number, step, total_steps, picture so far)``; returning False ends the stage.
             max_batch_size: pictures made at once; with ``seed`` they are the same for any number.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ class SharedOptions(_Taken):
     self_cond: Any
     cond_drop_prob: float
     cond_images_drop_prob: float
+    cond_scale: Any
+    guidance: str | None
     random_crop_sizes: Any
     lowres_noise_schedule: str
     lowres_sample_noise_level: Any
@@ -84,11 +87,21 @@ class SharedOptions(_Taken):
         if self.temporal_resize_mode not in TEMPORAL_MODES:
             known = ", ".join(TEMPORAL_MODES)
             raise ValueError(f'no temporal_resize_mode "{self.temporal_resize_mode}"; known: {known}')
+        self._check_guidance(count)
         if self.fps <= 0 or (self.video_frames is not None and self.video_frames < 1):
             raise ValueError(f"fps and video_frames must be positive, got {self.fps} and {self.video_frames}")
         only = self.only_train_unet_number
         if only is not None and not 1 <= only <= count:
             raise ValueError(f"U-Nets are numbered 1 to {count}, got only_train_unet_number={only}")
+
+    def _check_guidance(self, count: int) -> None:
+        method = GUIDANCE[check_name(self.guidance or "cfg", "guidance")]
+        for scale in per_stage(self.cond_scale, count, "cond_scale"):
+            if scale is None:
+                continue
+            method(check_scale(scale))
+            if self.condition_on_text and not self.cond_drop_prob and not self.cond_images_drop_prob and scale != 1:
+                raise ValueError(f"cond_scale={scale} needs cond_drop_prob above 0: guidance compares with no caption")
 
     def temporal_factors(self, count: int) -> tuple[int, ...]:
         """The frame-rate divisor of each stage.
@@ -173,6 +186,31 @@ def check_share(value: float, name: str) -> None:
         raise ValueError(f"{name} must lie between 0 and 1, got {value}")
 
 
+def check_scale(value: Any, name: str = "cond_scale") -> float:
+    """A guidance weight.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: not finite, or absurdly large.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not abs(value) <= 1e6:
+        raise ValueError(f"{name} must be a finite number (1 turns guidance off, 3 to 10 are usual), got {value}")
+    return float(value)
+
+
+def check_name(value: Any, name: str) -> str:
+    """The name of a choice.
+
+    Raises:
+        TypeError: not a string.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a name, got {type(value).__name__}")
+    return value
+
+
 def _is_pair(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(side, int) for side in value)
 
@@ -205,6 +243,7 @@ class SampleOptions(_Taken):
     strength: Any
     batch_size: int
     cond_scale: Any
+    guidance: str | Guidance | None
     cfg_remove_parallel_component: bool
     cfg_keep_parallel_frac: float
     lowres_sample_noise_level: Any
@@ -221,7 +260,6 @@ class SampleOptions(_Taken):
     seed: int | Sequence[int] | None
     generator: Generators
     negative_texts: str | Sequence[str] | None
-    guidance: str | Guidance
     callback: Callback | None
     precision: str
     compile: bool | str
@@ -257,7 +295,7 @@ class SampleOptions(_Taken):
                 raise ValueError(f"cache_interval must be at least 1 (compute every call whole), got {interval}")
         if self.seed is not None and self.generator is not None:
             raise ValueError("give seed or generator, not both")
-        if self.cfg_remove_parallel_component and self.guidance not in ("cfg", "apg"):
+        if self.cfg_remove_parallel_component and self.guidance not in (None, "cfg", "apg"):
             raise ValueError('cfg_remove_parallel_component is the guidance "apg"; give no other guidance with it')
 
     @property
@@ -274,13 +312,22 @@ class SampleOptions(_Taken):
         names = [field.name for field in fields(StageChoices)]
         return StageChoices(**{name: per_stage(getattr(self, name), count, name)[index] for name in names})
 
-    def guide(self, scale: float) -> Guidance:
-        """The guidance method, by name or ready made; a ``scale`` other than 1 replaces that of a ready one."""
+    def guide(self, scale: float | None, own_scale: float | None, own_method: str | None) -> Guidance:
+        """The guidance of one stage.
+
+        Args:
+            scale: the weight that this call states; None takes that of a ready-made method, else the model's own. A
+                weight of 1 leaves a ready-made method as it is.
+            own_scale, own_method: the model's own choices; None means 1 and "cfg". The own weight is lowered to the
+                largest one that the method takes.
+        """
         if isinstance(self.guidance, Guidance):
-            return self.guidance if scale == 1 else replace(self.guidance, scale=scale)
-        if self.cfg_remove_parallel_component or self.guidance == "apg":
-            return GUIDANCE["apg"](scale, eta=self.cfg_keep_parallel_frac)
-        return GUIDANCE[self.guidance](scale)
+            return self.guidance if scale in (None, 1) else replace(self.guidance, scale=scale)
+        name = "apg" if self.cfg_remove_parallel_component else self.guidance or own_method or "cfg"
+        method = GUIDANCE[name]
+        if scale is None:
+            scale = min(1.0 if own_scale is None else own_scale, method.largest_scale)
+        return method(scale, eta=self.cfg_keep_parallel_frac) if name == "apg" else method(scale)
 
 
 @dataclass(frozen=True)
@@ -290,7 +337,7 @@ class StageChoices:
     init_images: Tensor | None
     skip_steps: int | None
     strength: float | None
-    cond_scale: float
+    cond_scale: float | None
     lowres_sample_noise_level: float | None
     sampler: str | Sampler | None
     steps: int | None

@@ -37,6 +37,8 @@ class CascadeParts(nn.Module):
         stages: what belongs to each besides its weights.
         image_sizes, random_crop_sizes: per U-Net, an int for a square or (height, width).
         sample_channels: channels of the pictures of each U-Net.
+        cond_scale, guidance: per U-Net the guidance weight, and the method, of `sample` where it is given none; None
+            where the model states none either.
 
     Raises:
         ValueError: contradicting or unknown choices, each with a sentence.
@@ -57,6 +59,8 @@ class CascadeParts(nn.Module):
         self.condition_on_text = shared.condition_on_text
         self.cond_drop_prob = shared.cond_drop_prob
         self.cond_images_drop_prob = shared.cond_images_drop_prob
+        self.cond_scale = per_stage(shared.cond_scale, count, "cond_scale")
+        self.guidance = shared.guidance
         self.channels = shared.channels
         self.sample_channels = (shared.channels,) * count
         self._text_encoder = shared.text_encoder

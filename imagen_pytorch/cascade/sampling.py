@@ -30,6 +30,10 @@ class SamplingRun:
         numbers = range(options.start_at_unet_number, (options.stop_at_unet_number or count) + 1)
         self.stages = [cascade.stages[number - 1] for number in numbers]
         self.choices: list[StageChoices] = [options.stage(index, count) for index in range(count)]
+        own = (cascade.cond_scale, cascade.guidance)
+        self.guidances = [
+            options.guide(row.cond_scale, scale, own[1]) for row, scale in zip(self.choices, own[0], strict=True)
+        ]
         sizes = options.image_sizes
         self.sizes = tuple(stage.size for stage in cascade.stages) if sizes is None else stage_sizes(sizes, count)
         self._check_networks()
@@ -66,8 +70,7 @@ class SamplingRun:
             return None
         if self.text is None:
             raise ValueError("negative_texts need a model that is conditioned on text")
-        scales = [self.choices[stage.number - 1].cond_scale for stage in self.stages]
-        if not any(self.options.guide(scale).needs_null_somewhere for scale in scales):
+        if not any(self.guidances[stage.number - 1].needs_null_somewhere for stage in self.stages):
             raise ValueError("negative_texts are what guidance leads away from: they need a cond_scale other than 1")
         texts = [texts] * self.batch if isinstance(texts, str) else texts
         check_text_count(texts, self.batch, "negative_texts")

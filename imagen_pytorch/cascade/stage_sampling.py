@@ -110,7 +110,7 @@ class StageRun:
         run, cascade = self.run_, self.cascade
         if run.text is None and not (cascade.cond_images_drop_prob > 0 and takes_pictures(self.unet)):
             return GUIDANCE["cfg"](1.0)  # there is nothing to guide on
-        guidance = self.options.guide(self.choices.cond_scale)
+        guidance = run.guidances[self.stage.number - 1]
         trained = run.text is None or run.negative is not None or cascade.can_classifier_guidance
         if guidance.needs_null_somewhere and not trained:
             raise ValueError(

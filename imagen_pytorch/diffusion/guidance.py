@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -34,9 +34,18 @@ class Guidance(ABC):
 
     Args:
         scale: the weight w; 1 is the conditional estimate itself and costs no unconditional one.
+
+    Raises:
+        ValueError: a weight that is not finite.
     """
 
     scale: float = 1.0
+    #: the largest weight that the method takes
+    largest_scale: ClassVar[float] = math.inf
+
+    def __post_init__(self) -> None:
+        if not -math.inf < self.scale < math.inf:
+            raise ValueError(f"a guidance weight must be a finite number, got {self.scale}")
 
     @property
     def needs_null_somewhere(self) -> bool:
@@ -141,15 +150,26 @@ class CFGPlusPlus(Guidance):
     step in half log-SNR: published, its strength grows with the number of steps. Here h is that of a reference grid.
 
     Args:
-        scale: omega.
+        scale: omega, in [0, 1]; 1 is the strongest.
         ref_steps: steps of the reference grid, even in half log-SNR over ``span``; None takes ``h`` from ``step``.
         span: half log-SNR from the first to the last level of the reference grid.
         step: half log-SNR of the sampler's own steps, for the published form.
+
+    Raises:
+        ValueError: an omega outside [0, 1].
     """
 
     ref_steps: int | None = 50
     span: float = 10.6
     step: float | None = None
+    largest_scale: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.scale <= 1:
+            raise ValueError(
+                f'the cond_scale of the guidance "cfgpp" is its omega and lies in [0, 1] (0.6 is usual), got '
+                f"{self.scale}"
+            )
 
     @property
     def needs_null_somewhere(self) -> bool:
