@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from imagen_pytorch.cli import _presets, main
+from imagen_pytorch.cli import _presets, _settings, main
+from imagen_pytorch.cli._settings import Request
+from imagen_pytorch.configs import TrainingConfig
+from imagen_pytorch.profiling.estimates import Plan, estimate_training
+from imagen_pytorch.profiling.shapes import without_memory
+from imagen_pytorch.signatures import parse, read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,11 +26,36 @@ def run(tmp_path, monkeypatch):
     return lambda *arguments: CliRunner().invoke(main, [str(item) for item in arguments])
 
 
-def test_writes_the_default_configuration_where_peers_expect_it(run, tmp_path):
+def test_writes_a_small_configuration_where_peers_expect_it(run, tmp_path):
+    """Bare, it is one that any machine can train, and it says what to edit; the paper's cascade has a name."""
     done = run("config")
     assert done.exit_code == 0 and done.stdout == "imagen_config.json\n"
-    shipped = json.loads((ROOT / "imagen_pytorch" / "default_config.json").read_text())
-    assert json.loads((tmp_path / "imagen_config.json").read_text()) == shipped
+    assert json.loads((tmp_path / "imagen_config.json").read_text()) == read_json(ROOT / "configs" / "emoji.json")
+    assert (
+        "preset emoji" in done.stderr and "edit dataset_name" in done.stderr and "moving-digits, paper" in done.stderr
+    )
+    assert "next: imagen train --config imagen_config.json" in done.stderr
+    run("config", "--preset", "paper", "--path", "paper.json")
+    assert read_json(tmp_path / "paper.json") == read_json(ROOT / "imagen_pytorch" / "default_config.json")
+
+
+def test_what_is_written_bare_trains_within_a_gigabyte():
+    """Weights, averages, gradients, moments and what the forward pass of each network takes."""
+    config = parse(TrainingConfig, read_json(_presets.preset_path("default")))
+    plan = Plan(batch_size=config.dataset["batch_size"], enough=0)
+    cascade = without_memory(config.imagen._make)
+    assert all(estimate_training(cascade, number, plan).total < 10**9 for number in (1, 2))
+
+
+def test_captions_of_a_preset_are_not_drawn_for_other_data(run, tmp_path):
+    """They are replaced by captions of the data; edited ones stay."""
+    run("config")
+    request = Request(**dict.fromkeys(Request.__dataclass_fields__))
+    for texts, expected in ((None, []), (["mine"], ["mine"])):
+        values = read_json(tmp_path / "imagen_config.json")
+        values |= {"sample_texts": texts} if texts else {}
+        given = _settings._overridden(values, replace(request, data="pictures", text=()), False)
+        assert given.get("sample_texts", []) == expected
 
 
 def test_makes_the_folder(run, tmp_path):
@@ -38,7 +69,7 @@ def test_never_replaces_without_force(run, tmp_path):
     refused = run("config", "--path", target)
     assert refused.exit_code == 2 and "--force" in refused.stderr and target.read_text() == "mine"
     assert run("config", "--path", target, "--force").exit_code == 0
-    assert json.loads(target.read_text())["type"] == "original"
+    assert read_json(target) == read_json(ROOT / "configs" / "emoji.json")
 
 
 def test_a_folder_gets_the_usual_name(run, tmp_path):
@@ -58,7 +89,11 @@ def test_an_unknown_preset_lists_what_there_is(run):
 
 
 def test_every_json_file_of_the_checkout_is_a_preset():
-    assert set(_presets.preset_names()) == {"default", *(path.stem for path in (ROOT / "configs").glob("*.json"))}
+    assert set(_presets.preset_names()) == {
+        "default",
+        "paper",
+        *(path.stem for path in (ROOT / "configs").glob("*.json")),
+    }
     assert _presets.preset_path("emoji").is_file()
 
 
@@ -70,7 +105,8 @@ def test_presets_inside_the_package_come_first(monkeypatch, tmp_path):
     (package / "presets" / "emoji.json").write_text("{}")
     (package.parent / "configs" / "foreign.json").write_text("{}")
     monkeypatch.setattr(_presets.resources, "files", lambda _: package)
-    assert _presets.preset_names() == ("default", "emoji")
+    assert _presets.preset_names() == ("default", "emoji", "paper")
+    assert _presets.preset_path("paper") == package / "default_config.json"
     assert _presets.preset_path("emoji") == package / "presets" / "emoji.json"
 
 

@@ -237,7 +237,7 @@ def test_the_papers_cascade_is_looked_at_without_allocating_it():
     code = (
         "import json, resource, sys\n"
         "from imagen_pytorch.cli import main\n"
-        "try: main(['info', 'default', '--json'])\n"
+        "try: main(['info', 'paper', '--json'])\n"
         "except SystemExit: pass\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )

@@ -215,7 +215,7 @@ def test_quiet_prints_the_result_alone(folder):
 
 def test_the_default_configuration_made_small(folder):
     """The peer's file with its networks and sizes shrunk: every one of its keys is understood."""
-    succeed("config", "--path", "full.json")
+    succeed("config", "--preset", "paper", "--path", "full.json")
     values = json.loads(Path("full.json").read_text())
     values["imagen"] |= {"image_sizes": [4, 8, 8], "random_crop_sizes": None, "timesteps": 2}
     values["imagen"] |= {"text_encoder_name": "builtin:words"}

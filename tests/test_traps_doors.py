@@ -277,7 +277,7 @@ def test_the_default_configuration_trains_on_a_table_of_the_hub(folder, monkeypa
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=lambda *_, **__: table))
     monkeypatch.setattr("imagen_pytorch.data.huggingface.fetch", lambda *_, **__: buffer.getvalue(), raising=False)
     monkeypatch.setattr(remote, "fetch", lambda *_, **__: buffer.getvalue())
-    succeed("config")
+    succeed("config", "--preset", "paper")
     values = json.loads(Path("imagen_config.json").read_text())
     values["imagen"] |= {
         "image_sizes": [4, 8, 8],

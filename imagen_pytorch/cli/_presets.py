@@ -13,8 +13,12 @@ from ..registry import suggestion
 PACKAGE = "imagen_pytorch"
 #: the configuration that a user has written, where no other one is named
 USUAL = "imagen_config.json"
-#: the ready-made configuration for everybody else
+#: the ready-made configuration where none is named: small enough for the CPU and the memory of any machine
 READY_MADE = "emoji"
+#: the name of whatever `imagen config` writes where no preset is named
+DEFAULT = "default"
+#: the paper's cascade, which is a file of the package itself
+PAPER = "paper"
 
 
 def _folders() -> list[Path]:
@@ -24,9 +28,12 @@ def _folders() -> list[Path]:
 
 
 def preset_names() -> tuple[str, ...]:
-    """The names of all ready-made configurations; "default" is the paper's cascade."""
+    """The names of all ready-made configurations.
+
+    "default" is the one that is used where none is named, "paper" the three-stage cascade of the paper.
+    """
     found = {path.stem for folder in _folders()[:1] for path in folder.glob("*.json")}
-    return ("default", *sorted(found))
+    return (DEFAULT, *sorted({*found, PAPER}))
 
 
 def preset_path(name: str) -> Path:
@@ -35,8 +42,9 @@ def preset_path(name: str) -> Path:
     Raises:
         click.UsageError: no such configuration; the message lists what there is.
     """
-    if name == "default":
+    if name == PAPER:
         return Path(str(resources.files(PACKAGE))) / "default_config.json"
+    name = READY_MADE if name == DEFAULT else name
     for folder in _folders():
         if (folder / f"{name}.json").is_file():
             return folder / f"{name}.json"
@@ -57,9 +65,16 @@ def _made_for(data: str | None) -> str:
     """The ready-made configuration for a data set; the usual one for data that have none of their own."""
     from ..signatures import read_json
 
-    names = (READY_MADE, *(name for name in preset_names() if name not in ("default", READY_MADE)))
+    names = (READY_MADE, *(name for name in preset_names() if name not in (DEFAULT, PAPER, READY_MADE)))
     own = (name for name in names if read_json(preset_path(name)).get("dataset_name") == data)
     return next(own, READY_MADE)
+
+
+def are_shipped(captions: object) -> bool:
+    """Whether captions for samples are those of a ready-made configuration, which belong to its own data."""
+    from ..signatures import read_json
+
+    return any(read_json(preset_path(name)).get("sample_texts") == captions for name in preset_names())
 
 
 def find_config(given: str | None, data: str | None = None) -> ConfigChoice:

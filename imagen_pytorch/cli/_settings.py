@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..signatures import ConfigError, parse, read_json
-from ._presets import find_config
+from ._presets import are_shipped, find_config
 
 if TYPE_CHECKING:
     from ..configs import TrainingConfig
@@ -87,7 +87,7 @@ def _overridden(values: dict[str, Any], request: Request, ready_made: bool) -> d
         values["imagen"] = _with_frames(values.get("imagen"), dataset.get("num_frames"))
         dataset = {name: value for name, value in dataset.items() if name in known}
         values["dataset_name"] = request.data
-        if ready_made:
+        if ready_made or are_shipped(values.get("sample_texts")):
             values.pop("sample_texts", None)
     if request.batch_size is not None:
         dataset["batch_size"] = request.batch_size

@@ -8,7 +8,10 @@ from pathlib import Path
 import click
 
 from ._files import check_place
-from ._presets import USUAL, preset_names, preset_path
+from ._presets import DEFAULT, READY_MADE, USUAL, preset_names, preset_path
+
+#: what is edited first
+_EDIT = "dataset_name (a folder of images with captions), image_sizes, steps and sample_texts"
 
 
 @click.command()
@@ -16,18 +19,18 @@ from ._presets import USUAL, preset_names, preset_path
 @click.option("--force", is_flag=True, help="Replace the file if there is one.")
 @click.option(
     "--preset",
-    default="default",
+    default=DEFAULT,
     show_default=True,
     metavar="NAME",
-    help="A ready-made configuration: default is the paper's three-stage cascade, emoji a small one for the embedded "
-    "pictures, moving-digits one of videos.",
+    help="A ready-made configuration: default, or emoji, is a small cascade that trains on any machine; moving-digits "
+    "makes videos; paper is the three-stage cascade of the paper, which needs many large GPUs.",
 )
 def config(path: str, force: bool, preset: str) -> None:
     """Write a configuration file, to be edited and given to `imagen train`.
 
     \b
-    imagen config                                    the paper's cascade, in ./imagen_config.json
-    imagen config --preset emoji --path mine.json    a small one that trains on a CPU
+    imagen config                                    a small cascade, in ./imagen_config.json
+    imagen config --preset paper --path paper.json   the paper's, of three billion parameters
     """
     text = preset_path(preset).read_text(encoding="utf-8")
     if path == "-":
@@ -41,5 +44,9 @@ def config(path: str, force: bool, preset: str) -> None:
     check_place(target)
     target.write_text(text, encoding="utf-8")
     click.echo(target)
-    train = f"imagen train --config {shlex.quote(str(target))}"
-    click.echo(f"presets: {', '.join(preset_names())}; next: edit it, then {train}", err=True)
+    name = READY_MADE if preset == DEFAULT else preset
+    others = ", ".join(other for other in preset_names() if other not in (DEFAULT, name))
+    shown = shlex.quote(str(target))
+    click.echo(f"a copy of the preset {name}; there are also {others} (--preset)", err=True)
+    click.echo(f"edit {_EDIT}; `imagen info {shown}` says what it costs", err=True)
+    click.echo(f"next: imagen train --config {shown}", err=True)

@@ -29,7 +29,7 @@ def info(**request: Any) -> None:
     encoder of captions is not counted.
 
     \b
-    imagen info default                          the paper's cascade
+    imagen info paper                            the paper's cascade
     imagen info imagen.pt                        a checkpoint
     imagen info mine.json --batch-size 64 --precision bf16
     """

@@ -197,7 +197,8 @@ def guided_passes(cascade: Cascade, number: int) -> int:
     return 2 if text or dropped_pictures else 1
 
 
-def _training(cascade: Cascade, number: int, plan: Plan) -> Training:
+def estimate_training(cascade: Cascade, number: int, plan: Plan) -> Training:
+    """A training step of one U-Net (1-based); on the device "meta" nothing is allocated."""
     unet, cost = cascade.unets[number - 1], training_cost(cascade, number, plan)
     times = _CHECKPOINTED if getattr(unet, "gradient_checkpointing", False) else _TRAINING
     # every other step begins with an estimate for self-conditioning, which nothing is learned from
@@ -247,7 +248,7 @@ def estimate_stage(cascade: Cascade, number: int, plan: Plan) -> StageEstimate:
         parameters=sum(item.numel() for item in unet.parameters()),
         weight_bytes=weight_bytes(unet),
         forward_flops=forward,
-        training=_training(cascade, number, plan),
+        training=estimate_training(cascade, number, plan),
         sampling=sampling,
     )
 
