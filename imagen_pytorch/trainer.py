@@ -23,7 +23,6 @@ from .training.data import TrainerData
 from .training.ema import make_average, standing_in
 from .training.lane import Lane
 from .training.loaders import BatchStream, as_tensors, named_batch
-from .training.optim import make_optimizer, make_scheduler
 from .training.options import forwarded, warn_of_lion
 from .training.precision import Precision, chosen_precision
 from .training.processes import Processes, Rows, lost_connections_named, without_sync
@@ -33,7 +32,6 @@ from .training.saving import TrainerCheckpoints
 from .training.sharded_state import ShardedState, share_out
 from .training.state import TrainingState
 from .training.status import TrainerStatus
-from .training.warmup import Warmup
 
 #: names under which the parts of a lane are known to users: optim0, scaler1 ...
 _PARTS = {"optim": "optimizer", "scaler": "scaler", "scheduler": "scheduler", "warmup": "warmup"}
@@ -159,9 +157,9 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
             "cosine_decay_max_steps": cosine_decay_max_steps,
         }
         rows = zip(*(per_stage(value, self.num_unets, name) for name, value in per_unet.items()), strict=True)
-        shared = {"betas": (beta1, beta2), "group_wd_params": group_wd_params, "options": others.adam}
+        shared = {"beta1": beta1, "beta2": beta2, "group_wd_params": group_wd_params, **others.adam}
         self.lanes = tuple(
-            self._lane(number, dict(zip(per_unet, row, strict=True)), shared, max_skipped_steps)
+            self._lane(number, {**shared, **dict(zip(per_unet, row, strict=True))}, max_skipped_steps)
             for number, row in enumerate(rows, start=1)
         )
         agree = self.processes.agree if self.is_distributed else None
@@ -177,21 +175,15 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         if self.store is not None:
             self.load_from_checkpoint_folder()
 
-    def _lane(self, number: int, row: Mapping[str, Any], shared: Mapping[str, Any], max_skipped: int) -> Lane:
-        unet = self.imagen.unets[number - 1]
-        optimizer = make_optimizer(unet, lr=row["lr"], eps=row["eps"], **shared)
-        period = row["warmup_steps"]
-        scheduler = make_scheduler(optimizer, period, row["cosine_decay_max_steps"])
+    def _lane(self, number: int, settings: Mapping[str, Any], max_skipped: int) -> Lane:
         return Lane(
             number,
-            unet,
-            optimizer=optimizer,
-            scheduler=scheduler,
+            self.imagen.unets[number - 1],
+            settings=settings,
             scaler=self.precision.scaler(),
             average=None if self.ema_unets is None else self.ema_unets[number - 1],
             max_skipped=max_skipped,
             all_true=self.processes.all_true,
-            warmup=None if scheduler is None or period is None else Warmup(scheduler, period),
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -221,6 +213,19 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         if lane.network is None:
             compile_once(lane.unet, self.compile_mode)
             lane.network = self.processes.wrap(lane.unet)
+
+    def set_decay(self, unet_number: int, cosine_decay_max_steps: int | None) -> None:
+        """Change the end of the cosine decay of one U-Net; its present rate becomes that of the new schedule.
+
+        Args:
+            unet_number: 1-based.
+            cosine_decay_max_steps: the rate falls to 0 at this update, counted from the first; None: no decay.
+
+        Raises:
+            TypeError, ValueError: no such U-Net, or no number of updates; nothing is changed.
+        """
+        number = self.validate_unet_number(unet_number)
+        self.lanes[number - 1].set_decay(cosine_decay_max_steps, self.num_steps_taken(number))
 
     def set_accelerator_scaler(self, unet_number: int | None = None) -> None:
         """Let the accelerator use the loss scaler of a U-Net, for code that calls it; the trainer does without."""

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from .checked import alike, are_tensors, is_adams
+from .settings import optimizer_of, scheduler_of
 from .sharding import clip_gradients, gradient_norm
 from .warmup import Warmup
 
@@ -30,8 +31,8 @@ class Lane:
     Args:
         number: 1-based number of the U-Net.
         unet: the network.
-        optimizer, scheduler, scaler: for its parameters; the schedule may be absent.
-        warmup: how far the schedule's warm-up is, if it has one.
+        settings: of its optimizer and schedule, by name; what `optimizer_of` and `scheduler_of` take.
+        scaler: of its loss.
         average: moving average of its weights, or None.
         max_skipped: number of updates in a row that may be skipped.
         all_true: whether something holds on all processes, called by each of them.
@@ -42,23 +43,42 @@ class Lane:
         number: int,
         unet: nn.Module,
         *,
-        optimizer: Optimizer,
-        scheduler: LambdaLR | None,
+        settings: Mapping[str, Any],
         scaler: torch.amp.GradScaler,
         average: Any,
         max_skipped: int,
         all_true: Callable[[bool], bool] = bool,
-        warmup: Warmup | None = None,
     ) -> None:
         self.number, self.unet, self._all_true = number, unet, all_true
-        self.optimizer, self.scheduler, self.scaler, self.average = optimizer, scheduler, scaler, average
-        self.max_skipped, self.warmup = max_skipped, warmup
+        self.settings = dict(settings)
+        self.optimizer: Optimizer = optimizer_of(unet, settings)
+        self.scheduler: LambdaLR | None = scheduler_of(self.optimizer, settings)
+        self.scaler, self.average, self.max_skipped = scaler, average, max_skipped
         self.network: nn.Module | None = None  # the network as several processes train it, made with the first loss
         self.pending = False
         self.finite = True
         self.whole = True  # false while an update changes weights, moments, schedule and averages, and after it failed
         self.skipped = self.skipped_in_a_row = 0
         self._warned = self._begun = False
+
+    @property
+    def warmup(self) -> Warmup | None:
+        """How far the warm-up of the rate is; None without one."""
+        period = self.settings["warmup_steps"]
+        return None if self.scheduler is None or period is None else Warmup(self.scheduler, period)
+
+    def set_decay(self, end: int | None, taken: int) -> None:
+        """Let the rate fall to 0 at update ``end``, or not at all; the present rate becomes the one of that schedule.
+
+        Args:
+            end: counted from the first update; None for no decay.
+            taken: number of updates so far.
+
+        Raises:
+            TypeError, ValueError: ``end`` is no number of updates; nothing is changed.
+        """
+        settings = {**self.settings, "cosine_decay_max_steps": end}
+        self.scheduler, self.settings = scheduler_of(self.optimizer, settings, taken), settings
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a loss to those that wait for the next update.

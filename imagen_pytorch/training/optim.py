@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -75,18 +76,43 @@ def rate_factor(step: int, warmup_steps: int | None = None, cosine_decay_max_ste
     return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / cosine_decay_max_steps)))
 
 
+def check_periods(warmup_steps: int | None, cosine_decay_max_steps: int | None) -> None:
+    """See that numbers of steps can be such.
+
+    Raises:
+        TypeError: something else than a whole number or None.
+        ValueError: a number below one.
+    """
+    for name, steps in (("warmup_steps", warmup_steps), ("cosine_decay_max_steps", cosine_decay_max_steps)):
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, Integral)):
+            raise TypeError(f"{name} must be a whole number of updates or None, got {steps!r}")
+        if steps is not None and steps < 1:
+            raise ValueError(f"{name} must be at least 1 or None, got {steps}")
+
+
 def make_scheduler(
-    optimizer: Optimizer, warmup_steps: int | None, cosine_decay_max_steps: int | None
+    optimizer: Optimizer, warmup_steps: int | None, cosine_decay_max_steps: int | None, taken: int = 0
 ) -> LambdaLR | None:
     """The learning-rate schedule of `rate_factor`; None for a constant rate.
 
+    An optimizer that has a schedule already gets the new one in its place.
+
+    Args:
+        optimizer: its rates become those of the schedule.
+        warmup_steps, cosine_decay_max_steps: as for `rate_factor`; None leaves that part out.
+        taken: number of updates so far.
+
     Raises:
-        ValueError: a number of steps below one.
+        TypeError, ValueError: as `check_periods`; nothing is changed then.
     """
-    chosen = {"warmup_steps": warmup_steps, "cosine_decay_max_steps": cosine_decay_max_steps}
-    for name, steps in chosen.items():
-        if steps is not None and steps < 1:
-            raise ValueError(f"{name} must be at least 1 or None, got {steps}")
+    check_periods(warmup_steps, cosine_decay_max_steps)
+    for group in optimizer.param_groups:
+        group["lr"] = group.pop("initial_lr", group["lr"])
     if warmup_steps is None and cosine_decay_max_steps is None:
         return None
-    return LambdaLR(optimizer, partial(rate_factor, **chosen))
+    factor = partial(rate_factor, warmup_steps=warmup_steps, cosine_decay_max_steps=cosine_decay_max_steps)
+    scheduler = LambdaLR(optimizer, factor)
+    scheduler.last_epoch = taken
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor(taken)
+    return scheduler

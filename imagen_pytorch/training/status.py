@@ -113,6 +113,10 @@ class TrainerStatus:
         """The present learning rate of a U-Net."""
         return float(self.lanes[self.validate_unet_number(unet_number) - 1].optimizer.param_groups[0]["lr"])
 
+    def decay_steps(self, unet_number: int) -> int | None:
+        """The update at which the cosine decay of a U-Net ends, counted from its first; None without a decay."""
+        return self.lanes[self.validate_unet_number(unet_number) - 1].settings["cosine_decay_max_steps"]
+
     def get_ema_unet(self, unet_number: int | None = None) -> nn.Module:
         """The averaged weights of a U-Net, or its own without averages."""
         return self.unets[self.validate_unet_number(unet_number) - 1]
