@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from launching import usual_signals
 from PIL import Image
 
 from imagen_pytorch.checkpoint import read_checkpoint
@@ -221,6 +222,7 @@ class Nursery:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
+                preexec_fn=usual_signals,
             )
         self.children.append(Child(process.pid, talk, process.poll))
         return self.children[-1]
@@ -243,6 +245,7 @@ class Nursery:
 
 def _become(job: dict[str, Any]) -> None:
     """Turn a fresh fork into ``imagen``."""
+    usual_signals()
     for name, number in (("out", 1), ("err", 2)):
         os.dup2(os.open(os.path.join(job["talk"], name), os.O_WRONLY), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

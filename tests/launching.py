@@ -11,6 +11,13 @@ from pathlib import Path
 RANKS = Path(__file__).parent / "ranks"
 
 
+def usual_signals() -> None:
+    """React to signals as a program in a terminal does; what runs in the background of a script inherits otherwise."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def launch(count: int, script: str, *arguments: object, seconds: int = 200) -> subprocess.CompletedProcess[str]:
     """Run a script on several processes; none of them outlives the test."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
@@ -20,6 +27,7 @@ def launch(count: int, script: str, *arguments: object, seconds: int = 200) -> s
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=usual_signals,
     ) as process:
         try:
             output, _ = process.communicate(timeout=seconds)
