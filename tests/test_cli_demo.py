@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import shlex
+import signal
 
 import pytest
 from click.testing import CliRunner
@@ -13,6 +16,7 @@ from imagen_pytorch.cli import main
 from imagen_pytorch.cli._demo import scaled, spread
 from imagen_pytorch.cli._presets import preset_path
 from imagen_pytorch.data import open_source
+from imagen_pytorch.trainer import ImagenTrainer
 
 TINY_UNET = {"dim": 8, "dim_mults": [1, 2], "layer_attns": False, "layer_cross_attns": [False, True], "attn_heads": 2,
              "attn_dim_head": 8, "attn_pool_text": False}  # fmt: skip
@@ -90,6 +94,55 @@ def test_the_model_of_a_demo_can_be_sampled_and_an_old_run_is_kept(tmp_path):
     arguments = ["sample", "--model", str(folder / "imagen.pt"), "a cat", "-o", str(out), "--device", "cpu"]
     assert CliRunner().invoke(main, arguments).exit_code == 0
     assert Image.open(out).size == (16, 16)
+
+
+def interrupted_after(monkeypatch, steps):
+    """Ctrl-C after a number of training steps of all U-Nets together, once."""
+    step = ImagenTrainer.train_step
+
+    def train_step(self, **arguments):
+        loss = step(self, **arguments)
+        if int(self.steps.sum()) == steps:
+            monkeypatch.setattr(ImagenTrainer, "train_step", step)
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss
+
+    monkeypatch.setattr(ImagenTrainer, "train_step", train_step)
+
+
+@pytest.mark.parametrize("steps", [2, 5], ids=["in the first U-Net", "in the second one"])
+def test_an_interrupted_demo_goes_on(tmp_path, monkeypatch, steps):
+    config = tiny_config(tmp_path)
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    assert demo("--config", config, "--output", whole, "--judge", 0, "--device", "cpu").exit_code == 0
+    interrupted_after(monkeypatch, steps)
+    first = demo("--config", config, "--output", parted, "--judge", 0, "--device", "cpu")
+    assert first.exit_code == 130 and first.output.endswith("the same command goes on\n")
+    before = (parted / "stage2-before.png").read_bytes()
+    second = demo("--config", config, "--output", parted, "--judge", 0, "--device", "cpu")
+    assert second.exit_code == 0, second.output
+    assert not (tmp_path / "parted-1").exists() and (parted / "stage2-before.png").read_bytes() == before
+    for name in ("stage1-after", "stage2-after"):
+        assert (parted / f"{name}.png").read_bytes() == (whole / f"{name}.png").read_bytes()
+
+
+def test_another_demo_does_not_go_on_with_this_one(tmp_path, monkeypatch):
+    interrupted_after(monkeypatch, 2)
+    folder = tmp_path / "run"
+    assert demo("--config", tiny_config(tmp_path), "--output", folder, "--judge", 0).exit_code == 130
+    assert demo("--config", tiny_config(tmp_path), "--output", folder, "--judge", 0, "--seed", 1).exit_code == 0
+    assert (tmp_path / "run-1" / "imagen.pt").is_file() and (folder / "stage2-after.png").is_file()
+
+
+def test_the_last_lines_can_be_pasted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = demo("--config", tiny_config(tmp_path), "--output", "here", "--judge", 0, "--device", "cpu")
+    lines = [line.removeprefix("next").strip() for line in done.output.splitlines() if " imagen " in f" {line} "]
+    sample, again, train = map(shlex.split, lines)
+    assert sample[:2] == ["imagen", "sample"] and again[:2] == ["imagen", "demo"] and train[:2] == ["imagen", "train"]
+    assert CliRunner().invoke(main, [*sample[1:], "--device", "cpu", "-o", "fox.png"]).exit_code == 0
+    assert CliRunner().invoke(main, [*again[1:], "--judge", "0", "--device", "cpu"]).exit_code == 0
+    assert (tmp_path / "here-1").is_dir()  # the finished one
 
 
 def test_steps_scale_all_that_is_counted_in_steps():

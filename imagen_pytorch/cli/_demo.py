@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..signatures import read_json
+from ..signatures import ConfigError, read_json
 from ._data import caption_of, images_of, open_data
 from ._errors import USAGE, CommandFailed
 from ._files import check_place, set_aside, slug
+from ._options import guidance_weight
 from ._presets import READY_MADE, find_config
+from ._program import program
 from ._progress import clock
 from ._settings import Request
 from ._signals import Interruption
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
 
     from ..configs import TrainingConfig
 
+#: where results are written by default
+FOLDER = "runs/demo"
+#: the figures of a finished demo
+METRICS = "metrics.json"
 #: pictures or clips made at once where nobody needs to look at them
 BATCH = 48
 #: steps between two points of the loss curve, and between two lines of talk where there is no terminal
@@ -138,21 +144,33 @@ class Demo(ABC):
             raise CommandFailed(
                 "the demo draws captions: the configuration needs sample_texts, and a model with text", USAGE
             )
-        set_aside(self.folder)
         path = self.folder / "config.json"
-        check_place(path)
-        path.write_text(json.dumps(self.values, indent=4) + "\n", encoding="utf-8")
+        if not self.unfinished():
+            set_aside(self.folder)
+            check_place(path)
+            path.write_text(json.dumps(self.values, indent=4) + "\n", encoding="utf-8")
         nothing = dict.fromkeys(Request.__dataclass_fields__)
         settings = {"config": str(path), "text": (), "log_every": LOG_EVERY, "output": str(self.folder)}
         same = {name: getattr(self.options, name) for name in ("cond_scale", "seed", "device", "quiet")}
         self.training = Run(Request(**{**nothing, **settings, **same}), self.config)
         self.training.prepare()
         self.imagen, self.outputs = self.training.trainer.imagen, self.training.outputs
+        self.cond_scale = guidance_weight(self.imagen, self.options.cond_scale)
         self.config = self.training.config
         self.prompts = list(self.config.sample_texts)
         self.data = open_data(self.config, self.imagen.stages[-1].size)
         split = self.held_out_split()
         self.held_out = None if split is None else self._other_split(split)
+
+    def unfinished(self) -> bool:
+        """Whether the folder holds an interrupted demo with the same configuration."""
+        config = self.folder / "config.json"
+        if not config.is_file() or (self.folder / METRICS).exists():
+            return False
+        try:
+            return read_json(config) == self.values
+        except ConfigError:
+            return False
 
     @abstractmethod
     def held_out_split(self) -> str | None:
@@ -180,7 +198,7 @@ class Demo(ABC):
         return sample(
             texts=texts,
             seed=seeds,
-            cond_scale=self.options.cond_scale,
+            cond_scale=self.cond_scale,
             return_all_unet_outputs=True,
             use_tqdm=False,
             **arguments,
@@ -239,7 +257,11 @@ class Demo(ABC):
         for number in self.training.numbers:
             if interruption:
                 return
-            self.say(f"\ntraining U-Net {number}, {self.extent(number - 1)}, {self.training.goal(number)} steps")
+            taken, goal = self.training.taken()[number - 1], self.training.goal(number)
+            if taken >= goal:  # before an interruption
+                continue
+            first = f", from step {taken}" if taken else ""
+            self.say(f"\ntraining U-Net {number}, {self.extent(number - 1)}, {goal} steps{first}")
             with self.timed(f"train_unet{number}"):
                 self.training.train(number, interruption)
             if number < self.training.numbers[-1] and not interruption:
@@ -252,14 +274,15 @@ class Demo(ABC):
         with Interruption() as interruption:
             with self.timed("prepare"):
                 self.prepare()
-            self.say("\nbefore training")
-            with self.timed("sample_before"):
-                self.write_sheets(self.draw(self.imagen.sample, self.prompts), "before")
+            if not any(self.training.taken()):
+                self.say("\nbefore training")
+                with self.timed("sample_before"):
+                    self.write_sheets(self.draw(self.imagen.sample, self.prompts), "before")
             self.train(interruption)
             self.training.save()
         self.training.draw_curve()
         if interruption:
-            self.say(f"interrupted; the model as it is now: {self.training.checkpoint}")
+            self.say(f"interrupted and saved to {self.training.checkpoint}; the same command goes on")
             return interruption.exit_code()
         self.say("\nafter training")
         with self.timed("sample_after"):
@@ -283,11 +306,11 @@ class Demo(ABC):
             "loss": last,
             "steps": self.training.taken(),
             f"training_{self.outputs.noun}s": len(self.data),
-            "cond_scale": self.options.cond_scale,
+            "cond_scale": self.cond_scale,
             "seed": self.options.seed,
             "seconds": self.seconds,
         }
-        (self.folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        (self.folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
     def files(self) -> dict[Path, str]:
         """What there is to look at."""
@@ -297,26 +320,27 @@ class Demo(ABC):
             self.folder / f"stage{last}-before{suffix}": "the same noise before training",
             self.folder / f"real{suffix}": "what the data have for these captions",
             self.folder / "loss.png": "the loss curves",
-            self.folder / "metrics.json": f"{self.figures} and times",
+            self.folder / METRICS: f"{self.figures} and times",
             self.folder / "samples": f"every {noun} in a file of its own",
         }
 
     def conclude(self) -> None:
         """Where everything is, and what to type next."""
-        scale = self.options.cond_scale
-        model = shlex.quote(str(self.training.checkpoint))
-        scale = ",".join(f"{item:g}" for item in (scale if isinstance(scale, list) else [scale]))
         files = self.files()
         width = max(map(len, map(str, files)))
-        config = "" if self.options.config == READY_MADE else f" --config {shlex.quote(str(self.options.config))}"
-        noun = self.outputs.noun.upper()
         look = "\n          ".join(f"{path!s:{width}}  {what}" for path, what in files.items())
+        config = "" if self.options.config == READY_MADE else f" --config {shlex.quote(str(self.options.config))}"
+        output = "" if self.options.output == FOLDER else f" --output {shlex.quote(str(self.options.output))}"
+        scales = self.options.cond_scale if isinstance(self.options.cond_scale, list) else [self.options.cond_scale]
+        scale = "" if scales == [None] else f" --cond-scale {','.join(f'{item:g}' for item in scales)}"
+        model, noun = shlex.quote(str(self.training.checkpoint)), self.outputs.noun
         self.say(
             f"\ndone in {clock(self.seconds['total'])}\n\n"
             f"look at   {look}\n\n"
-            f"next      imagen sample --model {model} --cond-scale {scale} {shlex.quote(self.prompts[0])}\n"
-            f"          imagen demo{config} --steps {4 * self.training.taken()[0]}\n"
-            f"          imagen train{config} --data FOLDER_WITH_YOUR_{noun}S --unet all"
+            f"next      {program()} sample --model {model}{scale} {shlex.quote(self.prompts[0])}\n"
+            f"          {program()} demo{config}{output} --steps {4 * self.training.taken()[0]}\n\n"
+            f"To train on your own {noun}s, add the path of their folder to\n"
+            f"          {program()} train{config} --unet all --data"
         )
         click.echo(next(iter(files)))
 
@@ -333,5 +357,6 @@ def run(options: Options) -> int:
     from ._demo_videos import VideoDemo
 
     values = scaled(read_json(find_config(options.config).path), options.steps)
+    values = {**values, "trainer": {**(values.get("trainer") or {}), "seed": options.seed}}
     config = parse(TrainingConfig, values)
     return (VideoDemo if config.imagen.video else PictureDemo)(options, values, config).run()

@@ -23,8 +23,8 @@ def program() -> str:
     ``.venv/bin/imagen``; ``python -m imagen_pytorch`` for a program that was started so.
     """
     called = sys.argv[0]
-    name = os.path.splitext(os.path.basename(called))[0]
-    if name == "__main__":
+    package, name = os.path.basename(os.path.dirname(called)), os.path.splitext(os.path.basename(called))[0]
+    if (package, name) == ("imagen_pytorch", "__main__"):
         python = next((word for word in ("python", "python3") if _is_first(word, sys.executable)), None)
         return f"{python or _spelled(sys.executable)} -m imagen_pytorch"
     if name not in NAMES or _is_first(name, called):

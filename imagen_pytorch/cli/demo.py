@@ -24,7 +24,7 @@ from ._options import SEED, PerStage, device_option, quiet_option
     help="Another configuration, a file or the name of a ready-made one, such as moving-digits for videos; its data "
     "need captions.",
 )
-@click.option("--cond-scale", type=PerStage(float, 0), default="1.5", show_default=True, help="Guidance weight.")
+@click.option("--cond-scale", type=PerStage(float, 0), help="Guidance weight.  [default: the configuration's]")
 @click.option(
     "--judge",
     type=click.IntRange(min=0),
@@ -36,7 +36,12 @@ from ._options import SEED, PerStage, device_option, quiet_option
 )
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Start of all random numbers.")
 @click.option(
-    "-o", "--output", default="runs/demo", show_default=True, metavar="FOLDER", help="An older one is renamed."
+    "-o",
+    "--output",
+    default="runs/demo",
+    show_default=True,
+    metavar="FOLDER",
+    help="Where everything is written. An interrupted demo goes on; the folder of a finished one is renamed.",
 )
 @device_option
 @quiet_option
