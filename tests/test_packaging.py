@@ -175,3 +175,18 @@ def test_continuous_integration_runs_the_tests():
 def test_licence_is_mit():
     text = (ROOT / "LICENSE").read_text()
     assert text.startswith("MIT License") and "Copyright (c) 2026 imagen_pytorch contributors" in text
+
+
+def test_installation_never_names_a_project_of_the_same_name_elsewhere():
+    """"imagen-pytorch" on a package index is another project: lines to paste install the checkout or what lacks."""
+    texts = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *PACKAGE.rglob("*.py"), ROOT / "Makefile"]
+    lines = [line for path in texts for line in path.read_text(encoding="utf-8").splitlines() if "pip install" in line]
+    assert len(lines) > 5
+    assert not [line for line in lines if re.search(r"pip install\b.*imagen[-_]pytorch", line)]
+
+
+def test_the_readme_installs_extras_that_exist():
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    extras = set(re.findall(r'^        "(\w+)": ', setup[setup.index("extras_require") :], re.MULTILINE))
+    named = re.findall(r'pip install .*"\.\[([\w,]+)\]"', (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert named and {name for names in named for name in names.split(",")} <= extras
