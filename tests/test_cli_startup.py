@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from imagen_pytorch import cli
+from imagen_pytorch.cli._presets import preset_path
+from imagen_pytorch.configs import loader_arguments
+from imagen_pytorch.data import open_source
 from imagen_pytorch.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,3 +147,16 @@ def test_waiting_threads_soon_sleep_unless_told_otherwise(before, count, monkeyp
         "print(os.environ.get('GOMP_SPINCOUNT'))"
     )
     assert process(code=code).stdout.split()[-1] == count
+
+
+def test_captions_in_the_help_are_known_to_the_ready_made_models():
+    """What the first page and the help of `sample` show is a caption that a preset was trained with."""
+    known = set()
+    for name in ("emoji", "moving-digits"):
+        config = json.loads(preset_path(name).read_text(encoding="utf-8"))
+        size = config["imagen"]["image_sizes"][0]
+        options = {key: item for key, item in config["dataset"].items() if key not in loader_arguments()}
+        known |= set(open_source(config["dataset_name"], image_size=size, **options).captions)
+    pages = [CliRunner().invoke(cli.main, words).output for words in (["--help"], ["sample", "--help"])]
+    shown = {caption for page in pages for caption in re.findall(r'imagen sample "([^"]+)"', page)}
+    assert shown and shown <= known, shown - known

@@ -133,13 +133,13 @@ def main(context: click.Context) -> None:
     """Text-to-image and text-to-video diffusion cascades: write a configuration, train, sample.
 
     \b
-    imagen demo                        train a small cascade on the embedded pictures and look at it
-    imagen sample "a red heart"        a picture from ./imagen.pt
-    imagen train --data ./pictures     train on a folder of pictures with captions
-    imagen train --data moving-digits  train a model of videos
-    imagen config                      write ./imagen_config.json and edit it
+    imagen demo                                  train a small cascade on embedded images
+    imagen train --data ./pictures --unet all    train on a folder of images with captions
+    imagen train --data moving-digits            train a model of videos
+    imagen config                                write ./imagen_config.json, to be edited
+    imagen sample "a 3d render of a bear on a white background"    draw with the newest model
 
-    Results go to standard output, talk to standard error. Exit codes: 0 done, 1 failed, 2 usage, 3 data unusable,
+    Results go to standard output, messages to standard error. Exit codes: 0 done, 1 failed, 2 usage, 3 data unusable,
     4 checkpoint unusable, 5 out of memory, 130 or 143 interrupted and saved.
     """
     if context.invoked_subcommand is None:

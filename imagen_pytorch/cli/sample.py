@@ -100,7 +100,7 @@ def sample(no_load_ema: bool, load_ema: bool, **request: Any) -> None:
     many are made at once. Processes that torchrun starts share the pictures; each file then has its seed in its name.
 
     \b
-    imagen sample "a red heart" -n 4 --seed 7 --grid
+    imagen sample "a 3d render of a bear on a white background" -n 4 --grid
     imagen sample --prompts captions.txt --output pictures/ --cond-scale 3,1
     imagen sample "the digit 3 moves left" --frames 16 --fps 8 --output three.mp4
     """

@@ -120,7 +120,7 @@ def train(**request: Any) -> None:
     imagen train --unet 2                          its upsampler
     imagen train --data ./pictures --unet all      a folder with captions beside the pictures (cat.png, cat.txt)
     imagen train --dataset moving-digits           videos of digits that move as their captions say
-    imagen train --config mine.json --steps 5000 --text "a red heart" --sample-every 500
+    imagen train --config mine.json --max-steps 5000 --text "a cat" --sample-every 500
     """
     from ._training import Request, run
 
