@@ -10,15 +10,17 @@ import pkgutil
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from ..images import MODES, Size, as_size, resize
 from ..registry import Registry, suggestion
+from .cache import ImageCache, from_levels, image_key, levels
 from .decoding import pixels, reason_of
 from .skipping import SHOWN, DataError, SharedTexts, Skipped, shown
 
@@ -98,25 +100,37 @@ class PictureDataset(TorchDataset):
 
     A picture that turns out to be unreadable is replaced by the next readable one, named in a warning and listed in
     ``skipped``, also when a worker process meets it. Items are a tensor ``(c, h, w)`` in [0, 1], or such a tensor and a
-    caption; of several captions one is drawn, and a flip is drawn, with torch's own generator.
+    caption; of several captions one is drawn, and a flip is drawn, with torch's own generator. After resizing, values
+    are rounded to the 256 levels of 8 bits, so that an image that comes from the cache is the one that was read.
 
     Args:
         count: number of pictures.
         image_size: side in pixels, or (height, width); a picture is resized to cover it and its middle is cut out.
         channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA; any other mode is converted.
         random_flip: mirror every other picture.
+        cache_memory_share: share of the available memory for images that have been read; 0 reads them anew each time.
+        cache_folder: keep them in files there instead, which later runs use too; see `ImageCache`.
 
     Raises:
-        ValueError: a size or a number of channels that pictures cannot have.
+        ValueError: a size or a number of channels that pictures cannot have, or no share.
     """
 
     #: What one item is called in messages.
     kind = "picture"
 
-    def __init__(self, count: int, image_size: int | Size, channels: int, random_flip: bool) -> None:
+    def __init__(
+        self,
+        count: int,
+        image_size: int | Size,
+        channels: int,
+        random_flip: bool,
+        cache_memory_share: float = 0.0,
+        cache_folder: str | Path | None = None,
+    ) -> None:
         check_known("number of channels", channels, MODES)
         self.size, self.channels, self.random_flip = as_size(image_size), channels, random_flip
         self.count = count
+        self.cache = ImageCache(count, (channels, *self.size), cache_memory_share, cache_folder, self._cache_key)
         # shared with worker processes, so that what they find is known here: 0 is fine, else a reason's place plus one
         self._bad = torch.zeros(count, dtype=torch.uint8).share_memory_()
         self._reasons = SharedTexts(REASONS, REASON_LENGTH)
@@ -137,6 +151,22 @@ class PictureDataset(TorchDataset):
         Raises:
             OSError: it cannot be read.
         """
+
+    def captions_at(self, index: int) -> tuple[str, ...]:
+        """The captions that `read` would give, where they can be had without the picture."""
+        return self.read(index)[1]
+
+    def _versions(self) -> Iterable[object] | None:
+        """What tells the pictures, and their present contents, from all others; None if that is unknown."""
+        return None
+
+    def _cache_key(self) -> str | None:
+        found = self._versions()
+        return None if found is None else image_key(found, self.size, self.channels)
+
+    def kept(self) -> Bool[Tensor, " count"]:
+        """Which pictures need not be read any more: those in the cache, and those that are left out."""
+        return self.cache.kept() | (self._bad != 0)
 
     @property
     def skipped(self) -> list[Skipped]:
@@ -169,19 +199,25 @@ class PictureDataset(TorchDataset):
             text = f"{len(skipped)} of the {self.kind}s in {of} are left out: {shown(skipped)}"
             warnings.warn(text, stacklevel=4)
 
-    def prepare(self, picture: Image.Image) -> Float[Tensor, "c h w"]:
-        """A picture as a tensor of the right size and mode, perhaps mirrored."""
-        return self._mirrored(self._fitted(picture))
-
     def _fitted(self, picture: Image.Image) -> Float[Tensor, "c h w"]:
         return fit(pixels(picture, self.channels), self.size)
 
     def _mirrored(self, image: Tensor) -> Tensor:
         return image.flip(-1) if self.random_flip and torch.rand(()) < 0.5 else image
 
-    def _load(self, index: int) -> Tensor | tuple[Tensor, str] | dict[str, Any]:
+    def _pixels(self, index: int) -> tuple[UInt8[Tensor, "c h w"], tuple[str, ...]]:
+        """A picture in its final size, from the cache if it is there, and its captions."""
+        kept = self.cache.get(index)
+        if kept is not None:
+            return kept, self.captions_at(index)
         picture, captions = self.read(index)
-        image = self.prepare(picture)
+        image = levels(self._fitted(picture))
+        self.cache.put(index, image)
+        return image, captions
+
+    def _load(self, index: int) -> Tensor | tuple[Tensor, str] | dict[str, Any]:
+        pixels, captions = self._pixels(index)
+        image = self._mirrored(from_levels(pixels))
         return (image, one_of(captions)) if captions else image
 
     def __getitem__(self, index: int) -> Tensor | tuple[Tensor, str] | dict[str, Any]:

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..images import MODES, Size, as_size, resize
 from .base import SOURCES, DataError, check_known, words_of
+from .cache import from_levels, levels
 from .emoji_captions import BACKGROUNDS, STYLES, WORDINGS, Entry, Scene, backgrounds
 
 FOLDER = Path(__file__).parent / "emoji64"
@@ -200,7 +201,7 @@ class Emoji64(TorchDataset):
         """All pictures, 0 to 255; rendered once."""
         if self._pixels is None:
             parts = (self._render(first, first + CHUNK) for first in range(0, len(self.keys), CHUNK))
-            self._pixels = torch.cat([(part * 255).round().to(torch.uint8) for part in parts])
+            self._pixels = torch.cat([levels(part) for part in parts])
         return self._pixels
 
     def __len__(self) -> int:
@@ -211,8 +212,8 @@ class Emoji64(TorchDataset):
             raise IndexError(f"there are {len(self)} pictures, got index {index}")
         place = index % len(self)
         if max(self.size) > 64:  # larger than the originals: not worth the memory
-            return self._render(place, place + 1)[0], self.captions[place]
-        return self.pixels[place].float() / 255, self.captions[place]
+            return from_levels(levels(self._render(place, place + 1)[0])), self.captions[place]
+        return from_levels(self.pixels[place]), self.captions[place]
 
 
 def _select(split: str, styles: tuple[str, ...], groups: tuple[str, ...], background: str) -> list[Key]:

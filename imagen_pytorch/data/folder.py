@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..images import Size
 from .base import DataError, PictureDataset, Skipped, channels_of, words_of
+from .cache import SHARE
 from .captions import Captions, find_table, read_beside, read_table
 from .decoding import decode, opened, printable, reason_of
 from .frames import FILMS
@@ -43,6 +44,7 @@ class FolderDataset(PictureDataset):
         random_flip: mirror every other one; default: only without captions.
         text_label: the table's column of captions; None ignores all captions.
         caption_extension: of text files beside the pictures.
+        cache_memory_share, cache_folder: as in `PictureDataset`.
     """
 
     def __init__(
@@ -55,6 +57,8 @@ class FolderDataset(PictureDataset):
         random_flip: bool | None,
         text_label: str | None,
         caption_extension: str,
+        cache_memory_share: float = 0.0,
+        cache_folder: str | Path | None = None,
     ) -> None:
         self.place = place
         endings = words_of(exts)
@@ -74,7 +78,7 @@ class FolderDataset(PictureDataset):
             first = self._foremost(skipped)
             raise DataError(f"{place} holds no usable {self.kind}; the first is {first.name}: {first.reason}")
         flip = not self._captions if random_flip is None else random_flip
-        super().__init__(len(self._relative), image_size, channels, flip)
+        super().__init__(len(self._relative), image_size, channels, flip, cache_memory_share, cache_folder)
         self.leave_out(skipped, str(place))
 
     def _find_captions(self, pictures: list[Path], column: str, extension: str) -> Captions:
@@ -111,6 +115,14 @@ class FolderDataset(PictureDataset):
     def _foremost(self, skipped: list[Skipped]) -> Skipped:
         """Which one to name if all of them are left out."""
         return skipped[0]
+
+    def captions_at(self, index: int) -> tuple[str, ...]:
+        """The captions of one; none if the data have none."""
+        return self._captions.get(self._relative[index], ())
+
+    def _versions(self) -> list[object] | None:
+        found = [self.place.version(path) for path in self._relative]
+        return None if None in found else [self.place.identity, *map(Path.as_posix, self._relative), *found]
 
     @property
     def folder(self) -> Path | str:
@@ -156,6 +168,8 @@ class Dataset(FolderDataset):
         captions: false ignores all captions.
         fs: a ready file system that the folder is one of; worker processes make one like it.
         fs_kwargs: arguments for making the file system that the URL names.
+        cache_memory_share: share of the available memory for images that have been read; 0 reads them anew each time.
+        cache_folder: keep them in files there instead, which later runs use too; see `ImageCache`.
 
     Attributes:
         paths: of the pictures, or their URLs.
@@ -182,9 +196,12 @@ class Dataset(FolderDataset):
         captions: bool = True,
         fs: Any = None,
         fs_kwargs: Mapping[str, Any] | None = None,
+        cache_memory_share: float = SHARE,
+        cache_folder: str | Path | None = None,
     ) -> None:
         place, channels = place_of(folder, fs, fs_kwargs), channels_or_mode(channels, convert_image_to_type)
         options = {"random_flip": random_flip, "caption_extension": caption_extension}
+        options |= {"cache_memory_share": cache_memory_share, "cache_folder": cache_folder}
         super().__init__(place, image_size, exts, channels, text_label=text_label if captions else None, **options)
 
     def _find(self, endings: Sequence[str]) -> list[Path]:
@@ -213,5 +230,4 @@ class Dataset(FolderDataset):
         Raises:
             OSError: it cannot be read.
         """
-        path = self._relative[index]
-        return decode(self.place.source(path), self.size), self._captions.get(path, ())
+        return decode(self.place.source(self._relative[index]), self.size), self.captions_at(index)

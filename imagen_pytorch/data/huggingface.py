@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..images import Size
 from .base import SOURCES, DataError, PictureDataset
+from .cache import SHARE
 from .remote import IMAGE_COLUMNS, TEXT_COLUMNS, captions_of, fetch, find_column, picture_of
 
 if TYPE_CHECKING:
@@ -41,6 +43,9 @@ class TableDataset(PictureDataset):
         channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA.
         random_flip: mirror every other picture; default: only without captions.
         timeout: seconds to wait for a picture that is fetched.
+        cache_memory_share: share of the available memory for images that have been read; 0 reads them anew each time.
+        cache_folder: keep those of a ``datasets.Dataset`` in files there instead, which later runs use too; see
+            `ImageCache`.
 
     Raises:
         DataError: no rows, or a column that does not exist; the message lists those that do.
@@ -57,6 +62,8 @@ class TableDataset(PictureDataset):
         channels: int = 3,
         random_flip: bool | None = None,
         timeout: float = 10.0,
+        cache_memory_share: float = SHARE,
+        cache_folder: str | Path | None = None,
     ) -> None:
         if not len(rows):
             raise DataError("the table has no rows")
@@ -69,8 +76,12 @@ class TableDataset(PictureDataset):
                 f"which column has the pictures? set image_label or url_label to one of: {', '.join(columns)}"
             )
         flip = self.text_label is None if random_flip is None else random_flip
-        super().__init__(len(rows), image_size, channels, flip)
         self.rows, self.timeout = rows, timeout
+        self._texts = rows
+        if self.text_label is not None and hasattr(rows, "select_columns"):
+            # a ``datasets.Dataset`` decodes the pictures of every row that it gives, unless it is one without them
+            self._texts = rows.select_columns([self.text_label])
+        super().__init__(len(rows), image_size, channels, flip, cache_memory_share, cache_folder)
 
     def name(self, index: int) -> str:
         """A row by its number."""
@@ -83,9 +94,22 @@ class TableDataset(PictureDataset):
             OSError: the picture cannot be read or fetched, or the row has no caption.
         """
         row = self.rows[index]
-        captions = () if self.text_label is None else captions_of(row.get(self.text_label))
+        captions = self._captions_of(row)
         value = row.get(self.url_label or self.image_label)
         return picture_of(value if self.url_label is None else fetch(value, self.timeout), self.size), captions
+
+    def _captions_of(self, row: dict[str, Any]) -> tuple[str, ...]:
+        return () if self.text_label is None else captions_of(row.get(self.text_label))
+
+    def captions_at(self, index: int) -> tuple[str, ...]:
+        """The captions of a row, whose picture is not decoded."""
+        if self.text_label is None:
+            return ()
+        return self._captions_of(self._texts[index])
+
+    def _versions(self) -> list[object] | None:
+        mark = getattr(self.rows, "_fingerprint", None)  # of the contents of a ``datasets.Dataset``
+        return None if mark is None or self.url_label is not None else [mark, self.image_label]
 
 
 def hub_dataset(
@@ -101,6 +125,8 @@ def hub_dataset(
     channels: int = 3,
     random_flip: bool | None = None,
     timeout: float = 10.0,
+    cache_memory_share: float = SHARE,
+    cache_folder: str | Path | None = None,
 ) -> TableDataset:
     """A data set of the hub by its name; needs the datasets library.
 
@@ -110,6 +136,7 @@ def hub_dataset(
         subset: configuration, of a data set that has several.
         revision: branch, tag or commit.
         image_size, image_label, text_label, url_label, channels, random_flip, timeout: as in `TableDataset`.
+        cache_memory_share, cache_folder: as in `TableDataset`.
 
     Raises:
         ImportError: the library is not installed, and the name looks like one of the hub ("owner/name").
@@ -137,4 +164,6 @@ def hub_dataset(
         channels=channels,
         random_flip=random_flip,
         timeout=timeout,
+        cache_memory_share=cache_memory_share,
+        cache_folder=cache_folder,
     )

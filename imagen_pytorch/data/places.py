@@ -32,6 +32,9 @@ AT_ONCE = 1000
 #: What asking again would not change.
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
 
+#: What file systems call that which changes with the contents of a file.
+STAMPS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "modified")
+
 #: Packages that make file systems available, by protocol.
 PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs"}
 
@@ -87,6 +90,15 @@ class Place(ABC):
     @abstractmethod
     def damage(self, path: Path) -> str | None:
         """Why a file cannot be used, as far as can be told without reading it; None if it can."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """What names the folder, however its path is spelled."""
+
+    @abstractmethod
+    def version(self, path: Path) -> str | None:
+        """What changes when the contents of a file change; None if nothing is known that does."""
 
     def lines(self, path: Path) -> io.TextIOWrapper:
         """A file as UTF-8 text; lines end as they do in the file.
@@ -185,6 +197,19 @@ class LocalFolder(Place):
             return reason_of(error)
         return None
 
+    @property
+    def identity(self) -> str:
+        """Its real path."""
+        return os.path.realpath(self.root)
+
+    def version(self, path: Path) -> str | None:
+        """Its size and the time of its last change."""
+        try:
+            found = os.stat(self.root / path)
+        except OSError:
+            return None
+        return f"{found.st_size} {found.st_mtime_ns}"
+
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
@@ -243,11 +268,13 @@ class RemoteFolder(Place):
         except OSError as error:
             raise DataError(f"cannot list {self}: {reason_of(error)}") from error
         self._sizes: dict[str, int | None] = {}
+        self._stamps: dict[str, str | None] = {}
         for key, info in found.items():
             path = key.removeprefix(f"{self.root}/" if self.root else "/")
             inside = not self.root or path != key
             if inside and info.get("type", "file") == "file" and not {"", ".", ".."} & set(path.split("/")):
                 self._sizes[path] = info.get("size")
+                self._stamps[path] = next((f"{name} {info[name]}" for name in STAMPS if info.get(name)), None)
         if not self._sizes:
             raise DataError(f"there is no folder {self}, or nothing is in it")
 
@@ -311,6 +338,16 @@ class RemoteFolder(Place):
         if size is not None and size > LARGEST_FILE:
             return f"larger than {LARGEST_FILE // 2**20} MiB"
         return "empty file" if size == 0 else None
+
+    @property
+    def identity(self) -> str:
+        """Its URL."""
+        return self.url
+
+    def version(self, path: Path) -> str | None:
+        """What the file system's listing says about the contents of a file, or when they last changed."""
+        stamp = self._stamps.get(path.as_posix())
+        return None if stamp is None else f"{self._sizes[path.as_posix()]} {stamp}"
 
 
 def place_of(folder: str | Path, fs: Any = None, fs_kwargs: Mapping[str, Any] | None = None) -> Place:

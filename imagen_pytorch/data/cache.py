@@ -1,0 +1,301 @@
+"""Decoded and resized images, kept so that each is read once: in memory that worker processes share, or in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import stat
+import tempfile
+import time
+import weakref
+import zlib
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from multiprocessing.context import get_spawning_popen
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from ..version import __version__
+
+#: Share of the available memory that the images of one data set may take where nothing else is stated.
+SHARE = 0.25
+
+#: Share of the free disk space that a new cache file may take.
+DISK_SHARE = 0.5
+
+#: Seconds after which a cache file that no run has opened is removed.
+UNUSED = 30 * 24 * 3600
+
+#: Name of a cache file: the digest of everything that its contents depend on.
+NAME = re.compile(r"[0-9a-f]{64}")
+
+#: Bytes of the checksum of one image.
+CHECKSUM = 4
+
+
+def levels(image: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
+    """An image in [0, 1] as the nearest of 256 levels."""
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def from_levels(image: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """256 levels as floats in [0, 1]."""
+    return image.float() / 255
+
+
+def available_memory() -> int:
+    """Bytes of memory that this machine, or the container that the process runs in, can still give.
+
+    Linux tells it; elsewhere a quarter of the whole memory is taken for it, and 0 where that is unknown too.
+    """
+    found = []
+    with suppress(OSError, ValueError, IndexError):
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        found.append(int(text.split("MemAvailable:")[1].split()[0]) * 1024)
+    with suppress(OSError, ValueError):  # control group, version 2; without a limit the first file says "max"
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        found.append(limit - int((group / "memory.current").read_text(encoding="ascii")))
+    if not found:
+        with suppress(AttributeError, OSError, ValueError):
+            found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
+    return max(min(found, default=0), 0)
+
+
+def usual_folder() -> Path:
+    """Where cache files are if no folder is given: ``imagen_pytorch/images`` in the user's cache directory."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "imagen_pytorch" / "images"
+
+
+def digest_of(parts: Iterable[object]) -> str:
+    """One digest of several values, each written as text."""
+    made = hashlib.sha256()
+    for part in parts:
+        text = str(part).encode("utf-8", "surrogatepass")
+        made.update(len(text).to_bytes(8, "little") + text)
+    return made.hexdigest()
+
+
+def check_share(share: float) -> None:
+    """Refuse what is not a share of the memory.
+
+    Raises:
+        ValueError: not a number from 0 to 1.
+    """
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise ValueError(f"cache_memory_share must be a number from 0 (no cache) to 1, got {share!r}")
+
+
+class ImageCache:
+    """Images of one shape as 256 levels, by number; what is not in it is None, and it may forget any image.
+
+    All processes that a data set is handed to share one cache, whether they are forked or spawned; a copy of a data set
+    gets an empty one of its own. Every image has a checksum, so what two processes write at once, what a crash left
+    half written, and what a disk has damaged counts as missing. Nothing is raised if memory or disk space end: the
+    cache then stays as it is.
+
+    Without a folder the images are kept in memory while all of them fit into ``share`` of what is available, else in a
+    file of the user's cache directory if they can be told from other versions of themselves (``key``) and the disk has
+    room, else as many as fit in memory. With a folder they are kept in a file there. Such a file serves every run with
+    the same data and may be deleted at any time; one that no run has opened for 30 days is removed.
+
+    Args:
+        count: number of images.
+        shape: (channels, height, width).
+        share: of the available memory; processes on one machine that belong together divide it. 0: no cache.
+        folder: for files; None: see above.
+        key: gives the digest of everything that decides what the images look like, None if it is unknown and nothing
+            can be kept in files; asked for only where there may be a file.
+
+    Attributes:
+        capacity: the number of images that there is room for; 0: no cache.
+
+    Raises:
+        ValueError: the share is not a number from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        shape: tuple[int, int, int],
+        share: float = SHARE,
+        folder: str | Path | None = None,
+        key: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        check_share(share)
+        self.count, self.shape, self.capacity = count, shape, 0
+        self._size = int(np.prod(shape))
+        self._path: Path | None = None
+        self._file: int | None = None
+        self._received: Any = None
+        if not share or not hasattr(os, "pread"):
+            return
+        together = max(int(os.environ.get("LOCAL_WORLD_SIZE") or 1), 1)
+        room = int(share * available_memory() / together) // (self._size + CHECKSUM)
+        name = key() if folder is not None or room < count else None
+        if name is not None:
+            self._path = (usual_folder() if folder is None else Path(folder).expanduser()) / name
+            self.capacity = count
+            self._open()
+        if self._file is None:
+            self._path, self.capacity = None, min(room, count)
+            self._open()
+
+    # -- the file, which may be one in memory -------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        """Open the file, or make it; without success there is no cache."""
+        if not self.capacity:
+            return
+        try:
+            self._keep(_in_memory() if self._path is None else _on_disk(self._path, self._bytes))
+            os.ftruncate(self._file, self._bytes)  # type: ignore[arg-type]
+        except (OSError, ValueError):  # also of a path that no system can have
+            self._file, self.capacity = None, 0
+
+    def _keep(self, file: int) -> None:
+        self._file = file
+        weakref.finalize(self, os.close, file)
+
+    @property
+    def _bytes(self) -> int:
+        return self.capacity * (CHECKSUM + self._size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**self.__dict__, "_file": None, "_received": None}
+        if self._file is not None and self._path is None and get_spawning_popen() is not None:
+            state["_received"] = DupFd(self._file)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        received, self._received = self._received, None
+        if received is None:
+            self._open()
+        else:
+            self._keep(received.detach())
+
+    # -- images -------------------------------------------------------------------------------------------------------
+
+    def get(self, index: int) -> UInt8[Tensor, "c h w"] | None:
+        """An image, None if it is not there."""
+        if index >= self.capacity or self._file is None:
+            return None
+        try:
+            checksum = os.pread(self._file, CHECKSUM, index * CHECKSUM)
+            if not any(checksum):
+                return None
+            content = os.pread(self._file, self._size, self.capacity * CHECKSUM + index * self._size)
+        except OSError:
+            return None
+        if len(content) != self._size or _checksum(content) != checksum:
+            return None
+        return torch.frombuffer(bytearray(content), dtype=torch.uint8).reshape(self.shape)
+
+    def put(self, index: int, image: UInt8[Tensor, "c h w"]) -> None:
+        """Keep an image, if there is room."""
+        if index >= self.capacity or self._file is None:
+            return
+        content = image.contiguous().numpy().tobytes()
+        with suppress(OSError):  # no memory, a full disk: it is read again the next time
+            if os.pwrite(self._file, content, self.capacity * CHECKSUM + index * self._size) == self._size:
+                os.pwrite(self._file, _checksum(content), index * CHECKSUM)
+
+    def kept(self) -> Bool[Tensor, " count"]:
+        """Which images are there."""
+        found = torch.zeros(self.count, dtype=torch.bool)
+        if self._file is not None:
+            with suppress(OSError):
+                sums = np.frombuffer(os.pread(self._file, self.capacity * CHECKSUM, 0), dtype="<u4")
+                found[: len(sums)] = torch.from_numpy(sums != 0)
+        return found
+
+
+def _checksum(content: bytes) -> bytes:
+    """Of an image; never zero, which stands for none."""
+    return (zlib.crc32(content) or 1).to_bytes(CHECKSUM, "little")
+
+
+def _in_memory() -> int:
+    """A file without a name: of memory on Linux, elsewhere one that the system keeps in memory while there is room."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("imagen_pytorch-images")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _on_disk(path: Path, size: int) -> int:
+    """A file by its name, opened or made.
+
+    Raises:
+        OSError: it cannot be, the disk has too little room, or what has the name is a link or no file of its own.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.exists():
+        _remove_unused(path.parent)
+        if size > DISK_SHARE * shutil.disk_usage(path.parent).free:
+            raise OSError(f"no room for {path}")
+    file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    found = os.fstat(file)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(file)
+        raise OSError(f"{path} is no file of its own")
+    with suppress(OSError):
+        os.utime(path)  # used today
+    return file
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove the cache files of a folder that no run has opened for a long time."""
+    for path in folder.iterdir():
+        with suppress(OSError):
+            if NAME.fullmatch(path.name) and path.lstat().st_mtime < time.time() - UNUSED:
+                path.unlink()
+
+
+def image_key(source: Iterable[object], size: tuple[int, int], channels: int) -> str:
+    """The digest that names the cache of some images.
+
+    Args:
+        source: what tells these images, and these versions of them, from all others.
+        size: (height, width).
+        channels: of the items.
+    """
+    from PIL import __version__ as decoder
+
+    return digest_of((__version__, decoder, torch.__version__, *size, channels, *source))
+
+
+def kept_of(dataset: Any) -> Bool[Tensor, " n"] | None:
+    """Which items of a data set need not be read from their source any more.
+
+    Args:
+        dataset: a source of this package, or a ``Subset``, a ``ConcatDataset`` or another wrapper of such sources that
+            has their items in their order.
+
+    Returns:
+        None if nothing is known of it, as of data sets from elsewhere.
+    """
+    own = getattr(dataset, "kept", None)
+    if callable(own):
+        return own()
+    parts = getattr(dataset, "datasets", None)
+    if parts is not None:
+        each = [kept_of(part) for part in parts]
+        return None if any(one is None for one in each) else torch.cat(each)  # type: ignore[arg-type]
+    inner = getattr(dataset, "dataset", None)
+    found = None if inner is None else kept_of(inner)
+    if found is None:
+        return None
+    chosen = getattr(dataset, "indices", None)
+    if chosen is not None:
+        return found[torch.as_tensor(chosen, dtype=torch.long)]
+    return found if len(found) == len(dataset) else None
