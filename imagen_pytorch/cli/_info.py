@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..signatures import ConfigError, parse, read_json
+from ._memory import plan_of
 from ._presets import find_config, preset_names
 
 if TYPE_CHECKING:
@@ -114,9 +115,7 @@ def _values(path: Path) -> Any:
 def _from_config(target: str | None) -> Found:
     path = find_config(target).path
     from ..configs import TrainingConfig
-    from ..profiling.estimates import Plan
     from ..profiling.shapes import without_memory
-    from ..training.precision import chosen_precision
 
     values = _values(path)
     try:
@@ -124,15 +123,7 @@ def _from_config(target: str | None) -> Found:
         cascade = without_memory(config.imagen._make)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    trainer, (loader, source) = config.trainer.given(), config.split_dataset_arguments()
-    plan = Plan(
-        batch_size=loader["batch_size"] or 1,
-        max_batch_size=config.max_batch_size,
-        precision=chosen_precision(trainer.get("fp16", False), trainer.get("precision"), "no"),
-        averages=trainer.get("use_ema", True),
-        frames=cascade.video_frames or source.get("num_frames"),
-    )
-    return Found(str(path), cascade, plan)
+    return Found(str(path), cascade, plan_of(config, cascade))
 
 
 def _from_checkpoint(path: str) -> Found:

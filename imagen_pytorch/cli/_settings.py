@@ -52,6 +52,7 @@ class Request:
     output: str
     device: str
     quiet: bool
+    force: bool
 
     def check(self) -> None:
         """Refuse options that contradict each other.

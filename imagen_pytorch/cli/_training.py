@@ -16,6 +16,7 @@ from ._checkpoints import is_whole, make_output, whole_or_previous
 from ._data import caption_of, informed, noun_of, open_data, stage_size
 from ._errors import MEMORY, USAGE, CommandFailed, described, exit_code
 from ._files import encoded, set_aside, write_new
+from ._memory import MemoryCheck
 from ._options import chosen_device
 from ._outputs import Pictures, Videos, outputs_of
 from ._progress import MetricsLog, Progress, Span
@@ -108,9 +109,12 @@ class Run:
         """
         from ..storage import kind_of
 
+        memory = MemoryCheck(self.config, self.numbers, chosen_device(self.request.device), bool(self.request.force))
+        memory.before_data()
         fs, place = self.claim()
         dataset = open_data(self.config, stage_size(self.config, max(self.numbers)))
         self.config, noun = informed(self.config, dataset), noun_of(dataset[0])
+        memory.before_training(len(dataset), getattr(self.config.imagen, "video_frames", None))  # type: ignore[arg-type]
         self.unit = "clips" if noun == "clip" else "img"
         self.trainer = _make_trainer(self.config, self.request)
         self.outputs = _outputs(self.trainer.imagen)

@@ -108,6 +108,7 @@ class UnetChoice(click.ParamType):
     metavar="FOLDER",
     help="For samples, metrics.jsonl, loss.png, and the checkpoint if its path is relative.",
 )
+@click.option("--force", is_flag=True, help="Train although the memory seems too small for it.")
 @device_option
 @quiet_option
 def train(**request: Any) -> None:

@@ -2,36 +2,84 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from ..training.rehearsal import main_memory
-from .estimates import Plan, StageEstimate
+from .estimates import Plan, StageEstimate, Training
 
 #: share of a memory that a suggestion fills
 _FILLED = 0.9
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
-_CGROUP = Path("/sys/fs/cgroup/memory.max")
+#: where containers are told how much main memory they may take
+_CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 class Machine(NamedTuple):
-    """Where a model would be computed: "cpu" or "cuda", what people call it, and the bytes of its memory."""
+    """Where a model would be computed.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        name: what people call it.
+        memory: bytes that there are, or that this process may take of them.
+        taken: bytes of these that are in use already.
+    """
 
     device: str
     name: str
     memory: int
+    taken: int = 0
+
+    @property
+    def room(self) -> int:
+        """Bytes that are left."""
+        return max(self.memory - self.taken, 0)
 
 
-def this_machine() -> Machine:
-    """The first GPU, or else the CPU and what this process may take of the main memory."""
-    if torch.cuda.is_available():
-        found = torch.cuda.get_device_properties(0)
-        return Machine("cuda", found.name, found.total_memory)
-    allowed = _CGROUP.read_text().strip() if _CGROUP.is_file() else ""
+def _limits() -> list[int]:
+    """Bytes of main memory that containers and ``ulimit -v`` allow this process, where they limit it."""
+    found = [path.read_text().strip() for path in _CGROUPS if path.is_file()]
+    limits = [int(text) for text in found if text.isdigit()]
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return limits
+    addresses, statm = resource.getrlimit(resource.RLIMIT_AS)[0], Path("/proc/self/statm")
+    if addresses == resource.RLIM_INFINITY:
+        return limits
+    mapped = int(statm.read_text().split()[0]) * resource.getpagesize() if statm.is_file() else 0
+    return [*limits, max(addresses - mapped, 0)]
+
+
+def _in_use(memory: int) -> int:
+    """Bytes of the main memory that are in use; 0 where the system does not tell."""
+    try:
+        available = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return 0 if available is None else max(memory - 1024 * int(available[1]), 0)
+
+
+def this_machine(device: torch.device | None = None, free: bool = False) -> Machine:
+    """The given device, or else the first GPU, or else the CPU, with its memory.
+
+    Main memory counts as far as this process may take it: a container or ``ulimit -v`` may allow less than there is.
+
+    Args:
+        device: where a model would be computed; what shares the main memory counts as the CPU.
+        free: also find out how much of the memory is in use.
+    """
+    if device.type == "cuda" if device is not None else torch.cuda.is_available():
+        found = torch.cuda.get_device_properties(device or 0)
+        taken = found.total_memory - torch.cuda.mem_get_info(device or 0)[0] if free else 0
+        return Machine("cuda", found.name, found.total_memory, taken)
     memory = main_memory()
-    return Machine("cpu", "this machine", min(memory, int(allowed)) if allowed.isdigit() else memory)
+    allowed = min([memory, *_limits()])
+    taken = max(allowed - (memory - _in_use(memory)), 0) if free else 0
+    return Machine("cpu", "this machine", allowed, taken)
 
 
 def scaled(value: float, unit: str = "") -> str:
@@ -43,29 +91,46 @@ def scaled(value: float, unit: str = "") -> str:
     return f"{value:.{digits}f} {_PREFIXES[power]}{unit}".rstrip()
 
 
-def largest_batch(stage: StageEstimate, plan: Plan, room: int) -> int:
+def largest_batch(need: Training, plan: Plan, room: int) -> int:
     """The largest power of two of pictures in memory at once with which a training step fits; 0 for none."""
-    fixed = stage.training.total - stage.training.activations
-    each = max(stage.training.activations / plan.rows, 1)
+    fixed = need.total - need.activations
+    each = max(need.activations / plan.rows, 1)
     fits = int((_FILLED * room - fixed) // each)
     return 1 << (fits.bit_length() - 1) if fits > 0 else 0
 
 
-def training_advice(stage: StageEstimate, plan: Plan, machine: Machine) -> str | None:
-    """Why a training step of this U-Net does not fit and what to do about it, in one sentence; None if it fits."""
-    need, room = stage.training, machine.memory
+def _has(machine: Machine) -> str:
+    """How much memory a machine has, in words."""
+    if not machine.taken:
+        return f"{machine.name} has {scaled(machine.memory, 'B')}"
+    return f"{machine.name} has {scaled(machine.room, 'B')} free of {scaled(machine.memory, 'B')}"
+
+
+def training_advice(number: int, need: Training, plan: Plan, machine: Machine, checkpointing: bool) -> str | None:
+    """Why a training step of a U-Net does not fit and what to do about it, in one sentence; None if it fits.
+
+    Args:
+        number: of the U-Net, 1-based.
+        need: what a step takes.
+        plan: how it is to be trained.
+        machine: where.
+        checkpointing: whether its gradient checkpointing is on already.
+    """
+    room = machine.room
     if need.total <= room:
         return None
     fixed = need.total - need.activations
-    savers = [] if stage.gradient_checkpointing else ['"gradient_checkpointing": true in its U-Net']
+    savers = [] if checkpointing else ['"gradient_checkpointing": true in its U-Net']
     savers += ["--precision bf16"] if plan.precision == "no" else []
-    much = f"training U-Net {stage.number} needs {scaled(need.total, 'B')}, {machine.name} has {scaled(room, 'B')}"
-    batch = largest_batch(stage, plan, room)
+    much = f"training U-Net {number} needs {scaled(need.total, 'B')}, {_has(machine)}"
+    smaller = "a smaller preset (--config emoji), or --strategy fsdp2 on several GPUs"
+    if not need.activations:
+        return f"{much}: its weights, averages, gradients and moments alone are too large; take {smaller}"
+    batch = largest_batch(need, plan, room)
     if batch:
         each = fixed + need.activations / plan.rows * batch
         others = f"; {' and '.join(savers)} make room for more" if savers else ""
         return f"{much}: --max-batch-size {batch} needs {scaled(each, 'B')}{others}"
-    smaller = "a smaller preset (--config emoji), or --strategy fsdp2 on several GPUs"
     if fixed > _FILLED * room:
         return f"{much}, and {scaled(fixed, 'B')} are needed before the first picture: take {smaller}"
     tried = f"try --max-batch-size 1 with {' and '.join(savers)}, or " if savers else ""
@@ -74,15 +139,17 @@ def training_advice(stage: StageEstimate, plan: Plan, machine: Machine) -> str |
 
 def sampling_advice(stage: StageEstimate, machine: Machine) -> str | None:
     """Why one picture of this U-Net cannot be made, in one sentence; None if it can."""
-    need, room = stage.sampling.total, machine.memory
-    if need <= room:
+    need = stage.sampling.total
+    if need <= machine.room:
         return None
-    much = f"sampling with U-Net {stage.number} needs {scaled(need, 'B')}, {machine.name} has {scaled(room, 'B')}"
+    much = f"sampling with U-Net {stage.number} needs {scaled(need, 'B')}, {_has(machine)}"
     return f"{much}: take a smaller preset (--config emoji), or stop before it (--stop-at-unet)"
 
 
 def advice(stages: list[StageEstimate], plan: Plan, machine: Machine) -> list[str]:
     """A sentence for everything that does not fit."""
-    found = [training_advice(stage, plan, machine) for stage in stages]
+    found = [
+        training_advice(stage.number, stage.training, plan, machine, stage.gradient_checkpointing) for stage in stages
+    ]
     found += [sampling_advice(stage, machine) for stage in stages]
     return [sentence for sentence in found if sentence is not None]

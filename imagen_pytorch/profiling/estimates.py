@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -203,16 +203,44 @@ def estimate_training(cascade: Cascade, number: int, plan: Plan) -> Training:
     times = _CHECKPOINTED if getattr(unet, "gradient_checkpointing", False) else _TRAINING
     # every other step begins with an estimate for self-conditioning, which nothing is learned from
     factor = times + (0.5 if unet.self_cond else 0)
+    states = training_states(cascade, number, plan)
+    return replace(
+        states,
+        flops=round(cost.flops / plan.rows * plan.batch_size * factor),
+        activations=cost.peak,
+        saved_for_backward=cost.saved,
+        total=states.total + cost.peak,
+    )
+
+
+def training_states(cascade: Cascade, number: int, plan: Plan) -> Training:
+    """A training step of one U-Net (1-based) without its activations: what is needed before the first picture.
+
+    Nothing is computed, so this takes hardly any time.
+    """
+    unet = cascade.unets[number - 1]
     weights = sum(weight_bytes(item) for item in cascade.unets)
+    gradients = gradient_bytes(unet)
     parts = {
         "weights": weights,
         "averages": weights if plan.averages else 0,
-        "gradients": gradient_bytes(unet),
-        "moments": 2 * gradient_bytes(unet),
-        "activations": cost.peak,
+        "gradients": gradients,
+        "moments": 2 * gradients,
     }
-    flops = round(cost.flops / plan.rows * plan.batch_size * factor)
-    return Training(flops=flops, **parts, saved_for_backward=cost.saved, total=sum(parts.values()))
+    return Training(flops=0, **parts, activations=0, saved_for_backward=0, total=sum(parts.values()))
+
+
+def most_activations(cascade: Cascade, number: int, plan: Plan) -> int:
+    """Bytes that the activations of a training step do not exceed, found without walking through the network.
+
+    It is the largest map that there can be, twice for every layer: many times what is really needed.
+    """
+    stage, unet = cascade.stages[number - 1], cascade.unets[number - 1]
+    height, width = stage.crop or stage.size
+    places = max(height * width * (frames_of(cascade, number, plan.frames) or 1), tokens_of(unet))
+    layers = sum(1 for item in unet.modules() if not any(True for _ in item.children()))
+    channels = argument(unet, "dim") * max(1, *argument(unet, "dim_mults"))
+    return 2 * 4 * plan.rows * places * round(channels) * layers
 
 
 def _sampling(cascade: Cascade, number: int, plan: Plan) -> tuple[Sampling, int]:
