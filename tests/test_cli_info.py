@@ -102,6 +102,16 @@ def test_tables_and_json_say_the_same(run, monkeypatch):
         assert text in done.stdout
 
 
+def test_what_fits_is_said_to_fit(run, monkeypatch):
+    known, own = {}, estimates.estimate
+    monkeypatch.setattr(
+        estimates, "estimate", lambda model, plan: known.get(1) or known.setdefault(1, own(model, plan))
+    )
+    assert "it fits" not in run("mine.json").stdout
+    monkeypatch.setattr(advice, "this_machine", lambda: Machine("cpu", "this machine", 400_000_000))
+    assert re.search(r"\nit fits: training takes [\d.]+ [kM]B of the 400 MB of memory\n$", run("mine.json").stdout)
+
+
 @pytest.mark.parametrize("name", ["imagen.pt", "a.safetensors", "memory://info/a.pt", "checkpoint.7.pt"])
 def test_checkpoints(run, contents, name, monkeypatch):
     monkeypatch.setattr(estimates, "estimate", lambda *_: [])  # takes the time, and is the same for all

@@ -129,7 +129,7 @@ def lines(facts: Mapping[str, Any]) -> list[str]:
     noun = "clip" if facts["model"]["video"] else "picture"
     made += [*_model(facts["model"], len(unets)), "", *_networks(unets, total), ""]
     made += [*_flops(unets, total, noun, facts["plan"]["batch_size"]), "", *_memory(facts, noun)]
-    if not facts["warnings"]:
+    if unets and not facts["warnings"]:
         most = max(unet["training"]["total"] for unet in unets)
         made += ["", f"it fits: training takes {_bytes(most)} of the {_bytes(facts['machine']['memory'])} of memory"]
     return made
