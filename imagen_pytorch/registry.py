@@ -69,5 +69,5 @@ class Registry(Generic[Member]):
 
 def no_file_system(protocol: str, known: tuple[str, ...]) -> str:
     """The sentence about a protocol in a URL that is none of the known ones."""
-    others = "use gs://, s3://, memory://, file:// or another one of fsspec"
+    others = "use gs://, s3://, file:// or another one of fsspec"
     return f'no file system is called "{protocol}"; {others}{suggestion(protocol, known)}'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 import threading
@@ -10,7 +11,9 @@ import time
 import pytest
 import torch
 from storage_toys import contents, step_of
+from toys import small_imagen
 
+from imagen_pytorch import ImagenTrainer
 from imagen_pytorch.checkpoint import CheckpointStore
 from imagen_pytorch.storage import (
     CheckpointNotWritten,
@@ -75,13 +78,14 @@ def test_every_write_rests_between_its_pieces(tmp_path, monkeypatch, ending):
 
 def test_a_snapshot_written_later_is_of_one_moment(tmp_path):
     live, go = contents(1), threading.Event()
-    copy = snapshot(live)
+    held = snapshot(live)
 
     def write():
         go.wait()
-        write_checkpoint(copy, tmp_path / "a.pt")
+        write_checkpoint(held, tmp_path / "a.pt")
 
-    background.submit(write)
+    writer = BackgroundWriter()
+    writer.submit(write)
     for tensor in live["model"].values():
         tensor.fill_(2)
     live["state"]["step"] = 2
@@ -90,39 +94,79 @@ def test_a_snapshot_written_later_is_of_one_moment(tmp_path):
 
 
 def test_a_store_is_looked_at_after_the_write(tmp_path):
-    store = CheckpointStore(tmp_path, keep=2)
+    store, writer = CheckpointStore(tmp_path, keep=2), BackgroundWriter()
     for step in (1, 2, 3):
-        background.submit(lambda step=step: (time.sleep(0.05), store.write(step, contents(step))))
+        writer.submit(lambda step=step: (time.sleep(0.05), store.write(step, contents(step))))
     assert store.steps() == [3, 2] and step_of(CheckpointStore(tmp_path).read()[1]) == 3
 
 
 def test_an_error_is_raised_once_and_not_by_readers(tmp_path):
     (tmp_path / "file").write_text("")
-    store = CheckpointStore(tmp_path / "run")
-    background.submit(lambda: write_checkpoint(contents(), tmp_path / "file" / "a.pt"))
-    assert store.steps() == [] and store.read() is None and background.failed()
+    store, writer = CheckpointStore(tmp_path / "run"), BackgroundWriter()
+    writer.submit(lambda: write_checkpoint(contents(), tmp_path / "file" / "a.pt"))
+    assert store.steps() == [] and store.read() is None and writer.failed()
     started = []
     with pytest.raises(CheckpointNotWritten, match="cannot make the checkpoint folder"):
-        background.submit(lambda: started.append(1))
-    assert not background.failed() and not started
-    background.submit(lambda: started.append(2))
-    background.wait()
-    background.wait()
+        writer.submit(lambda: started.append(1))
+    assert not writer.failed() and not started
+    writer.submit(lambda: started.append(2))
+    writer.wait()
+    writer.wait()
     assert started == [2]
+
+
+def test_an_error_belongs_to_the_owner_of_its_writer():
+    def fail():
+        raise OSError("no room")
+
+    mine, other, done = BackgroundWriter(), BackgroundWriter(), []
+    mine.submit(fail)
+    background.settle()
+    assert mine.failed() and not other.failed()
+    other.submit(lambda: done.append(1))
+    other.wait()
+    copied = copy.deepcopy(mine)
+    copied.wait()
+    with pytest.raises(OSError, match="no room"):
+        mine.wait()
+    assert done == [1]
+
+
+def test_a_trainer_never_raises_the_error_of_another(tmp_path):
+    (tmp_path / "file").write_text("")
+    first, second = (ImagenTrainer(small_imagen(condition_on_text=False)) for _ in range(2))
+    first.save(tmp_path / "file" / "a.pt", background=True)
+    background.settle()
+    second.save(tmp_path / "b.pt", background=True)
+    second.wait_for_saves()
+    assert read_checkpoint(tmp_path / "b.pt")["steps"].tolist() == [0]
+    with pytest.raises(CheckpointNotWritten, match="cannot make the checkpoint folder"):
+        first.wait_for_saves()
+
+
+def test_a_write_that_looks_at_a_folder_does_not_wait_for_other_writes(tmp_path):
+    """Else two of them would wait for each other for ever."""
+    store, ready = CheckpointStore(tmp_path), threading.Barrier(2, timeout=20)
+    writers = [BackgroundWriter() for _ in range(2)]
+    for writer in writers:
+        writer.submit(lambda: (ready.wait(), store.steps(), ready.wait()))
+    for writer in writers:
+        writer.wait()
 
 
 PROGRAM = """
 import sys, time
 from concurrent.futures import ThreadPoolExecutor
 import torch
-from imagen_pytorch.storage import background, write_checkpoint
+from imagen_pytorch.storage import write_checkpoint
+from imagen_pytorch.storage.background import BackgroundWriter
 
 def write(path):
     time.sleep(0.5)  # the main program has ended by now
     with ThreadPoolExecutor(1) as pool:  # as uploads do
         pool.submit(write_checkpoint, {"a": torch.ones(3)}, path).result()
 
-background.submit(lambda: write(sys.argv[1]))
+BackgroundWriter().submit(lambda: write(sys.argv[1]))
 raise SystemExit(3) if sys.argv[2] == "exit" else ValueError("the training failed")
 """
 
@@ -140,12 +184,13 @@ def test_the_interpreter_waits_for_a_write(tmp_path, ending):
 @pytest.mark.slow
 def test_training_goes_on_while_a_large_file_is_written(tmp_path):
     """No other thread waits long for the interpreter's lock; the reference is 0.25 s for torch.save to a path."""
-    copy = {"a": [torch.zeros(25_000_000) for _ in range(5)]}
-    background.submit(lambda: write_checkpoint(copy, tmp_path / "a.pt"))
+    large = {"a": [torch.zeros(25_000_000) for _ in range(5)]}
+    writer = BackgroundWriter()
+    writer.submit(lambda: write_checkpoint(large, tmp_path / "a.pt"))
     gaps, last = [], time.perf_counter()
-    while background._WRITER._thread.is_alive():
+    while writer._thread.is_alive():
         now = time.perf_counter()
         gaps.append(now - last)
         last = now
-    background.wait()
+    writer.wait()
     assert sorted(gaps)[-3] < 0.1 and len(gaps) > 10_000

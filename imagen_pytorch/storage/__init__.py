@@ -18,7 +18,7 @@ from .errors import (
     CheckpointUnreachable,
 )
 from .locks import FolderClaim, FolderLock, lock_of, lock_of_folder
-from .places import is_local, locate, make_folder, parent_of
+from .places import ends_with_process, is_local, locate, make_folder, parent_of
 from .ptfiles import check_whole
 from .reading import read_checkpoint
 from .remote import kind_of
@@ -37,6 +37,7 @@ __all__ = [
     "FolderClaim",
     "FolderLock",
     "check_whole",
+    "ends_with_process",
     "is_local",
     "kind_of",
     "locate",

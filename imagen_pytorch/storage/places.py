@@ -16,12 +16,20 @@ _PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs"}
 _WITHOUT_FOLDERS = {*_PACKAGES, "abfs", "abfss", "az"}
 
 
+def _protocols() -> set[str]:
+    """The names of all filesystems that fsspec knows, those included that a program has registered."""
+    from fsspec import available_protocols
+    from fsspec.registry import registry
+
+    return {*available_protocols(), *registry}
+
+
 def _unknown_in(url: str) -> str | None:
     """What is wrong with the first protocol of a URL, or chain of URLs, that nobody knows; None if all are known."""
-    from fsspec import available_protocols
-
-    known = tuple(sorted(available_protocols()))
-    for protocol in (part.partition("://")[0] for part in url.split("::") if "://" in part):
+    known = tuple(sorted(_protocols()))
+    *outer, last = url.split("::")
+    for part in (*outer, *([last] if "://" in last else [])):
+        protocol = part.partition("://")[0]
         if protocol not in known:
             return no_file_system(protocol, known)
     return None
@@ -30,26 +38,49 @@ def _unknown_in(url: str) -> str | None:
 def locate(path: str | Path, fs: Any = None, fs_kwargs: Mapping[str, Any] | None = None) -> tuple[Any, str]:
     """The filesystem of a path or URL, and the path as that filesystem spells it.
 
+    A name without ``://`` is a local one, whatever else is in it; ``::`` chains URLs only where one of them has ``://``.
+
     Args:
-        path: a local path or any fsspec URL such as ``memory://runs/a.pt``.
+        path: a local path or any fsspec URL such as ``s3://bucket/a.pt``.
         fs: a ready filesystem to use in place of the one that the URL names.
         fs_kwargs: arguments for making the filesystem.
 
     Raises:
-        CheckpointMisaddressed: a URL of an unknown kind, or of one whose package is not installed.
+        CheckpointMisaddressed: a URL of an unknown kind, or one whose filesystem cannot be opened.
     """
     from fsspec.core import url_to_fs
 
-    if fs is not None:
-        return fs, fs._strip_protocol(str(path))
+    text = str(path)
     try:
-        return url_to_fs(str(path), **(fs_kwargs or {}))
+        if fs is not None:
+            return fs, fs._strip_protocol(text)
+        if "://" not in text:
+            return _local(text, fs_kwargs or {})
+        if unknown := _unknown_in(text):
+            raise CheckpointMisaddressed(f"cannot open {path}: {unknown}")
+        return url_to_fs(text, **(fs_kwargs or {}))
+    except CheckpointMisaddressed:
+        raise
     except ImportError as error:
-        package = _PACKAGES.get(str(path).split("://", 1)[0])
+        package = _PACKAGES.get(text.split("://", 1)[0])
         hint = f"; pip install {package}" if package else ""
         raise CheckpointMisaddressed(f"cannot open {path}: {reason(error)}{hint}") from error
-    except ValueError as error:
-        raise CheckpointMisaddressed(f"cannot open {path}: {_unknown_in(str(path)) or reason(error)}") from error
+    except Exception as error:  # every filesystem has errors of its own
+        raise CheckpointMisaddressed(f"cannot open {path}: {reason(error)}") from error
+
+
+def _local(text: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """The local filesystem, and an absolute path; a URL that has lost a slash, as in a `Path`, is refused."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    protocol, slash, _ = text.partition(":/")
+    if slash and protocol in _protocols() - {"file", "local"} and not os.path.isdir(f"{protocol}:"):
+        raise CheckpointMisaddressed(f"cannot open {text}: write {protocol}:// with two slashes, as a string")
+    if text.startswith(("file:", "local:")) and not text.startswith("file:/"):
+        text = f"./{text}"  # fsspec would take the beginning of the name for a protocol
+    place = LocalFileSystem._strip_protocol(text)
+    # a "~" that is nobody's home is a name
+    return LocalFileSystem(**options), place if os.path.isabs(place) else f"{os.getcwd()}/{place}"
 
 
 def is_local(fs: Any) -> bool:
@@ -57,6 +88,17 @@ def is_local(fs: Any) -> bool:
     from fsspec.implementations.local import LocalFileSystem
 
     return isinstance(fs, LocalFileSystem)
+
+
+def ends_with_process(fs: Any) -> bool:
+    """Whether what is written to a filesystem is lost when the process ends, as in ``memory://``."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    while fs is not None:
+        if isinstance(fs, MemoryFileSystem):
+            return True
+        fs = getattr(fs, "fs", None)  # of a filesystem around another one, such as a cache or a folder
+    return False
 
 
 def parent_of(path: str) -> str:

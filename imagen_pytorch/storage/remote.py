@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from .errors import CheckpointUnreachable, reason
 from .places import is_local, parent_of
 
 #: seconds between attempts; there is one attempt more than waits
@@ -34,16 +35,22 @@ def forget_listings(fs: Any, path: str) -> None:
 
 
 def kind_of(fs: Any, path: str) -> str | None:
-    """What is at a path: "file", "directory", "other", or None for nothing. Errors of the store are raised."""
+    """What is at a path: "file", "directory", "other", or None for nothing.
+
+    Raises:
+        CheckpointUnreachable: the store does not tell.
+    """
     if is_local(fs):
         if os.path.isdir(path):
             return "directory"
         return "file" if os.path.isfile(path) else "other" if os.path.lexists(path) else None
-    forget_listings(fs, path)
     try:
+        forget_listings(fs, path)
         return str(attempts(lambda: fs.info(path))["type"])
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except Exception as error:  # every store has errors of its own
+        raise CheckpointUnreachable(f"cannot see what is at {path}: {reason(error)}") from error
 
 
 def put_file(fs: Any, local: str, path: str) -> None:

@@ -22,7 +22,7 @@ from ..storage import (
     snapshot,
     write_checkpoint,
 )
-from ..storage import background as writer
+from ..storage.background import BackgroundWriter, settle
 from ..storage.reading import is_sharded
 from ..storage.sharded import ShardedCheckpoint
 from ..storage.sharded_writing import remove_unfinished, write_sharded
@@ -48,7 +48,7 @@ def _lock(folder: CheckpointStore) -> None:
     try:
         folder.lock()
     except CheckpointLocked:
-        writer.settle()  # it may still be writing, or be in a circle of references
+        settle()  # it may still be writing, or be in a circle of references
         gc.collect()
         folder.lock()
 
@@ -67,6 +67,7 @@ class TrainerCheckpoints:
     on_save_error: str
     _fs: Any
     _fs_kwargs: Mapping[str, Any] | None
+    _writer: BackgroundWriter
 
     def _init_checkpoints(self, folder: str | Path | None, every: int | None) -> None:
         if (folder is None) != (every is None):
@@ -75,6 +76,7 @@ class TrainerCheckpoints:
             raise ValueError(f"checkpoint_every must be at least 1, got {every}")
         self.checkpoint_path, self.checkpoint_every = folder, every
         self.store = None
+        self._writer = BackgroundWriter()
         if folder is not None:
             self.store = CheckpointStore(folder, self.max_checkpoints_keep, self._fs, self._fs_kwargs)
 
@@ -164,7 +166,7 @@ class TrainerCheckpoints:
                 write(contents)
                 return
             held = snapshot(contents)
-            writer.submit(lambda: write(held))
+            self._writer.submit(lambda: write(held))
 
     @contextmanager
     def _save_errors(self) -> Iterator[None]:
@@ -183,7 +185,7 @@ class TrainerCheckpoints:
             CheckpointNotWritten: the last one could not be written.
         """
         with self._save_errors():
-            writer.wait()
+            self._writer.wait()
 
     def load(
         self, path: str | Path, only_model: bool = False, strict: bool = True, noop_if_not_exist: bool = False
@@ -344,7 +346,7 @@ class TrainerCheckpoints:
             self.processes.from_main(lambda: remove_unfinished(self.store.fs, self.store.folder))
 
     def _save_if_due(self) -> None:
-        if writer.failed():
+        if self._writer.failed():
             self.wait_for_saves()
         if self.store is not None and int(self.steps.sum()) % self.checkpoint_every == 0:
             self.save_to_checkpoint_folder(background=self.save_in_background)
