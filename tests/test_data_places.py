@@ -20,8 +20,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from imagen_pytorch.data import DataError, Dataset, VideoDataset, get_images_dataloader, open_source
+from imagen_pytorch.data import DataError, Dataset, DataUnavailable, VideoDataset, get_images_dataloader, open_source
 from imagen_pytorch.data import places as data_places
+from imagen_pytorch.data import trouble as data_trouble
 
 #: file systems that fsspec has imported already
 REGISTRY = sys.modules["fsspec.registry"]._registry
@@ -240,7 +241,7 @@ def test_worker_processes_have_file_systems_of_their_own(fragile, ready):
 
 
 def test_a_refusal_is_final(fragile, monkeypatch):
-    monkeypatch.setattr(data_places, "PAUSE", 1000)
+    monkeypatch.setattr(data_trouble, "PAUSE", 1000)
     with pytest.raises(DataError, match="no usable picture; the first is blue.png: caption: Permission denied"):
         Dataset(fragile, 4, fs_kwargs={"word": "please"})
 
@@ -262,7 +263,7 @@ class Moody(MemoryFileSystem):
 @pytest.mark.parametrize("failures", [0, 1, 2])
 def test_what_may_pass_is_tried_again(monkeypatch, failures):
     pauses = []
-    monkeypatch.setattr(data_places.time, "sleep", pauses.append)
+    monkeypatch.setattr(data_trouble.time, "sleep", pauses.append)
     monkeypatch.setattr(Moody, "failures", failures)
     monkeypatch.setattr(Moody, "asked", 0)
     data = Dataset(stored({"red.png": encoded(), "blue.png": encoded("blue")}), 4, fs=Moody())
@@ -270,19 +271,20 @@ def test_what_may_pass_is_tried_again(monkeypatch, failures):
     assert pauses == [0.5, 1.0][:failures] * 2
 
 
-def test_what_does_not_pass_is_damage(monkeypatch):
-    monkeypatch.setattr(data_places, "PAUSE", 0)
+def test_what_does_not_pass_is_no_damage(monkeypatch):
+    monkeypatch.setattr(data_trouble, "PAUSE", 0)
     monkeypatch.setattr(Moody, "failures", 10**9)
     data = Dataset(stored({"red.png": encoded()}), 4, fs=Moody())
-    with pytest.warns(UserWarning), pytest.raises(DataError, match="none of the 1 pictures can be read"):
+    reason = r"red.png cannot be read at present: Connection reset by peer \(tried 3 times\)"
+    with pytest.raises(DataUnavailable, match=reason):
         data[0]
-    assert data.skipped[0].reason == "Connection reset by peer (tried 3 times)"
+    assert data.skipped == []
 
     def refuse(self, path, **options):
         raise TimeoutError("nobody answers")
 
     monkeypatch.setattr(Moody, "find", refuse)
-    with pytest.raises(DataError, match=r"cannot list memory://x: nobody answers \(tried 3 times\)"):
+    with pytest.raises(DataError, match=r"memory://x cannot be read at present: nobody answers \(tried 3"):
         Dataset("memory://x", 4, fs=Moody())
 
 

@@ -7,12 +7,13 @@ from .folder import Dataset
 from .huggingface import TableDataset, hub_dataset
 from .loaders import Collator, collate_mixed, get_images_dataloader
 from .moving_digits import MovingDigits, centre_track, moving_digits
-from .skipping import SkippedReport, check_share
+from .skipping import DataUnavailable, SkippedReport, check_share
 
 __all__ = [
     "SOURCES",
     "Collator",
     "DataError",
+    "DataUnavailable",
     "Dataset",
     "Emoji64",
     "MovingDigits",

@@ -22,7 +22,8 @@ from ..images import MODES, Size, as_size, resize
 from ..registry import Registry, suggestion
 from .cache import ImageCache, from_levels, image_key, levels
 from .decoding import pixels, reason_of
-from .skipping import SHOWN, DataError, SharedTexts, Skipped, shown
+from .skipping import SHOWN, DataError, DataUnavailable, SharedTexts, Skipped, shown
+from .trouble import again, unavailable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,6 +35,9 @@ SOURCES: Registry[Callable[..., TorchDataset]] = Registry("data set")
 
 #: Places for different reasons of damage, and what counts for those that find none.
 REASONS, OTHER = 254, 255
+
+#: Items in a row that cannot be read before the source is asked whether it is there at all.
+WALK = 3
 
 #: Bytes of a reason that a worker process tells, at most.
 REASON_LENGTH = 160
@@ -190,7 +194,7 @@ class PictureDataset(TorchDataset):
         self._warned += 1
         if self._warned <= SHOWN:
             more = "; further ones are only listed, in skipped" if self._warned == SHOWN else ""
-            warnings.warn(f"{self.name(index)} cannot be read and is left out: {reason}{more}", stacklevel=3)
+            warnings.warn(f"{self.name(index)} cannot be read and is left out: {reason}{more}", stacklevel=4)
 
     def leave_out(self, skipped: list[Skipped], of: str) -> None:
         """List pictures as left out, with one warning that names a few."""
@@ -220,19 +224,49 @@ class PictureDataset(TorchDataset):
         image = self._mirrored(from_levels(pixels))
         return (image, one_of(captions)) if captions else image
 
+    def _load_afresh(self, index: int, dice: Tensor) -> Tensor | tuple[Tensor, str] | dict[str, Any]:
+        """An item; after a failure the state of the generator is as before, so no draw depends on what went wrong."""
+        try:
+            return self._load(index)
+        except (OSError, MemoryError, DataUnavailable):
+            torch.set_rng_state(dice)
+            raise
+
+    def silence(self) -> str | None:
+        """Why nothing can be read at present; None if the source answers."""
+        return None
+
+    def _mark_all(self, failed: dict[int, str], answered: bool = False) -> None:
+        """Leave out what could not be read, if the source answers; ``failed`` is empty afterwards.
+
+        Raises:
+            DataUnavailable: the source does not answer, so nothing is known about its files.
+        """
+        if failed and not answered and (reason := self.silence()):
+            raise unavailable(", ".join(map(self.name, failed)), reason)
+        for position, reason in failed.items():
+            self._mark(position, reason)
+        failed.clear()
+
     def __getitem__(self, index: int) -> Tensor | tuple[Tensor, str] | dict[str, Any]:
         if not -self.count <= index < self.count:
             raise IndexError(f"there are {self.count} {self.kind}s, got index {index}")
         dice = torch.get_rng_state()
+        failed: dict[int, str] = {}
         for step in range(self.count):
             position = (index + step) % self.count
             if self._bad[position]:
                 continue
             try:
-                return self._load(position)
+                item = again(functools.partial(self._load_afresh, position, dice), self.name(position))
             except OSError as error:
-                torch.set_rng_state(dice)  # what is drawn does not depend on when damage was found
-                self._mark(position, reason_of(error))
+                failed[position] = reason_of(error)
+                if len(failed) == WALK:
+                    self._mark_all(failed)
+                continue
+            self._mark_all(failed, answered=True)
+            return item
+        self._mark_all(failed)
         raise DataError(f"none of the {self.count} {self.kind}s can be read; the first is {self.name(0)}")
 
 

@@ -12,7 +12,7 @@ import torch
 
 from ..images import Size
 from .base import Skipped, one_of
-from .decoding import opened, printable, reason_of
+from .decoding import opened, printable
 from .folder import FolderDataset, channels_or_mode
 from .frames import (
     ANIMATIONS,
@@ -29,6 +29,7 @@ from .frames import (
     strides_of,
 )
 from .places import place_of
+from .trouble import again
 
 #: Endings of clips and of the frames in a subfolder, in any case of letters.
 CLIP_EXTENSIONS = tuple(dict.fromkeys((*ANIMATIONS, *FILMS, *STILLS)))
@@ -136,9 +137,13 @@ class VideoDataset(FolderDataset):
         """Whether a numbered picture is a clip of its own; elsewhere nothing is fetched to find out."""
         if not self.place.near or not _has_ending(path, ANIMATIONS):
             return False
-        try:
+
+        def is_animated() -> bool:
             with opened(self.place.source(path)) as picture:
                 return getattr(picture, "n_frames", 1) > 1
+
+        try:
+            return again(is_animated, printable(path))
         except OSError:  # it is found again when the frame is read
             return False
 
@@ -161,16 +166,13 @@ class VideoDataset(FolderDataset):
             raise OSError(f"{count} frame{'s' if count > 1 else ''}{every}, {needed} are needed")
         return clip
 
-    def _damage(self, path: Path) -> str | None:
-        try:
-            if _has_ending(path, FILMS):
-                check_av()
-            if not self.place.near and path not in self._series:
-                return self.place.damage(path)  # everything else is found when it is fetched
+    def _check(self, path: Path) -> None:
+        if _has_ending(path, FILMS):
+            check_av()
+        if not self.place.near and path not in self._series:
+            self.place.check(path)  # everything else is found when it is fetched
+        else:
             self._clips[path] = self._open(path)
-        except OSError as error:
-            return reason_of(error)
-        return None
 
     def _caption_place(self, path: Path) -> Path:
         # the name of a folder has no ending, even if there is a dot in it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
@@ -17,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..images import Size, from_pil
+from .skipping import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -67,11 +69,16 @@ def reason_of(error: Exception) -> str:
 
 @contextmanager
 def as_damage() -> Iterator[None]:
-    """What damage raises depends on the format and on where it is: every exception becomes an ``OSError``."""
+    """What damage raises depends on the format and on where it is: every exception becomes an ``OSError``.
+
+    Lack of memory becomes one with its own number, which is no damage, and a `DataError` passes unchanged.
+    """
     try:
         yield
-    except OSError:
+    except (OSError, DataError):
         raise
+    except MemoryError as error:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
     except Exception as error:
         raise OSError(f"{type(error).__name__}: {error}") from error
 

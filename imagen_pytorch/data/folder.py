@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,10 @@ from ..images import Size
 from .base import DataError, PictureDataset, Skipped, channels_of, words_of
 from .cache import SHARE
 from .captions import Captions, find_table, read_beside, read_table
-from .decoding import decode, opened, printable, reason_of
+from .decoding import decode, opened, printable
 from .frames import FILMS
 from .places import Place, place_of
+from .trouble import damage_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -93,7 +95,7 @@ class FolderDataset(PictureDataset):
         reasons = {}
         for path in sorted(every, key=Path.as_posix):
             silent = captions.damaged.get(path, "no caption") if captioned and not captions.texts.get(path) else None
-            reasons[path] = self._damage(path) or silent
+            reasons[path] = damage_of(partial(self._check, path), printable(path.as_posix())) or silent
         return reasons
 
     @abstractmethod
@@ -101,8 +103,16 @@ class FolderDataset(PictureDataset):
         """What the folder holds, sorted; relative paths."""
 
     @abstractmethod
-    def _damage(self, path: Path) -> str | None:
-        """Why something cannot be used, as far as can be told without reading all of it; None if it can."""
+    def _check(self, path: Path) -> None:
+        """See that something can be used, as far as can be told without reading all of it.
+
+        Raises:
+            OSError: it cannot.
+        """
+
+    def silence(self) -> str | None:
+        """Why nothing can be read at present; None if the folder answers."""
+        return self.place.silence()
 
     def _caption_place(self, path: Path) -> Path:
         """The path whose ending gives way to that of the captions."""
@@ -207,14 +217,12 @@ class Dataset(FolderDataset):
     def _find(self, endings: Sequence[str]) -> list[Path]:
         return self.place.listed(endings)
 
-    def _damage(self, path: Path) -> str | None:
+    def _check(self, path: Path) -> None:
         if not self.place.near:
-            return self.place.damage(path)
-        try:
-            with opened(self.place.source(path)):
-                return None
-        except OSError as error:
-            return reason_of(error)
+            self.place.check(path)
+            return
+        with opened(self.place.source(path)):
+            pass
 
     def _hint(self) -> str:
         clips = self.place.listed((*FILMS, "apng"))

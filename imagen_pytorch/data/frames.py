@@ -5,6 +5,7 @@ Opening a clip reads when each frame is shown, but decodes none where the format
 
 from __future__ import annotations
 
+import errno
 import io
 import re
 from abc import abstractmethod
@@ -20,6 +21,7 @@ from ..images import Size
 from .animations import durations
 from .decoding import as_damage, check_file, check_pixels, decode, opened, reason_of
 from .places import Place
+from .trouble import is_trouble
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -158,6 +160,9 @@ def _container(source: Path | bytes) -> Iterator[Any]:
         with as_damage(), av.open(str(source) if isinstance(source, Path) else io.BytesIO(source)) as container:
             yield container
     except av.FFmpegError as error:
+        # an input/output error is FFmpeg's word for a file that ends too early, too
+        if is_trouble(error) and error.errno != errno.EIO:
+            raise OSError(error.errno, error.strerror) from error
         raise OSError(error.strerror or str(error)) from error
 
 
@@ -274,6 +279,8 @@ class Series(Clip):
             try:
                 yield decode(self.place.source(path), size)
             except OSError as error:
+                if is_trouble(error):
+                    raise
                 raise OSError(f"{path.name}: {reason_of(error)}") from error
 
 

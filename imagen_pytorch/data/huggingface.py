@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..images import Size
 from .base import SOURCES, DataError, PictureDataset
 from .cache import SHARE
-from .remote import IMAGE_COLUMNS, TEXT_COLUMNS, captions_of, fetch, find_column, picture_of
+from .remote import IMAGE_COLUMNS, TEXT_COLUMNS, captions_of, fetch, find_column, picture_of, silence
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 #: What can only be meant for the hub, and is no misspelt folder.
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+#: Addresses, spread over a table, that are asked whether any of them answers.
+ASKED = 8
 
 
 class Table(Protocol):
@@ -77,6 +81,7 @@ class TableDataset(PictureDataset):
             )
         flip = self.text_label is None if random_flip is None else random_flip
         self.rows, self.timeout = rows, timeout
+        self._answered: int | None = None
         self._texts = rows
         if self.text_label is not None and hasattr(rows, "select_columns"):
             # a ``datasets.Dataset`` decodes the pictures of every row that it gives, unless it is one without them
@@ -96,7 +101,19 @@ class TableDataset(PictureDataset):
         row = self.rows[index]
         captions = self._captions_of(row)
         value = row.get(self.url_label or self.image_label)
-        return picture_of(value if self.url_label is None else fetch(value, self.timeout), self.size), captions
+        if self.url_label is None:
+            return picture_of(value, self.size), captions
+        content = fetch(value, self.timeout)
+        self._answered = index
+        return picture_of(content, self.size), captions
+
+    def silence(self) -> str | None:
+        """Why nothing can be fetched at present; None if an address answers, or the table holds the pictures."""
+        if self.url_label is None:
+            return None
+        known = () if self._answered is None else (self._answered,)
+        tried = (*known, *range(0, self.count, -(-self.count // ASKED)))
+        return silence((self.rows[index].get(self.url_label) for index in tried), self.timeout)
 
     def _captions_of(self, row: dict[str, Any]) -> tuple[str, ...]:
         return () if self.text_label is None else captions_of(row.get(self.text_label))

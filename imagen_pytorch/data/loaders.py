@@ -18,11 +18,15 @@ from ..images import MODES, Size, as_size
 from .base import channels_of, check_known, cycle, fit, one_of
 from .decoding import pixels, printable, reason_of
 from .folder import Dataset
-from .remote import IMAGE_COLUMNS, TEXT_COLUMNS, captions_of, fetch, find_column, picture_of
+from .remote import IMAGE_COLUMNS, TEXT_COLUMNS, NoAnswer, captions_of, fetch, find_column, picture_of
 from .skipping import DataError, SharedTexts, Skipped
+from .trouble import again, unavailable
 
 #: Places to count in, one per worker process; more workers than that share them.
 WORKERS = 256
+
+#: Rows of a batch from which on it is no chance that none of their addresses answers.
+MANY = 8
 
 #: Rows that worker processes can tell of, and bytes of the name and the reason of one.
 NOTES, NOTE_LENGTH = 1024, 256
@@ -112,6 +116,9 @@ class Collator:
                 items = list(pool.map(self._read, *zip(*cells, strict=True)))
         else:
             items = [self._read(*cell) for cell in cells]
+        lost = [item for item in items if isinstance(item, NoAnswer)]
+        if len(lost) == len(items) >= MANY:
+            raise unavailable(f"column {self.url_label}", f"no address of a batch answers ({reason_of(lost[0])})")
         for (value, text), item in zip(cells, items, strict=True):
             if isinstance(item, Exception):
                 names = [cell[:80] for cell in (text, value) if isinstance(cell, str)]
@@ -132,10 +139,13 @@ class Collator:
         return source, texts
 
     def _read(self, value: Any, text: Any) -> tuple[Float[Tensor, "c h w"], tuple[str, ...]] | Exception:
-        try:
+        def read() -> tuple[Float[Tensor, "c h w"], tuple[str, ...]]:
             captions = captions_of(text)
             picture = picture_of(fetch(value, self.timeout) if self.url_label else value, self.size)
             return fit(pixels(picture, self.channels), self.size), captions
+
+        try:
+            return again(read, "a row")
         except (OSError, TypeError) as error:
             return error
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
-import time
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ..registry import no_file_system
 from .decoding import check_file, printable, reason_of
 from .skipping import DataError
-
-Got = TypeVar("Got")
+from .trouble import again, is_trouble
 
 #: Bytes of a file that is fetched, at most.
 LARGEST_FILE = 2**28
-
-#: How often something is asked of another machine, and seconds before the second time; they double.
-ATTEMPTS, PAUSE = 3, 0.5
 
 #: Bytes of the captions of one picture, at most.
 LARGEST_TEXT = 2**20
@@ -88,8 +85,16 @@ class Place(ABC):
         """The contents of those small files that exist."""
 
     @abstractmethod
-    def damage(self, path: Path) -> str | None:
-        """Why a file cannot be used, as far as can be told without reading it; None if it can."""
+    def check(self, path: Path) -> None:
+        """See that a file can be used, as far as can be told without reading it.
+
+        Raises:
+            OSError: it cannot.
+        """
+
+    @abstractmethod
+    def silence(self) -> str | None:
+        """Why nothing in the folder can be read at present; None if it answers."""
 
     @property
     @abstractmethod
@@ -126,8 +131,12 @@ class LocalFolder(Place):
     def __init__(self, root: Path) -> None:
         self.root = root
         self.unreadable = {}
-        if not root.is_dir():
-            raise DataError(f"there is no folder {printable(root)}")
+        try:
+            found = again(root.is_dir, f"the folder {self}")
+        except OSError as error:
+            raise DataError(f"cannot look into {self}: {reason_of(error)}") from None
+        if not found:
+            raise DataError(f"there is no folder {self}")
 
     def __str__(self) -> str:
         return printable(self.root)
@@ -141,12 +150,8 @@ class LocalFolder(Place):
                 folders.append(links.pop())
             inside = folders.pop()
             try:
-                found = os.stat(self.root / inside)
-                if (found.st_dev, found.st_ino) in seen:
-                    continue
-                seen.add((found.st_dev, found.st_ino))
-                with os.scandir(self.root / inside) as entries:
-                    shown = [entry for entry in entries if not entry.name.startswith(".")]
+                identity, shown = again(partial(_entries, self.root / inside, seen), f"the folder {self}")
+                seen.add(identity)
             except OSError as error:
                 if not inside:
                     raise DataError(f"cannot look into {self}: {reason_of(error)}") from None
@@ -181,21 +186,45 @@ class LocalFolder(Place):
         """The contents of those small files that exist."""
         for path in paths:
             try:
-                if not (self.root / path).is_file() and not (self.root / path).is_dir():
-                    continue
-                with (self.root / path).open("rb") as file:
-                    content: bytes | OSError = file.read(LARGEST_TEXT + 1)
+                content: bytes | OSError | None = again(partial(_text, self.root / path), printable(path))
             except OSError as error:
                 content = error
-            yield path, _bounded(content)
+            if content is not None:
+                yield path, _bounded(content)
 
-    def damage(self, path: Path) -> str | None:
-        """Why it is no file with something in it; None if it is one."""
+    def check(self, path: Path) -> None:
+        """See that it is a file with something in it."""
+        check_file(self.root / path)
+
+    def silence(self) -> str | None:
+        """Why nothing can be read: the folder is gone, or an empty one is in its place."""
         try:
-            check_file(self.root / path)
+            with os.scandir(self.root) as entries:
+                return None if next(entries, None) else "nothing is in the folder any more"
         except OSError as error:
-            return reason_of(error)
+            return "the folder is gone" if isinstance(error, FileNotFoundError) else reason_of(error)
+
+
+def _entries(folder: Path, seen: set[tuple[int, int]]) -> tuple[tuple[int, int], list[os.DirEntry[str]]]:
+    """Which folder it is, and what it shows; nothing if it has been seen."""
+    found = os.stat(folder)
+    identity = found.st_dev, found.st_ino
+    if identity in seen:
+        return identity, []
+    with os.scandir(folder) as entries:
+        return identity, [entry for entry in entries if not entry.name.startswith(".")]
+
+
+def _text(path: Path) -> bytes | None:
+    """The beginning of a file, a byte more than captions may have; None if there is none. Pipes are never read."""
+    try:
+        kind = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+        return None
+    with path.open("rb") as file:
+        return file.read(LARGEST_TEXT + 1)
 
     @property
     def identity(self) -> str:
@@ -214,31 +243,14 @@ class LocalFolder(Place):
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself
-        return False
+    except OSError as error:
+        if is_trouble(error):
+            raise
+        return False  # a link that leads to itself
 
 
 def _bounded(text: bytes | OSError) -> bytes | OSError:
     return OSError("larger than 1 MiB") if isinstance(text, bytes) and len(text) > LARGEST_TEXT else text
-
-
-def again(ask: Callable[[], Got]) -> Got:
-    """Ask another machine, a second and a third time if that fails for a reason that may pass.
-
-    Raises:
-        OSError: it failed every time, or there is no such file.
-    """
-    for attempt in range(ATTEMPTS):
-        try:
-            return ask()
-        except FINAL:
-            raise
-        # every file system has exceptions of its own for a connection that fails
-        except Exception as error:
-            if attempt + 1 == ATTEMPTS:
-                raise OSError(f"{reason_of(error)} (tried {ATTEMPTS} times)") from error
-            time.sleep(PAUSE * 2**attempt)
-    raise OSError("never asked")
 
 
 class RemoteFolder(Place):
@@ -264,7 +276,7 @@ class RemoteFolder(Place):
         self.root = make()[1].rstrip("/")
         try:
             self.fs.invalidate_cache()
-            found = again(lambda: self.fs.find(self.root, detail=True))
+            found = self._ask(lambda: self.fs.find(self.root, detail=True), str(self))
         except OSError as error:
             raise DataError(f"cannot list {self}: {reason_of(error)}") from error
         self._sizes: dict[str, int | None] = {}
@@ -291,6 +303,10 @@ class RemoteFolder(Place):
             self._own = os.getpid(), self._make()[0]
         return self._own[1]
 
+    def _ask(self, call: Callable[[], Any], what: str) -> Any:
+        """Every file system has exceptions of its own for a connection that fails: all but clear answers may pass."""
+        return again(call, what, lambda error: not isinstance(error, FINAL))
+
     def _key(self, path: Path) -> str:
         return f"{self.root}/{path.as_posix()}" if self.root else path.as_posix()
 
@@ -313,14 +329,14 @@ class RemoteFolder(Place):
         Raises:
             OSError: it cannot be fetched.
         """
-        return again(lambda: self.fs.cat_file(self._key(path)))
+        return self._ask(lambda: self.fs.cat_file(self._key(path)), printable(self.at(path)))
 
     def texts(self, paths: Iterable[Path]) -> Iterator[tuple[Path, bytes | OSError]]:
         """The contents of those small files that exist, fetched side by side where the file system can."""
         there = [path for path in paths if path.as_posix() in self._sizes]
         for start in range(0, len(there), AT_ONCE):
             keys = {self._key(path): path for path in there[start : start + AT_ONCE]}
-            contents = again(partial(self.fs.cat, list(keys), on_error="return"))
+            contents = self._ask(partial(self.fs.cat, list(keys), on_error="return"), str(self))
             for key, path in keys.items():
                 content = contents.get(key)
                 if not isinstance(content, bytes):  # one more time, alone
@@ -330,14 +346,21 @@ class RemoteFolder(Place):
                         content = error
                 yield path, _bounded(content)
 
-    def damage(self, path: Path) -> str | None:
-        """Why a file cannot be used; only its size is known."""
+    def check(self, path: Path) -> None:
+        """See that a file is there and neither empty nor too large; only its size is known."""
         if path.as_posix() not in self._sizes:
-            return "missing"
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         size = self._sizes[path.as_posix()]
+        if size == 0:
+            raise OSError("empty file")
         if size is not None and size > LARGEST_FILE:
-            return f"larger than {LARGEST_FILE // 2**20} MiB"
-        return "empty file" if size == 0 else None
+            raise OSError(f"larger than {LARGEST_FILE // 2**20} MiB")
+
+    def silence(self) -> str | None:
+        """Why nothing can be read: neither the folder nor what was first and last in it is there."""
+        self.fs.invalidate_cache()
+        known = (self.root, *(self._key(Path(path)) for path in (next(iter(self._sizes)), next(reversed(self._sizes)))))
+        return None if any(self.fs.exists(key) for key in known if key) else "the folder does not answer"
 
     @property
     def identity(self) -> str:

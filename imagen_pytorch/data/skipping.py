@@ -27,6 +27,10 @@ class DataError(ValueError):
     """Data that cannot be used; the message says what is wrong with them."""
 
 
+class DataUnavailable(DataError):
+    """Data that cannot be read at present, because of the machine, its storage or its network; nothing is left out."""
+
+
 class Skipped(NamedTuple):
     """A picture or clip that was left out.
 
