@@ -163,15 +163,13 @@ def test_a_folder_without_pictures():
         Dataset(stored({"a.png": b""}), 4)
 
 
-@pytest.mark.parametrize(("protocol", "module", "extra"), [("gs", "gcsfs", "gcs"), ("s3", "s3fs", "s3")])
-def test_a_missing_package_is_named_with_what_to_install(monkeypatch, protocol, module, extra):
+@pytest.mark.parametrize(("protocol", "module"), [("gs", "gcsfs"), ("s3", "s3fs")])
+def test_a_missing_package_is_named_with_what_to_install(monkeypatch, protocol, module):
     for name in [name for name in sys.modules if name.split(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(REGISTRY, protocol, raising=False)
-    with pytest.raises(
-        ImportError, match=rf'{protocol}://bucket/in .* pip install "imagen-pytorch\[{extra}\]"'
-    ) as caught:
+    with pytest.raises(ImportError, match=rf"{protocol}://bucket/in .* pip install {module}$") as caught:
         Dataset(f"{protocol}://bucket/in", 4)
     assert "\n" not in str(caught.value)
 
@@ -323,7 +321,7 @@ def test_clips_of_every_kind():
 
 def test_what_is_said_about_clips_before_any_is_fetched(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(DataError, match=r'b.mp4: reading it needs PyAV: pip install "imagen-pytorch\[video\]"'):
+    with pytest.raises(DataError, match="b.mp4: reading it needs PyAV: pip install av"):
         VideoDataset(stored({"a.gif": b"", "b.mp4": b"x"}), 8, 4)
     with pytest.raises(DataError, match=r"It holds pictures \(0.jpg\); numbered frames belong into a subfolder"):
         VideoDataset(stored({"0.jpg": encoded(form="JPEG")}), 8, 4)

@@ -204,6 +204,19 @@ class LocalFolder(Place):
         except OSError as error:
             return "the folder is gone" if isinstance(error, FileNotFoundError) else reason_of(error)
 
+    @property
+    def identity(self) -> str:
+        """Its real path."""
+        return os.path.realpath(self.root)
+
+    def version(self, path: Path) -> str | None:
+        """Its size and the time of its last change."""
+        try:
+            found = os.stat(self.root / path)
+        except OSError:
+            return None
+        return f"{found.st_size} {found.st_mtime_ns}"
+
 
 def _entries(folder: Path, seen: set[tuple[int, int]]) -> tuple[tuple[int, int], list[os.DirEntry[str]]]:
     """Which folder it is, and what it shows; nothing if it has been seen."""
@@ -225,19 +238,6 @@ def _text(path: Path) -> bytes | None:
         return None
     with path.open("rb") as file:
         return file.read(LARGEST_TEXT + 1)
-
-    @property
-    def identity(self) -> str:
-        """Its real path."""
-        return os.path.realpath(self.root)
-
-    def version(self, path: Path) -> str | None:
-        """Its size and the time of its last change."""
-        try:
-            found = os.stat(self.root / path)
-        except OSError:
-            return None
-        return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
