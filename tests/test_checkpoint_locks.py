@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import json
 import multiprocessing
 import os
+import re
+import shutil
 import signal
+import subprocess
+import sys
+import time
+from threading import Event
 
 import pytest
 from storage_toys import NEEDS_FORK, child, contents, filled, in_child, outcome, step_of
@@ -16,27 +24,60 @@ from imagen_pytorch.storage import (
     CheckpointNotWritten,
     lock_of,
     locks,
+    previous_of,
+    read_checkpoint,
+    write_checkpoint,
 )
+from imagen_pytorch.storage.background import BackgroundWriter
 
 
+def try_to_lock(folder):
+    """What another process gets: None, or the name of the error and its text."""
+    return in_child(outcome, CheckpointStore(folder).lock)
+
+
+@NEEDS_FORK
 def test_a_local_folder_is_locked_for_others(tmp_path):
-    first, second = filled(tmp_path, 1), CheckpointStore(tmp_path)
+    first = filled(tmp_path, 1)
     first.lock()
     first.lock()
+    name, text = try_to_lock(tmp_path)
     message = rf"another run \(pid {os.getpid()}, host .+, since 20.+\) is saving into {tmp_path}; choose another"
-    with pytest.raises(CheckpointLocked, match=message):
-        second.lock()
-    assert step_of(second.read()[1]) == 1  # reading needs no lock
+    assert name == "CheckpointLocked" and re.match(message, text)
+    assert step_of(CheckpointStore(tmp_path).read()[1]) == 1  # reading needs no lock
     first.unlock()
     first.unlock()
     assert os.listdir(tmp_path) == ["checkpoint.1.pt"]
-    second.lock()
-    with pytest.raises(CheckpointLocked):
-        first.lock()
-    del second
-    gc.collect()
+    assert try_to_lock(tmp_path) is None
+
+
+def test_within_a_process_the_newest_has_the_folder(tmp_path):
+    first, second, third = filled(tmp_path, 1), CheckpointStore(tmp_path), CheckpointStore(tmp_path)
     first.lock()
-    first.unlock()
+    second.lock()
+    for refused in (first.lock, first.check_lock, lambda: first.write(2, contents(2))):
+        with pytest.raises(CheckpointLocked, match=f"a newer trainer of this process saves into {tmp_path} in place"):
+            refused()
+    second.write(2, contents(2))
+    third.lock()
+    with pytest.raises(CheckpointLocked):
+        second.write(3, contents(3))
+    assert try_to_lock(tmp_path)[0] == "CheckpointLocked"
+    del third
+    gc.collect()
+    second.write(3, contents(3))  # nobody newer is left, and what is there was written here
+    second.unlock()
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint.1.pt", "checkpoint.2.pt", "checkpoint.3.pt"]
+
+
+def test_a_folder_is_taken_over_after_the_last_write_of_the_one_before(tmp_path):
+    first, second, writer, began = CheckpointStore(tmp_path), CheckpointStore(tmp_path), BackgroundWriter(), Event()
+    first.lock()
+    writer.submit(lambda: (began.set(), time.sleep(0.2), first.write(1, contents(1))))
+    began.wait()
+    second.lock()
+    writer.wait()
+    assert second.steps() == [1]
 
 
 def lock_and_wait(folder, pipe):
@@ -68,8 +109,7 @@ def test_a_forked_worker_neither_holds_nor_ends_the_lock(tmp_path):
     worker = child(wait_forked, there)  # as a data loader's
     here.recv()
     assert in_child(store.unlock) is None  # a worker that ends tidily
-    with pytest.raises(CheckpointLocked):
-        CheckpointStore(tmp_path).lock()
+    assert try_to_lock(tmp_path)[0] == "CheckpointLocked"
     store._lock._handle, handle = None, store._lock._handle  # the parent dies
     os.close(handle)
     other = CheckpointStore(tmp_path)
@@ -157,3 +197,178 @@ def test_a_claim_that_cannot_be_seen_stops_the_write(tmp_path, monkeypatch):
     monkeypatch.setattr(type(store.fs), "pipe_file", down)
     with pytest.raises(CheckpointNotWritten, match="cannot write to memory://.*: no route to host"):
         CheckpointStore(f"memory://{tmp_path.name}/run").lock()
+
+
+# -- a lock whose file goes away ---------------------------------------------------------------------------------------
+
+
+def other_run(path, step):
+    """What another run does: it takes the lock and saves."""
+    with lock_of(path):
+        write_checkpoint(contents(step), path)
+
+
+REMOVALS = {
+    "the lock": lambda path: os.remove(path.parent / f".{path.name}.lock"),
+    "the folder": lambda path: shutil.rmtree(path.parent),
+    "lock and file": lambda path: [os.remove(entry) for entry in path.parent.iterdir()],
+}
+
+
+@pytest.mark.parametrize("removal", REMOVALS)
+def test_a_lock_that_is_removed_is_taken_again(tmp_path, removal):
+    path = tmp_path / "run" / "a.pt"
+    path.parent.mkdir()
+    with lock_of(path) as lock:
+        write_checkpoint(contents(1), path)
+        REMOVALS[removal](path)
+        write_checkpoint(contents(2), path)
+        assert step_of(read_checkpoint(path)) == 2 and lock.held
+        with pytest.raises(CheckpointLocked, match="another run"):
+            lock_of(path).acquire()
+    assert os.listdir(path.parent) == ["a.pt"]
+
+
+@NEEDS_FORK
+@pytest.mark.parametrize("removal", REMOVALS)
+def test_another_run_that_came_in_keeps_what_it_saved(tmp_path, removal):
+    path = tmp_path / "run" / "a.pt"
+    path.parent.mkdir()
+    with lock_of(path) as lock:
+        write_checkpoint(contents(1), path)
+        REMOVALS[removal](path)
+        path.parent.mkdir(exist_ok=True)
+        in_child(other_run, path, 33)  # it has ended
+        for _ in range(2):
+            with pytest.raises(CheckpointLocked, match=rf"another run has saved a.pt into {path}; choose another"):
+                write_checkpoint(contents(2), path, keep_previous=True)
+            with pytest.raises(CheckpointLocked):
+                lock.check()
+    assert step_of(read_checkpoint(path)) == 33 and not os.path.exists(previous_of(str(path)))
+
+
+@NEEDS_FORK
+def test_another_run_that_came_in_and_still_runs_is_named(tmp_path):
+    path = tmp_path / "a.pt"
+    here, there = multiprocessing.Pipe(duplex=False)
+    with lock_of(path):
+        os.remove(tmp_path / ".a.pt.lock")
+        process = child(hold_and_wait, path, there)
+        here.recv()
+        try:
+            with pytest.raises(CheckpointLocked, match=rf"another run \(pid {process.pid}, .* is saving into {path}"):
+                write_checkpoint(contents(2), path)
+        finally:
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+    assert not path.exists()
+
+
+def hold_and_wait(path, pipe):
+    with lock_of(path):
+        pipe.send(None)
+        signal.pause()
+
+
+@NEEDS_FORK
+def test_a_folder_whose_lock_is_removed(tmp_path):
+    store = CheckpointStore(tmp_path)
+    store.lock()
+    store.write(1, contents(1))
+    os.remove(tmp_path / ".lock")
+    store.write(2, contents(2))
+    os.remove(tmp_path / ".lock")
+    in_child(run_in_folder, tmp_path)
+    for refused in (lambda: store.write(4, contents(4)), store.lock):
+        with pytest.raises(CheckpointLocked, match=rf"another run has saved checkpoint.3.pt into {tmp_path}; choose"):
+            refused()
+    assert CheckpointStore(tmp_path).steps() == [3, 2, 1]
+
+
+def run_in_folder(folder):
+    store = CheckpointStore(folder)
+    store.lock()
+    store.write(3, contents(3))
+    store.unlock()
+
+
+def test_the_lock_is_looked_at_again_when_the_file_is_filled(tmp_path, monkeypatch):
+    """Another run may come in while a large file is being written."""
+    path = tmp_path / "a.pt"
+    good, looked = locks.FolderLock.check, []
+    monkeypatch.setattr(locks.FolderLock, "check", lambda lock: (looked.append(os.listdir(tmp_path)), good(lock)))
+    with lock_of(path):
+        write_checkpoint(contents(1), path)
+    assert len(looked) == 2 and not [name for name in looked[0] if name.endswith(".tmp")]
+    assert [name for name in looked[1] if name.endswith(".tmp")]
+
+
+# -- links and other files in the place of the lock --------------------------------------------------------------------
+
+
+def test_a_link_and_its_file_have_one_lock(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    real, link, deep = tmp_path / "one" / "real.pt", tmp_path / "link.pt", tmp_path / "two" / "deep.pt"
+    link.symlink_to(real)
+    deep.symlink_to("../link.pt")
+    folder = tmp_path / "three"
+    folder.symlink_to("one")
+    spellings = [real, link, deep, folder / "real.pt", tmp_path / "two" / ".." / "one" / "real.pt"]
+    for mine in spellings:  # the file is not there yet
+        with lock_of(mine):
+            for other in spellings:
+                assert outcome(lock_of(other).acquire)[0] == "CheckpointLocked"
+    for step, path in enumerate(spellings):
+        write_checkpoint(contents(step), path, keep_previous=True)
+        assert step_of(read_checkpoint(real)) == step and link.is_symlink() and deep.is_symlink()
+        assert previous_of(str(path)) == str(real.parent / "real.previous.pt") or not path.is_symlink()
+    assert step_of(read_checkpoint(real.parent / "real.previous.pt")) == len(spellings) - 2
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "second name", "pipe", "folder"])
+def test_nothing_is_written_through_the_lock(tmp_path, kind):
+    victim, lock = tmp_path / "victim.txt", tmp_path / ".a.pt.lock"
+    victim.write_text("mine")
+    {
+        "link": lambda: lock.symlink_to("victim.txt"),
+        "dangling": lambda: lock.symlink_to("made.txt"),
+        "second name": lambda: os.link(victim, lock),
+        "pipe": lambda: os.mkfifo(lock),
+        "folder": lock.mkdir,
+    }[kind]()
+    with pytest.raises(CheckpointNotWritten, match=rf"cannot write to {tmp_path}/a.pt: "):
+        lock_of(tmp_path / "a.pt").acquire()
+    assert victim.read_text() == "mine" and not (tmp_path / "made.txt").exists() and os.path.lexists(lock)
+
+
+def test_a_file_that_is_no_note_is_neither_changed_nor_removed(tmp_path):
+    lock = tmp_path / ".a.pt.lock"
+    for text in ("my notes", '{"pid": 1', "[1]", "x" * 10_000):
+        lock.write_text(text)
+        with lock_of(tmp_path / "a.pt"):
+            assert outcome(lock_of(tmp_path / "a.pt").acquire)[0] == "CheckpointLocked"
+        assert lock.read_text() == text
+    lock.write_text('{"pid": 123456, "host": "x", "since": "long ago", "padding": "................................."}')
+    with lock_of(tmp_path / "a.pt"):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+    assert os.listdir(tmp_path) == []
+
+
+@NEEDS_FORK
+def test_fork_hooks_do_not_pile_up(tmp_path):
+    code = (
+        "import os, sys\ncalls = []\nos.register_at_fork = lambda **_: calls.append(1)\n"
+        "from imagen_pytorch.storage import lock_of, locks\nbefore = len(calls)\n"
+        "for _ in range(5):\n    with lock_of(sys.argv[1]):\n        pass\nprint(len(calls) - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.pt"], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0"]
+
+
+def test_a_copy_of_a_lock_is_not_held(tmp_path):
+    with lock_of(tmp_path / "a.pt") as lock:
+        assert not copy.deepcopy(lock).held
+    store = CheckpointStore(f"memory://{tmp_path.name}/run")
+    store.lock()
+    assert not copy.deepcopy(store._lock).held and copy.deepcopy(store._lock).path == store._lock.path

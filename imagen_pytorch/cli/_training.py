@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._checkpoints import is_whole, make_output, whole_or_previous
+from ._checkpoints import make_output, whole_or_previous
 from ._data import caption_of, informed, noun_of, open_data, stage_size
 from ._errors import MEMORY, USAGE, CommandFailed, described, exit_code
 from ._files import encoded, set_aside, write_new
@@ -87,7 +87,6 @@ class Run:
         self.captions = config.sample_texts
         self.span = Span(0, 0, 0)
         self.lock: Any = None
-        self.keep_previous = True
         self.stopped = False
         count = len(config.imagen.unets)
         null = [number for number, unet in enumerate(config.imagen.unets, start=1) if getattr(unet, "is_null", False)]
@@ -166,7 +165,6 @@ class Run:
 
         try:
             found = self.processes.from_main(lambda: whole_or_previous(self.checkpoint))
-            self.keep_previous = found == self.checkpoint  # what is damaged must not take the place of what is whole
             self.trainer.load(found)
         except CheckpointError as error:
             hint = f"cannot go on from {self.checkpoint} (--checkpoint names another file to train in)"
@@ -202,10 +200,9 @@ class Run:
     def save(self, background: bool = False) -> None:
         """Write the checkpoint, unless it holds the present state already; perhaps while training goes on."""
         if self.taken() != self.saved_at:
-            self.keep_previous = self.keep_previous or is_whole(self.checkpoint)
             if is_main_process() and hasattr(self.lock, "check"):  # an object store has no locks
                 self.lock.check()
-            self.trainer.save(self.checkpoint, background=background, keep_previous=self.keep_previous)
+            self.trainer.save(self.checkpoint, background=background, keep_previous=True)
             self.saved_at = self.taken()
         elif not background:
             self.trainer.wait_for_saves()

@@ -7,6 +7,7 @@ object stores get a file that was written locally, in one piece. So a reader nev
 
 from __future__ import annotations
 
+from .claims import FolderClaim
 from .contents import nonfinite_tensors, plain_contents, size_of, snapshot
 from .errors import (
     CheckpointError,
@@ -17,13 +18,14 @@ from .errors import (
     CheckpointNotWritten,
     CheckpointUnreachable,
 )
-from .locks import FolderClaim, FolderLock, lock_of, lock_of_folder
+from .keeping import previous_of
+from .locks import FolderLock, lock_of, lock_of_folder
 from .places import ends_with_process, is_local, locate, make_folder, parent_of
 from .ptfiles import check_whole
 from .reading import read_checkpoint
 from .remote import kind_of
 from .store import CheckpointStore
-from .writing import previous_of, write_checkpoint
+from .writing import write_checkpoint
 
 __all__ = [
     "CheckpointError",

@@ -12,6 +12,8 @@ from .parts import local_part
 
 #: levels of containers in one another that are written and read
 MAX_DEPTH = 100
+#: bytes of a description beyond those of the data that it describes: decoded, it takes up to 64 times the memory
+FREE_DESCRIPTION = 1 << 23
 #: kinds of values besides tensors and containers, and of keys besides flat tuples of them
 SCALARS = (type(None), bool, int, float, str, bytes)
 

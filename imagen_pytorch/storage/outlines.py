@@ -23,22 +23,20 @@ from .background import settle
 from .dtypes import tensor_on
 from .errors import CheckpointError, CheckpointMissing
 from .manifest import reading
-from .pickles import MAX_PICKLE, Builder, TensorNote, read_pickle
+from .pickles import Builder, TensorNote, read_pickle
 from .places import is_local, locate
-from .ptfiles import _entries_of, _only
+from .ptfiles import _entries_of, description_in
 from .reading import is_sharded
 from .remote import attempts, forget_listings, kind_of
 from .safefiles import (
     _METADATA,
     _STRUCTURE,
-    MAX_HEADER,
-    _json,
-    _places,
     _structured,
+    is_safetensors,
     looks_like_safetensors,
+    read_header,
 )
 from .sharded import ShardedCheckpoint, nested
-from .writing import is_safetensors
 
 #: bytes of a tensor whose values are read
 _SMALL = 1 << 16
@@ -92,9 +90,7 @@ def _outline_pt(file: BinaryIO, values: Collection[str]) -> Any:
     def placed(entry: Entry) -> Entry:
         return _place_entry(file, entry.name, entry.size, entry.crc, entry.header)
 
-    description = _only(entries, "/data.pkl")
-    if description.size > MAX_PICKLE:
-        raise CheckpointError(f"its description is longer than {MAX_PICKLE:,} bytes")
+    description = description_in(entries)
     described = read_pickle(read_entry(file, placed(description)))
     storages = _entries_of(
         Archive(entries, end.place, b""), description.name.removesuffix("data.pkl"), described.storages
@@ -108,18 +104,12 @@ def _outline_pt(file: BinaryIO, values: Collection[str]) -> Any:
 
 def _outline_safetensors(file: BinaryIO, values: Collection[str]) -> Any:
     total = file.seek(0, os.SEEK_END)
-    start = read_at(file, 0, min(9, total))
-    if not looks_like_safetensors(start, total):
-        raise CheckpointError("it is cut off, damaged or another kind of file")
-    length = struct.unpack("<Q", start[:8])[0]
-    if length > MAX_HEADER:
-        raise CheckpointError(f"its header claims {length:,} bytes, more than any checkpoint of this package has")
-    header = _json(read_at(file, 8, length))
+    raw, header, places = read_header(file, total)
     tensors: dict[str, Tensor] = {}
-    for place in _places(header, total - 8 - length):
+    for place in places:
         tensors[place.name] = torch.empty(place.shape, dtype=place.dtype, device="meta")
         if place.name in values and 0 < place.end - place.begin <= _SMALL:
-            data = bytearray(read_at(file, 8 + length + place.begin, place.end - place.begin))
+            data = bytearray(read_at(file, 8 + len(raw) + place.begin, place.end - place.begin))
             memory = torch.frombuffer(data, dtype=torch.uint8)
             tensors[place.name] = tensor_on(memory, place.dtype, 0, place.shape, tensors[place.name].stride())
     metadata = header.get(_METADATA)

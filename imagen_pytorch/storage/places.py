@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +127,29 @@ def make_folder(fs: Any, folder: str) -> None:
         raise CheckpointNotWritten(
             f"cannot write checkpoints into {folder}: not a folder, or read-only; choose another path"
         )
+
+
+def check_room(folder: str, needed: int) -> None:
+    """See that a local folder has room for so many bytes.
+
+    Raises:
+        OSError: it has not.
+    """
+    try:
+        free = shutil.disk_usage(folder)
+    except OSError:  # some drives do not tell
+        return
+    if free.total and free.free < needed:
+        raise OSError(errno.ENOSPC, f"{needed:,} bytes are needed and {free.free:,} are free in {folder}")
+
+
+def sync_folder(folder: str) -> None:
+    """Have the names in a local folder on the disk, so that a new one survives a power cut."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    with suppress(OSError):  # some drives cannot; the file itself is safe
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

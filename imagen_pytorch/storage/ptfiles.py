@@ -13,6 +13,7 @@ import torch
 
 from .archives import Archive, Entry, check, read_archive, read_entry, read_note, seal
 from .background import rest
+from .contents import FREE_DESCRIPTION
 from .dtypes import memory_of
 from .errors import CheckpointError
 from .pickles import MAX_PICKLE, Builder, StorageNote, read_pickle
@@ -90,6 +91,7 @@ def write_pt(contents: Mapping[str, Any], file: BinaryIO) -> None:
     if output.error is not None:
         raise output.error
     to_disk(file)
+    description_in(read_archive(file).entries)
     seal(file)
     to_disk(file)
 
@@ -105,6 +107,19 @@ def _only(entries: Mapping[str, Entry], ending: str) -> Entry:
     if len(found) != 1:
         raise CheckpointError("it is a zip file, but not one of torch.save")
     return found[0]
+
+
+def description_in(entries: Mapping[str, Entry]) -> Entry:
+    """The entry that describes the contents, which is not much larger than the data that it describes.
+
+    Raises:
+        CheckpointError: there is none, or it is too large.
+    """
+    found = _only(entries, "/data.pkl")
+    most = min(MAX_PICKLE, FREE_DESCRIPTION + sum(entry.size for entry in entries.values()) - found.size)
+    if found.size > most:
+        raise CheckpointError(f"its description takes {found.size:,} bytes, too many for what it holds")
+    return found
 
 
 def _entries_of(archive: Archive, root: str, storages: Mapping[str, list[StorageNote]]) -> dict[str, Entry]:
@@ -130,13 +145,11 @@ def read_pt(file: BinaryIO) -> Any:
     """
     archive = read_archive(file)
     read_note(archive)
-    description = _only(archive.entries, "/data.pkl")
+    description = description_in(archive.entries)
     root = description.name.removesuffix("data.pkl")
     order = archive.entries.get(f"{root}byteorder")
     if order is not None and (order.size != len("little") or read_entry(file, order) != b"little"):
         raise CheckpointError("its numbers are in the byte order of another kind of machine")
-    if description.size > MAX_PICKLE:
-        raise CheckpointError(f"its description is longer than {MAX_PICKLE:,} bytes")
     described = read_pickle(read_entry(file, description))
     entries = _entries_of(archive, root, described.storages)
     memory = {key: torch.empty(entry.size, dtype=torch.uint8) for key, entry in entries.items()}

@@ -6,37 +6,58 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from .archives import check, read_archive
 from .background import settle
 from .errors import CheckpointError, CheckpointMissing, CheckpointUnreachable, reason
-from .places import is_local, locate
+from .places import check_room, is_local, locate
 from .ptfiles import read_pt
 from .remote import attempts, get_file, kind_of
-from .safefiles import looks_like_safetensors, read_safetensors
+from .safefiles import check_safetensors, is_safetensors, looks_like_safetensors, read_safetensors
 from .temporaries import temporary_file
-from .writing import check_room, is_safetensors
 
 #: the file whose presence says that a folder of shards is whole
 MANIFEST = "manifest.json"
 
 
+def _is_safetensors(file: BinaryIO, name: str) -> bool:
+    """The kind of an open file, told by how it begins, and by its name if that says nothing."""
+    start, total = file.read(9), os.fstat(file.fileno()).st_size
+    return looks_like_safetensors(start, total) or (is_safetensors(name) and not start.startswith(b"PK"))
+
+
 def _read_local(path: str, name: str) -> dict[str, Any]:
-    """The contents of a local file, whose kind is told by how it begins, and by its name if that says nothing."""
+    """The contents of a local file."""
     with open(path, "rb") as file:
-        start, total = file.read(9), os.fstat(file.fileno()).st_size
-        safe = looks_like_safetensors(start, total) or (is_safetensors(name) and not start.startswith(b"PK"))
         try:
-            contents = read_safetensors(file) if safe else read_pt(file)
-        except MemoryError as error:
-            raise CheckpointUnreachable(f"there is not enough memory for its {total:,} bytes") from error
-        except RuntimeError as error:
-            if "alloc" in str(error):
-                raise CheckpointUnreachable(f"there is not enough memory for its {total:,} bytes") from error
-            raise
+            contents = read_safetensors(file) if _is_safetensors(file, name) else read_pt(file)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "alloc" not in str(error):
+                raise
+            size = os.path.getsize(path)
+            raise CheckpointUnreachable(f"there is not enough memory for its {size:,} bytes") from error
     if not isinstance(contents, dict) or not all(isinstance(key, str) for key in contents):
         raise CheckpointError(f"it holds a {type(contents).__name__} instead of named entries")
     return contents
+
+
+def check_local(path: str) -> None:
+    """See that a local file is complete and unchanged, without memory for what it holds.
+
+    Raises:
+        CheckpointError: it is not, or cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            if _is_safetensors(file, path):
+                check_safetensors(file)
+            else:
+                check(file, read_archive(file))
+    except CheckpointError as error:
+        raise type(error)(f"cannot read the checkpoint {path}: {error}") from error
+    except OSError as error:
+        raise CheckpointUnreachable(f"cannot read the checkpoint {path}: {reason(error)}") from error
 
 
 def _read_remote(fs: Any, path: str) -> dict[str, Any]:

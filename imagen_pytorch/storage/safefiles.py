@@ -13,7 +13,7 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .archives import PIECE, pieces, read_at
 from .background import rest
-from .contents import MAX_DEPTH, is_plain_key
+from .contents import FREE_DESCRIPTION, MAX_DEPTH, is_plain_key
 from .dtypes import SAFETENSORS, are_counts, elements, memory_of, tensor_on
 from .errors import CheckpointError
 from .ptfiles import to_disk
@@ -31,6 +31,11 @@ MAX_HEADER = 1 << 26
 _NAMES = {dtype: name for name, dtype in SAFETENSORS.items()}
 _METADATA, _STRUCTURE, _DIGEST = "__metadata__", "imagen_pytorch", "imagen_pytorch_sha256"
 _NO_DIGEST = "0" * 64
+
+
+def is_safetensors(path: str) -> bool:
+    """Whether a file of this name is written in the safetensors format."""
+    return path.lower().endswith(".safetensors")
 
 
 # -- containers as JSON -----------------------------------------------------------------------------------------------
@@ -116,8 +121,8 @@ def _header(flat: _Flattened, order: list[str]) -> bytes:
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    if len(text) > MAX_HEADER:
-        raise CheckpointError(f"its description takes more than {MAX_HEADER:,} bytes; use .pt")
+    if len(text) > min(MAX_HEADER, FREE_DESCRIPTION + end):
+        raise CheckpointError(f"its description takes {len(text):,} bytes, too many for what it holds; use .pt")
     return text
 
 
@@ -223,40 +228,81 @@ def looks_like_safetensors(start: bytes, total: int) -> bool:
     return len(start) >= 9 and start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] <= total - 8
 
 
+def read_header(file: BinaryIO, total: int) -> tuple[bytes, dict[str, Any], list[_Place]]:
+    """The header of a safetensors file of ``total`` bytes, as it stands there and decoded, and where the tensors are.
+
+    Raises:
+        CheckpointError: it is another kind of file, cut off, or claims what cannot be.
+    """
+    file.seek(0)
+    start = file.read(9)
+    if not looks_like_safetensors(start, total):
+        raise CheckpointError("it is cut off, damaged or another kind of file")
+    length = struct.unpack("<Q", start[:8])[0]
+    data = total - 8 - length
+    if length > min(MAX_HEADER, FREE_DESCRIPTION + data):  # decoded, it takes some 25 times the memory
+        raise CheckpointError(f"its header claims {length:,} bytes, more than any checkpoint of this package has")
+    raw = read_at(file, 8, length)
+    header = _json(raw)
+    return raw, header, _places(header, data)
+
+
+def _passed(file: BinaryIO, memory: Callable[[_Place], Tensor | None]) -> Mapping[str, Any] | None:
+    """Read a whole file and compare it with its checksum, if it has one of ours.
+
+    Args:
+        file: a safetensors file.
+        memory: where the bytes of a tensor go; None for those that are only looked at.
+
+    Returns:
+        the metadata of a file of this package, else None.
+
+    Raises:
+        CheckpointError: it is damaged, or its header claims what is not there.
+    """
+    raw, header, places = read_header(file, file.seek(0, os.SEEK_END))
+    metadata = header.get(_METADATA, {})
+    ours = isinstance(metadata, dict) and (_STRUCTURE in metadata or _DIGEST in metadata)
+    wanted = metadata.get(_DIGEST) if ours else None
+    if ours and not (isinstance(wanted, str) and len(wanted) == 64 and raw.count(wanted.encode()) == 1):
+        raise CheckpointError("its checksum is damaged")
+    digest = hashlib.sha256(struct.pack("<Q", len(raw)))
+    digest.update(raw.replace(wanted.encode(), _NO_DIGEST.encode()) if ours else raw)
+    for place in places:
+        target = memory(place)
+        for piece in pieces(file, place.end - place.begin, None if target is None else memory_of(target)):
+            if ours:
+                digest.update(piece)
+    if ours and wanted != digest.hexdigest():
+        raise CheckpointError("its checksum is wrong")
+    return metadata if ours else None
+
+
+def check_safetensors(file: BinaryIO) -> None:
+    """See that a safetensors file is complete and, if it is one of this package, unchanged; takes no memory for it.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    _passed(file, lambda place: None)
+
+
 def read_safetensors(file: BinaryIO) -> Any:
     """The contents of a safetensors file, every tensor on the CPU; ``{"model": tensors}`` for files of other tools.
 
     Raises:
         CheckpointError: it is damaged, or its header claims what is not there.
     """
-    total = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    start = file.read(9)
-    if not looks_like_safetensors(start, total):
-        raise CheckpointError("it is cut off, damaged or another kind of file")
-    length = struct.unpack("<Q", start[:8])[0]
-    if length > MAX_HEADER:
-        raise CheckpointError(f"its header claims {length:,} bytes, more than any checkpoint of this package has")
-    raw = read_at(file, 8, length)
-    header = _json(raw)
-    metadata = header.get(_METADATA, {})
-    places = _places(header, total - 8 - length)
-    ours = isinstance(metadata, dict) and (_STRUCTURE in metadata or _DIGEST in metadata)
-    wanted = metadata.get(_DIGEST) if ours else None
-    if ours and not (isinstance(wanted, str) and len(wanted) == 64 and raw.count(wanted.encode()) == 1):
-        raise CheckpointError("its checksum is damaged")
-    digest = hashlib.sha256(start[:8] + (raw.replace(wanted.encode(), _NO_DIGEST.encode()) if ours else raw))
     tensors = {}
-    for place in places:
-        memory = torch.empty(place.end - place.begin, dtype=torch.uint8)
-        for piece in pieces(file, place.end - place.begin, memory_of(memory)):
-            if ours:
-                digest.update(piece)
+
+    def memory(place: _Place) -> Tensor:
+        made = torch.empty(place.end - place.begin, dtype=torch.uint8)
         stride = torch.empty(place.shape, device="meta").stride()
-        tensors[place.name] = tensor_on(memory, place.dtype, 0, place.shape, stride)
-    if ours and wanted != digest.hexdigest():
-        raise CheckpointError("its checksum is wrong")
-    return _structured(metadata.get(_STRUCTURE), tensors) if ours else {"model": tensors}
+        tensors[place.name] = tensor_on(made, place.dtype, 0, place.shape, stride)
+        return made
+
+    metadata = _passed(file, memory)
+    return {"model": tensors} if metadata is None else _structured(metadata.get(_STRUCTURE), tensors)
 
 
 def _structured(text: Any, tensors: Mapping[str, Tensor]) -> Any:

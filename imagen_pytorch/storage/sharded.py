@@ -20,10 +20,9 @@ from torch import Tensor
 from .errors import CheckpointError, CheckpointMismatch
 from .manifest import PLAIN, Entry, Manifest, Part, read_manifest, reading, sha256_of
 from .parts import local_part
-from .places import is_local
+from .places import check_room, is_local
 from .ptfiles import read_pt
 from .remote import get_file
-from .writing import check_room
 
 
 class ShardedCheckpoint:

@@ -19,10 +19,10 @@ from .dtypes import DTYPES
 from .errors import CheckpointError, CheckpointNotWritten, reason
 from .manifest import PLAIN, Entry, File, Manifest, Part, read_manifest, sha256_of, sizes_in
 from .parts import local_part
-from .places import is_local, make_folder, parent_of
+from .places import check_room, is_local, make_folder, parent_of, sync_folder
 from .reading import MANIFEST
 from .remote import attempts, kind_of, put_file
-from .writing import check_room, sync_folder, write_checkpoint
+from .writing import write_checkpoint
 
 _PARTIAL = re.compile(r"^\.(.+)\.[0-9a-f]{8}\.partial$")
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from .background import settle
 from .errors import CheckpointError, CheckpointMissing, CheckpointUnreachable, reason
-from .locks import FolderClaim, lock_of_folder
+from .keeping import set_aside
+from .locks import lock_of_folder
 from .places import locate, make_folder
 from .reading import MANIFEST, is_sharded, read_checkpoint
 from .remote import attempts, forget_listings, kind_of
@@ -74,10 +75,11 @@ class CheckpointStore:
     def lock(self) -> None:
         """See that no other run saves here until `unlock`, the end of this object or the end of the process.
 
-        In an object store the last run that locks has the folder; the one before it is told at its next write.
+        In an object store the last run that locks has the folder; the one before it is told at its next write. Within
+        a process this is so everywhere: the newest store of a folder takes it over, when its last write has ended.
 
         Raises:
-            CheckpointLocked: another run is saving here.
+            CheckpointLocked: another run is saving here, or a newer store of this process.
             CheckpointNotWritten: nothing can be written here.
         """
         self._lock.acquire()
@@ -87,13 +89,12 @@ class CheckpointStore:
         self._lock.release()
 
     def check_lock(self) -> None:
-        """See that no other run has taken the folder over since `lock`.
+        """See that no other run has taken the folder over since `lock`; a lock that was removed is taken again.
 
         Raises:
             CheckpointLocked: another run has.
         """
-        if isinstance(self._lock, FolderClaim):
-            self._lock.check()
+        self._lock.check()
 
     # -- what is there ------------------------------------------------------------------------------------------------
 
@@ -158,6 +159,8 @@ class CheckpointStore:
         """
         self.check_lock()
         path = self.path(steps)
+        if path in self._damaged and kind_of(self.fs, path) == "file":
+            set_aside(self.fs, path, f"{path} could not be read")
         write_checkpoint(contents, path, self.fs)
         self.wrote(path)
         return path

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Mapping
@@ -13,49 +11,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .contents import plain_contents, room_for, size_of
-from .errors import CheckpointError, CheckpointNotWritten, reason
-from .places import is_local, locate, make_folder, parent_of
-from .ptfiles import to_disk, write_pt
-from .remote import attempts, kind_of, put_file
-from .safefiles import write_safetensors
-from .temporaries import temporary_file, temporary_name
-
-
-def is_safetensors(path: str) -> bool:
-    """Whether a file of this name is written in the safetensors format."""
-    return path.lower().endswith(".safetensors")
-
-
-def previous_of(path: str) -> str:
-    """Where the file before the last write is kept: ``a.previous.pt`` for ``a.pt``."""
-    stem, suffix = os.path.splitext(path)
-    return f"{stem}.previous{suffix}"
-
-
-def check_room(folder: str, needed: int) -> None:
-    """See that a local folder has room for so many bytes.
-
-    Raises:
-        OSError: it has not.
-    """
-    try:
-        free = shutil.disk_usage(folder)
-    except OSError:  # some drives do not tell
-        return
-    if free.total and free.free < needed:
-        raise OSError(errno.ENOSPC, f"{needed:,} bytes are needed and {free.free:,} are free in {folder}")
-
-
-def sync_folder(folder: str) -> None:
-    """Have the names in a local folder on the disk, so that a new one survives a power cut."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    with suppress(OSError):  # some drives cannot; the file itself is safe
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+from .errors import CheckpointError, CheckpointLocked, CheckpointNotWritten, reason
+from .keeping import keep, publish
+from .locks import check_locks
+from .own_files import remember
+from .places import check_room, is_local, locate, make_folder, parent_of, sync_folder
+from .ptfiles import write_pt
+from .remote import kind_of, put_file
+from .safefiles import is_safetensors, write_safetensors
+from .temporaries import temporary_file
 
 
 def _fill(plain: Mapping[str, Any], file: BinaryIO, name: str) -> None:
@@ -66,45 +30,19 @@ def _fill(plain: Mapping[str, Any], file: BinaryIO, name: str) -> None:
         write_pt(plain, file)
 
 
-def _keep(path: str) -> None:
-    """Give the present file its second name, in one step and without a moment in which it has none."""
-    if not os.path.exists(path):
-        return
-    other = temporary_name(os.path.dirname(path))
-    try:
-        try:
-            os.link(path, other)
-            os.replace(other, previous_of(path))
-        except OSError:  # no second names on this drive, or tidied up by another process
-            with temporary_file(os.path.dirname(path)) as copy, open(path, "rb") as file:
-                shutil.copyfileobj(file, copy, 1 << 24)
-                to_disk(copy)
-                _publish(copy, previous_of(path))
-    finally:
-        with suppress(OSError):  # a link that is the same file already stays behind
-            os.remove(other)
-
-
-def _publish(file: BinaryIO, path: str, overwrite: bool = True) -> None:
-    """Give a finished temporary file its name."""
-    if os.name == "nt":  # open files cannot be renamed there
-        file.close()
-    if overwrite:
-        os.replace(file.name, path)
-    else:
-        os.link(file.name, path)
-
-
-def _write_local(plain: Mapping[str, Any], path: str, overwrite: bool, keep_previous: bool) -> None:
+def _write_local(plain: Mapping[str, Any], fs: Any, path: str, overwrite: bool, keep_previous: bool) -> None:
     path = os.path.realpath(path)
     folder = os.path.dirname(path)
+    check_locks(path)
     with temporary_file(folder) as file:
         _fill(plain, file, path)
         with suppress(OSError, AttributeError):  # whoever could read the old file can read the new one
             os.fchmod(file.fileno(), stat.S_IMODE(os.stat(path).st_mode))
         if keep_previous:
-            _keep(path)
-        _publish(file, path, overwrite)
+            keep(fs, path)
+        check_locks(path)  # again: filling takes minutes for large files
+        publish(file, path, overwrite)
+        remember(path)
     sync_folder(folder)
 
 
@@ -112,8 +50,8 @@ def _write_remote(plain: Mapping[str, Any], fs: Any, path: str, keep_previous: b
     """Write locally, then create the object in one piece: an error before that leaves the old object as it was."""
     with temporary_file(tempfile.gettempdir()) as file:
         _fill(plain, file, path)
-        if keep_previous and kind_of(fs, path) == "file":
-            attempts(lambda: fs.cp_file(path, previous_of(path)))
+        if keep_previous:
+            keep(fs, path)
         put_file(fs, file.name, path)
 
 
@@ -137,10 +75,12 @@ def write_checkpoint(
             everything else is written as by torch.save.
         fs, fs_kwargs: a ready filesystem, or arguments for making it.
         overwrite: whether an existing file may be replaced.
-        keep_previous: leave the file that is replaced as ``<stem>.previous<suffix>``.
+        keep_previous: leave the file that is replaced as ``<stem>.previous<suffix>``. One that cannot be read does not
+            take that name: it is kept as ``<stem>.unreadable<suffix>``, and a warning says so.
 
     Raises:
         TypeError: contents that are not plain.
+        CheckpointLocked: another run has taken a lock that this process held for the place.
         CheckpointNotWritten: the file exists and must not be replaced, or it could not be written; what was there
             before is untouched.
     """
@@ -157,10 +97,10 @@ def write_checkpoint(
             raise CheckpointNotWritten(f"{path} exists already; allow overwrite=True or choose another path")
         make_folder(fs, parent_of(place))
         if is_local(fs):
-            _write_local(plain, place, overwrite, keep_previous)
+            _write_local(plain, fs, place, overwrite, keep_previous)
         else:
             _write_remote(plain, fs, place, keep_previous)
-    except CheckpointNotWritten:
+    except (CheckpointNotWritten, CheckpointLocked):
         raise
     except failures as error:
         if isinstance(error, TypeError) and not isinstance(error, CheckpointError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,6 @@ from typing import Any
 from torch import Tensor
 
 from ..storage import (
-    CheckpointLocked,
     CheckpointNotWritten,
     CheckpointStore,
     kind_of,
@@ -22,7 +20,7 @@ from ..storage import (
     snapshot,
     write_checkpoint,
 )
-from ..storage.background import BackgroundWriter, settle
+from ..storage.background import BackgroundWriter
 from ..storage.reading import is_sharded
 from ..storage.sharded import ShardedCheckpoint
 from ..storage.sharded_writing import remove_unfinished, write_sharded
@@ -37,20 +35,6 @@ from .state import TrainingState
 #: entries of a checkpoint that are the trainer's own
 _RESERVED = ("model", "ema", "steps", "version", "state", "imagen_type", "imagen_params")
 _PER_UNET = ("optim", "scaler", "scheduler", "gradients")
-
-
-def _lock(folder: CheckpointStore) -> None:
-    """See that nobody else saves into a folder; a trainer that was replaced, as in notebooks, is no longer somebody.
-
-    Raises:
-        CheckpointLocked: another run does.
-    """
-    try:
-        folder.lock()
-    except CheckpointLocked:
-        settle()  # it may still be writing, or be in a circle of references
-        gc.collect()
-        folder.lock()
 
 
 class TrainerCheckpoints:
@@ -285,12 +269,12 @@ class TrainerCheckpoints:
         if self.processes.sharded:
             return self._write_shards(folder, folder.folder_path(steps))
         if self.processes.is_main:
-            _lock(folder)
+            folder.lock()
             self._write(self._contents(None, True, {}), lambda held: folder.write(steps, held), background)
         return folder.path(steps)
 
     def _write_shards(self, folder: CheckpointStore, path: str) -> str:
-        self.processes.from_main(lambda: _lock(folder))
+        self.processes.from_main(folder.lock)
         tensors, rest = split_shared(self._contents(None, True, {}))
         with self._save_errors():
             self.processes.from_main(folder.check_lock)
@@ -341,7 +325,7 @@ class TrainerCheckpoints:
         """See, before anything is trained, that no other run saves into the folder."""
         if self.store is None:
             return
-        self.processes.from_main(lambda: _lock(self.store))
+        self.processes.from_main(self.store.lock)
         if self.processes.sharded:
             self.processes.from_main(lambda: remove_unfinished(self.store.fs, self.store.folder))
 

@@ -1,0 +1,85 @@
+"""Who saves into a folder of an object store, where there are no locks."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from contextlib import suppress
+from typing import Any
+
+from .errors import CheckpointError, CheckpointNotWritten, reason
+from .holders import in_words, myself, taken
+from .remote import attempts, forget_listings
+
+
+class FolderClaim:
+    """The right to save to a folder of an object store, where the last run that claims it has it.
+
+    Object stores have no locks: a claim is a file with a random name of the run, which is looked at before each write.
+
+    Args:
+        fs: the filesystem.
+        folder: the folder's path there.
+        place: the folder, as errors call it.
+    """
+
+    def __init__(self, fs: Any, folder: str, place: str) -> None:
+        self.fs, self.place = fs, place
+        self.path = f"{folder.rstrip('/')}/run.lock"
+        self._run: str | None = None
+
+    def __deepcopy__(self, _: dict[int, Any]) -> FolderClaim:
+        return type(self)(self.fs, self.path.rsplit("/", 1)[0], self.place)
+
+    @property
+    def held(self) -> bool:
+        """Whether this object has claimed the folder and not given it up."""
+        return self._run is not None
+
+    def acquire(self) -> None:
+        """Claim the folder; a second call does nothing.
+
+        Raises:
+            CheckpointNotWritten: the claim cannot be written.
+        """
+        if self._run is not None:
+            return
+        run = uuid.uuid4().hex
+        text = json.dumps({"run": run, **myself()}).encode()
+        try:
+            attempts(lambda: self.fs.pipe_file(self.path, text))
+        except Exception as error:
+            raise CheckpointNotWritten(f"cannot write to {self.place}: {reason(error)}") from error
+        self._run = run
+
+    def check(self) -> None:
+        """See that no other run has claimed the folder since; does nothing without a claim of one's own.
+
+        Raises:
+            CheckpointLocked: another run has.
+            CheckpointNotWritten: nobody can tell.
+        """
+        if self._run is None:
+            return
+        text = self._read()
+        if text is not None and self._run.encode() not in text:
+            raise taken(in_words(text), self.place, "has taken over")
+
+    def _read(self) -> bytes | None:
+        try:
+            forget_listings(self.fs, self.path)
+            return attempts(lambda: self.fs.cat_file(self.path))
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            raise CheckpointNotWritten(f"cannot see who saves into {self.place}: {reason(error)}") from error
+
+    def release(self) -> None:
+        """Give the claim up; a second call does nothing."""
+        run, self._run = self._run, None
+        if run is None:
+            return
+        with suppress(CheckpointError):
+            if run.encode() in (self._read() or b""):
+                with suppress(Exception):  # a claim that stays harms nobody
+                    self.fs.rm_file(self.path)
