@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -19,7 +19,7 @@ from .diffusion.schedules import SCHEDULES
 from .nn.presets import UNETS
 from .registry import Registry
 from .tensors import per_stage
-from .text import DEFAULT_T5_NAME, TextEncoder
+from .text import DEFAULT_T5_NAME, TextEncoder, known_dim
 
 CASCADES: Registry[type[Cascade]] = Registry("type of model")
 
@@ -60,7 +60,8 @@ class Imagen(Cascade):
         unets: one network or several, lowest resolution first.
         image_sizes: size of each stage, an int or (height, width).
         text_encoder_name: hub name or folder of a T5 or any other transformers encoder, or an embedded one.
-        text_encoder: an encoder object in place of a name.
+        text_encoder: in place of a name, an encoder object or a function from a list of captions to embeddings
+            ``(b, n, d)``, or to embeddings and a mask. Checkpoints do not hold it.
         text_embed_dim: width of caption embeddings; known from the encoder by default.
         channels: of the pictures.
         timesteps: per-unet number of sampling steps.
@@ -109,7 +110,7 @@ class Imagen(Cascade):
         *,
         image_sizes: int | Sequence[Any],
         text_encoder_name: str = DEFAULT_T5_NAME,
-        text_encoder: TextEncoder | None = None,
+        text_encoder: TextEncoder | Callable[..., Any] | None = None,
         text_embed_dim: int | None = None,
         channels: int = 3,
         timesteps: int | Sequence[int] = 1000,
@@ -222,7 +223,7 @@ class ElucidatedImagen(ElucidatedFormulas, Cascade):
         *,
         image_sizes: int | Sequence[Any],
         text_encoder_name: str = DEFAULT_T5_NAME,
-        text_encoder: TextEncoder | None = None,
+        text_encoder: TextEncoder | Callable[..., Any] | None = None,
         text_embed_dim: int | None = None,
         channels: int = 3,
         self_cond: bool | Sequence[bool | None] | None = None,
@@ -300,11 +301,37 @@ def unet_from_config(config: Mapping[str, Any]) -> nn.Module:
 def imagen_from_config(config: Mapping[str, Any]) -> Cascade:
     """The model that `Cascade.to_config` described; its weights are fresh.
 
+    The description is data: nothing is imported, fetched or asked for, and the text encoder is not touched.
+
     Raises:
-        ValueError: no model or network of that name, or arguments that contradict each other.
+        ValueError: no model or network of that name, arguments that contradict each other, or a text model whose width
+            of caption embeddings is neither recorded nor well known.
         TypeError: an argument that the model does not take.
     """
     arguments = dict(config)
     kind = arguments.pop("type", "original")
     unets = [unet_from_config(unet) for unet in arguments.pop("unets")]
+    if arguments.get("condition_on_text", True) and arguments.get("text_embed_dim") is None:
+        arguments["text_embed_dim"] = _recorded_dim(arguments, unets)
     return CASCADES[kind](unets, **arguments)
+
+
+def _recorded_dim(arguments: Mapping[str, Any], unets: Sequence[nn.Module]) -> int | None:
+    """Width of caption embeddings of a described model that does not state it.
+
+    Raises:
+        ValueError: only the encoder itself could tell.
+    """
+    if arguments.get("text_encoder") is not None:
+        return None  # the caller's encoder tells
+    name = arguments.get("text_encoder_name", DEFAULT_T5_NAME)
+    known = known_dim(name)
+    if known is None:
+        stated = (getattr(unet, "_locals", {}).get("text_embed_dim") for unet in unets)
+        known = next((dim for dim in stated if dim is not None), None)
+    if known is None:
+        raise ValueError(
+            f'the description does not say how wide the embeddings of its text encoder "{name}" are '
+            "(imagen.text_embed_dim), and nothing is fetched to find out: add that number, or build the model yourself"
+        )
+    return known

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from .tensors import token_mask
 from .text import DEFAULT_T5_NAME, MAX_LENGTH, TransformersEncoder, text_encoder
 
 __all__ = [
@@ -85,7 +86,7 @@ def t5_tokenize(texts: Sequence[str], name: str = DEFAULT_T5_NAME) -> tuple[Int[
 
 def t5_encode_tokenized_text(
     token_ids: Int[Tensor, "b n"],
-    attn_mask: Bool[Tensor, "b n"] | Int[Tensor, "b n"] | None = None,
+    attn_mask: Shaped[Tensor, "b n"] | None = None,
     pad_id: int | None = None,
     name: str = DEFAULT_T5_NAME,
 ) -> Float[Tensor, "b n d"]:
@@ -93,17 +94,17 @@ def t5_encode_tokenized_text(
 
     Args:
         token_ids: from `t5_tokenize`.
-        attn_mask: true at tokens.
+        attn_mask: true or 1 at tokens.
         pad_id: the id that marks padding, in place of a mask.
         name: of the encoder.
 
     Raises:
-        ValueError: neither a mask nor a padding id.
+        ValueError: neither a mask nor a padding id; a mask of other numbers than 0 and 1.
         FileNotFoundError: the encoder can neither be found nor fetched.
     """
     if attn_mask is None and pad_id is None:
         raise ValueError("which tokens count? give attn_mask, or pad_id for the id that marks padding")
-    mask = token_ids != pad_id if attn_mask is None else attn_mask.bool()
+    mask = token_ids != pad_id if attn_mask is None else token_mask(attn_mask, "attn_mask")
     return _pretrained(name).encode_tokens(token_ids, mask.to(token_ids.device))
 
 

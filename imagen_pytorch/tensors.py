@@ -152,3 +152,20 @@ def per_stage(value: Value | Sequence[Value], count: int, name: str) -> tuple[Va
     if len(value) != count:
         raise ValueError(f"{name} needs one value, or one for each of the {count} U-Nets; got {len(value)}: {value!r}")
     return tuple(value)
+
+
+def token_mask(mask: Tensor, name: str) -> Bool[Tensor, "*shape"]:
+    """A mask of tokens as truth values: true, 1 and 1.0 are tokens that count, false, 0 and 0.0 are padding.
+
+    Raises:
+        ValueError: other numbers; the message names the argument. In masks that attention layers of other libraries add
+            to logits, of 0 and -inf, 0 is the token that counts.
+    """
+    if mask.dtype == torch.bool or torch.compiler.is_compiling():
+        return mask.bool()
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError(
+            f"{name} must be true (1) where a token counts and false (0) at padding, got other numbers; of a mask that "
+            "is added to logits, with 0 where a token counts and -inf at padding, pass mask == 0"
+        )
+    return mask.bool()

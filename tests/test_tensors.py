@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from imagen_pytorch.tensors import bernoulli, expand_to, per_stage, quantile, rand, randn, randn_like, seeded
+from imagen_pytorch.tensors import (
+    bernoulli,
+    expand_to,
+    per_stage,
+    quantile,
+    rand,
+    randn,
+    randn_like,
+    seeded,
+    token_mask,
+)
 
 DRAWS = [randn, rand]
 
@@ -110,3 +120,12 @@ def test_quantile_of_more_values_than_torch_takes():
 def test_arguments_per_u_net():
     assert per_stage("cosine", 3, "x") == ("cosine",) * 3 and per_stage(None, 2, "x") == (None, None)
     assert per_stage([1, 2], 2, "x") == (1, 2) and per_stage((True,), 1, "x") == (True,)
+
+
+def test_a_mask_of_tokens_is_truth_values_or_zeros_and_ones():
+    wanted = torch.tensor([[True, True, False]])
+    for dtype in (torch.bool, torch.uint8, torch.int64, torch.float32, torch.bfloat16):
+        assert torch.equal(token_mask(wanted.to(dtype), "text_mask"), wanted)
+    for other in ([0.0, 0.0, -torch.inf], [1.0, 1.0, 0.5], [255, 255, 0], [1.0, torch.nan, 0.0]):
+        with pytest.raises(ValueError, match="^text_mask must be true .*pass mask == 0"):
+            token_mask(torch.tensor([other]), "text_mask")

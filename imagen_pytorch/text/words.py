@@ -40,7 +40,7 @@ class HashedWords(TextEncoder):
         max_length: vectors per caption, at most.
 
     Raises:
-        ValueError: the width is no positive whole number.
+        ValueError: the width is not a whole number from 1 to 65,536.
     """
 
     default_dim: ClassVar[int] = 128
@@ -48,8 +48,9 @@ class HashedWords(TextEncoder):
     def __init__(self, name: str = "builtin:words", max_length: int = 256) -> None:
         super().__init__(name)
         width = name.removeprefix("builtin:words").removeprefix(":") or str(self.default_dim)
-        if not width.isdecimal() or int(width) == 0:
-            raise ValueError(f'the width in "builtin:words:256" is a positive whole number, got "{name}"')
+        if not (width.isascii() and width.isdecimal() and len(width) <= 5 and 0 < int(width) <= 2**16):
+            shown = name if len(name) <= 40 else f"{name[:40]}..."
+            raise ValueError(f'the width in "builtin:words:256" is a whole number from 1 to 65,536, got "{shown}"')
         self._dim = int(width)
         self.max_length = max_length
 
