@@ -220,3 +220,27 @@ def test_draws_of_an_item_do_not_depend_on_who_reads_it():
     draws(batch_size=4)
     assert states[0] == random.getstate() and states[1] == np.random.get_state()[1].tolist()  # noqa: NPY002
     assert torch.equal(states[2], torch.get_rng_state())
+
+
+# -- passes over the loader itself ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_pass_over_a_shuffled_loader_has_another_order(workers):
+    """The same for the same seed, whoever reads; and the training's own order is not touched."""
+
+    def loader():
+        return make_loader(list(range(10)), 3, seed=1, shuffle=True, num_workers=workers)
+
+    def items(made):
+        return torch.cat(list(made)).tolist()
+
+    made, other = loader(), loader()
+    passes = [items(made) for _ in range(3)]
+    assert all(sorted(one) == list(range(10)) for one in passes) and len(set(map(tuple, passes))) == 3
+    assert [items(other) for _ in range(3)] == passes
+    plain, stream = BatchStream(loader(), seed=1), BatchStream(made, seed=1)
+    expected = [next(plain).tolist() for _ in range(9)]
+    found = [next(stream).tolist() for _ in range(2)]
+    assert sorted(items(made)) == list(range(10))  # in the middle of an epoch it is a pass over everything
+    assert found + [next(stream).tolist() for _ in range(7)] == expected

@@ -140,9 +140,7 @@ def _pyav() -> Any:
     try:
         import av
     except ImportError as error:
-        raise ImportError(
-            "MP4 and WebM need PyAV: pip install av; .gif and .webp need nothing more"
-        ) from error
+        raise ImportError("MP4 and WebM need PyAV: pip install av; .gif and .webp need nothing more") from error
     return av
 
 

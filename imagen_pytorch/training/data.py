@@ -50,7 +50,9 @@ class TrainerData:
             ds: anything with a length and items; they are pictures, tuples in the order of
                 ``dl_tuple_output_keywords_names``, or dicts; a string is a caption. None does nothing.
             batch_size: items per step: of all processes together, or of each with ``split_batches=False``.
-            dataloader_kwargs: of torch's ``DataLoader``.
+            dataloader_kwargs: of torch's ``DataLoader``. Without ``num_workers`` the trainer starts processes that read
+                while that takes long and images are left that have to be read; data sets that are none of this
+                package's sources are read by the training process.
 
         Raises:
             ValueError: there is training data already, or training has begun.
@@ -61,7 +63,7 @@ class TrainerData:
         valid = None
         if self.split_valid_from_train:
             ds, valid = split_off(ds, self.split_valid_fraction, self.split_random_seed)
-        self._add("train", self._make_loader(ds, batch_size, dataloader_kwargs))
+        self._add("train", self._make_loader(ds, batch_size, dataloader_kwargs), "num_workers" not in dataloader_kwargs)
         unordered = ("shuffle", "drop_last", "sampler", "batch_sampler", "generator")
         plain = {name: value for name, value in dataloader_kwargs.items() if name not in unordered}
         self.add_valid_dataset(valid, batch_size=batch_size, **plain)
@@ -97,12 +99,18 @@ class TrainerData:
         self._check_free("valid")
         self._add("valid", shared_loader(dl, self.processes, self.split_batches))
 
-    def _add(self, kind: str, loader: Any) -> None:
-        stream = BatchStream(loader, self._order_seed(), self.processes, together=kind == "train")
+    def _add(self, kind: str, loader: Any, choose_workers: bool = False) -> None:
+        options = {"together": kind == "train", "choose_workers": choose_workers}
+        stream = BatchStream(loader, self._order_seed(), self.processes, **options)
         setattr(self, f"{kind}_dl", loader)
         setattr(self, f"{kind}_dl_iter", stream)
         if kind == "train" and self._saved_position is not None:
             stream.load_state(self._saved_position)
+
+    @property
+    def reading_share(self) -> float | None:
+        """The share of the last training steps' time that was spent waiting for data; None before three steps."""
+        return None if self.train_dl_iter is None else self.train_dl_iter.reading_share
 
     def create_train_iter(self) -> BatchStream:
         """The endless stream of training batches.

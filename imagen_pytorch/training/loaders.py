@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -23,6 +25,7 @@ from torch.utils.data import (
 from .order import EpochOrder, SeededItems, ShareOfBatches, rows_from, size_of_batch
 from .processes import Processes, Rows, rows_of, share_of
 from .randomness import derived_seed, isolated
+from .workers import Staff, Waiting, is_lost_worker, like
 
 #: options of torch's ``DataLoader`` that decide its order and that we do not replace
 _OWN_ORDER = ("sampler", "batch_sampler", "generator")
@@ -108,22 +111,8 @@ def shared_loader(loader: Any, processes: Processes, split_batches: bool = True)
     batches = getattr(loader, "batch_sampler", None)
     if not isinstance(loader, DataLoader) or batches is None or isinstance(loader.dataset, IterableDataset):
         return _RowsOfBatches(loader, processes)
-    options = {
-        name: getattr(loader, name)
-        for name in (
-            "num_workers",
-            "collate_fn",
-            "pin_memory",
-            "timeout",
-            "worker_init_fn",
-            "multiprocessing_context",
-            "generator",
-            "prefetch_factor",
-            "persistent_workers",
-        )
-    }
     order = ShareOfBatches(batches, processes.rank, processes.count, 1 if split_batches else processes.count)
-    return DataLoader(loader.dataset, batch_sampler=order, **options)
+    return like(loader, batch_sampler=order)
 
 
 class _RowsOfBatches:
@@ -189,6 +178,7 @@ class BatchStream:
         processes: among which the loader was shared by `shared_loader`; None: one process.
         together: whether all of them take every batch at the same time. Where items can be left out, they then tell
             each other how many they have, so that each batch is one of what can be read, whoever was to read it.
+        choose_workers: start processes that read, where reading takes long and its source is one of this package.
 
     Attributes:
         epoch: passes over the data that are complete.
@@ -198,9 +188,18 @@ class BatchStream:
 
     Raises:
         ValueError: while iterating, an epoch without any batch.
+        WorkersLost: while iterating, worker processes that end again and again; the position stays what it was.
     """
 
-    def __init__(self, loader: Any, seed: int, processes: Processes | None = None, *, together: bool = False) -> None:
+    def __init__(
+        self,
+        loader: Any,
+        seed: int,
+        processes: Processes | None = None,
+        *,
+        together: bool = False,
+        choose_workers: bool = False,
+    ) -> None:
         self.loader, self.seed = loader, seed
         self.processes = None if processes is None or processes.count == 1 else processes
         self.together = together and self.processes is not None and may_leave_out(loader)
@@ -209,6 +208,8 @@ class BatchStream:
         self.share: Rows | None = None
         self._iterator: Iterator[Any] | None = None
         self._orders: list[Tensor] = []
+        self._staff, self._waiting = Staff(choose_workers), Waiting()
+        self._returned: float | None = None
         batches = getattr(loader, "batch_sampler", None)
         inner = batches.batches if isinstance(batches, ShareOfBatches) else batches
         self._order = inner if isinstance(inner, EpochOrder) else None
@@ -220,8 +221,8 @@ class BatchStream:
 
     def _begin(self) -> Iterator[Any]:
         if self._order is not None:
-            self._order.seed, self._order.epoch, self._order.start = self.seed, self.epoch, self.seen
-            return self._opened()
+            with self._order.continuing(self.seed, self.epoch, self.seen):
+                return self._opened()
         generators = _generators(self.loader)
         if len(self._orders) == len(generators):  # set by `load_state`
             for generator, order in zip(generators, self._orders, strict=True):
@@ -240,7 +241,12 @@ class BatchStream:
 
     def _opened(self) -> Iterator[Any]:
         with isolated(derived_seed(self.seed, self.epoch)):
-            return iter(self.loader)
+            return self._staff.opened(self.loader)
+
+    @property
+    def reading_share(self) -> float | None:
+        """The share of the last steps' time that was spent waiting for data, from 0 to 1; None before three steps."""
+        return self._waiting.share
 
     def restart(self) -> None:
         """Go back to the first batch of the first epoch."""
@@ -290,20 +296,48 @@ class BatchStream:
         return batch
 
     def __next__(self) -> Any:
+        began = time.monotonic()
+        batch = self._next()
+        now = time.monotonic()
+        if self._returned is not None:
+            self._waiting.note(now - began, began - self._returned)
+        self._returned = now
+        return batch
+
+    def _next(self) -> Any:
         while True:
-            if self._iterator is None:
-                self._iterator = self._begin()
+            began = time.monotonic()
             try:
+                if self._iterator is None:
+                    self._iterator = self._begin()
                 batch = self._take(self._iterator, self.position)
             except StopIteration:
                 self._end_epoch()
                 continue
+            except RuntimeError as error:
+                if not is_lost_worker(error):
+                    raise
+                self._iterator = None
+                warnings.warn(self._staff.replace(error), stacklevel=3)
+                if getattr(self.loader, "persistent_workers", False):  # torch would ask the lost ones again
+                    self.loader = like(self.loader)
+                continue
             self.position += 1
+            self._note_reading(time.monotonic() - began)
             if self.together and self.processes is not None:
                 batch = self._agreed(self.processes, batch)
             if batch is not None:  # a collate function that found nothing readable gives None
                 self._found_any = True
                 return batch
+
+    def _note_reading(self, seconds: float) -> None:
+        """Read on with worker processes from here if reading takes long."""
+        if self._order is None:
+            return
+        count = 1 if self.processes is None else self.processes.count
+        size = min(self._order.batch_size, self._order.count)
+        if self._staff.noted(self.loader, seconds, -(-size // count), (self._order.count - self.seen) // count):
+            self._iterator = None
 
     def _end_epoch(self) -> None:
         if self.position == 0:

@@ -68,21 +68,40 @@ class EpochOrder(Sampler):
 
     def __init__(self, count: int, batch_size: int, shuffle: bool, drop_last: bool, seed: int) -> None:
         self.count, self.batch_size, self.shuffle, self.drop_last = count, batch_size, shuffle, drop_last
-        self.seed, self.epoch, self.start = seed, 0, 0
+        self.seed, self.passes = seed, 0
+        self._chosen: tuple[int, int, int] | None = None
+
+    @contextmanager
+    def continuing(self, seed: int, epoch: int, start: int) -> Iterator[None]:
+        """Passes that begin inside the block are that of an epoch, without its first ``start`` items.
+
+        Any other pass is one over all items, in an order of its own.
+        """
+        self._chosen = seed, epoch, start
+        try:
+            yield
+        finally:
+            self._chosen = None
 
     def __len__(self) -> int:
         return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return self._pass() if self._chosen is None else self._batches(*self._chosen)
+
+    def _pass(self) -> Iterator[list[tuple[int, int]]]:
+        self.passes += 1
+        yield from self._batches(self.seed, self.passes - 1, 0)
+
+    def _batches(self, seed: int, epoch: int, start: int) -> Iterator[list[tuple[int, int]]]:
         order = torch.arange(self.count)
         if self.shuffle:
-            generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
-            order = torch.randperm(self.count, generator=generator)
-        for first in range(self.start, self.count, self.batch_size):
+            order = torch.randperm(self.count, generator=torch.Generator().manual_seed(derived_seed(seed, epoch)))
+        for first in range(start, self.count, self.batch_size):
             chosen = order[first : first + self.batch_size].tolist()
             if self.drop_last and len(chosen) < self.batch_size:
                 return
-            yield [(derived_seed(self.seed, self.epoch, index), index) for index in chosen]
+            yield [(derived_seed(seed, epoch, index), index) for index in chosen]
 
 
 class ShareOfBatches(Sampler):
@@ -107,7 +126,9 @@ class ShareOfBatches(Sampler):
 
     def __iter__(self) -> Iterator[list[Any]]:
         self.sizes.clear()
-        whole = iter(self.batches)
+        return self._shares(iter(self.batches))
+
+    def _shares(self, whole: Iterator[list[Any]]) -> Iterator[list[Any]]:
         while group := [item for batch in islice(whole, self.joined) for item in batch]:
             yield self._own(group)
 
