@@ -293,7 +293,7 @@ def test_pictures_that_the_table_names_but_that_are_not_there(pairs):
     with pytest.warns(UserWarning, match="3 of the pictures"):
         data = Dataset(pairs, 4)
     assert [tuple(item) for item in data.skipped] == [
-        ("blue.png", "no caption"), ("gone.png", "missing"), ("white.png", "no caption")]  # fmt: skip
+        ("gone.png", "missing"), ("blue.png", "no caption"), ("white.png", "no caption")]  # fmt: skip
 
 
 def truncated(path):

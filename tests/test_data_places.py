@@ -133,7 +133,7 @@ def test_what_the_table_names_and_what_is_too_large(monkeypatch):
     with pytest.warns(UserWarning):
         data = Dataset(stored({"red.png": encoded(), "large.png": encoded() + bytes(2**20), **table}), 4)
     reasons = {item.name: item.reason for item in data.skipped}
-    assert reasons == {"gone.png": "missing", "../red.png": "missing", "large.png": "larger than 1 MiB"}
+    assert reasons == {"gone.png": "missing", "../red.png": "outside of the folder", "large.png": "larger than 1 MiB"}
 
 
 def test_a_file_that_is_gone_in_the_middle():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import functools
+import importlib
+import importlib.util
 import io
 import math
 import os
@@ -31,6 +34,16 @@ MANY_PIXELS = 2**24
 
 #: Formats that Pillow knows but that are no pictures, or that would start another program.
 REFUSED = ("BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "PCD", "SPIDER", "WMF")
+
+#: Packages that teach Pillow further formats once they are imported; what to call then, if anything.
+PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_jxl": None}
+
+#: Endings of images that are not read without such a package, with the name to install it by, if there is one.
+UNREAD = {
+    **dict.fromkeys(("heic", "heif", "hif"), "pillow-heif"),
+    "jxl": "pillow-jxl-plugin",
+    **dict.fromkeys(("arw", "cr2", "cr3", "dng", "nef", "orf", "raf", "rw2"), None),
+}
 
 #: Numbers of TIFF tags.
 BITS, PHOTOMETRIC = 258, 262
@@ -115,6 +128,41 @@ def check_file(path: str | Path) -> None:
         raise OSError("empty file")
 
 
+@functools.cache
+def _load_plugins() -> None:
+    """Teach Pillow the formats of the packages that are installed."""
+    for module, register in PLUGINS.items():
+        if importlib.util.find_spec(module) is not None:
+            with suppress(Exception):  # a package that does not fit this Pillow: its formats stay unread
+                plugin = importlib.import_module(module)
+                if register is not None:
+                    getattr(plugin, register)()
+
+
+def _formats() -> list[str]:
+    """The formats that are read."""
+    from PIL import Image
+
+    Image.init()
+    _load_plugins()
+    return [name for name in Image.ID if name not in REFUSED]
+
+
+def is_read(ending: str) -> bool:
+    """Whether files with this ending are images that can be read."""
+    from PIL import Image
+
+    formats = _formats()
+    return Image.registered_extensions().get(f".{ending.lower()}") in formats
+
+
+def unread_reason(ending: str) -> str:
+    """Why images with an ending of `UNREAD` are left out, and what to do."""
+    package = UNREAD[ending.lower()]
+    install = f", or pip install {package}" if package else ""
+    return f"{ending.upper()} is not read: convert it to JPEG or PNG{install}"
+
+
 @contextmanager
 def opened(source: Any) -> Iterator[Image.Image]:
     """A picture of which only the header has been read.
@@ -134,9 +182,7 @@ def opened(source: Any) -> Iterator[Image.Image]:
             if not source:
                 raise OSError("empty file")
             source = io.BytesIO(source)
-        Image.init()
-        formats = [name for name in Image.ID if name not in REFUSED]
-        with Image.open(source, formats=formats) as picture:
+        with Image.open(source, formats=_formats()) as picture:
             check_pixels(picture.size)
             yield picture
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -11,17 +13,24 @@ from typing import TYPE_CHECKING, Any
 from ..images import Size
 from .base import DataError, PictureDataset, Skipped, channels_of, words_of
 from .cache import SHARE
-from .captions import Captions, find_table, read_beside, read_table
-from .decoding import decode, opened, printable
+from .captions import Captions, find_captions
+from .decoding import UNREAD, decode, is_read, opened, printable, unread_reason
 from .frames import FILMS
+from .near_misses import near_misses
 from .places import Place, place_of
 from .trouble import damage_of
 
 if TYPE_CHECKING:
     from PIL import Image
 
+logger = logging.getLogger(__name__)
+
 #: Endings of the pictures that are looked for, in any case of letters.
 EXTENSIONS = ("jpg", "jpeg", "jpe", "jfif", "png", "tiff", "tif", "webp", "bmp", "gif", "avif")
+
+
+#: The reason for which a file that is not there is left out.
+MISSING = "missing"
 
 
 def channels_or_mode(count: int | None, mode: str | None) -> int:
@@ -49,6 +58,9 @@ class FolderDataset(PictureDataset):
         cache_memory_share, cache_folder: as in `PictureDataset`.
     """
 
+    #: What looks like captions and is not read, each with what to do; empty if there are captions.
+    near_misses: tuple[str, ...] = ()
+
     def __init__(
         self,
         place: Place,
@@ -65,29 +77,47 @@ class FolderDataset(PictureDataset):
         self.place = place
         endings = words_of(exts)
         found = self._find(endings)
+        unread = self._find_unread(endings, found)
+        if not found and unread:
+            first, reason = next(iter(unread.items()))
+            raise DataError(f"{place} holds no {self.kind} that can be read; the first is {printable(first)}: {reason}")
         if not found:
             looked = f"looked for {', '.join(endings)} in it and its subfolders"
             raise DataError(f"{place} holds no {self.kind}s; {looked}{self._hint()}")
-        captions = Captions({}, {})
+        captions = Captions()
         if text_label is not None:
-            captions = self._find_captions(found, text_label, caption_extension)
+            pictures = {path: self._caption_place(path) for path in found}
+            captions = find_captions(place, pictures, text_label, caption_extension)
+            if not captions.texts and not captions.damaged:
+                self._tell_near_misses(found, captions, text_label)
         self._captions = captions.texts
-        reasons = self._find_damage({*found, *captions.texts}, captions)
-        reasons = {**{path: f"folder: {reason}" for path, reason in place.unreadable.items()}, **reasons}
-        skipped = [Skipped(printable(path.as_posix()), reason) for path, reason in reasons.items() if reason]
+        reasons = self._find_damage({*found, *captions.texts} - captions.aliases, captions)
+        missing = [path for path, reason in reasons.items() if reason == MISSING and path in captions.texts]
+        folders = {path: f"folder: {reason}" for path, reason in place.unreadable.items()}
+        # files that a table names and that are not there come first: they tell why others have no caption
+        order = sorted(reasons, key=lambda path: path not in missing) if missing else reasons
+        skipped = [Skipped(printable(name), reason) for name, reason in captions.refused.items()]
+        for path, reason in {**folders, **{path: reasons[path] for path in order}, **unread}.items():
+            if reason:
+                skipped.append(Skipped(printable(path.as_posix()), reason))
         self._relative = [path for path, reason in reasons.items() if not reason]
         if not self._relative:
             first = self._foremost(skipped)
-            raise DataError(f"{place} holds no usable {self.kind}; the first is {first.name}: {first.reason}")
+            which = f"{len(missing)} files that the table names are missing; " if missing else ""
+            raise DataError(f"{place} holds no usable {self.kind}; {which}the first is {first.name}: {first.reason}")
         flip = not self._captions if random_flip is None else random_flip
         super().__init__(len(self._relative), image_size, channels, flip, cache_memory_share, cache_folder)
         self.leave_out(skipped, str(place))
+        self.outputs = place.outputs
+        if self.outputs:
+            logger.info("%d files that our commands wrote into %s are no data and are passed over", self.outputs, place)
+        place.forget()
 
-    def _find_captions(self, pictures: list[Path], column: str, extension: str) -> Captions:
-        table = find_table(self.place, pictures)
-        if table is not None:
-            return read_table(self.place, table, column)
-        return read_beside(self.place, {path: self._caption_place(path) for path in pictures}, extension)
+    def _tell_near_misses(self, found: list[Path], captions: Captions, column: str) -> None:
+        self.near_misses = near_misses(self.place.files(), map(Path.as_posix, found), captions, column)
+        if self.near_misses:
+            text = f"no captions were found for the {self.kind}s in {self.place}: {'; '.join(self.near_misses)}"
+            warnings.warn(text, stacklevel=5)
 
     def _find_damage(self, every: set[Path], captions: Captions) -> dict[Path, str | None]:
         """Why a picture cannot be used, None if it can; sorted by path."""
@@ -101,6 +131,10 @@ class FolderDataset(PictureDataset):
     @abstractmethod
     def _find(self, endings: Sequence[str]) -> list[Path]:
         """What the folder holds, sorted; relative paths."""
+
+    def _find_unread(self, endings: Sequence[str], found: list[Path]) -> dict[Path, str]:
+        """Images of kinds that are not read, with what to do."""
+        return {}
 
     @abstractmethod
     def _check(self, path: Path) -> None:
@@ -158,10 +192,14 @@ class Dataset(FolderDataset):
     """The pictures in a folder and its subfolders, sorted by path.
 
     Captions come from ``metadata.jsonl`` or ``metadata.csv`` in the folder (columns ``file_name``, relative to the
-    table, and ``text``), or else from text files beside the pictures (``cat.png`` and ``cat.txt``; each line is one
-    caption). If any picture has a caption, those without are left out, and so is whatever cannot be read. Without
-    captions an item is a tensor ``(c, h, w)`` in [0, 1]; with captions it is that tensor and a caption. Pictures are
-    turned upright, converted to one mode, resized to cover the size, and cut out of the middle.
+    table, and ``text``; columns are separated by commas, semicolons, tabs or bars), or else from such tables in
+    subfolders, for the images below them, and from text files beside the pictures (``cat.png`` and ``cat.txt``;
+    each line is one caption). Names in a table may use backslashes and may lack their ending; those that leave the
+    folder of the table are refused, and a file has one item however often and however it is named. If any picture
+    has a caption, those without are left out, and so is whatever cannot be read, also images of kinds such as HEIC
+    that need a further package. Without captions an item is a tensor ``(c, h, w)`` in [0, 1]; with captions it is
+    that tensor and a caption. Pictures are turned upright, converted to one mode, resized to cover the size, and
+    cut out of the middle.
 
     Args:
         folder: where the pictures are: a path, or the URL of a folder that fsspec can open, such as
@@ -184,7 +222,10 @@ class Dataset(FolderDataset):
     Attributes:
         paths: of the pictures, or their URLs.
         captions: the first caption of each picture; empty without captions.
+        near_misses: if there are none, what looks like captions and is not read, with what to do.
         skipped: what was left out, with reasons.
+        outputs: how many files were passed over because our commands wrote them there: they are named in
+            ``.imagen-outputs`` beside them.
 
     Raises:
         DataError: no such folder, no readable picture in it, a table that cannot be read.
@@ -215,7 +256,16 @@ class Dataset(FolderDataset):
         super().__init__(place, image_size, exts, channels, text_label=text_label if captions else None, **options)
 
     def _find(self, endings: Sequence[str]) -> list[Path]:
+        if endings == EXTENSIONS:
+            endings = (*endings, *filter(is_read, UNREAD))
         return self.place.listed(endings)
+
+    def _find_unread(self, endings: Sequence[str], found: list[Path]) -> dict[Path, str]:
+        if endings != EXTENSIONS:  # nobody asked for them
+            return {}
+        converted = {path.with_suffix("") for path in found}
+        unread = self.place.listed([ending for ending in UNREAD if not is_read(ending)])
+        return {path: unread_reason(path.suffix[1:]) for path in unread if path.with_suffix("") not in converted}
 
     def _check(self, path: Path) -> None:
         if not self.place.near:

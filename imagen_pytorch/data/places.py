@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
-import stat
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..registry import no_file_system
-from .decoding import check_file, printable, reason_of
+from .decoding import printable, reason_of
+from .local_folder import LocalFolder, Place, bounded
 from .skipping import DataError
-from .trouble import again, is_trouble
+from .trouble import again
 
 #: Bytes of a file that is fetched, at most.
 LARGEST_FILE = 2**28
-
-#: Bytes of the captions of one picture, at most.
-LARGEST_TEXT = 2**20
 
 #: Small files that are fetched side by side.
 AT_ONCE = 1000
@@ -42,215 +37,6 @@ class NoFileSystem(DataError):
 
 class PackageMissing(ImportError):
     """A URL whose file system needs a package that is not installed."""
-
-
-class Place(ABC):
-    """A folder.
-
-    Attributes:
-        near: whether looking into every file on opening takes no time to speak of.
-        unreadable: subfolders that cannot be looked into, with reasons; known after listing.
-    """
-
-    near: bool
-    unreadable: dict[Path, str]
-
-    def listed(self, extensions: Sequence[str]) -> list[Path]:
-        """Relative paths of files, hidden ones left out, in an order that is the same on every system."""
-        endings = tuple(f".{ending.lower().lstrip('.')}" for ending in extensions)
-        return sorted((Path(path) for path in self._paths(endings)), key=Path.as_posix)
-
-    @abstractmethod
-    def _paths(self, endings: tuple[str, ...]) -> Iterable[str]:
-        """Relative paths with these endings in any case of letters, without hidden ones, in any order."""
-
-    @abstractmethod
-    def named(self, stem: str) -> list[Path]:
-        """The files of that name in the folder itself, whatever their ending; sorted."""
-
-    @abstractmethod
-    def at(self, path: Path) -> Path | str:
-        """A file's whole path or URL."""
-
-    @abstractmethod
-    def source(self, path: Path) -> Path | bytes:
-        """What to read a file from: its path, or all of its bytes.
-
-        Raises:
-            OSError: it cannot be fetched.
-        """
-
-    @abstractmethod
-    def texts(self, paths: Iterable[Path]) -> Iterator[tuple[Path, bytes | OSError]]:
-        """The contents of those small files that exist."""
-
-    @abstractmethod
-    def check(self, path: Path) -> None:
-        """See that a file can be used, as far as can be told without reading it.
-
-        Raises:
-            OSError: it cannot.
-        """
-
-    @abstractmethod
-    def silence(self) -> str | None:
-        """Why nothing in the folder can be read at present; None if it answers."""
-
-    @property
-    @abstractmethod
-    def identity(self) -> str:
-        """What names the folder, however its path is spelled."""
-
-    @abstractmethod
-    def version(self, path: Path) -> str | None:
-        """What changes when the contents of a file change; None if nothing is known that does."""
-
-    def lines(self, path: Path) -> io.TextIOWrapper:
-        """A file as UTF-8 text; lines end as they do in the file.
-
-        Raises:
-            OSError: it cannot be read.
-        """
-        source = self.source(path)
-        stream = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
-        return io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")  # type: ignore[arg-type]
-
-
-class LocalFolder(Place):
-    """A folder of this machine.
-
-    Links to files and folders are followed; a folder that is reached in several ways is looked into once, so that a
-    link to a folder above it leads nowhere.
-
-    Raises:
-        DataError: there is none, or it cannot be looked into.
-    """
-
-    near = True
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.unreadable = {}
-        try:
-            found = again(root.is_dir, f"the folder {self}")
-        except OSError as error:
-            raise DataError(f"cannot look into {self}: {reason_of(error)}") from None
-        if not found:
-            raise DataError(f"there is no folder {self}")
-
-    def __str__(self) -> str:
-        return printable(self.root)
-
-    def _paths(self, endings: tuple[str, ...]) -> Iterator[str]:
-        seen: set[tuple[int, int]] = set()
-        folders, links = [""], []
-        while folders or links:
-            if not folders:
-                links.sort(reverse=True)
-                folders.append(links.pop())
-            inside = folders.pop()
-            try:
-                identity, shown = again(partial(_entries, self.root / inside, seen), f"the folder {self}")
-                seen.add(identity)
-            except OSError as error:
-                if not inside:
-                    raise DataError(f"cannot look into {self}: {reason_of(error)}") from None
-                self.unreadable[Path(inside)] = reason_of(error)
-                continue
-            for entry in shown:
-                path = f"{inside}{entry.name}"
-                if _is_folder(entry):
-                    (links if entry.is_symlink() else folders).append(f"{path}/")
-                # a link that leads nowhere is listed: it is found to be missing later, and not forgotten
-                elif Path(path).suffix.lower() in endings and (entry.is_symlink() or entry.is_file()):
-                    yield path
-
-    def named(self, stem: str) -> list[Path]:
-        """The files of that name, whatever their ending."""
-        return sorted(path.relative_to(self.root) for path in self.root.glob(f"{stem}.*") if path.is_file())
-
-    def at(self, path: Path) -> Path:
-        """A file's whole path."""
-        return self.root / path
-
-    def source(self, path: Path) -> Path:
-        """A file's path.
-
-        Raises:
-            OSError: it is no file with something in it.
-        """
-        check_file(self.root / path)
-        return self.root / path
-
-    def texts(self, paths: Iterable[Path]) -> Iterator[tuple[Path, bytes | OSError]]:
-        """The contents of those small files that exist."""
-        for path in paths:
-            try:
-                content: bytes | OSError | None = again(partial(_text, self.root / path), printable(path))
-            except OSError as error:
-                content = error
-            if content is not None:
-                yield path, _bounded(content)
-
-    def check(self, path: Path) -> None:
-        """See that it is a file with something in it."""
-        check_file(self.root / path)
-
-    def silence(self) -> str | None:
-        """Why nothing can be read: the folder is gone, or an empty one is in its place."""
-        try:
-            with os.scandir(self.root) as entries:
-                return None if next(entries, None) else "nothing is in the folder any more"
-        except OSError as error:
-            return "the folder is gone" if isinstance(error, FileNotFoundError) else reason_of(error)
-
-    @property
-    def identity(self) -> str:
-        """Its real path."""
-        return os.path.realpath(self.root)
-
-    def version(self, path: Path) -> str | None:
-        """Its size and the time of its last change."""
-        try:
-            found = os.stat(self.root / path)
-        except OSError:
-            return None
-        return f"{found.st_size} {found.st_mtime_ns}"
-
-
-def _entries(folder: Path, seen: set[tuple[int, int]]) -> tuple[tuple[int, int], list[os.DirEntry[str]]]:
-    """Which folder it is, and what it shows; nothing if it has been seen."""
-    found = os.stat(folder)
-    identity = found.st_dev, found.st_ino
-    if identity in seen:
-        return identity, []
-    with os.scandir(folder) as entries:
-        return identity, [entry for entry in entries if not entry.name.startswith(".")]
-
-
-def _text(path: Path) -> bytes | None:
-    """The beginning of a file, a byte more than captions may have; None if there is none. Pipes are never read."""
-    try:
-        kind = os.stat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
-        return None
-    with path.open("rb") as file:
-        return file.read(LARGEST_TEXT + 1)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError as error:
-        if is_trouble(error):
-            raise
-        return False  # a link that leads to itself
-
-
-def _bounded(text: bytes | OSError) -> bytes | OSError:
-    return OSError("larger than 1 MiB") if isinstance(text, bytes) and len(text) > LARGEST_TEXT else text
 
 
 class RemoteFolder(Place):
@@ -310,14 +96,20 @@ class RemoteFolder(Place):
     def _key(self, path: Path) -> str:
         return f"{self.root}/{path.as_posix()}" if self.root else path.as_posix()
 
-    def _paths(self, endings: tuple[str, ...]) -> Iterator[str]:
-        for path in self._sizes:
-            if Path(path).suffix.lower() in endings and not any(part.startswith(".") for part in path.split("/")):
-                yield path
+    def _walk(self) -> Iterator[str]:
+        return (path for path in self._sizes if not any(part.startswith(".") for part in path.split("/")))
 
     def named(self, stem: str) -> list[Path]:
         """The files of that name, whatever their ending."""
-        return sorted(Path(path) for path in self._sizes if "/" not in path and path.startswith(f"{stem}."))
+        return sorted(Path(path) for path in self._sizes if "/" not in path and path.lower().startswith(f"{stem}."))
+
+    def exists(self, path: Path) -> bool:
+        """Whether there is a file of that name."""
+        return path.as_posix() in self._sizes
+
+    def size(self, path: Path) -> int | None:
+        """Bytes of a file, if the listing tells them."""
+        return self._sizes.get(path.as_posix())
 
     def at(self, path: Path) -> str:
         """A file's URL."""
@@ -344,7 +136,7 @@ class RemoteFolder(Place):
                         content = self.source(path)
                     except OSError as error:
                         content = error
-                yield path, _bounded(content)
+                yield path, bounded(content)
 
     def check(self, path: Path) -> None:
         """See that a file is there and neither empty nor too large; only its size is known."""

@@ -1,0 +1,313 @@
+"""Folders of this machine, and what folders have in common: what is in them goes by its relative path."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import re
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from .decoding import check_file, printable, reason_of
+from .skipping import DataError
+from .trouble import again, is_trouble
+
+#: Bytes of the captions of one picture, at most.
+LARGEST_TEXT = 2**20
+
+#: Bytes of a table of captions, at most.
+LARGEST_TABLE = 2**30
+
+#: Levels of subfolders that are looked into; deeper ones are listed as left out.
+DEEPEST = 100
+
+#: The file in which our commands list what they wrote into its folder, and bytes of it, at most.
+OUTPUTS, LARGEST_LIST = ".imagen-outputs", 2**26
+
+#: Files that earlier versions wrote into a folder with ``metrics.jsonl``.
+USUAL_OUTPUTS = re.compile(r"loss\.png|sample-[0-9]+(-unet[0-9]+)?\.[^.]+")
+
+
+class Place(ABC):
+    """A folder.
+
+    Attributes:
+        near: whether looking into every file on opening takes no time to speak of.
+        unreadable: subfolders that cannot be looked into, with reasons; known after listing.
+        outputs: files that our commands wrote there, which are passed over; known after listing.
+    """
+
+    near: bool
+    unreadable: dict[Path, str]
+    outputs: int = 0
+    _files: list[str] | None = None
+
+    def listed(self, extensions: Sequence[str]) -> list[Path]:
+        """Relative paths of files with these endings, in any case of letters, in an order that is always the same."""
+        endings = tuple(f".{ending.lower().lstrip('.')}" for ending in extensions)
+        return sorted((path for path in map(Path, self.files()) if path.suffix.lower() in endings), key=Path.as_posix)
+
+    def files(self) -> list[str]:
+        """Relative paths of all files but hidden ones and what our commands wrote, in any order; looked up once."""
+        if self._files is None:
+            self._files = list(self._walk())
+        return self._files
+
+    def forget(self) -> None:
+        """Give up the memory that the list of files takes; it is made anew when it is needed."""
+        self._files = None
+
+    @abstractmethod
+    def _walk(self) -> Iterable[str]:
+        """Look for all files."""
+
+    @abstractmethod
+    def named(self, stem: str) -> list[Path]:
+        """The files of that name in the folder itself, whatever their ending; sorted."""
+
+    @abstractmethod
+    def exists(self, path: Path) -> bool:
+        """Whether there is a file, or a link, of that name."""
+
+    @abstractmethod
+    def size(self, path: Path) -> int | None:
+        """Bytes of a file, None if that is unknown.
+
+        Raises:
+            OSError: it is missing.
+        """
+
+    @abstractmethod
+    def at(self, path: Path) -> Path | str:
+        """A file's whole path or URL."""
+
+    @abstractmethod
+    def source(self, path: Path) -> Path | bytes:
+        """What to read a file from: its path, or all of its bytes.
+
+        Raises:
+            OSError: it cannot be fetched.
+        """
+
+    @abstractmethod
+    def texts(self, paths: Iterable[Path]) -> Iterator[tuple[Path, bytes | OSError]]:
+        """The contents of those small files that exist."""
+
+    @abstractmethod
+    def check(self, path: Path) -> None:
+        """See that a file can be used, as far as can be told without reading it.
+
+        Raises:
+            OSError: it cannot.
+        """
+
+    @abstractmethod
+    def silence(self) -> str | None:
+        """Why nothing in the folder can be read at present; None if it answers."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """What names the folder, however its path is spelled."""
+
+    @abstractmethod
+    def version(self, path: Path) -> str | None:
+        """What changes when the contents of a file change; None if nothing is known that does."""
+
+    def lines(self, path: Path) -> Iterator[str]:
+        """The lines of a file as UTF-8 text, each with its end.
+
+        Raises:
+            OSError: it cannot be read, is larger than 1 GiB, or has a line of more than 1 Mi characters.
+        """
+        if (self.size(path) or 0) > LARGEST_TABLE:
+            raise OSError(f"larger than {LARGEST_TABLE // 2**30} GiB; give each subfolder a table of its own")
+        source = self.source(path)
+        stream = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+        with io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:  # type: ignore[arg-type]
+            for number in itertools.count(1):
+                line = text.readline(LARGEST_TEXT + 1)
+                if len(line) > LARGEST_TEXT:
+                    raise OSError(f"line {number} is longer than {LARGEST_TEXT // 2**20} Mi characters")
+                if not line:
+                    return
+                yield line
+
+
+class LocalFolder(Place):
+    """A folder of this machine.
+
+    Links to files and folders are followed; a folder that is reached in several ways is looked into once, so that a
+    link to a folder above it leads nowhere.
+
+    Raises:
+        DataError: there is none, or it cannot be looked into.
+    """
+
+    near = True
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.unreadable = {}
+        try:
+            found = again(root.is_dir, f"the folder {self}")
+        except OSError as error:
+            raise DataError(f"cannot look into {self}: {reason_of(error)}") from None
+        if not found:
+            raise DataError(f"there is no folder {self}")
+
+    def __str__(self) -> str:
+        return printable(self.root)
+
+    def _walk(self) -> Iterator[str]:
+        self.unreadable, self.outputs = {}, 0
+        seen: set[tuple[int, int]] = set()
+        folders, links = [""], []
+        while folders or links:
+            if not folders:
+                links.sort(reverse=True)
+                folders.append(links.pop())
+            inside = folders.pop()
+            try:
+                if inside.count("/") > DEEPEST:
+                    raise OSError(f"more than {DEEPEST} levels deep")
+                identity, entries = again(partial(_entries, self.root / inside, seen), f"the folder {self}")
+                seen.add(identity)
+                passed = again(partial(_outputs, self.root / inside, entries), f"the folder {self}")
+            except OSError as error:
+                if not inside:
+                    raise DataError(f"cannot look into {self}: {reason_of(error)}") from None
+                self.unreadable[Path(inside)] = reason_of(error)
+                continue
+            for entry in entries:
+                path = f"{inside}{entry.name}"
+                if entry.name.startswith("."):
+                    continue
+                if _is_folder(entry):
+                    (links if entry.is_symlink() else folders).append(f"{path}/")
+                elif entry.name in passed:
+                    self.outputs += 1
+                # a link that leads nowhere is listed: it is found to be missing later, and not forgotten
+                elif entry.is_symlink() or entry.is_file():
+                    yield path
+
+    def exists(self, path: Path) -> bool:
+        """Whether there is a file, a folder or a link of that name."""
+        try:
+            return os.path.lexists(self.root / path)
+        except ValueError:  # no name that a file can have
+            return False
+
+    def size(self, path: Path) -> int:
+        """Bytes of a file."""
+        return os.stat(self.root / path).st_size
+
+    def named(self, stem: str) -> list[Path]:
+        """The files of that name, whatever their ending."""
+        inside = (path for path in self.files() if "/" not in path and path.lower().startswith(f"{stem}."))
+        return sorted(path for path in map(Path, inside) if (self.root / path).is_file())
+
+    def at(self, path: Path) -> Path:
+        """A file's whole path."""
+        return self.root / path
+
+    def source(self, path: Path) -> Path:
+        """A file's path.
+
+        Raises:
+            OSError: it is no file with something in it.
+        """
+        check_file(self.root / path)
+        return self.root / path
+
+    def texts(self, paths: Iterable[Path]) -> Iterator[tuple[Path, bytes | OSError]]:
+        """The contents of those small files that exist."""
+        for path in paths:
+            try:
+                content: bytes | OSError | None = again(partial(_text, self.root / path), printable(path))
+            except OSError as error:
+                content = error
+            if content is not None:
+                yield path, bounded(content)
+
+    def check(self, path: Path) -> None:
+        """See that it is a file with something in it."""
+        check_file(self.root / path)
+
+    def silence(self) -> str | None:
+        """Why nothing can be read: the folder is gone, or an empty one is in its place."""
+        try:
+            with os.scandir(self.root) as entries:
+                return None if next(entries, None) else "nothing is in the folder any more"
+        except OSError as error:
+            return "the folder is gone" if isinstance(error, FileNotFoundError) else reason_of(error)
+
+    @property
+    def identity(self) -> str:
+        """Its real path."""
+        return os.path.realpath(self.root)
+
+    def version(self, path: Path) -> str | None:
+        """Its size and the time of its last change."""
+        try:
+            found = os.stat(self.root / path)
+        except OSError:
+            return None
+        return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def _entries(folder: Path, seen: set[tuple[int, int]]) -> tuple[tuple[int, int], list[os.DirEntry[str]]]:
+    """Which folder it is, and what is in it; nothing if it has been seen."""
+    found = os.stat(folder)
+    identity = found.st_dev, found.st_ino
+    if identity in seen:
+        return identity, []
+    with os.scandir(folder) as entries:
+        return identity, list(entries)
+
+
+def _outputs(folder: Path, entries: list[os.DirEntry[str]]) -> set[str]:
+    """The names in a folder that our commands wrote there."""
+    names = {entry.name for entry in entries}
+    found = {name for name in names if USUAL_OUTPUTS.fullmatch(name)} if "metrics.jsonl" in names else set()
+    if OUTPUTS in names:
+        try:
+            check_file(folder / OUTPUTS)
+            with (folder / OUTPUTS).open("rb") as file:
+                listed = file.read(LARGEST_LIST).decode("utf-8", "surrogateescape")
+        except OSError as error:
+            if is_trouble(error):
+                raise
+        else:
+            found |= names & set(listed.split("\n"))
+    return found
+
+
+def _text(path: Path) -> bytes | None:
+    """The beginning of a file, a byte more than captions may have; None if there is none. Pipes are never read."""
+    try:
+        kind = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+        return None
+    with path.open("rb") as file:
+        return file.read(LARGEST_TEXT + 1)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if is_trouble(error):
+            raise
+        return False  # a link that leads to itself
+
+
+def bounded(text: bytes | OSError) -> bytes | OSError:
+    """The captions of one image, or an error if there is more of them than there may be."""
+    return OSError("larger than 1 MiB") if isinstance(text, bytes) and len(text) > LARGEST_TEXT else text
