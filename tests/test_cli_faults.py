@@ -19,7 +19,15 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are fo
 TOTAL = 9
 #: a training of which every step is saved and logged; the same command starts it and goes on
 TRAIN = ("train", "--max-steps", TOTAL, "--seed", 3, "--save-every", 1, "--log-every", 1)
-WHOLE = {"imagen.pt", "imagen.previous.pt", "imagen_config.json", "loss.png", "metrics.jsonl", "pictures"}
+WHOLE = {
+    ".imagen-outputs",
+    "imagen.pt",
+    "imagen.previous.pt",
+    "imagen_config.json",
+    "loss.png",
+    "metrics.jsonl",
+    "pictures",
+}
 
 
 @pytest.fixture(scope="module")
@@ -358,4 +366,4 @@ def test_numbers_that_are_none_end_the_run_and_spare_the_checkpoint(nursery, tmp
     ended = nursery.run(folder, *TRAIN, before=nan)
     one_line(ended, 1, "4 updates in a row without a finite loss", "lower lr")
     assert steps(folder / "imagen.pt") == 2
-    assert names(folder) == WHOLE - {"loss.png"}
+    assert names(folder) == WHOLE - {".imagen-outputs", "loss.png"}

@@ -239,12 +239,12 @@ def test_a_file_that_could_run_code_is_refused(run):
 
 def test_processes_share_the_pictures_and_make_those_of_one(run, monkeypatch):
     """Each file has its seed in its name, which no two processes share."""
-    expected = made(run("x", "-n", 5, "--seed", 3, "-o", "alone/"))
+    expected = made(run("x", "-n", 5, "--seed", 3, "--cond-scale", 5, "-o", "alone/"))
     found = []
     for rank in range(2):
         for name, value in (("RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_RANK", rank)):
             monkeypatch.setenv(name, str(value))
-        done = run("x", "-n", 5, "--seed", 3, "-o", "shared/")
+        done = run("x", "-n", 5, "--seed", 3, "--cond-scale", 5, "-o", "shared/")
         assert ("seed 3" in done.stderr) == (rank == 0)
         found += made(done)
     assert sorted(found) == [f"shared/x-{seed}.png" for seed in range(3, 8)]

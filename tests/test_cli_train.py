@@ -124,7 +124,7 @@ def test_the_configuration_says_how_long(folder):
 def test_everything_goes_into_the_output_folder(folder):
     done = succeed("train", "--steps", 1, "--output", "runs/a", "--sample-every", 1, "--text", "a blue square")
     assert done.stdout == "runs/a/imagen.pt\n"
-    assert sorted(os.listdir("runs/a")) == ["imagen.pt", "loss.png", "metrics.jsonl", "sample-1.png"]
+    assert sorted(os.listdir("runs/a")) == [".imagen-outputs", "imagen.pt", "loss.png", "metrics.jsonl", "sample-1.png"]
 
 
 def test_samples_appear_at_their_period_and_nothing_is_replaced(folder):

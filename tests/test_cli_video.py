@@ -319,6 +319,7 @@ def test_the_demo_of_videos(folder):
     if find_spec("av"):
         assert Path("run/stage2-after.mp4").stat().st_size and "the same as a film" in done.stderr
     assert sorted(path.name for path in Path("run/samples").iterdir()) == [
+        ".imagen-outputs",
         "a_green_idea.gif",
         "the_digit_3_moves_left.gif",
     ]

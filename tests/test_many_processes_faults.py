@@ -16,6 +16,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are fo
 TOTAL = 9
 TRAIN = ("train", "--max-steps", TOTAL, "--seed", 3, "--save-every", 1, "--log-every", 1)
 WHOLE = {"imagen.pt", "imagen.previous.pt", "imagen_config.json", "loss.png", "metrics.jsonl", "pictures"}
+WHOLE |= {".imagen-outputs"}
 SHARDS = ("--strategy", "fsdp2", "--checkpoint", "runs/shards")
 LAUNCHERS = {
     "torchrun": ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2),

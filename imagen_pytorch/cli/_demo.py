@@ -19,8 +19,8 @@ import click
 
 from ..signatures import ConfigError, read_json
 from ._data import caption_of, images_of, open_data
-from ._errors import USAGE, CommandFailed
-from ._files import check_place, set_aside, slug
+from ._errors import USAGE, CommandFailed, say
+from ._files import check_place, replace_file, set_aside, slug, write_over
 from ._options import guidance_weight
 from ._presets import READY_MADE, find_config
 from ._program import program
@@ -125,7 +125,7 @@ class Demo(ABC):
     def say(self, text: str) -> None:
         """One line of talk."""
         if not self.options.quiet:
-            click.echo(text, err=True)
+            say(text)
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -148,7 +148,7 @@ class Demo(ABC):
         if not self.unfinished():
             set_aside(self.folder)
             check_place(path)
-            path.write_text(json.dumps(self.values, indent=4) + "\n", encoding="utf-8")
+            replace_file(f"{json.dumps(self.values, indent=4)}\n".encode(), path)
         nothing = dict.fromkeys(Request.__dataclass_fields__)
         settings = {"config": str(path), "text": (), "log_every": LOG_EVERY, "output": str(self.folder)}
         same = {name: getattr(self.options, name) for name in ("cond_scale", "seed", "device", "quiet")}
@@ -214,7 +214,7 @@ class Demo(ABC):
         title = f"{title}: {self.extent(stage)}"
         sheet = self.outputs.grid(items, self.prompts, title=title, notes=self.notes())
         path = self.folder / f"{name}{self.outputs.suffix}"
-        path.write_bytes(self.outputs.encode(sheet, path.suffix, stage))
+        write_over(self.outputs.encode(sheet, path.suffix, stage), path)
         self.say(f"  {path}")
         return sheet
 
@@ -310,7 +310,7 @@ class Demo(ABC):
             "seed": self.options.seed,
             "seconds": self.seconds,
         }
-        (self.folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        replace_file(f"{json.dumps(metrics, indent=2)}\n".encode(), self.folder / METRICS)
 
     def files(self) -> dict[Path, str]:
         """What there is to look at."""

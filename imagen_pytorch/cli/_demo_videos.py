@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ._demo import BATCH, Demo, gathered, spread
+from ._files import write_over
 
 #: the part of the embedded data that is never trained on: other clips, in other people's handwriting
 HELD_OUT = "test"
@@ -26,7 +27,7 @@ class VideoDemo(Demo):
         """One moving sheet of what a stage (counted from 0) made; the one to look at is also written as a film."""
         sheet = super().write_sheet(items, stage, name, title)
         if self.film is not None and name == self.film.stem:
-            self.film.write_bytes(self.outputs.encode(sheet, self.film.suffix, stage))
+            write_over(self.outputs.encode(sheet, self.film.suffix, stage), self.film)
             self.say(f"  {self.film}")
         return sheet
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from ..wording import excerpt, printable
 from ._signals import is_main_process
 
 FAILED, USAGE, DATA, CHECKPOINT, MEMORY = 1, 2, 3, 4, 5
@@ -37,6 +38,11 @@ CODES = {
     "ValueError": USAGE,
     "TypeError": USAGE,
 }
+
+
+def say(text: str) -> None:
+    """Lines of talk on standard error: of what they quote from files nothing steers a terminal or floods it."""
+    click.echo("\n".join(excerpt(line, LONGEST) for line in text.split("\n")), err=True)
 
 
 class CommandFailed(click.ClickException):
@@ -79,8 +85,8 @@ def described(error: BaseException) -> str:
 def one_line(error: click.ClickException) -> str:
     """What click would print in several lines: the command, what is wrong, where to read on."""
     text = " ".join(error.format_message().split()).removesuffix(".")
-    if len(text) > LONGEST:
-        text = f"{text[:LONGEST]} ... (--debug shows the rest)"
+    cut = "" if len(text) <= LONGEST else " ... (--debug shows the rest)"
+    text = f"{printable(text[:LONGEST])}{cut}"
     context = getattr(error, "ctx", None)
     if not isinstance(error, click.UsageError) or context is None:
         return f"imagen: {text}"
@@ -96,7 +102,7 @@ def warnings_as_lines() -> Iterator[None]:
         text = " ".join(str(message).split())
         if issubclass(category, UserWarning) and text not in shown and is_main_process():
             shown.add(text)
-            click.echo(f"warning: {text}", err=True)
+            say(f"warning: {text}")
 
     with warnings.catch_warnings():
         warnings.showwarning = show

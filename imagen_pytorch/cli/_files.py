@@ -5,39 +5,86 @@ from __future__ import annotations
 import io
 import os
 import re
+import secrets
+import stat
 import tempfile
+import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from ..wording import printable
+
 if TYPE_CHECKING:
     from PIL import Image
 
-#: characters that some file system refuses, and control characters
-_UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
+#: characters that some file system refuses
+_UNSAFE = re.compile(r'[/\\:*?"<>|]')
+#: categories of characters that steer a terminal, turn a line around or end it, or that no encoding has
+_INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+#: stems that name devices on Windows, with any suffix
+_DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3])(?=\.|$)", re.IGNORECASE)
 _LONGEST = 255
 #: room for "-unet1", "-12" and the suffix
 _ROOM = 24
 #: where the number of a frame stands in a file name: %d, %4d or %04d
 _NUMBER = re.compile(r"%0?\d*d")
+#: how often a name is chosen anew because another process took it first
+_ATTEMPTS = 1000
+#: the list of what these commands have written into a folder: data sets pass over what is named in it
+OUTPUTS = ".imagen-outputs"
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
 
 
 def slug(caption: str) -> str:
     """A caption as a file name without its suffix: safe on every file system, at most 255 bytes with the suffix."""
+    caption = caption[:_LONGEST]
     name = caption.replace("-", "_").replace(",", "").replace(" ", "_").replace("|", "--")
-    name = _UNSAFE.sub("_", name).strip("-_./\\")
+    name = "".join("_" if unicodedata.category(char) in _INVISIBLE else char for char in name)
+    name = _UNSAFE.sub("_", name).strip("-_./\\~")
     name = name.encode("utf-8")[: _LONGEST - _ROOM].decode("utf-8", errors="ignore").rstrip("-_. ")
-    return name or "sample"
+    return _DEVICES.sub(r"\1_", name, count=1) if _DEVICES.match(name) else name or "sample"
 
 
 def numbered(path: Path) -> list[Path]:
-    """The path itself, then with -1, -2 and so on behind its stem, up to the first that does not exist."""
+    """The path itself, then with -1, -2 and so on after its stem, up to the first that does not exist.
+
+    A link counts as a file that exists, also one that leads nowhere.
+    """
     found = [path]
-    while found[-1].exists():
+    while os.path.lexists(found[-1]):
         found.append(path.with_name(f"{path.stem}-{len(found)}{path.suffix}"))
     return found
+
+
+def tell(path: Path) -> None:
+    """Print where a result is: to programs the path as it is, on a terminal without characters that steer it."""
+    click.echo(printable(path) if click.get_text_stream("stdout").isatty() else os.fsencode(path))
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _create(contents: bytes, path: Path) -> None:
+    """Write a file that does not exist yet; one that cannot be finished is removed.
+
+    Raises:
+        FileExistsError: something has this name, if only a link that leads nowhere.
+        OSError: it cannot be written.
+    """
+    with open(path, "xb") as file:
+        try:
+            file.write(contents)
+            file.flush()
+        except BaseException:
+            with suppress(OSError):
+                path.unlink()
+            raise
 
 
 def write_new(contents: bytes, path: Path) -> Path:
@@ -45,16 +92,80 @@ def write_new(contents: bytes, path: Path) -> Path:
 
     Returns:
         where it is.
+
+    Raises:
+        OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
+    for attempt in range(_ATTEMPTS):
         free = numbered(path)[-1]
         try:
-            with open(free, "xb") as file:
-                file.write(contents)
+            _create(contents, free)
         except FileExistsError:  # another process was faster
+            if attempt == _ATTEMPTS - 1:
+                raise
             continue
-        return free
+        break
+    remember([free])
+    return free
+
+
+def replace_file(contents: bytes, path: Path) -> None:
+    """Write a file in place of the one of this name, which is whole until then; a link gives way and is not followed.
+
+    Raises:
+        OSError: it cannot be written, or a folder has this name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".imagen-{secrets.token_hex(8)}.tmp")
+    _create(contents, beside)
+    try:
+        os.replace(beside, path)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def write_over(contents: bytes, path: Path) -> None:
+    """Write an image, sheet, video or curve in place of the one of this name, as `replace_file` does.
+
+    Raises:
+        OSError: it cannot be written, or a folder has this name.
+    """
+    replace_file(contents, path)
+    if path.name not in listed_outputs(path.parent):
+        remember([path])
+
+
+def append_line(line: str, path: Path) -> None:
+    """Add a line to a file of ours; what else has its name, a link or a pipe, is renamed and not written through.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        set_aside(path)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    with open(os.open(path, flags, 0o666), "ab") as file:
+        file.write(f"{line}\n".encode())
+
+
+def remember(paths: Sequence[Path]) -> None:
+    """Add names of one folder to the list of outputs in it; that it cannot be written spoils nothing."""
+    names = [path.name for path in paths if "\n" not in path.name]
+    with suppress(OSError, UnicodeError):
+        append_line("\n".join(names), paths[0].parent / OUTPUTS)
+
+
+def listed_outputs(folder: Path) -> set[str]:
+    """The names of what these commands have written into a folder."""
+    listed = folder / OUTPUTS
+    with suppress(OSError, UnicodeError):
+        if stat.S_ISREG(os.lstat(listed).st_mode):
+            return set(listed.read_text(encoding="utf-8").split("\n"))
+    return set()
 
 
 def check_place(path: Path) -> None:
@@ -73,9 +184,12 @@ def check_place(path: Path) -> None:
 
 
 def set_aside(path: Path) -> None:
-    """Rename a file to the next free name, if there is one."""
-    if path.exists():
+    """Rename a file, folder or link to the next free name, if there is one."""
+    if os.path.lexists(path):
         os.rename(path, numbered(path)[-1])
+
+
+# -- series of frames -------------------------------------------------------------------------------------------------
 
 
 def counts_frames(path: Path) -> bool:
@@ -104,17 +218,44 @@ def write_series(frames: Sequence[bytes], path: Path) -> list[Path]:
 
     Returns:
         where they are.
+
+    Raises:
+        OSError: one of them cannot be written; those before it are removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    attempt, free = 0, path
+    attempt, taken, free = 0, 0, path
     while True:
         names = [_numbered_frame(free, number) for number in range(1, len(frames) + 1)]
-        if not any(name.exists() for name in names):
-            for name, contents in zip(names, frames, strict=True):
-                name.write_bytes(contents)
-            return names
+        if not any(map(os.path.lexists, names)):
+            try:
+                _create_all(frames, names)
+            except FileExistsError:  # another process was faster
+                taken += 1
+                if taken == _ATTEMPTS:
+                    raise
+            else:
+                break
         attempt += 1
         free = put_before_number(path, str(attempt))
+    remember(names)
+    return names
+
+
+def _create_all(frames: Sequence[bytes], names: Sequence[Path]) -> None:
+    """Write all files, or none of them."""
+    made: list[Path] = []
+    try:
+        for name, contents in zip(names, frames, strict=True):
+            _create(contents, name)
+            made.append(name)
+    except BaseException:
+        for name in made:
+            with suppress(OSError):
+                name.unlink()
+        raise
+
+
+# -- kinds of pictures ------------------------------------------------------------------------------------------------
 
 
 def picture_suffixes() -> set[str]:

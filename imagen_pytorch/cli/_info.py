@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..signatures import ConfigError, parse, read_json
+from ..wording import excerpt
 from ._memory import plan_of
+from ._models import MODEL
 from ._presets import find_config, preset_names
 
 if TYPE_CHECKING:
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
     from ..profiling.estimates import Plan, StageEstimate
     from ..storage.outlines import Outline
 
-#: the checkpoint that `imagen sample` takes where none is named
-MODEL = "imagen.pt"
+#: digits of the number of a U-Net, and characters of a version, at most
+_DIGITS, _VERSION = 6, 40
 #: suffixes of files that are meant as checkpoints, whatever they hold
 _CHECKPOINTS = {".pt", ".pth", ".bin", ".ckpt", ".safetensors"}
 
@@ -154,7 +156,12 @@ def _overridden(plan: Plan, request: Request, machine: Machine) -> Plan:
 def _steps(outline: Outline) -> list[int]:
     steps = outline.contents.get("steps", ())
     values = steps.tolist() if hasattr(steps, "tolist") and not getattr(steps, "is_meta", False) else steps
-    return [int(value) for value in values] if isinstance(values, list | tuple) else []
+    counts = isinstance(values, list | tuple) and all(_is_count(value) for value in values)
+    return [int(value) for value in values] if counts else []
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value < 2**63
 
 
 def _holds_state(optimizer: Any) -> bool:
@@ -168,16 +175,16 @@ def file_facts(outline: Outline) -> dict[str, Any]:
     weights = contents.get("model")
     counts: dict[str, int] = {}
     for name, item in (weights if isinstance(weights, Mapping) else {}).items():
-        head, _, rest = name.partition(".")
+        head, _, rest = str(name).partition(".")
         place = rest.split(".", 1)[0] if head == "unets" else ""
         counts[place] = counts.get(place, 0) + (item.numel() if hasattr(item, "numel") else 0)
-        if place.isdigit():
+        if place.isascii() and place.isdigit() and len(place) <= _DIGITS:
             numbers.add(int(place) + 1)
     steps = _steps(outline)
     return {
         "format": outline.format,
         "bytes": outline.size,
-        "version": contents.get("version"),
+        "version": None if contents.get("version") is None else excerpt(contents["version"], _VERSION),
         "describes_model": isinstance(contents.get("imagen_params"), dict),
         "averages": "ema" in contents,
         "unets": [
@@ -201,7 +208,7 @@ def model_facts(cascade: Cascade) -> dict[str, Any]:
         "video": cascade.is_video,
         "channels": cascade.channels,
         "image_sizes": [stage.size for stage in cascade.stages],
-        "text_encoder": cascade.text_encoder_name if text else None,
+        "text_encoder": excerpt(cascade.text_encoder_name) if text else None,
         "text_embed_dim": cascade.text_embed_dim if text else None,
         "max_text_len": max(getattr(unet, "max_text_len", 0) for unet in cascade.unets) if text else None,
     }

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..profiling.advice import scaled
+from ..wording import printable
 from ._tables import table
 
 #: what the weights of a mixed precision are computed in
@@ -118,7 +119,7 @@ def _memory(facts: Mapping[str, Any], noun: str) -> list[str]:
 
 def lines(facts: Mapping[str, Any]) -> list[str]:
     """All that people are shown, line by line."""
-    made = [f"{facts['kind']} {facts['target']}"]
+    made = [f"{facts['kind']} {printable(facts['target'])}"]
     if "checkpoint" in facts:
         made += _checkpoint(facts["checkpoint"])
     if "model" not in facts:

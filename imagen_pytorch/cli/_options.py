@@ -14,6 +14,28 @@ if TYPE_CHECKING:
 SEED = click.IntRange(min=0, max=2**63 - 1)
 #: guidance weight of `train`, `sample` and `demo` where neither an option nor the model states one
 USUAL_COND_SCALE = 3.0
+#: the largest guidance weight, and the most sampling steps
+LARGEST_SCALE, MOST_STEPS = 1e6, 100_000
+
+
+class Positive(click.ParamType):
+    """A finite number above zero."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number.
+
+        Raises:
+            click.BadParameter: it is none.
+        """
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not 0 < number < math.inf:
+            self.fail(f"{value!r} is no number above 0", param, ctx)
+        return number
 
 
 class PerStage(click.ParamType):
@@ -21,11 +43,11 @@ class PerStage(click.ParamType):
 
     Args:
         kind: what a value is; made from its text.
-        least: the smallest one allowed, or None.
+        least, most: the smallest and the largest one allowed, or None.
     """
 
-    def __init__(self, kind: type, least: float | None = None) -> None:
-        self.kind, self.least = kind, least
+    def __init__(self, kind: type, least: float | None = None, most: float | None = None) -> None:
+        self.kind, self.least, self.most = kind, least, most
         self.name = f"{kind.__name__}[,...]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -44,6 +66,8 @@ class PerStage(click.ParamType):
             self.fail(f"{value!r} is no number to compute with", param, ctx)
         if self.least is not None and min(values) < self.least:
             self.fail(f"{value!r} is below {self.least}", param, ctx)
+        if self.most is not None and max(values) > self.most:
+            self.fail(f"{value!r} is above {self.most:,}", param, ctx)
         return values[0] if len(values) == 1 else values
 
 
@@ -73,20 +97,32 @@ device_option = click.option(
     help="Where to compute; auto takes the fastest there is.",
 )
 
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print only results and errors.")
 
 
-def guidance_weight(imagen: Cascade, given: Any = None) -> Any:
-    """The guidance weight to sample with: the given one, the model's own, or `USUAL_COND_SCALE`.
+def guidance_weight(imagen: Cascade, given: Any = None, guidance: str | None = None) -> Any:
+    """The guidance weight to sample with: the given one, the model's own, or `USUAL_COND_SCALE`; one, or one per U-Net.
 
-    A model without captions, or one trained without dropping them, cannot be guided: 1 unless a weight is given.
+    A model without captions, or one trained without dropping them, cannot be guided: 1 unless a weight is given. No
+    weight but a given one is above the largest that the guidance method takes.
+
+    Args:
+        imagen: the model.
+        given: the weight that an option states, or None.
+        guidance: the method that an option states; None: the model's own.
+
+    Raises:
+        ValueError: no such method.
     """
+    from ..diffusion.guidance import GUIDANCE
+
     if given is not None:
         return given
     if imagen.unconditional or not imagen.can_classifier_guidance:
         return 1.0
-    stated = getattr(imagen, "cond_scale", None)
-    return USUAL_COND_SCALE if stated is None else stated
+    largest = GUIDANCE[guidance or imagen.guidance or "cfg"].largest_scale
+    scales = [min(USUAL_COND_SCALE if scale is None else scale, largest) for scale in imagen.cond_scale]
+    return scales[0] if len(set(scales)) == 1 else scales
 
 
 def chosen_device(name: str) -> Any:

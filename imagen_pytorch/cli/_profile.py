@@ -95,7 +95,7 @@ def _subject(request: Request) -> Subject:
     if request.config is not None:
         raise click.UsageError("give --config or --model, not both")
     from ..checkpoint import load_imagen_from_checkpoint
-    from ._sampling import find_model
+    from ._models import find_model
 
     path = find_model(request.model)
     return Subject(path, load_imagen_from_checkpoint(path), {}, 16, None, None)

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import click
+from ..wording import excerpt
+from ._errors import say
+from ._files import append_line
 
 #: weight of the newest loss in the one that is shown
 _SMOOTHING = 0.05
@@ -31,14 +33,12 @@ class MetricsLog:
         """Append one object."""
         if not self.writes:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+        append_line(json.dumps(values), self.path)
 
     def history(self) -> dict[str, list[tuple[int, float]]]:
         """The losses in the file as curves of (step, loss), by U-Net; a line cut off by a crash is passed over."""
         curves: dict[str, list[tuple[int, float]]] = {}
-        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else ():
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError:
@@ -123,9 +123,9 @@ class Progress:
         if self.quiet:
             return
         if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
+            self._bar.write(excerpt(text), file=sys.stderr)
         else:
-            click.echo(text, err=True)
+            say(text)
 
     def pause(self, seconds: float) -> None:
         """Time that was spent on something else than training."""

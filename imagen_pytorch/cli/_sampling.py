@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import secrets
-import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from ._errors import USAGE, CommandFailed, described, exit_code
-from ._files import check_place, counts_frames, slug, write_new
-from ._options import chosen_device
+from ._errors import USAGE, CommandFailed, say
+from ._files import check_place, counts_frames, slug, tell, write_new
+from ._models import find_model, load
+from ._options import chosen_device, guidance_weight
 from ._outputs import Pictures, check_name, check_video_name, outputs_of
 from ._shares import Share, this_share
 
@@ -22,12 +24,20 @@ if TYPE_CHECKING:
     from ..cascade.cascade import Cascade
 
 
+#: bytes of the captions of one call
+_MOST_PROMPTS = 1 << 26
+#: images on one sheet
+_MOST_CELLS = 4096
+#: a line of captions that looks like one with options behind the caption, or like an object of JSON
+_OPTIONS = re.compile(r"(^|\s)--[a-z]{1,16}[ =]\S|^\{.*\}$")
+
+
 @dataclass(frozen=True)
 class Request:
     """The options of ``imagen sample``; the command's help says what they mean."""
 
     text: str | None
-    model: str
+    model: str | None
     cond_scale: Any
     load_ema: bool
     negative: str | None
@@ -38,7 +48,7 @@ class Request:
     seed: int | None
     steps: Any
     sampler: Any
-    guidance: str
+    guidance: str | None
     stop_at_unet: int | None
     save_stages: bool
     grid: bool
@@ -59,7 +69,7 @@ class Request:
         if self.prompts is None:
             return [] if self.text is None else [self.text]
         try:
-            text = sys.stdin.read() if self.prompts == "-" else Path(self.prompts).read_text(encoding="utf-8")
+            text = _prompts(self.prompts)
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
             raise click.UsageError(f"cannot read captions from {self.prompts}: {reason}") from error
@@ -67,7 +77,28 @@ class Request:
         found = [line for line in lines if line and not line.startswith("#")]
         if not found:
             raise click.UsageError(f"there is no caption in {self.prompts}")
+        odd = next((line for line in found if _OPTIONS.search(line)), None)
+        if odd is not None:
+            say(f"warning: options among captions are not read, the whole line is the caption: {odd}")
         return ([] if self.text is None else [self.text]) + found
+
+
+def _prompts(name: str) -> str:
+    """The text of a file or, with -, of standard input: UTF-8, with a byte order mark or without.
+
+    Raises:
+        OSError: it cannot be read.
+        UnicodeDecodeError: it is in another encoding.
+        click.UsageError: it is larger than any list of captions.
+    """
+    if name == "-":
+        data = click.get_binary_stream("stdin").read(_MOST_PROMPTS + 1)
+    else:
+        with open(name, "rb") as file:
+            data = file.read(_MOST_PROMPTS + 1)
+    if len(data) > _MOST_PROMPTS:
+        raise click.UsageError(f"{name} is no list of captions: it has more than {_MOST_PROMPTS >> 20} MiB")
+    return data.decode("utf-8-sig")
 
 
 class Wanted(NamedTuple):
@@ -84,53 +115,6 @@ class Made(NamedTuple):
     stages: list[Any]
 
 
-def find_model(given: str) -> str:
-    """The checkpoint to load: the given file or address, or the newest in the given folder.
-
-    Raises:
-        CommandFailed: there is none.
-    """
-    from ..checkpoint import CheckpointStore
-    from ..storage.reading import MANIFEST
-
-    folder = Path(given)
-    if folder.is_dir():
-        if (folder / MANIFEST).is_file():  # shards, which several processes wrote together
-            return given
-        inside = [str(path) for path in (folder / "imagen.pt",) if path.is_file()] or CheckpointStore(given).paths()
-        if not inside:
-            raise CommandFailed(f"the folder {given} holds no checkpoint (imagen.pt or checkpoint.<steps>.pt)", USAGE)
-        return inside[0]
-    if "://" not in given and not folder.is_file():
-        raise CommandFailed(
-            f"there is no model at {given}: train one with `imagen train` or `imagen demo`, or name one with --model",
-            USAGE,
-        )
-    return given
-
-
-def _load(model: str, load_ema: bool) -> Cascade:
-    """The model in a checkpoint.
-
-    Raises:
-        CommandFailed: it is unusable; the message names the checkpoint before it if there is one.
-    """
-    from ..checkpoint import CheckpointError, load_imagen_from_checkpoint
-    from ..storage import CheckpointMisaddressed, CheckpointUnreachable, is_local, kind_of, locate, previous_of
-
-    try:
-        return load_imagen_from_checkpoint(model, load_ema_if_available=load_ema)
-    except (CheckpointMisaddressed, CheckpointUnreachable):
-        raise
-    except CheckpointError as error:
-        before = previous_of(model)
-        fs, place = locate(before)
-        if not is_local(fs) or kind_of(fs, place) != "file":
-            raise
-        hint = f"the one before it: --model {shlex.quote(before)}"
-        raise CommandFailed(f"{described(error)}; {hint}", exit_code(error)) from error
-
-
 def _check_captions(imagen: Cascade, captions: list[str], negative: str | None) -> list[str | None]:
     if imagen.unconditional:
         if captions or negative:
@@ -141,22 +125,35 @@ def _check_captions(imagen: Cascade, captions: list[str], negative: str | None) 
     return list(captions)
 
 
-def _arguments(request: Request, imagen: Cascade) -> dict[str, Any]:
-    """Arguments of `Cascade.sample` that are the same for everything that is made."""
-    from ..training.sampling import last_trained
+def _last_unet(request: Request, imagen: Cascade, model: str) -> int | None:
+    """The U-Net to stop after: the given one, or the last one before which all are trained; None for the whole cascade.
 
-    count = len(imagen.unets)
-    stop = request.stop_at_unet
+    Raises:
+        CommandFailed: the first U-Net has not been trained: everything would be noise.
+    """
+    from ..training.sampling import last_trained, untrained
+
+    count, stop = len(imagen.unets), request.stop_at_unet
     if stop is not None and stop > count:
         raise click.UsageError(f"--stop-at-unet {stop}: the model has {count} U-Nets")
     trained = last_trained(list(imagen.unets), [0] * count)
-    if stop is None and 0 < trained < count:
-        click.echo(f"U-Net {trained + 1} has not been trained yet: stopping after U-Net {trained}", err=True)
-        stop = trained
-    by_default = click.get_current_context().get_parameter_source("cond_scale") == click.core.ParameterSource.DEFAULT
-    cannot = imagen.unconditional or not imagen.can_classifier_guidance
+    if trained == 0:
+        others = ", ".join(str(number) for number, unet in enumerate(imagen.unets, 1) if not untrained(unet))
+        raise CommandFailed(
+            f"U-Net 1 of {model} has not been trained and can only draw noise (trained: {others or 'none'}): run the "
+            "command that trained this model once more with --unet 1",
+            USAGE,
+        )
+    if trained < (stop or count):
+        after = f"stopping after U-Net {trained}" if stop is None else "what it makes is noise"
+        say(f"U-Net {trained + 1} has not been trained yet: {after}")
+    return trained if stop is None and trained < count else stop
+
+
+def _arguments(request: Request, imagen: Cascade, stop: int | None) -> dict[str, Any]:
+    """Arguments of `Cascade.sample` that are the same for everything that is made."""
     return {
-        "cond_scale": 1.0 if cannot and by_default else request.cond_scale,
+        "cond_scale": guidance_weight(imagen, request.cond_scale, request.guidance),
         "steps": request.steps,
         "sampler": request.sampler,
         "guidance": request.guidance,
@@ -170,10 +167,36 @@ def _arguments(request: Request, imagen: Cascade) -> dict[str, Any]:
     }
 
 
-def results(imagen: Cascade, wanted: list[Wanted], batch_size: int, arguments: dict[str, Any]) -> Iterator[Made]:
+def _listed(values: Iterable[Any]) -> str:
+    """One value if all are alike, else all of them."""
+    words = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+    return words[0] if len(set(words)) == 1 else ",".join(words)
+
+
+def settings(imagen: Cascade, arguments: dict[str, Any]) -> str:
+    """Guidance, sampler and steps of a call of `Cascade.sample` in words, of each U-Net where they differ."""
+    from ..diffusion.samplers import SAMPLERS
+    from ..tensors import per_stage
+
+    count = len(imagen.unets)
+    used = arguments["stop_at_unet_number"] or count
+    own = [stage.process for stage in imagen.stages]
+    given = [per_stage(arguments[name], count, name)[:used] for name in ("cond_scale", "sampler", "steps")]
+    samplers, steps = [], []
+    for process, name, number in zip(own, *given[1:], strict=False):
+        sampler = process.sampler if name is None else SAMPLERS[name]()
+        same = type(sampler) is type(process.sampler)
+        samplers.append(next((known for known in SAMPLERS if SAMPLERS[known] is type(sampler)), type(sampler).__name__))
+        steps.append(number or (process.steps if same else None) or sampler.default_steps)
+    method = arguments["guidance"] or imagen.guidance or "cfg"
+    guidance = "no guidance" if set(given[0]) == {1} and method != "cfgpp" else f"guidance {method} {_listed(given[0])}"
+    return f"{guidance}, sampler {_listed(samplers)}, {_listed(steps)} steps"
+
+
+def results(imagen: Cascade, wanted: Iterable[Wanted], batch_size: int, arguments: dict[str, Any]) -> Iterator[Made]:
     """Make pictures or videos, ``batch_size`` at a time."""
-    for first in range(0, len(wanted), batch_size):
-        batch = wanted[first : first + batch_size]
+    waiting = iter(wanted)
+    while batch := list(islice(waiting, batch_size)):
         captions = [item.caption for item in batch]
         texts = {"batch_size": len(batch)} if None in captions else {"texts": captions}
         stages = imagen.sample(**texts, seed=[item.seed for item in batch], **arguments)
@@ -198,11 +221,11 @@ def _write(request: Request, made: Made, outputs: Pictures, share: Share) -> Non
     last = len(made.stages) - 1
     written = outputs.write(made.stages[last], target, last)
     for path in written:
-        click.echo(path)
+        tell(path)
     if request.save_stages:
         for number, item in enumerate(made.stages[:-1], start=1):
             for path in outputs.write(item, outputs.of_stage(written, target, number), number - 1):
-                click.echo(path)
+                tell(path)
 
 
 def _write_grid(request: Request, made: list[Made], outputs: Pictures) -> None:
@@ -210,7 +233,7 @@ def _write_grid(request: Request, made: list[Made], outputs: Pictures) -> None:
     columns = request.num_images if request.num_images > 1 else min(len(made), 4)
     sheet = outputs.grid([item.stages[-1] for item in made], captions, columns)
     path = outputs.grid_name(_target(request, made[0].wanted.caption, outputs.suffix))
-    click.echo(write_new(outputs.encode(sheet, path.suffix, len(made[0].stages) - 1), path))
+    tell(write_new(outputs.encode(sheet, path.suffix, len(made[0].stages) - 1), path))
 
 
 def _check_output(request: Request, share: Share, captions: list[str]) -> None:
@@ -218,6 +241,8 @@ def _check_output(request: Request, share: Share, captions: list[str]) -> None:
     to_stdout = request.output == "-"
     if to_stdout and (len(captions) > 1 or request.num_images > 1 or request.grid or request.save_stages):
         raise click.UsageError("--output - takes a single picture or video; give a folder for several")
+    if request.grid and max(len(captions), 1) * request.num_images > _MOST_CELLS:
+        raise click.UsageError(f"a sheet has room for {_MOST_CELLS:,} of them: leave out --grid, or make fewer")
     if share.count > 1 and (to_stdout or request.grid):
         raise click.UsageError(f"{share.count} processes write files of their own: leave out --grid and --output -")
     if share.count > 1 and request.seed is None:
@@ -242,25 +267,28 @@ def run(request: Request) -> None:
     _check_output(request, share, captions)
     device = chosen_device(share.device(request.device))
 
-    imagen = _load(model, request.load_ema).to(device)
+    imagen = load(model, request.load_ema).to(device)
     outputs = outputs_of(imagen, request.frames, request.fps)
     if not to_stdout:
         outputs.check(_target(request, "name", outputs.suffix))
     texts = _check_captions(imagen, captions, request.negative)
+    stop = _last_unet(request, imagen, model)
     if not to_stdout:
         check_place(_target(request, "name", outputs.suffix))
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
+    arguments = _arguments(request, imagen, stop)
+    words = settings(imagen, arguments)
     if not request.quiet and share.rank == 0:
-        click.echo(f"{model} on {device}, seed {seed}", err=True)
-    every = [Wanted(caption, seed + index) for caption in texts for index in range(request.num_images)]
+        say(f"{model} on {device}: {words}, seed {seed}")
+    every = (Wanted(caption, seed + index) for caption in texts for index in range(request.num_images))
     made = []
-    arguments = {**_arguments(request, imagen), **outputs.arguments()}
-    for item in results(imagen, share.of(every), request.batch_size, arguments):
+    for item in results(imagen, share.of(every), request.batch_size, {**arguments, **outputs.arguments()}):
         if to_stdout:
             stage = len(item.stages) - 1
             click.get_binary_stream("stdout").write(outputs.encode(item.stages[-1], outputs.suffix, stage))
             continue
         _write(request, item, outputs, share)
-        made.append(item if request.grid else None)
+        if request.grid:
+            made.append(item)
     if request.grid:
         _write_grid(request, made, outputs)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..signatures import ConfigError, parse, read_json
+from ._errors import say
 from ._presets import are_shipped, find_config
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def settle(request: Request) -> TrainingConfig:
     request.check()
     choice = find_config(request.config, request.data)
     if not request.quiet:
-        click.echo(f"configuration {choice.path}", err=True)
+        say(f"configuration {choice.path}")
 
     from ..configs import TrainingConfig
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -17,9 +18,9 @@ class Share(NamedTuple):
     count: int
     local: int
 
-    def of(self, items: Sequence[Item]) -> list[Item]:
+    def of(self, items: Iterable[Item]) -> Iterator[Item]:
         """Every ``count``-th item, from its own place on: all processes together have each of them once."""
-        return list(items[self.rank :: self.count])
+        return islice(items, self.rank, None, self.count)
 
     def named(self, path: Path, seed: int) -> Path:
         """A name that no other process uses: of several processes, each writes the seed into it."""

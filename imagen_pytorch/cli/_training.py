@@ -14,8 +14,8 @@ import click
 
 from ._checkpoints import make_output, whole_or_previous
 from ._data import caption_of, informed, noun_of, open_data, stage_size
-from ._errors import MEMORY, USAGE, CommandFailed, described, exit_code
-from ._files import encoded, set_aside, write_new
+from ._errors import MEMORY, USAGE, CommandFailed, described, exit_code, say
+from ._files import encoded, set_aside, write_new, write_over
 from ._memory import MemoryCheck
 from ._options import chosen_device
 from ._outputs import Pictures, Videos, outputs_of
@@ -177,7 +177,7 @@ class Run:
     def say(self, text: str) -> None:
         """One line of talk."""
         if not self.request.quiet:
-            click.echo(text, err=True)
+            say(text)
 
     def goal(self, number: int) -> int:
         """The number of steps after which a U-Net is done."""
@@ -316,7 +316,7 @@ class Run:
         history = self.log.history()
         if history:
             path = self.folder / "loss.png"
-            path.write_bytes(encoded(loss_curve(history)))
+            write_over(encoded(loss_curve(history)), path)
             self.say(f"wrote {path}")
 
     def say_the_end(self) -> None:

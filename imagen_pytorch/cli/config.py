@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 
 import click
 
-from ._files import check_place
+from ._files import check_place, replace_file, tell
 from ._presets import DEFAULT, READY_MADE, USUAL, preset_names, preset_path
 
 #: what is edited first
@@ -39,11 +40,11 @@ def config(path: str, force: bool, preset: str) -> None:
     target = Path(path)
     if target.is_dir():
         target = target / USUAL
-    if target.exists() and not force:
+    if os.path.lexists(target) and not force:
         raise click.UsageError(f"{target} exists already; --force replaces it, --path writes another file")
     check_place(target)
-    target.write_text(text, encoding="utf-8")
-    click.echo(target)
+    replace_file(text.encode(), target)
+    tell(target)
     name = READY_MADE if preset == DEFAULT else preset
     others = ", ".join(other for other in preset_names() if other not in (DEFAULT, name))
     shown = shlex.quote(str(target))

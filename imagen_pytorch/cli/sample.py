@@ -6,27 +6,91 @@ from typing import Any
 
 import click
 
-from ._options import SEED, Caption, PerStage, device_option, quiet_option
+from ._options import LARGEST_SCALE, MOST_STEPS, SEED, Caption, PerStage, Positive, device_option, quiet_option
 
 COUNT = click.IntRange(min=1)
+#: what `--load-ema` takes as its value; anything else after it is the caption
+_WORDS = {"true", "false", "t", "f", "yes", "no", "y", "n", "on", "off", "1", "0"}
 
 
-@click.command()
+class _Sample(click.Command):
+    """The command, whose bare ``--load-ema`` does not take the caption after it for its value."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments, with the value written to a bare ``--load-ema``."""
+        end = args.index("--") if "--" in args else len(args)
+        for index, word in enumerate(args[:end]):
+            following = args[index + 1].lower() if index + 1 < len(args) else ""
+            if word.replace("_", "-") == "--load-ema" and following not in _WORDS:
+                args = [*args[:index], f"{word}=true", *args[index + 1 :]]
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_Sample)
 @click.argument("text", required=False, type=Caption())
 @click.option(
     "-m",
     "--model",
-    default="./imagen.pt",
-    show_default=True,
     metavar="PATH",
-    help="A checkpoint, a folder of checkpoints, or their address.",
+    help="A checkpoint, a folder of checkpoints, or their address.  [default: ./imagen.pt, else the newest imagen.pt "
+    "or checkpoint.<steps>.pt in a folder below this one]",
+)
+@click.option("-n", "--num-images", type=COUNT, metavar="N", default=1, show_default=True, help="How many per caption.")
+@click.option(
+    "--seed",
+    type=SEED,
+    metavar="N",
+    help="Seed of the first image of each caption; the next ones use N + 1, N + 2 ...  [default: a random one]",
+)
+@click.option(
+    "-o",
+    "--output",
+    metavar="PATH",
+    help="A file, a folder, or - for standard output. Without it, the caption is the name: ./a_red_heart.png, or .gif. "
+    "A video is what the suffix says: .gif, .webp, .png, .avif, .mp4, .webm, or frame-%04d.png for single frames.",
+)
+@click.option(
+    "--prompts",
+    metavar="FILE",
+    help="Captions from a file, one per line, or from standard input with -; empty lines and those with # are skipped.",
+)
+@click.option(
+    "--negative",
+    type=Caption(),
+    metavar="TEXT",
+    help="What the image must not show (needs a --cond-scale other than 1).",
 )
 @click.option(
     "--cond-scale",
-    type=PerStage(float, 0),
-    default="5",
-    show_default=True,
-    help="Guidance weight, one or one per U-Net; 1 turns guidance off. Also --cond_scale.",
+    type=PerStage(float, 0, LARGEST_SCALE),
+    help="Guidance weight, one or one per U-Net; 1 turns guidance off. Also --cond_scale.  [default: the model's own, "
+    "else 3]",
+)
+@click.option(
+    "--guidance",
+    metavar="NAME",
+    help="Guidance method: cfg, interval (only at middle noise levels), rescale (keeps the contrast), apg (large "
+    "weights without oversaturation), cfgpp (weights of 0 to 1).  [default: the model's own, else cfg]",
+)
+@click.option(
+    "--steps",
+    type=PerStage(int, 1, MOST_STEPS),
+    help="Sampling steps, one number or one per U-Net.  [default: the model's own, or the sampler's if one is given]",
+)
+@click.option(
+    "--sampler",
+    type=PerStage(str),
+    help="Sampler, one or one per U-Net: ddpm, ddim, heun, edm, ab2, ab3, pc2, pc3, dpmpp_2m, dpmpp_2s, dpmpp_2m_sde, "
+    "dpmpp_2m_sde_heun, lms4.  [default: the model's own]",
+)
+@click.option(
+    "--frames", type=COUNT, metavar="N", help="Frames of each video.  [default: as in the model's configuration]"
+)
+@click.option(
+    "--fps",
+    type=Positive(),
+    metavar="X",
+    help="Frames a second of the videos; the model is told, too.  [default: as in the model's configuration]",
 )
 @click.option(
     "--load-ema",
@@ -39,31 +103,6 @@ COUNT = click.IntRange(min=1)
     help="Use the averaged weights if the checkpoint has them. Also --load_ema.",
 )
 @click.option("--no-load-ema", is_flag=True, help="The same as --load-ema false.")
-@click.option("--negative", type=Caption(), metavar="TEXT", help="What they shall not show; needs guidance.")
-@click.option(
-    "--prompts",
-    metavar="FILE",
-    help="Captions from a file, one per line, or from standard input with -; empty lines and those with # are skipped.",
-)
-@click.option("-n", "--num-images", type=COUNT, metavar="N", default=1, show_default=True, help="How many per caption.")
-@click.option(
-    "--frames", type=COUNT, metavar="N", help="Frames of each video.  [default: as in the model's configuration]"
-)
-@click.option(
-    "--fps",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="X",
-    help="Frames a second of the videos; the model is told, too.  [default: as in the model's configuration]",
-)
-@click.option(
-    "--seed",
-    type=SEED,
-    metavar="N",
-    help="Of the first one of each caption; the next ones have seed + 1 ...",
-)
-@click.option("--steps", type=PerStage(int, 1), help="Sampling steps, one number or one per U-Net.")
-@click.option("--sampler", type=PerStage(str), help="Name of the sampler, one or one per U-Net.")
-@click.option("--guidance", default="cfg", show_default=True, metavar="NAME", help="Guidance method.")
 @click.option("--stop-at-unet", type=COUNT, metavar="N", help="Stop after this U-Net.")
 @click.option("--save-stages", is_flag=True, help="Also write what every U-Net before the last one made.")
 @click.option("--grid", is_flag=True, help="Also write all of them with their captions on one sheet.")
@@ -75,21 +114,14 @@ COUNT = click.IntRange(min=1)
     show_default=True,
     help="Compute in half precision: faster where the hardware has it. Also --dtype.",
 )
-@click.option("--compile", is_flag=True, help="Compile the networks first: minutes, worth it for many pictures.")
+@click.option("--compile", is_flag=True, help="Compile the networks first: minutes, worth it for many images.")
 @click.option(
     "--cache-interval",
-    type=PerStage(int, 1),
+    type=PerStage(int, 1, MOST_STEPS),
     default="1",
     show_default=True,
-    help="Compute the inner levels of the networks only at every so-many-th call, one number or one per U-Net: faster, "
-    "less exact.",
-)
-@click.option(
-    "-o",
-    "--output",
-    metavar="PATH",
-    help="A file, a folder, or - for standard output. Without it, the caption is the name: ./a_red_heart.png, or .gif. "
-    "A video is what the suffix says: .gif, .webp, .png, .avif, .mp4, .webm, or frame-%04d.png for single frames.",
+    help="Compute the inner levels of the networks only at every Nth call, one number or one per U-Net: faster, less "
+    "exact.",
 )
 @device_option
 @quiet_option

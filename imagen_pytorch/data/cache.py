@@ -58,12 +58,12 @@ def available_memory() -> int:
     """
     found = []
     with suppress(OSError, ValueError, IndexError):
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        text = Path("/proc/meminfo").read_text(encoding="utf-8")
         found.append(int(text.split("MemAvailable:")[1].split()[0]) * 1024)
     with suppress(OSError, ValueError):  # control group, version 2; without a limit the first file says "max"
         group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text(encoding="ascii"))
-        found.append(limit - int((group / "memory.current").read_text(encoding="ascii")))
+        limit = int((group / "memory.max").read_text(encoding="utf-8"))
+        found.append(limit - int((group / "memory.current").read_text(encoding="utf-8")))
     if not found:
         with suppress(AttributeError, OSError, ValueError):
             found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)

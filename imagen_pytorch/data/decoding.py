@@ -10,9 +10,8 @@ import io
 import math
 import os
 import stat
-import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..images import Size, from_pil
+from ..wording import printable
 from .skipping import DataError
 
 if TYPE_CHECKING:
@@ -51,20 +51,8 @@ BITS, PHOTOMETRIC = 258, 262
 #: Characters of a reason, at most.
 LONGEST_REASON = 120
 
-#: Kinds of characters that are escaped: control, lone surrogates, line and paragraph separators.
-ESCAPED = ("Cc", "Cs", "Zl", "Zp")
-
 
 # -- words ------------------------------------------------------------------------------------------------------------
-
-
-def printable(name: object) -> str:
-    r"""A name for messages and files: bytes that are no UTF-8 and control characters become ``\xff`` and ``\n``."""
-    text = str(name)
-    with suppress(UnicodeEncodeError):  # surrogates that no file system made; they are escaped below
-        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    parts = (char.encode("unicode_escape").decode() if unicodedata.category(char) in ESCAPED else char for char in text)
-    return "".join(parts)
 
 
 def reason_of(error: Exception) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from ..data.cache import available_memory
 from ..training.rehearsal import main_memory
 from .estimates import Plan, StageEstimate, Training
 
@@ -41,7 +41,7 @@ class Machine(NamedTuple):
 
 def _limits() -> list[int]:
     """Bytes of main memory that containers and ``ulimit -v`` allow this process, where they limit it."""
-    found = [path.read_text().strip() for path in _CGROUPS if path.is_file()]
+    found = [path.read_text(encoding="utf-8").strip() for path in _CGROUPS if path.is_file()]
     limits = [int(text) for text in found if text.isdigit()]
     try:
         import resource
@@ -50,17 +50,8 @@ def _limits() -> list[int]:
     addresses, statm = resource.getrlimit(resource.RLIMIT_AS)[0], Path("/proc/self/statm")
     if addresses == resource.RLIM_INFINITY:
         return limits
-    mapped = int(statm.read_text().split()[0]) * resource.getpagesize() if statm.is_file() else 0
+    mapped = int(statm.read_text(encoding="utf-8").split()[0]) * resource.getpagesize() if statm.is_file() else 0
     return [*limits, max(addresses - mapped, 0)]
-
-
-def _in_use(memory: int) -> int:
-    """Bytes of the main memory that are in use; 0 where the system does not tell."""
-    try:
-        available = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    except OSError:
-        return 0
-    return 0 if available is None else max(memory - 1024 * int(available[1]), 0)
 
 
 def this_machine(device: torch.device | None = None, free: bool = False) -> Machine:
@@ -78,7 +69,8 @@ def this_machine(device: torch.device | None = None, free: bool = False) -> Mach
         return Machine("cuda", found.name, found.total_memory, taken)
     memory = main_memory()
     allowed = min([memory, *_limits()])
-    taken = max(allowed - (memory - _in_use(memory)), 0) if free else 0
+    known = free and Path("/proc/meminfo").is_file()  # elsewhere nothing tells
+    taken = max(allowed - available_memory(), 0) if known else 0
     return Machine("cpu", "this machine", allowed, taken)
 
 

@@ -1,0 +1,99 @@
+"""Which trained model a command takes, and how it is opened."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ._errors import USAGE, CommandFailed, described, exit_code
+from ._program import program
+
+if TYPE_CHECKING:
+    from ..cascade.cascade import Cascade
+
+#: the checkpoint that is taken where none is named
+MODEL = "imagen.pt"
+#: names of checkpoints that are looked for below the present folder, how deep, and among how many files
+_CHECKPOINT, _DEPTH, _ENTRIES = re.compile(r"imagen\.pt|checkpoint\.\d{1,18}\.pt"), 4, 20_000
+
+
+def find_model(given: str | None) -> str:
+    """The checkpoint to load: the given file or address, or the one that the given folder stands for.
+
+    Without one: ./imagen.pt, or else the newest below the present folder.
+
+    Raises:
+        CommandFailed: there is none.
+    """
+    from ..storage.outlines import newest_in
+
+    if given is None:
+        found = f"./{MODEL}" if Path(MODEL).is_file() else newest_below(".")
+        if found is None:
+            raise CommandFailed(
+                f"there is no model at ./{MODEL} and none in the folders below: `{program()} demo` trains a small one "
+                f"in minutes, `{program()} train --data FOLDER` one on your images; --model names one elsewhere",
+                USAGE,
+            )
+        return found
+    folder = Path(given)
+    if folder.is_dir():
+        newest = newest_in(given)
+        if newest is None:
+            raise CommandFailed(f"the folder {given} holds no checkpoint (imagen.pt or checkpoint.<steps>.pt)", USAGE)
+        return newest
+    if "://" not in given and not folder.is_file():
+        raise CommandFailed(
+            f"there is no model at {given}: train one with `{program()} train` or `{program()} demo`, or name one with "
+            "--model",
+            USAGE,
+        )
+    return given
+
+
+def newest_below(folder: str) -> str | None:
+    """The checkpoint of the usual names that was written last in a folder or below it; None if there is none.
+
+    Hidden folders and links to folders are passed over, and so is what lies deep or behind very many other files.
+    """
+    found: dict[str, int] = {}
+    waiting, seen = [(folder, 0)], 0
+    for place, depth in waiting:  # grows while it is walked through: near folders come first
+        try:
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    seen += 1
+                    if _CHECKPOINT.fullmatch(entry.name) and entry.is_file():
+                        found[os.path.normpath(entry.path)] = entry.stat().st_mtime_ns
+                    elif depth < _DEPTH and entry.name[0] not in "._" and entry.is_dir(follow_symlinks=False):
+                        waiting.append((entry.path, depth + 1))
+                    if seen >= _ENTRIES:
+                        return max(found, key=found.__getitem__, default=None)
+        except OSError:  # a folder that cannot be read, or that has just gone
+            continue
+    return max(found, key=found.__getitem__, default=None)
+
+
+def load(model: str, load_ema: bool) -> Cascade:
+    """The model in a checkpoint.
+
+    Raises:
+        CommandFailed: it is unusable; the message names the checkpoint before it if there is one.
+    """
+    from ..checkpoint import CheckpointError, load_imagen_from_checkpoint
+    from ..storage import CheckpointMisaddressed, CheckpointUnreachable, is_local, kind_of, locate, previous_of
+
+    try:
+        return load_imagen_from_checkpoint(model, load_ema_if_available=load_ema)
+    except (CheckpointMisaddressed, CheckpointUnreachable):
+        raise
+    except CheckpointError as error:
+        before = previous_of(model)
+        fs, place = locate(before)
+        if not is_local(fs) or kind_of(fs, place) != "file":
+            raise
+        hint = f"the one before it: --model {shlex.quote(before)}"
+        raise CommandFailed(f"{described(error)}; {hint}", exit_code(error)) from error

@@ -1,0 +1,31 @@
+"""Text from files, captions and names, as it can be shown."""
+
+from __future__ import annotations
+
+import unicodedata
+from contextlib import suppress
+
+#: categories of characters that are escaped: control, lone surrogates, line and paragraph separators
+ESCAPED = ("Cc", "Cs", "Zl", "Zp")
+#: classes of characters that turn the direction of a line around, and with it what a reader sees
+_TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+#: characters of a value that is shown, at most
+LONGEST = 200
+
+
+def _is_plain(char: str) -> bool:
+    return unicodedata.category(char) not in ESCAPED and unicodedata.bidirectional(char) not in _TURNING
+
+
+def printable(text: object) -> str:
+    r"""A text for messages and terminals: what is no UTF-8 and what steers a terminal becomes ``\xff``, ``\n``."""
+    text = str(text)
+    with suppress(UnicodeEncodeError):  # surrogates that no file system made; they are escaped below
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(char if _is_plain(char) else char.encode("unicode_escape").decode() for char in text)
+
+
+def excerpt(value: object, most: int = LONGEST) -> str:
+    """A value that comes out of a file, as it is shown: printable, and cut after ``most`` characters."""
+    text = str(value)
+    return printable(text) if len(text) <= most else f"{printable(text[:most])} ..."
