@@ -58,7 +58,10 @@ class Ended(NamedTuple):
 
 
 def make_folder(folder: Path, count: int = 4, **changes: Any) -> Path:
-    """A folder with pictures and a configuration for them, whose entries may be changed."""
+    """A folder with pictures and a configuration for them, whose entries may be changed.
+
+    The learning rate is constant, so that runs of different lengths take the same steps.
+    """
     pictures = folder / "pictures"
     pictures.mkdir(parents=True)
     for number in range(count):
@@ -66,7 +69,13 @@ def make_folder(folder: Path, count: int = 4, **changes: Any) -> Path:
     values = {
         "type": "elucidated",
         "imagen": {"unets": [UNET], "image_sizes": [8], "condition_on_text": False, "num_sample_steps": 2},
-        "trainer": {"lr": 1e-3, "ema_update_after_step": 0, "ema_update_every": 1, **changes.pop("trainer", {})},
+        "trainer": {
+            "lr": 1e-3,
+            "cosine_decay_max_steps": None,
+            "ema_update_after_step": 0,
+            "ema_update_every": 1,
+            **changes.pop("trainer", {}),
+        },
         "dataset_name": "pictures",
         "dataset": {"batch_size": 2, "shuffle": True},
         "sample_at_every": 0,

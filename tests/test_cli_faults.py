@@ -152,6 +152,54 @@ def test_a_signal_before_the_first_step_claims_no_checkpoint(nursery, folder):
     assert ended.err.endswith("interrupted before the first step; the same command starts again\n")
 
 
+# -- terminals and pipes ----------------------------------------------------------------------------------------------
+
+#: nothing is saved before the end
+QUIETLY = ("--save-every", 0)
+#: at step 2 the reader of standard error goes
+UNHEARD = """
+import os
+from imagen_pytorch import ImagenTrainer
+step = ImagenTrainer.train_step
+def unheard(self, **arguments):
+    if int(self.steps.sum()) == 1:
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.dup2(writer, 2)
+    return step(self, **arguments)
+ImagenTrainer.train_step = unheard
+"""
+#: in front of step 3 the terminal closes
+HANGUP = """
+import os, signal
+from imagen_pytorch import ImagenTrainer
+step = ImagenTrainer.train_step
+def closed(self, **arguments):
+    if int(self.steps.sum()) == 2:
+        os.kill(os.getpid(), signal.SIGHUP)
+    return step(self, **arguments)
+ImagenTrainer.train_step = closed
+"""
+
+
+def test_a_closed_pipe_ends_the_training_saved(nursery, tmp_path):
+    folder = make_folder(tmp_path / "run")
+    ended = nursery.run(folder, *TRAIN, *QUIETLY, before=UNHEARD)
+    assert (ended.code, ended.out, steps(folder / "imagen.pt")) == (141, "imagen.pt\n", 2)
+
+
+@pytest.mark.parametrize(("ignored", "code", "taken"), [(False, 129, 3), (True, 0, 9)])
+def test_a_terminal_that_closes_ends_the_training_saved_unless_it_was_started_by_nohup(
+    nursery, tmp_path, ignored, code, taken
+):
+    folder = make_folder(tmp_path / "run")
+    handler = "SIG_IGN" if ignored else "SIG_DFL"
+    before = f"import signal\nsignal.signal(signal.SIGHUP, signal.{handler})\n{HANGUP}"
+    ended = nursery.run(folder, *TRAIN, *QUIETLY, before=before)
+    assert ended.code == code and steps(folder / "imagen.pt") == taken, ended.err
+    assert ended.out == "imagen.pt\n" and logged(folder) == taken
+
+
 # -- kills ------------------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,8 @@ import signal
 
 import pytest
 
-from imagen_pytorch.cli._progress import MetricsLog, Progress, Span, clock
+from imagen_pytorch.cli._metrics import MetricsLog
+from imagen_pytorch.cli._progress import Progress, Span, clock
 from imagen_pytorch.cli._signals import Interruption
 
 

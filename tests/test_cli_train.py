@@ -9,68 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
+from train_toys import UNET, enter, imagen, metrics, refused, steps, succeed, write_config
 
 from imagen_pytorch import ImagenTrainer
 from imagen_pytorch.checkpoint import read_checkpoint
-from imagen_pytorch.cli import main
-
-COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 200), "yellow": (220, 210, 60)}
-UNET = {"dim": 8, "dim_mults": [1, 2], "layer_attns": False, "layer_cross_attns": False, "attn_heads": 2}
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with pictures and their captions, and a configuration for them."""
-    monkeypatch.chdir(tmp_path)
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    for name, colour in COLOURS.items():
-        Image.new("RGB", (8, 8), colour).save(pictures / f"{name}.png")
-        (pictures / f"{name}.txt").write_text(f"a {name} square")
-    write_config()
-    return tmp_path
-
-
-def write_config(path: str = "imagen_config.json", *, model: dict | None = None, **changes) -> Path:
-    imagen = {
-        "unets": [UNET, {**UNET, "memory_efficient": True}],
-        "image_sizes": [4, 8],
-        "text_encoder_name": "builtin:words",
-        "num_sample_steps": 2,
-        **(model or {}),
-    }
-    values = {
-        "type": "elucidated",
-        "imagen": imagen,
-        "trainer": {"lr": 1e-3, "ema_update_after_step": 0, "ema_update_every": 1},
-        "dataset_name": "pictures",
-        "dataset": {"batch_size": 4, "shuffle": True},
-        "sample_at_every": 0,
-        **changes,
-    }
-    values = {name: value for name, value in values.items() if value is not None}
-    Path(path).write_text(json.dumps(values))
-    return Path(path)
-
-
-def imagen(*arguments: object, text: str | None = None):
-    return CliRunner().invoke(main, [str(item) for item in arguments], input=text)
-
-
-def succeed(*arguments: object, text: str | None = None):
-    done = imagen(*arguments, text=text)
-    assert done.exit_code == 0, done.stderr
-    return done
-
-
-def steps(path: str = "imagen.pt") -> list[int]:
-    return read_checkpoint(path)["steps"].tolist()
-
-
-def metrics(path: str = "metrics.jsonl") -> list[dict]:
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    return enter(tmp_path, monkeypatch)
 
 
 # -- training -------------------------------------------------------------------------------------------------------
@@ -136,12 +84,15 @@ def test_samples_appear_at_their_period_and_nothing_is_replaced(folder):
     assert (folder / "metrics-1.jsonl").is_file() and len(metrics()) == 1
 
 
-def test_samples_of_an_upsampler_need_the_stage_before(folder):
+def test_samples_of_an_upsampler_enlarge_images_of_the_data_until_the_stage_before_is_trained(folder):
+    done = succeed("train", "--unet", 2, "--steps", 2, "--sample-every", 1)
+    assert done.stderr.count("samples of U-Net 2 enlarge images of the data") == 1
+    assert done.stderr.endswith("next: the same command with --unet 1 trains U-Net 1 of 2\n")
+    assert sorted(path.name for path in folder.glob("sample*")) == ["sample-1-unet2.png", "sample-2-unet2.png"]
+    done = succeed("train", "--unet", 1, "--steps", 1)
+    assert "the same command with --unet" not in done.stderr and "sample --model imagen.pt" in done.stderr
     done = succeed("train", "--unet", 2, "--steps", 1, "--sample-every", 1)
-    assert "no samples of U-Net 2" in done.stderr and not list(folder.glob("sample*"))
-    succeed("train", "--unet", 1, "--steps", 1)
-    succeed("train", "--unet", 2, "--steps", 1, "--sample-every", 1)
-    assert (folder / "sample-2-unet2.png").is_file()
+    assert "enlarge images" not in done.stderr and (folder / "sample-3-unet2.png").is_file()
 
 
 def test_sampling_does_not_change_the_training(folder):
@@ -257,15 +208,6 @@ def test_own_pictures_without_a_configuration(folder):
 # -- mistakes -------------------------------------------------------------------------------------------------------
 
 
-def refused(done, code: int, *words: str) -> None:
-    """One line with these words, no traceback, nothing on standard output."""
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("configuration ")]
-    assert done.exit_code == code, done.stderr
-    assert len(lines) == 1 and lines[0].startswith("imagen") and "Traceback" not in done.stderr, done.stderr
-    assert all(word in lines[0] for word in words), lines[0]
-    assert done.stdout == ""
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -339,13 +281,3 @@ def test_out_of_memory_says_what_to_try(folder, monkeypatch):
 
     monkeypatch.setattr(ImagenTrainer, "train_step", greedy)
     refused(imagen("train", "--steps", 1, "--quiet"), 5, "out of memory", "--max-batch-size 2")
-
-
-def test_a_rate_that_has_fallen_to_zero_is_said(folder):
-    write_config(trainer={"lr": 1e-3, "cosine_decay_max_steps": 2})
-    assert "has fallen to 0" not in succeed("train", "--steps", 2).stderr
-    assert (
-        "learning rate of U-Net 1 has fallen to 0, so nothing more is learned" in succeed("train", "--steps", 1).stderr
-    )
-    write_config(trainer={"lr": 1e-3, "cosine_decay_max_steps": 9})
-    assert "has fallen to 0" not in succeed("train", "--steps", 1).stderr

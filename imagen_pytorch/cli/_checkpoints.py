@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
+from typing import Any
+
+import click
 
 from ._errors import USAGE, CommandFailed, described
 
@@ -24,38 +27,75 @@ def make_output(folder: Path) -> None:
         raise CommandFailed(f"cannot write into {folder}: it is read-only; choose another --output", USAGE)
 
 
-def is_whole(path: str) -> bool:
-    """Whether a checkpoint can be read; one in the background is waited for."""
-    from ..storage import CheckpointError, locate
+def refuse_fleeting(fs: Any, path: str) -> None:
+    """Refuse a place that ends with this process: a training that saves there keeps nothing.
+
+    Raises:
+        click.UsageError: it does.
+    """
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    if "memory" in protocols:
+        raise click.UsageError(
+            f"{path} is gone when this command ends: give a path, or the URL of a store that lasts, for the checkpoint"
+        )
+
+
+def _verify(path: str) -> None:
+    from ..storage import locate
     from ..storage.store import verify_checkpoint
 
     fs, place = locate(path)
+    verify_checkpoint(place, fs)
+
+
+def is_whole(path: str) -> bool:
+    """Whether a checkpoint can be read; one in the background is waited for."""
+    from ..storage import CheckpointError
+
     try:
-        verify_checkpoint(place, fs)
+        _verify(path)
     except CheckpointError:
         return False
     return True
 
 
 def whole_or_previous(path: str) -> str:
-    """A checkpoint, or if it is damaged the one before it, which is said in a warning.
+    """A checkpoint, or if it is damaged or gone the one before it, which is said in a warning.
 
     Raises:
         CheckpointUnreachable: nobody can tell now.
         CheckpointError: neither can be read.
     """
-    from ..storage import CheckpointError, CheckpointUnreachable, locate, previous_of
-    from ..storage.store import verify_checkpoint
+    from ..storage import CheckpointError, CheckpointMissing, CheckpointUnreachable, previous_of
 
-    fs, place = locate(path)
     try:
-        verify_checkpoint(place, fs)
+        _verify(path)
+        return path
     except CheckpointUnreachable:
         raise
     except CheckpointError as error:
-        before = previous_of(path)
-        if not is_whole(before):
-            raise
-        warnings.warn(f"{described(error)}; {before} is taken instead", stacklevel=2)
-        return before
-    return path
+        newest = error
+    before = previous_of(path)
+    try:
+        _verify(before)
+    except (CheckpointMissing, CheckpointUnreachable) as error:
+        raise (error if isinstance(error, CheckpointUnreachable) else newest) from newest
+    except CheckpointError as error:
+        if not isinstance(newest, CheckpointMissing):
+            raise newest from error
+        # a fresh start would replace what may still be mended
+        text = f"{described(newest)}, and {described(error)}; move it away to start afresh"
+        raise CheckpointError(text) from error
+    warnings.warn(f"{described(newest)}; {before} is taken instead", stacklevel=2)
+    return before
+
+
+def has_checkpoint(path: str) -> bool:
+    """Whether there is something to go on from: a checkpoint, or the one before it.
+
+    Raises:
+        CheckpointUnreachable: nobody can tell now.
+    """
+    from ..storage import kind_of, locate, previous_of
+
+    return any(kind_of(*locate(place)) is not None for place in (path, previous_of(path)))

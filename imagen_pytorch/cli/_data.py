@@ -78,6 +78,28 @@ def _opened(config: TrainingConfig, image_size: tuple[int, int]) -> Dataset:
             raise no_clips from None
 
 
+def _readable(config: TrainingConfig, image_size: tuple[int, int]) -> tuple[Dataset, str, bool]:
+    """The data set of a configuration, what its items are, and whether they have captions.
+
+    Raises:
+        click.UsageError: the model makes pictures and the data are clips.
+        CommandFailed: nothing in it can be read.
+    """
+    dataset = _opened(config, image_size)
+    try:
+        first = dataset[0]
+    except (OSError, IndexError) as error:
+        reason = described(error)
+        raise CommandFailed(f"cannot read the first item of {config.dataset_name}: {reason}", DATA) from error
+    noun = noun_of(first)
+    if noun == "clip" and not config.imagen.video:
+        raise click.UsageError(
+            f"{config.dataset_name} holds clips and this is a model of pictures: one of videos is described with "
+            '"video": true in "imagen", as in the ready-made configuration moving-digits (--config moving-digits)'
+        )
+    return dataset, noun, caption_of(first) is not None
+
+
 def open_data(config: TrainingConfig, image_size: tuple[int, int]) -> Dataset:
     """The data set of a configuration, fit for its model.
 
@@ -89,26 +111,32 @@ def open_data(config: TrainingConfig, image_size: tuple[int, int]) -> Dataset:
         click.UsageError: the model takes captions and the data have none, or it makes pictures and the data are clips.
         CommandFailed: nothing in it can be read.
     """
-    dataset = _opened(config, image_size)
-    try:
-        first = dataset[0]
-    except (OSError, IndexError) as error:
-        reason = described(error)
-        raise CommandFailed(f"cannot read the first item of {config.dataset_name}: {reason}", DATA) from error
-    noun, captioned = noun_of(first), caption_of(first) is not None
-    if noun == "clip" and not config.imagen.video:
-        raise click.UsageError(
-            f"{config.dataset_name} holds clips and this is a model of pictures: one of videos is described with "
-            '"video": true in "imagen", as in the ready-made configuration moving-digits (--config moving-digits)'
-        )
+    dataset, noun, captioned = _readable(config, image_size)
     if captioned and not config.imagen.condition_on_text:
         return _WithoutCaptions(dataset)
     if not captioned and config.imagen.condition_on_text:
         raise click.UsageError(
             f"the {noun}s of {config.dataset_name} have no captions, and the model needs them: write each into a .txt "
-            f'file beside its {noun}, or train a model with "condition_on_text": false'
+            f'file beside its {noun}, or train a model with "condition_on_text": false in "imagen"'
         )
     return dataset
+
+
+def open_or_adapt(config: TrainingConfig, image_size: tuple[int, int]) -> tuple[Dataset, TrainingConfig]:
+    """The data set of a configuration, and the configuration: without text where the data have no captions.
+
+    Args and errors as for `open_data`, but for missing captions.
+    """
+    dataset, _, captioned = _readable(config, image_size)
+    if not captioned:
+        return dataset, without_text(config) if config.imagen.condition_on_text else config
+    return dataset if config.imagen.condition_on_text else _WithoutCaptions(dataset), config
+
+
+def without_text(config: TrainingConfig) -> TrainingConfig:
+    """The configuration of the same model without captions."""
+    model = config.imagen.model_copy(update={"condition_on_text": False})
+    return config.model_copy(update={"imagen": model, "sample_texts": []})
 
 
 def stage_size(config: TrainingConfig, number: int) -> tuple[int, int]:

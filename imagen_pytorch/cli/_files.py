@@ -141,15 +141,21 @@ def write_over(contents: bytes, path: Path) -> None:
 def append_line(line: str, path: Path) -> None:
     """Add a line to a file of ours; what else has its name, a link or a pipe, is renamed and not written through.
 
+    A last line that a crash has torn stays by itself.
+
     Raises:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
         set_aside(path)
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    with open(os.open(path, flags, 0o666), "ab") as file:
-        file.write(f"{line}\n".encode())
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    with open(os.open(path, flags, 0o666), "ab+") as file:
+        torn = False
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
+        file.write(b"\n" * torn + f"{line}\n".encode())
 
 
 def remember(paths: Sequence[Path]) -> None:

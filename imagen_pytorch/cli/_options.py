@@ -145,7 +145,10 @@ def chosen_device(name: str) -> Any:
         "cpu": lambda: True,
         "cuda": lambda: torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
         "mps": torch.backends.mps.is_available,
+        "xpu": lambda: torch.xpu.is_available() and (device.index or 0) < torch.xpu.device_count(),
     }
-    if not there.get(device.type, lambda: True)():
+    if device.type not in there:
+        raise click.UsageError(f'"{name}" is no device to compute on; write auto, cpu, cuda, cuda:1 or mps')
+    if not there[device.type]():
         raise click.UsageError(f'the device "{name}" is not available on this machine; --device cpu always is')
     return device

@@ -2,51 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..wording import excerpt
 from ._errors import say
-from ._files import append_line
-
-#: weight of the newest loss in the one that is shown
-_SMOOTHING = 0.05
-
-
-class MetricsLog:
-    """``metrics.jsonl``: one JSON object per line, only ever appended to.
-
-    Args:
-        path: where the file is; it is made with the first line.
-        writes: false makes it a log that only reads, as the processes beside the main one have it.
-    """
-
-    def __init__(self, path: Path, writes: bool = True) -> None:
-        self.path, self.writes = path, writes
-
-    def write(self, **values: Any) -> None:
-        """Append one object."""
-        if not self.writes:
-            return
-        append_line(json.dumps(values), self.path)
-
-    def history(self) -> dict[str, list[tuple[int, float]]]:
-        """The losses in the file as curves of (step, loss), by U-Net; a line cut off by a crash is passed over."""
-        curves: dict[str, list[tuple[int, float]]] = {}
-        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else ():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            for key, name in (("loss", ""), ("valid_loss", " validation")):
-                if entry.get(key) is not None:
-                    curves.setdefault(f"U-Net {entry['unet']}{name}", []).append((entry["step"], entry[key]))
-        return curves
+from ._metrics import MetricsLog
 
 
 class Span(NamedTuple):
@@ -62,6 +26,12 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _mean(losses: list[float]) -> float:
+    """The mean of those that are finite: the trainer skips the steps of the others."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    return sum(finite) / len(finite) if finite else math.nan
 
 
 class Progress:
@@ -89,12 +59,13 @@ class Progress:
     ) -> None:
         self.span, self.images_per_step, self.log, self.every, self.quiet = span, images_per_step, log, every, quiet
         self.unit, self.mean = unit, mean
-        self.step, self.shown, self._rate = span.first, 0.0, 0.0
+        self.step, self._rate = span.first, 0.0
+        self.shown = math.nan  # mean loss of the last interval; of the first one while it lasts
         self._losses: list[float] = []
-        self._weight = 0.0
+        self._finite, self._flushed = 0, False
         self._began = self._logged = time.monotonic()
         self._paused = 0.0
-        self._bar = self._make_bar() if not quiet and sys.stderr.isatty() else None
+        self._bar = self._make_bar() if not quiet and sys.stderr is not None and sys.stderr.isatty() else None
 
     def __enter__(self) -> Progress:
         return self
@@ -143,39 +114,40 @@ class Progress:
         Args:
             step: number of steps so far, those of earlier runs included.
             loss: of this step.
-            rate: the learning rate.
+            rate: the learning rate of this step.
         """
         self._losses.append(loss)
         self._rate = rate
-        if math.isfinite(loss):  # any other was skipped by the trainer, and must not stick to the mean
-            self._weight = (1 - _SMOOTHING) * self._weight + _SMOOTHING
-            self.shown += (loss - self.shown) * _SMOOTHING / self._weight
+        if not self._flushed and math.isfinite(loss):
+            self._finite += 1
+            self.shown = loss if self._finite == 1 else self.shown + (loss - self.shown) / self._finite
         moved, self.step = step - self.step, step
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {self.shown:.4f}, {self.speed():.0f} {self.unit}/s", refresh=False)
+            figures = f"loss {self.shown:.4f}, lr {rate:.2g}, {self.speed():.0f} {self.unit}/s"
+            self._bar.set_postfix_str(figures, refresh=False)
             self._bar.update(moved)
         if step % self.every == 0 or step >= self.span.last:
             self._flush()
 
     def _flush(self) -> None:
-        finite = [loss for loss in self._losses if math.isfinite(loss)]
         now = time.monotonic()
         speed = len(self._losses) * self.images_per_step / max(now - self._logged, 1e-9)
-        self._losses, self._logged = [], now
         # every process takes part, also one that has nothing to say
-        mean = self.mean(sum(finite) / len(finite) if finite else math.nan)
-        loss = mean if math.isfinite(mean) else None
-        self.log.write(
-            unet=self.span.unet_number, step=self.step, loss=loss, lr=self._rate, images_per_second=round(speed, 2)
-        )
+        self.shown = self.mean(_mean(self._losses))
+        self._losses, self._logged, self._flushed = [], now, True
+        loss = self.shown if math.isfinite(self.shown) else None
+        self._write(loss=loss, lr=self._rate, images_per_second=round(speed, 2))
         if self._bar is None:
             left = (self.span.last - self.step) * self.images_per_step / max(self.speed(), 1e-9)
             self.say(
                 f"U-Net {self.span.unet_number}  step {self.step}/{self.span.last}  loss {self.shown:.4f}  "
-                f"{speed:.0f} {self.unit}/s  {clock(left)} left"
+                f"lr {self._rate:.2g}  {speed:.0f} {self.unit}/s  {clock(left)} left"
             )
+
+    def _write(self, **values: Any) -> None:
+        self.log.write(unet=self.span.unet_number, step=self.step, from_step=self.span.first, **values)
 
     def validated(self, loss: float) -> None:
         """A validation is done."""
-        self.log.write(unet=self.span.unet_number, step=self.step, valid_loss=loss)
+        self._write(valid_loss=loss)
         self.say(f"U-Net {self.span.unet_number}  step {self.step}  validation loss {loss:.4f}")

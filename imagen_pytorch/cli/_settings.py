@@ -6,13 +6,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from ..signatures import ConfigError, parse, read_json
 from ._errors import say
-from ._presets import are_shipped, find_config
+from ._presets import ConfigChoice, are_shipped, find_config
+from ._sources import kept_arguments, kind_of_source, same_source
 
 if TYPE_CHECKING:
     from ..configs import TrainingConfig
@@ -25,6 +26,8 @@ _OVERRIDES = {
     "save_every": "save_at_every",
     "validate_every": "validate_at_every",
 }
+#: entries that name columns of a table, and so belong to the data
+_LABELS = ("image_label", "url_label", "text_label")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Request:
     data: str | None
     batch_size: int | None
     max_batch_size: int | None
+    lr: Any
     sample_every: int | None
     save_every: int | None
     log_every: int
@@ -50,13 +54,14 @@ class Request:
     compile: bool
     strategy: str | None
     checkpoint: str | None
+    allow_mismatch: bool
     output: str
     device: str
     quiet: bool
     force: bool
 
     def check(self) -> None:
-        """Refuse options that contradict each other.
+        """Refuse options that contradict each other, and a learning rate that learns nothing.
 
         Raises:
             click.UsageError: naming them.
@@ -65,6 +70,28 @@ class Request:
         given = [name for name, value in lengths.items() if value is not None]
         if len(given) > 1:
             raise click.UsageError(f"{' and '.join(given)} say how long to train: give one of them")
+        rates = self.lr if isinstance(self.lr, list) else [] if self.lr is None else [self.lr]
+        if any(rate <= 0 for rate in rates):
+            raise click.UsageError(f"--lr is a learning rate above 0, such as 1e-4; got {min(rates):g}")
+
+    @property
+    def folder(self) -> Path:
+        """The output folder."""
+        return Path(os.path.expanduser(self.output))
+
+
+class Settings(NamedTuple):
+    """What a training is to do.
+
+    Attributes:
+        config: the checked configuration.
+        source: its file.
+        states_text: whether the user's own configuration asks for a model with captions.
+    """
+
+    config: TrainingConfig
+    source: Path
+    states_text: bool
 
 
 def _with_frames(model: Any, count: int | None) -> Any:
@@ -74,26 +101,41 @@ def _with_frames(model: Any, count: int | None) -> Any:
     return model
 
 
-def _overridden(values: dict[str, Any], request: Request, ready_made: bool) -> dict[str, Any]:
-    """The contents of a configuration file with the options of the command line in place of its own entries."""
+def _with_data(values: dict[str, Any], name: str, choice: ConfigChoice) -> tuple[dict[str, Any], list[str]]:
+    """The configuration with other data; and the names of the entries that are dropped, for they do not fit them."""
     from ..configs import loader_arguments
 
-    values = dict(values)
+    before = values.get("dataset_name", "emoji64")
+    if isinstance(before, str) and same_source(before, name):
+        return {**values, "dataset_name": name}, []
+    dataset = dict(values.get("dataset") or {})
+    alike = isinstance(before, str) and kind_of_source(before) == kind_of_source(name)
+    takes = loader_arguments() | (kept_arguments(name, dataset) if alike else frozenset())
+    dropped = [f"dataset.{key}" for key in dataset if key not in takes and key != "num_frames"]  # which the model keeps
+    values["imagen"] = _with_frames(values.get("imagen"), dataset.get("num_frames"))
+    if not alike:
+        dropped += [key for key in _LABELS if values.pop(key, None) is not None]
+    if choice.ready_made or are_shipped(values.get("sample_texts")):
+        values.pop("sample_texts", None)
+    kept = {key: value for key, value in dataset.items() if key in takes}
+    return {**values, "dataset_name": name, "dataset": kept}, dropped
+
+
+def _overridden(values: dict[str, Any], request: Request, choice: ConfigChoice) -> tuple[dict[str, Any], list[str]]:
+    """The contents of a configuration file with the options of the command line in place of its own entries; and the
+    names of the entries that are dropped.
+    """
+    values, dropped = dict(values), []
     for option, key in _OVERRIDES.items():
         if getattr(request, option) is not None:
             values[key] = getattr(request, option)
-    dataset = dict(values.get("dataset") or {})
-    if request.data is not None and request.data != values.get("dataset_name"):
-        # arguments of the other source, and captions that belong to it, mean nothing here
-        known = loader_arguments()
-        values["imagen"] = _with_frames(values.get("imagen"), dataset.get("num_frames"))
-        dataset = {name: value for name, value in dataset.items() if name in known}
-        values["dataset_name"] = request.data
-        if ready_made or are_shipped(values.get("sample_texts")):
-            values.pop("sample_texts", None)
+    if request.data is not None:
+        values, dropped = _with_data(values, request.data, choice)
+    dataset, trainer = dict(values.get("dataset") or {}), dict(values.get("trainer") or {})
     if request.batch_size is not None:
         dataset["batch_size"] = request.batch_size
-    trainer = dict(values.get("trainer") or {})
+    if request.lr is not None:
+        trainer["lr"] = request.lr
     if request.precision is not None:
         trainer["precision"] = request.precision
         trainer.pop("fp16", None)
@@ -104,10 +146,19 @@ def _overridden(values: dict[str, Any], request: Request, ready_made: bool) -> d
     values |= {"dataset": dataset, "trainer": trainer}
     if request.text:
         values["sample_texts"] = list(request.text)
-    return values
+    return values, dropped
 
 
-def settle(request: Request) -> TrainingConfig:
+def _states_text(values: Mapping[str, Any]) -> bool:
+    """Whether a configuration asks for captions in so many words; a default does not."""
+    model = values.get("imagen")
+    if not isinstance(model, Mapping) or model.get("condition_on_text") is False:
+        return False
+    asked = ("condition_on_text", "text_encoder_name", "text_embed_dim")
+    return any(model.get(key) for key in asked) or bool(values.get("sample_texts"))
+
+
+def settle(request: Request) -> Settings:
     """The checked configuration of this training.
 
     Raises:
@@ -115,25 +166,54 @@ def settle(request: Request) -> TrainingConfig:
         ConfigError: the configuration has a mistake; the message names file and place.
     """
     request.check()
-    choice = find_config(request.config, request.data)
+    choice = find_config(None if request.config is None else os.path.expanduser(request.config), request.data)
+    given = read_json(choice.path)
+    values, dropped = _overridden(given, request, choice)
     if not request.quiet:
         say(f"configuration {choice.path}")
+        if dropped and not choice.ready_made:
+            say(f"--data {request.data} is other data than the configuration's: {', '.join(dropped)} left out")
 
     from ..configs import TrainingConfig
 
     try:
-        config = parse(TrainingConfig, _overridden(read_json(choice.path), request, choice.ready_made))
+        config = parse(TrainingConfig, values)
     except ConfigError as error:
         raise ConfigError(f"{choice.path}: {error}") from error
     count = len(config.imagen.unets)
     if request.unet is not None and request.unet > count:
         raise click.UsageError(f"--unet {request.unet}: the model has {count} U-Nets, numbered 1 to {count}")
-    return config
+    refuse_the_former_place(request)
+    return Settings(config, choice.path, not choice.ready_made and _states_text(given))
 
 
-def placed_checkpoint(config: TrainingConfig, output: str) -> str:
-    """Where the checkpoint is kept: a relative path lies in the output folder."""
-    path = config.checkpoint_path
+def refuse_the_former_place(request: Request) -> None:
+    """Refuse a relative ``--checkpoint`` that is nowhere but in the output folder, where earlier versions kept it.
+
+    Raises:
+        click.UsageError: training would silently start afresh beside it.
+    """
+    from ._checkpoints import has_checkpoint
+
+    given = request.checkpoint
+    if given is None or "://" in given or os.path.isabs(os.path.expanduser(given)):
+        return
+    former = request.folder / given
+    if os.path.normpath(former) == os.path.normpath(given) or has_checkpoint(given) or not has_checkpoint(str(former)):
+        return
+    raise click.UsageError(
+        f"--checkpoint {given} is a path from the current folder, and the checkpoint is in the output folder: give "
+        f"--checkpoint {former} to go on from it"
+    )
+
+
+def placed_checkpoint(config: TrainingConfig, request: Request) -> str:
+    """Where the checkpoint is kept.
+
+    A relative path on the command line is one from the current folder; one in the configuration lies in the output
+    folder.
+    """
+    path = os.path.expanduser(config.checkpoint_path)
     if "://" in path or os.path.isabs(path):
         return path
-    return str(Path(output) / path)
+    return str(Path(path) if request.checkpoint is not None else request.folder / path)

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._checkpoints import make_output, whole_or_previous
-from ._data import caption_of, informed, noun_of, open_data, stage_size
-from ._errors import MEMORY, USAGE, CommandFailed, described, exit_code, say
-from ._files import encoded, set_aside, write_new, write_over
+from ._data import informed, noun_of, open_data, open_or_adapt, stage_size, without_text
+from ._errors import MEMORY, CommandFailed, described, exit_code, say
+from ._files import encoded, set_aside, write_over
 from ._memory import MemoryCheck
+from ._metrics import MetricsLog
 from ._options import chosen_device
-from ._outputs import Pictures, Videos, outputs_of
-from ._progress import MetricsLog, Progress, Span
+from ._program import program
+from ._progress import Progress, Span
+from ._samples import Samples, borrowed_captions
+from ._saving import SavedRun
 from ._settings import Request, placed_checkpoint, settle
 from ._signals import Interruption, is_main_process
+from ._sources import change_of_data, data_record
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
-    from ..cascade.cascade import Cascade
     from ..configs import TrainingConfig
     from ..trainer import ImagenTrainer
 
@@ -34,15 +37,15 @@ if TYPE_CHECKING:
 USUAL_STEPS = 1000
 #: batches of one validation, at most
 VALIDATION_BATCHES = 8
-#: captions that are taken from the data where none are given for samples
-BORROWED_CAPTIONS = 4
+#: the entry of a checkpoint that says what it was trained on
+_DATA = "data_source"
 
 
 def _make_trainer(config: TrainingConfig, request: Request) -> ImagenTrainer:
     import torch
 
     device = chosen_device(request.device)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"verbose": False}  # standard output is for results
     if device.type == "cpu" and chosen_device("auto").type != "cpu":
         options["accelerate_cpu"] = True
     if device.type == "cuda" and device.index is not None:
@@ -52,21 +55,10 @@ def _make_trainer(config: TrainingConfig, request: Request) -> ImagenTrainer:
         options["seed"] = request.seed
     if config.validate_at_every:
         options["split_valid_from_train"] = True
-    return config.create(**options)
-
-
-def _captions(dataset: Dataset) -> list[str]:
-    """A few different captions from all over a data set; none if it has none."""
-    count = len(dataset)  # type: ignore[arg-type]
-    items = [dataset[index * count // BORROWED_CAPTIONS] for index in range(min(BORROWED_CAPTIONS, count))]
-    return list(dict.fromkeys(caption for caption in map(caption_of, items) if caption is not None))
-
-
-def _outputs(imagen: Cascade) -> Pictures:
-    """What samples are files of; a video model that was only shown pictures makes the shortest videos it can."""
-    if imagen.is_video and imagen.video_frames is None:
-        return Videos(imagen, frames=imagen.temporal_downsample_factor[0])
-    return outputs_of(imagen)
+    trainer = config.create(**options)
+    if request.device != "auto" and trainer.device.type != device.type:
+        raise click.UsageError(f'--device {request.device}: training on this machine uses "{trainer.device.type}"')
+    return trainer
 
 
 class Run:
@@ -75,19 +67,18 @@ class Run:
     Args:
         request: the options of the command.
         config: the configuration that they and the file give.
+        may_drop_text: whether data without captions make a model without text of the configuration's model.
     """
 
-    def __init__(self, request: Request, config: TrainingConfig) -> None:
-        self.request, self.config = request, config
-        self.folder = Path(request.output)
-        self.checkpoint = placed_checkpoint(config, request.output)
+    def __init__(self, request: Request, config: TrainingConfig, may_drop_text: bool = False) -> None:
+        self.request, self.config, self.may_drop_text = request, config, may_drop_text
+        self.folder = request.folder
+        self.checkpoint = placed_checkpoint(config, request)
+        self.saved = SavedRun(self.checkpoint, request.quiet)
         self.log = MetricsLog(self.folder / "metrics.jsonl", writes=is_main_process())
-        self.began_at: list[int] = []  # steps of every U-Net when this run began
-        self.saved_at: list[int] = []  # and in the checkpoint
-        self.captions = config.sample_texts
         self.span = Span(0, 0, 0)
-        self.lock: Any = None
         self.stopped = False
+        self.failed: set[str] = set()  # what went wrong once and has been named
         count = len(config.imagen.unets)
         null = [number for number, unet in enumerate(config.imagen.unets, start=1) if getattr(unet, "is_null", False)]
         every = [number for number in range(1, count + 1) if number not in null]
@@ -97,8 +88,9 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.lock is not None:
-            self.lock.release()
+        self.saved.release()
+
+    # -- before the first step ----------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
         """Model, data and, if there is one, the checkpoint to go on from.
@@ -106,69 +98,79 @@ class Run:
         Raises:
             click.ClickException: one of them cannot be used.
         """
-        from ..storage import kind_of
-
         memory = MemoryCheck(self.config, self.numbers, chosen_device(self.request.device), bool(self.request.force))
         memory.before_data()
-        fs, place = self.claim()
-        dataset = open_data(self.config, stage_size(self.config, max(self.numbers)))
-        self.config, noun = informed(self.config, dataset), noun_of(dataset[0])
+        self.saved.claim(self.folder)
+        dataset, noun = self._open()
         memory.before_training(len(dataset), getattr(self.config.imagen, "video_frames", None))  # type: ignore[arg-type]
         self.unit = "clips" if noun == "clip" else "img"
         self.trainer = _make_trainer(self.config, self.request)
-        self.outputs = _outputs(self.trainer.imagen)
-        from ..data import SkippedReport
-
+        self.processes = self.trainer.processes
         loader, _ = self.config.split_dataset_arguments()
         self.batch_size = min(loader["batch_size"], len(dataset))  # type: ignore[arg-type]
         self.trainer.add_train_dataset(dataset, **loader)
-        if not self.captions and self.config.imagen.condition_on_text:
-            self.captions = _captions(dataset)
+        captions = self.config.sample_texts
+        if not captions and self.config.imagen.condition_on_text:
+            captions = borrowed_captions(dataset)
+        self.samples = Samples(self.trainer, dataset, captions, self.folder, self.request.cond_scale)
+        self.outputs = self.samples.outputs
+        from ..data import SkippedReport
+
         self.skipped = SkippedReport(self.trainer.train_dl, self.folder, self.config.max_skipped_share)
-        self.skipped.update()
-        single = f", each trained as a {self.outputs.noun} of one frame" if noun != self.outputs.noun else ""
-        self.say(f"{self.config.dataset_name}: {len(dataset)} {noun}s{single}")  # type: ignore[arg-type]
-        self.processes = self.trainer.processes
+        self.list_skipped()
+        self._say_data(dataset, noun)
+        self.data = data_record(self.config.dataset_name, dataset)
         if self.processes.count > 1:
             self.say(f"strategy {self.processes.strategy}: {self.processes.count} processes share every batch")
-        if self.processes.from_main(lambda: kind_of(fs, place)) is not None:
+        self.saved.attach(self.trainer, {_DATA: self.data})
+        if self.saved.exists():
             self._resume()
-            self.say(f"going on from {self.checkpoint} after {self.taken()} steps")
         elif is_main_process():
             set_aside(self.log.path)
             set_aside(self.folder / "loss.png")
-        self.began_at = self.saved_at = self.taken()
 
-    def claim(self) -> tuple[Any, str]:
-        """Where the checkpoint is to be, which nobody else saves to from now on.
+    def _open(self) -> tuple[Dataset, str]:
+        """The data, and what their items are; the configuration comes to fit them, which is said."""
+        size, asked = stage_size(self.config, max(self.numbers)), self.config.imagen.condition_on_text
+        if self.may_drop_text:
+            dataset, self.config = open_or_adapt(self.config, size)
+        else:
+            dataset = open_data(self.config, size)
+        noun = noun_of(dataset[0])
+        if not self.config.imagen.condition_on_text:
+            self._drop_captions(asked, noun)
+        self.config = informed(self.config, dataset)
+        return dataset, noun
 
-        Raises:
-            CheckpointError: another run saves there.
-            CommandFailed: it cannot be written there, or nothing into the output folder; known before anything is read.
-        """
-        from ..storage import CheckpointNotWritten, FolderClaim, is_local, locate, lock_of, make_folder, parent_of
+    def _drop_captions(self, asked: bool, noun: str) -> None:
+        """A model without text takes no captions for its samples."""
+        if self.request.text:
+            raise click.UsageError(
+                f"--text is a caption, and the model takes none: no {noun} of {self.config.dataset_name} has one"
+                if asked
+                else '--text is a caption, and the model takes none: its configuration says "condition_on_text": false'
+            )
+        if asked:
+            self.say(f"no {noun} of {self.config.dataset_name} has a caption: this model is trained without text")
+        elif self.config.sample_texts:
+            self.say('sample_texts is left out: the model takes no captions ("condition_on_text" is false)')
+        self.config = without_text(self.config)
 
-        fs, place = locate(self.checkpoint)
-        folder = parent_of(place)
-        if is_main_process():
-            try:
-                make_output(self.folder)
-                make_folder(fs, folder)
-                self.lock = lock_of(place) if is_local(fs) else FolderClaim(fs, folder, self.checkpoint)
-                self.lock.acquire()
-            except CheckpointNotWritten as error:
-                raise CommandFailed(described(error), USAGE) from error
-        return fs, place
+    def _say_data(self, dataset: Dataset, noun: str) -> None:
+        captions = "" if self.config.imagen.condition_on_text else " without captions"
+        single = f", each trained as a {self.outputs.noun} of one frame" if noun != self.outputs.noun else ""
+        self.say(f"{self.config.dataset_name}: {len(dataset)} {noun}s{captions}{single}")  # type: ignore[arg-type]
 
     def _resume(self) -> None:
-        from ..checkpoint import CheckpointError
+        contents = self.saved.load(strict=not self.request.allow_mismatch)
+        for note in (*getattr(self.trainer, "resume_notes", ()), *change_of_data(contents.get(_DATA), self.data)):
+            self.say(note)
 
-        try:
-            found = self.processes.from_main(lambda: whole_or_previous(self.checkpoint))
-            self.trainer.load(found)
-        except CheckpointError as error:
-            hint = f"cannot go on from {self.checkpoint} (--checkpoint names another file to train in)"
-            raise CommandFailed(f"{hint}: {described(error)}", exit_code(error)) from error
+    def save(self) -> None:
+        """Write the checkpoint, unless it holds the present state already."""
+        self.saved.save()
+
+    # -- questions ----------------------------------------------------------------------------------------------------
 
     def taken(self) -> list[int]:
         """Training steps so far, of every U-Net."""
@@ -189,7 +191,10 @@ class Run:
         if request.epochs is not None:
             return taken + request.epochs * len(self.trainer.train_dl)
         total = self.config.total_steps(number)
-        return taken + USUAL_STEPS if total is None else total
+        if total is not None:
+            return total
+        decay = None if self._states_decay() else self.trainer.decay_steps(number)
+        return decay if decay is not None and decay > taken else taken + USUAL_STEPS
 
     def how_to_go_on(self) -> str:
         """What to type after an interruption."""
@@ -197,26 +202,55 @@ class Run:
             return "the same command goes on"
         return f"the same command with --max-steps {self.span.last} in place of --steps or --epochs goes on"
 
-    def save(self, background: bool = False) -> None:
-        """Write the checkpoint, unless it holds the present state already; perhaps while training goes on."""
-        if self.taken() != self.saved_at:
-            if is_main_process() and hasattr(self.lock, "check"):  # an object store has no locks
-                self.lock.check()
-            self.trainer.save(self.checkpoint, background=background, keep_previous=True)
-            self.saved_at = self.taken()
-        elif not background:
-            self.trainer.wait_for_saves()
+    # -- learning rates -----------------------------------------------------------------------------------------------
 
-    def save_last(self) -> None:
-        """Write the checkpoint at the end of the run.
+    def _states_decay(self) -> bool:
+        return "cosine_decay_max_steps" in self.config.trainer.model_fields_set
 
-        Raises:
-            CheckpointNotWritten: it cannot be written, though ``on_save_error`` let earlier failures pass.
+    def _fit_decay(self, span: Span) -> None:
+        """Let the learning rate fall until the run's goal, unless the configuration says that it falls more slowly or
+        not at all: no step is computed at a rate of 0.
         """
-        self.trainer.wait_for_saves()
-        if self.trainer.on_save_error != "stop":  # nobody knows whether the last one was written
-            self.trainer.on_save_error, self.saved_at = "stop", self.began_at
-        self.save()
+        number, end = span.unet_number, span.last
+        before = self.trainer.decay_steps(number)
+        if self._states_decay():
+            stated = self.config.trainer.cosine_decay_max_steps
+            stated = stated[number - 1] if isinstance(stated, list | tuple) else stated
+            if stated is None or stated >= end:
+                return
+            reason = f"trainer.cosine_decay_max_steps is {stated}"
+        else:
+            reason = f"it ended at step {before}"
+        if end == before:
+            return
+        self.trainer.set_decay(number, end)
+        if before is not None or self._states_decay():
+            rate = self.trainer.get_lr(number)
+            self.say(
+                f"U-Net {number}: the learning rate falls until step {end}, where this run ends, from {rate:.2g} now "
+                f"({reason})"
+            )
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def spared(self, what: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+        """What fails inside the block does not end the training: it is named in a warning, once.
+
+        Args:
+            what: that is missing then.
+            but: errors that do end it.
+        """
+        from ..training.processes import ProcessLost
+
+        try:
+            yield
+        except (ProcessLost, *but):
+            raise
+        except Exception as error:
+            if what not in self.failed:
+                self.failed.add(what)
+                warnings.warn(f"no {what}: {described(error)}; the training goes on", stacklevel=3)
 
     def stops(self, interruption: Interruption) -> bool:
         """Whether all processes stop here, because one of them has got a signal."""
@@ -226,30 +260,24 @@ class Run:
         return self.stopped
 
     def train(self, number: int, interruption: Interruption) -> None:
-        """Train one U-Net to its goal, or until there is a signal."""
+        """Train one U-Net to its goal, or until there is a signal.
+
+        Whatever ends it is raised after what was learned has been saved.
+        """
         span = self.span = Span(number, self.taken()[number - 1], self.goal(number))
         if span.first >= span.last:
             self.say(f"U-Net {number} has been trained for {span.first} steps; --steps N trains it further")
             return
-        if self.trainer.get_lr(number) == 0:
-            self.say(
-                f"the learning rate of U-Net {number} has fallen to 0, so nothing more is learned: raise "
-                "trainer.cosine_decay_max_steps in the configuration"
-            )
-        quiet, every = self.request.quiet, self.request.log_every
-        duties = (
-            (self.config.validate_at_every, self.validate),
-            (self.config.sample_at_every, self.sample),
-            (self.config.save_at_every, lambda *_: self.save(background=True)),
-            (every, lambda *_: self.list_skipped()),
-        )
-        mean = self.processes.mean
-        with Progress(span, self.batch_size, self.log, every, quiet, self.unit, mean) as progress:
+        self._fit_decay(span)
+        every, duties = self.request.log_every, self._duties()
+        progress = Progress(span, self.batch_size, self.log, every, self.request.quiet, self.unit, self.processes.mean)
+        with self.saved.kept(), progress:
             step, stops = span.first, self.stops(interruption)
             while step < span.last and not stops:
+                rate = self.trainer.get_lr(number)
                 loss = self.trainer.train_step(unet_number=number, max_batch_size=self.config.max_batch_size)
                 step, before = self.taken()[number - 1], step
-                progress.advance(step, loss, self.trainer.get_lr(number))
+                progress.advance(step, loss, rate)
                 stops = self.stops(interruption)
                 began = time.monotonic()
                 for period, duty in duties:
@@ -257,67 +285,79 @@ class Run:
                         duty(number, step, progress)
                 progress.pause(time.monotonic() - began)
 
+    def _duties(self) -> tuple[tuple[int, Callable[[int, int, Progress], None]], ...]:
+        """What is due now and then, with its period; saving comes first, before anything that may fail."""
+        config = self.config
+        return (
+            (config.save_at_every, lambda *_: self.saved.save(background=True)),
+            (self.request.log_every, lambda *_: self.list_skipped()),
+            (config.validate_at_every, self.validate),
+            (config.sample_at_every, self.sample),
+        )
+
     def list_skipped(self) -> None:
-        """Name in ``skipped.jsonl`` what of the data could not be used; what was learned is kept if it is too much.
+        """Name in ``skipped.jsonl`` what of the data could not be used.
 
         Raises:
             DataError: more than ``max_skipped_share`` of the data.
         """
         from ..data import DataError
 
-        try:
-            self.skipped.update()
-        except DataError:
-            self.save()
-            raise
+        with self.spared("list of what was left out", but=(DataError,)):
+            try:
+                self.skipped.update()
+            except DataError as error:
+                where = "an entry of the configuration file, which `imagen config` writes"
+                raise DataError(f"{error} ({where})") from error
 
     def validate(self, number: int, _: int, progress: Progress) -> None:
         """Mean loss over a part of the data that is not trained on; its noise is the same each time."""
-        count = min(VALIDATION_BATCHES, len(self.trainer.valid_dl))
-        self.trainer.create_valid_iter()  # the same batches each time
-        losses = [
-            self.trainer.valid_step(unet_number=number, max_batch_size=self.config.max_batch_size) for _ in range(count)
-        ]
-        progress.validated(self.processes.mean(sum(losses) / count))
+        mean = math.nan
+        with self.spared("validation"):
+            count = min(VALIDATION_BATCHES, len(self.trainer.valid_dl))
+            self.trainer.create_valid_iter()  # the same batches each time
+            step = {"unet_number": number, "max_batch_size": self.config.max_batch_size}
+            mean = sum(self.trainer.valid_step(**step) for _ in range(count)) / count
+        mean = self.processes.mean(mean)  # each process takes part, also where it failed
+        if math.isfinite(mean):
+            progress.validated(mean)
 
     def sample(self, number: int, step: int, progress: Progress) -> None:
-        """A sheet of what the U-Net makes now, always from the same captions and seeds."""
-        from ..training.sampling import last_trained
-
+        """A sheet of what the U-Net makes now, and the curve of the losses so far."""
         if not (is_main_process() or self.processes.sharded):
             return
-        imagen = self.trainer.imagen
-        if last_trained(list(imagen.unets), self.taken()) < number:
-            progress.say(f"no samples of U-Net {number}: a U-Net before it has not been trained yet")
-            return
-        guided = self.config.imagen.condition_on_text and imagen.can_classifier_guidance
-        texts = {"texts": self.captions} if self.captions else {"batch_size": BORROWED_CAPTIONS}
-        items = self.trainer.sample(
-            **texts,
-            **self.outputs.arguments(),
-            seed=0,
-            cond_scale=self.request.cond_scale if guided else 1.0,
-            stop_at_unet_number=number,
-            use_tqdm=False,
-        )
-        if not is_main_process():
-            return
-        name = f"sample-{step // self.config.sample_at_every}" + (f"-unet{number}" if number > 1 else "")
-        sheet, suffix = self.outputs.grid(items, self.captions or [""] * len(items)), self.outputs.suffix
-        path = write_new(self.outputs.encode(sheet, suffix, number - 1), self.folder / f"{name}{suffix}")
-        progress.say(f"wrote {path}")
+        with self.spared(f"samples of U-Net {number}"):
+            if self.samples.needs_examples(number) and step <= self.config.sample_at_every:
+                progress.say(
+                    f"samples of U-Net {number} enlarge images of the data: a U-Net before it has not been trained yet"
+                )
+            suffix = f"-unet{number}" if number > 1 else ""
+            path = self.samples.write(number, f"sample-{step // self.config.sample_at_every}{suffix}")
+            if path is not None:
+                progress.say(f"wrote {path}")
+        self._draw_curve()
 
-    def draw_curve(self) -> None:
-        """``loss.png``, drawn anew from the whole log."""
+    def _draw_curve(self) -> Any:
+        """Draw ``loss.png`` anew from the whole log; returns its path, None if there is nothing to draw."""
         if not is_main_process():
-            return
+            return None
         from ..evaluation.pictures import loss_curve
 
-        history = self.log.history()
-        if history:
-            path = self.folder / "loss.png"
-            write_over(encoded(loss_curve(history)), path)
+        with self.spared("loss.png"):
+            history = self.log.history()
+            if history:
+                path = self.folder / "loss.png"
+                write_over(encoded(loss_curve(history)), path)
+                return path
+        return None
+
+    def draw_curve(self) -> None:
+        """``loss.png``, drawn anew from the whole log, and said."""
+        path = self._draw_curve()
+        if path is not None:
             self.say(f"wrote {path}")
+
+    # -- the end ------------------------------------------------------------------------------------------------------
 
     def say_the_end(self) -> None:
         """What was left out, how to go on, and where the checkpoint is."""
@@ -330,8 +370,20 @@ class Run:
         if self.stopped:
             self.say(f"interrupted and saved; {self.how_to_go_on()}")
         else:
-            self.say(f'next: imagen sample --model {shlex.quote(str(self.checkpoint))} "..."')
+            self._say_what_is_next()
         click.echo(self.checkpoint)
+
+    def _say_what_is_next(self) -> None:
+        from ..training.sampling import last_trained
+
+        unets = list(self.trainer.imagen.unets)
+        trained = last_trained(unets, self.taken())
+        if trained:
+            caption = ' "..."' if self.config.imagen.condition_on_text else ""
+            self.say(f"next: {program()} sample --model {shlex.quote(str(self.checkpoint))}{caption}")
+        if trained < len(unets):
+            first = "" if trained else "next: "
+            self.say(f"{first}the same command with --unet {trained + 1} trains U-Net {trained + 1} of {len(unets)}")
 
 
 @contextmanager
@@ -355,8 +407,9 @@ def run(request: Request) -> int:
     """
     if not is_main_process():
         request = replace(request, quiet=True)
+    settings = settle(request)
     with (
-        Run(request, settle(request)) as training,
+        Run(request, settings.config, may_drop_text=not settings.states_text) as training,
         _smaller_batches_suggested(training.config),
         Interruption() as interruption,
     ):
@@ -364,9 +417,9 @@ def run(request: Request) -> int:
         for number in training.numbers:
             if not training.stopped:  # by a signal that all processes know of: what one has got is its own affair
                 training.train(number, interruption)
-        training.save_last()
+        training.saved.save_last()
         training.draw_curve()
-        training.skipped.update()
+        training.list_skipped()
         if is_main_process():
             training.say_the_end()
         # a launcher ends all processes when the first has gone: none goes before the last word

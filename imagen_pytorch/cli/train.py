@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ._options import SEED, Caption, PerStage, device_option, quiet_option
+from ._options import SEED, USUAL_COND_SCALE, Caption, PerStage, device_option, quiet_option
 
 COUNT, PERIOD = click.IntRange(min=1), click.IntRange(min=0)
 
@@ -49,8 +49,8 @@ class UnetChoice(click.ParamType):
     "--max-steps",
     type=COUNT,
     metavar="N",
-    help="Train until there have been so many steps, those of earlier runs included. Without any of the three: `steps` "
-    "of the configuration, counted like this, else 1000 steps now.",
+    help="Train until there have been N steps, those of earlier runs included. Without any of the three: `steps` of "
+    "the configuration, counted like this; else what an interrupted run set out for; else 1000 steps now.",
 )
 @click.option(
     "--text",
@@ -82,13 +82,23 @@ class UnetChoice(click.ParamType):
     "--max-batch-size", type=COUNT, metavar="N", help="How many in memory at once; the same result in more time."
 )
 @click.option(
+    "--lr",
+    type=PerStage(float, 0),
+    metavar="RATE[,...]",
+    help="Learning rate, one or one per U-Net, also of a model that is trained further.  [default: trainer.lr]",
+)
+@click.option(
     "--sample-every", type=PERIOD, metavar="N", help="Period of samples; 0: none.  [default: sample_at_every]"
 )
 @click.option(
     "--save-every", type=PERIOD, metavar="N", help="Period of checkpoints; 0: at the end.  [default: save_at_every]"
 )
 @click.option("--log-every", type=COUNT, metavar="N", default=50, show_default=True, help="Period of metrics.")
-@click.option("--cond-scale", type=PerStage(float, 0), default="3", show_default=True, help="Guidance of the samples.")
+@click.option(
+    "--cond-scale",
+    type=PerStage(float, 0),
+    help=f"Guidance of the samples.  [default: the model's own, else {USUAL_COND_SCALE:g}]",
+)
 @click.option(
     "--seed", type=SEED, metavar="N", help="Start of all random numbers; the same one gives the same training."
 )
@@ -99,14 +109,24 @@ class UnetChoice(click.ParamType):
     type=click.Choice(["auto", "ddp", "fsdp2"]),
     help="How several processes share the work: copies of the model (ddp), or its shards (fsdp2).",
 )
-@click.option("--checkpoint", metavar="PATH", help="Where the model is kept, in place of checkpoint_path.")
+@click.option(
+    "--checkpoint",
+    metavar="PATH",
+    help="Where the model is kept: a path from the current folder, or a URL.  [default: checkpoint_path, in the output "
+    "folder]",
+)
+@click.option(
+    "--allow-mismatch",
+    is_flag=True,
+    help="Go on from a checkpoint of a model that differs, with the weights that fit; what differs is said.",
+)
 @click.option(
     "-o",
     "--output",
     default=".",
     show_default=True,
     metavar="FOLDER",
-    help="For samples, metrics.jsonl, loss.png, and the checkpoint if its path is relative.",
+    help="For samples, metrics.jsonl, loss.png, and the checkpoint unless --checkpoint says where.",
 )
 @click.option("--force", is_flag=True, help="Train although the memory seems too small for it.")
 @device_option
@@ -114,7 +134,9 @@ class UnetChoice(click.ParamType):
 def train(**request: Any) -> None:
     """Train one U-Net of a cascade, or all of them, and print where the checkpoint is.
 
-    If the checkpoint exists, training goes on from it. It is written now and then, at the end, and on Ctrl-C.
+    If the checkpoint exists, training goes on from it. It is written now and then, at the end, on Ctrl-C, when the
+    terminal closes, and before an error ends the training. The learning rate falls until the last step unless the
+    configuration says otherwise. A folder of images without captions trains a model without text.
 
     \b
     imagen train                                   the embedded pictures, the first U-Net

@@ -115,4 +115,6 @@ def make_scheduler(
     scheduler.last_epoch = taken
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor(taken)
+    # its state is that of a schedule which was followed from the first update on, so that checkpoints are alike
+    scheduler._step_count, scheduler._last_lr = taken + 1, [group["lr"] for group in optimizer.param_groups]
     return scheduler

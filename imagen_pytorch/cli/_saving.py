@@ -1,0 +1,172 @@
+"""The checkpoint of a training: where it is kept, what it goes on from, and that nothing learned is lost."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._checkpoints import has_checkpoint, make_output, refuse_fleeting, whole_or_previous
+from ._errors import USAGE, CommandFailed, described, exit_code, say
+from ._signals import is_main_process
+
+if TYPE_CHECKING:
+    from ..trainer import ImagenTrainer
+
+
+class SavedRun:
+    """The place of a run's checkpoint, to which no other run saves in the meantime.
+
+    Args:
+        path: where it is.
+        quiet: say nothing but warnings.
+    """
+
+    trainer: ImagenTrainer
+    extra: Mapping[str, Any]
+
+    def __init__(self, path: str, quiet: bool = False) -> None:
+        self.path, self.quiet = path, quiet
+        self.lock: Any = None
+        self.began_at: list[int] = []  # steps of every U-Net when this run began
+        self.saved_at: list[int] = []  # and in the checkpoint
+
+    def claim(self, output: Path) -> None:
+        """Have the place, before anything is read.
+
+        Args:
+            output: the folder of the other results, which is made as well.
+
+        Raises:
+            CheckpointError: another run saves there.
+            CommandFailed: it cannot be written there, or nothing into the output folder.
+            click.UsageError: the place does not outlast this process.
+        """
+        from ..storage import CheckpointNotWritten, FolderClaim, is_local, locate, lock_of, make_folder, parent_of
+
+        fs, place = locate(self.path)
+        refuse_fleeting(fs, self.path)
+        folder = parent_of(place)
+        if is_main_process():
+            try:
+                make_output(output)
+                make_folder(fs, folder)
+                self.lock = lock_of(place) if is_local(fs) else FolderClaim(fs, folder, self.path)
+                self.lock.acquire()
+            except CheckpointNotWritten as error:
+                raise CommandFailed(described(error), USAGE) from error
+
+    def release(self) -> None:
+        """Let others save there."""
+        if self.lock is not None:
+            self.lock.release()
+
+    def attach(self, trainer: ImagenTrainer, extra: Mapping[str, Any]) -> None:
+        """Save the state of this trainer, with further entries."""
+        self.trainer, self.extra = trainer, extra
+        self.began_at = self.saved_at = self.taken()
+
+    def _say(self, text: str) -> None:
+        if not self.quiet:
+            say(text)
+
+    def taken(self) -> list[int]:
+        """Training steps so far, of every U-Net."""
+        return [int(steps) for steps in self.trainer.steps]
+
+    # -- going on -----------------------------------------------------------------------------------------------------
+
+    def exists(self) -> bool:
+        """Whether there is something to go on from; all processes call this."""
+        return self.trainer.processes.from_main(lambda: has_checkpoint(self.path))
+
+    def load(self, strict: bool) -> dict[str, Any]:
+        """Go on from the checkpoint, or from the one before it if it is damaged or gone; returns its contents.
+
+        Args:
+            strict: refuse the checkpoint of a model that differs.
+
+        Raises:
+            CommandFailed: neither can be used.
+        """
+        from ..checkpoint import CheckpointError
+
+        try:
+            found = self.trainer.processes.from_main(lambda: whole_or_previous(self.path))
+            contents = self.trainer.load(found, strict=strict) or {}
+        except CheckpointError as error:
+            hint = f"cannot go on from {self.path} (--checkpoint names another file to train in)"
+            raise CommandFailed(f"{hint}: {described(error)}", exit_code(error)) from error
+        self.began_at = self.saved_at = self.taken()
+        self._say(f"going on from {found} after {self.taken()} steps")
+        return contents
+
+    # -- saving -------------------------------------------------------------------------------------------------------
+
+    def save(self, background: bool = False) -> None:
+        """Write the checkpoint, unless it holds the present state already; perhaps while training goes on.
+
+        Raises:
+            CheckpointError: it cannot be written, or another run has the place by now.
+        """
+        if self.taken() != self.saved_at:
+            if is_main_process() and hasattr(self.lock, "check"):  # an object store has no locks
+                self.lock.check()
+            self.trainer.save(self.path, background=background, keep_previous=True, **self.extra)
+            self.saved_at = self.taken()
+        elif not background:
+            self.trainer.wait_for_saves()
+
+    def save_last(self) -> None:
+        """Write the checkpoint at the end of the run.
+
+        Raises:
+            CheckpointNotWritten: it cannot be written, though ``on_save_error`` let earlier failures pass.
+        """
+        self.trainer.wait_for_saves()
+        if self.trainer.on_save_error != "stop":  # nobody knows whether the last one was written
+            self.trainer.on_save_error, self.saved_at = "stop", self.began_at
+        self.save()
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """An error inside the block ends the run; what was learned before it is saved."""
+        try:
+            yield
+        except Exception as error:
+            if self._can_save(error):
+                self._rescue(error)
+            raise
+
+    def _can_save(self, error: Exception) -> bool:
+        """Whether there is something to save, whole, and by this process alone if the others may be lost."""
+        from ..storage import CheckpointLocked
+        from ..training.lane import TrainingDiverged
+
+        together = isinstance(error, TrainingDiverged)  # on all processes at the same step
+        alone = self.trainer.processes.is_main and not self.trainer.processes.sharded
+        whole = all(lane.whole for lane in self.trainer.lanes)
+        mine = not isinstance(error, CheckpointLocked)  # else another run has the place by now
+        return (alone or together) and whole and mine and self.taken() != self.began_at
+
+    def _rescue(self, error: Exception) -> None:
+        from ..storage import CheckpointNotWritten
+
+        self.trainer.on_save_error = "stop"
+        try:
+            try:
+                self.trainer.wait_for_saves()
+                known = not isinstance(error, CheckpointNotWritten)
+            except CheckpointNotWritten:
+                known = False
+            if known and self.saved_at == self.taken():
+                return
+            self.saved_at = []
+            self.save()
+        except Exception as other:  # the error that ends the run counts more
+            if not isinstance(other, type(error)):
+                warnings.warn(f"what was learned last could not be saved: {described(other)}", stacklevel=2)
+        else:
+            self._say(f"saved to {self.path} after {self.taken()} steps, before the run ends")

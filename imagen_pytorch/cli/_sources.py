@@ -1,0 +1,96 @@
+"""Which data a name on the command line or in a configuration stands for, however it is spelled."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+from collections.abc import Collection, Mapping
+from typing import Any
+
+#: protocols of URLs that name folders of this machine
+_LOCAL = ("file", "local")
+
+
+def _local_path(name: str) -> str | None:
+    """The path behind the name of a local folder, None for a URL of another place."""
+    protocol, found, rest = name.partition("://")
+    if not found:
+        return os.path.expanduser(name)
+    return rest if protocol in _LOCAL else None
+
+
+def kind_of_source(name: str) -> str:
+    """What kind of data a name stands for: "folder", "hub", or the name of an embedded data set.
+
+    A folder that does not exist is known by its spelling: names of the hub are "owner/name".
+    """
+    from ..data import SOURCES
+    from ..data.huggingface import HUB_NAME
+
+    if name in SOURCES:
+        return name
+    path = _local_path(name)
+    looks_like_hub = path is not None and HUB_NAME.fullmatch(name) and not os.path.isdir(path)
+    return "hub" if looks_like_hub else "folder"
+
+
+def same_source(one: str, other: str) -> bool:
+    """Whether two names stand for the same data: links, "..", "~" and trailing slashes make no difference."""
+    if one == other:
+        return True
+    if kind_of_source(one) != "folder" or kind_of_source(other) != "folder":
+        return False
+    paths = [_local_path(name) for name in (one, other)]
+    if None in paths:
+        return one.rstrip("/") == other.rstrip("/")
+    return os.path.realpath(paths[0]) == os.path.realpath(paths[1])
+
+
+def kept_arguments(name: str, dataset: Collection[str]) -> frozenset[str]:
+    """The arguments that the source of these data takes.
+
+    Args:
+        name: of the data.
+        dataset: names of the arguments that are given; a folder is one of clips if they ask for frames.
+    """
+    from ..data import SOURCES, Dataset, VideoDataset
+    from ..data.huggingface import hub_dataset
+
+    kind = kind_of_source(name)
+    folder = VideoDataset if "num_frames" in dataset else Dataset
+    source = SOURCES[name] if kind == name else hub_dataset if kind == "hub" else folder
+    return frozenset(inspect.signature(source).parameters) - {"folder", "name"}
+
+
+def data_record(name: str, dataset: Any) -> dict[str, Any]:
+    """What a checkpoint remembers of its data: their name, the number of items, and a digest of the items' names."""
+    inner = getattr(dataset, "dataset", dataset)  # without its captions
+    record: dict[str, Any] = {"name": name, "count": len(dataset)}
+    if hasattr(inner, "name"):
+        digest = hashlib.sha256()
+        for index in range(len(inner)):
+            digest.update(inner.name(index).encode("utf-8", "backslashreplace") + b"\0")
+        record["digest"] = digest.hexdigest()
+    return record
+
+
+def change_of_data(before: Any, now: Mapping[str, Any]) -> list[str]:
+    """In what the data of a run differ from those of the checkpoint that it goes on from, as one line; none if not.
+
+    Args:
+        before: the record in the checkpoint, whatever it holds.
+        now: of `data_record`.
+    """
+    from ..data.decoding import printable
+
+    if not isinstance(before, Mapping) or not isinstance(before.get("name"), str):
+        return []
+    name, count = printable(before["name"][:200]), before.get("count")
+    count = count if isinstance(count, int) and 0 <= count < 2**63 else "?"
+    same_items = before.get("digest") == now.get("digest") and count == now["count"]
+    if same_items and (now.get("digest") is not None or same_source(before["name"], now["name"])):
+        return []
+    if same_source(before["name"], now["name"]):
+        return [f"{now['name']} holds {now['count']} items, other ones than the {count} at the last save"]
+    return [f"other data than at the last save: {now['name']} ({now['count']} items), then {name} ({count})"]
