@@ -33,8 +33,9 @@ def refuse_fleeting(fs: Any, path: str) -> None:
     Raises:
         click.UsageError: it does.
     """
-    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
-    if "memory" in protocols:
+    from ..storage import ends_with_process
+
+    if ends_with_process(fs):
         raise click.UsageError(
             f"{path} is gone when this command ends: give a path, or the URL of a store that lasts, for the checkpoint"
         )
@@ -46,17 +47,6 @@ def _verify(path: str) -> None:
 
     fs, place = locate(path)
     verify_checkpoint(place, fs)
-
-
-def is_whole(path: str) -> bool:
-    """Whether a checkpoint can be read; one in the background is waited for."""
-    from ..storage import CheckpointError
-
-    try:
-        _verify(path)
-    except CheckpointError:
-        return False
-    return True
 
 
 def whole_or_previous(path: str) -> str:

@@ -112,7 +112,7 @@ class SavedRun:
             CheckpointError: it cannot be written, or another run has the place by now.
         """
         if self.taken() != self.saved_at:
-            if is_main_process() and hasattr(self.lock, "check"):  # an object store has no locks
+            if self.lock is not None:
                 self.lock.check()
             self.trainer.save(self.path, background=background, keep_previous=True, **self.extra)
             self.saved_at = self.taken()
