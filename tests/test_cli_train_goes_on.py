@@ -167,7 +167,7 @@ def test_other_data_are_said(folder):
 
 def test_a_checkpoint_on_the_command_line_is_where_the_user_is(folder):
     done = succeed("train", "--steps", 1, "--checkpoint", "mine.pt", "--output", "out")
-    assert done.stdout == "mine.pt\n" and sorted(os.listdir("out")) == ["loss.png", "metrics.jsonl"]
+    assert done.stdout == "mine.pt\n" and not Path("out/mine.pt").exists()
     assert "going on from mine.pt" in succeed("train", "--steps", 1, "--checkpoint", "mine.pt", "-o", "other").stderr
     write_config(model=ONE, checkpoint_path="own.pt")
     assert succeed("train", "--steps", 1, "--output", "out").stdout == "out/own.pt\n"
