@@ -18,7 +18,7 @@ from .cascade.cascade import Cascade
 from .cascade.placement import compile_once, evaluating
 from .checkpoint import described_model
 from .storage import read_checkpoint
-from .tensors import Share, per_stage
+from .tensors import Share
 from .training.data import TrainerData
 from .training.ema import make_average, standing_in
 from .training.lane import Lane
@@ -29,6 +29,7 @@ from .training.processes import Processes, Rows, lost_connections_named, without
 from .training.randomness import TrainingRandomness
 from .training.sampling import stop_before_untrained
 from .training.saving import TrainerCheckpoints
+from .training.settings import remembers_stated, settings_per_unet
 from .training.sharded_state import ShardedState, share_out
 from .training.state import TrainingState
 from .training.status import TrainerStatus
@@ -80,6 +81,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         TypeError: an argument that nobody takes.
     """
 
+    @remembers_stated
     def __init__(
         self,
         imagen: Cascade | None = None,
@@ -156,12 +158,9 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
             "warmup_steps": warmup_steps,
             "cosine_decay_max_steps": cosine_decay_max_steps,
         }
-        rows = zip(*(per_stage(value, self.num_unets, name) for name, value in per_unet.items()), strict=True)
         shared = {"beta1": beta1, "beta2": beta2, "group_wd_params": group_wd_params, **others.adam}
-        self.lanes = tuple(
-            self._lane(number, {**shared, **dict(zip(per_unet, row, strict=True))}, max_skipped_steps)
-            for number, row in enumerate(rows, start=1)
-        )
+        settings = enumerate(settings_per_unet(self.num_unets, per_unet, shared), start=1)
+        self.lanes = tuple(self._lane(number, each, max_skipped_steps) for number, each in settings)
         agree = self.processes.agree if self.is_distributed else None
         self.randomness = TrainingRandomness(seed, self.device, agree)
         kind = ShardedState if self.processes.sharded else TrainingState
@@ -169,6 +168,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         self.prepared = False
         self.unet_being_trained = -1
         self._init_data()
+        self.resume_notes: list[str] = []
         if contents is not None:
             self._take_over(contents, imagen_checkpoint_path, only_model=True, strict=True)
         self._init_checkpoints(checkpoint_path, checkpoint_every)
@@ -180,6 +180,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
             number,
             self.imagen.unets[number - 1],
             settings=settings,
+            stated=self.stated,
             scaler=self.precision.scaler(),
             average=None if self.ema_unets is None else self.ema_unets[number - 1],
             max_skipped=max_skipped,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from toys import CAPTIONS, pictures, small_imagen
 
 from imagen_pytorch import ImagenTrainer
+from imagen_pytorch.checkpoint import read_checkpoint, write_checkpoint
 
 
 def trainer(sizes=(8,), **options):
@@ -27,15 +29,13 @@ def cosine(step, end):
 # -- the end of a decay is changed ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("before", [None, 4, 20])
-@pytest.mark.parametrize("after", [None, 5, 40])
-@pytest.mark.parametrize("warmup", [None, 6])
+@pytest.mark.parametrize(("before", "after", "warmup"), [(None, 5, None), (4, None, 6), (20, 5, None), (4, 40, 6)])
 def test_the_rate_is_that_of_the_new_decay_at_once_and_later(before, after, warmup):
     made = trainer(cosine_decay_max_steps=before, warmup_steps=warmup)
     step(made, 3)
     made.set_decay(1, after)
     assert made.decay_steps(1) == after
-    for taken in range(3, 6):
+    for taken in (3, 4):
         rise = min(1, (taken + 1) / warmup) if warmup else 1
         assert made.get_lr(1) == pytest.approx(1e-3 * rise * (cosine(taken, after) if after else 1), abs=1e-12)
         step(made)
@@ -49,13 +49,13 @@ def test_only_the_named_unet_gets_another_decay():
     assert made.get_lr(1) == 1e-3 and made.get_lr(2) == pytest.approx(1e-3 * cosine(2, 4))
 
 
-@pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "x", float("nan")])
-def test_what_is_no_number_of_updates_changes_nothing(wrong):
+def test_what_is_no_number_of_updates_changes_nothing():
     made = trainer(cosine_decay_max_steps=8)
     step(made, 2)
     rate = made.get_lr(1)
-    with pytest.raises((ValueError, TypeError), match="cosine_decay_max_steps must be"):
-        made.set_decay(1, wrong)
+    for wrong in (0, -1, 1.5, True, "x", float("nan")):
+        with pytest.raises((ValueError, TypeError), match="cosine_decay_max_steps must be"):
+            made.set_decay(1, wrong)
     with pytest.raises(ValueError, match="numbered 1 to 1, got 2"):
         made.set_decay(2, 5)
     assert made.get_lr(1) == rate and made.decay_steps(1) == 8
@@ -67,3 +67,137 @@ def test_a_rate_that_was_set_by_hand_is_the_one_that_decays():
     made.set_decay(1, 2)
     step(made)
     assert made.get_lr(1) == pytest.approx(5e-3)
+
+
+# -- going on: what is stated wins, the rest comes from the checkpoint ------------------------------------------------
+
+#: a setting, its value in the run that is saved, and the one that is stated when it goes on
+STATED = {
+    "lr": (1e-3, 1e-5),
+    "eps": (1e-8, 1e-6),
+    "beta1": (0.9, 0.8),
+    "beta2": (0.99, 0.95),
+    "weight_decay": (0.1, 0.2),
+    "amsgrad": (False, True),
+    "group_wd_params": (True, False),
+    "warmup_steps": (4, 10),
+    "cosine_decay_max_steps": (20, 8),
+    "max_grad_norm": (1.0, 0.5),
+    "ema_beta": (0.9, 0.5),
+    "ema_update_every": (2, 3),
+}
+USUAL = {"warmup_steps": 4, "cosine_decay_max_steps": 20, "weight_decay": 0.1, "max_grad_norm": 1.0, "ema_beta": 0.9,
+         "ema_update_every": 2}  # fmt: skip
+
+
+def setting(made, name):
+    """What a trainer trains with."""
+    group = made.optim0.param_groups[0]
+    if name in ("beta1", "beta2"):
+        return group["betas"][int(name[-1]) - 1]
+    if name == "lr":
+        return group.get("initial_lr", group["lr"])
+    if name == "group_wd_params":
+        return len(made.optim0.param_groups) == 2
+    if name in ("warmup_steps", "cosine_decay_max_steps"):
+        return made.scheduler0.lr_lambdas[0].keywords[name]
+    if name.startswith("ema_"):
+        return getattr(made.ema_unets[0], name.removeprefix("ema_"))
+    return made.max_grad_norm if name == "max_grad_norm" else group[name]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    made = trainer(**USUAL)
+    step(made, 3)
+    path = tmp_path_factory.mktemp("saved") / "a.pt"
+    made.save(path)
+    return path, made
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_what_is_stated_wins_over_the_checkpoint_and_is_said(saved, name, capsys):
+    path, made = saved
+    before, now = STATED[name]
+    assert setting(made, name) == before
+    other = trainer(**{"verbose": True, name: now} | ({} if name == "lr" else {"lr": 1e-3}))
+    other.load(path)
+    of = "" if name in ("max_grad_norm", "ema_beta", "ema_update_every") else " of U-Net 1"
+    line = f"{name}{of}: {now} (the checkpoint has {before})"
+    assert other.resume_notes == [line] and line in capsys.readouterr().out
+    for each in STATED:
+        assert setting(other, each) == (now if each == name else STATED[each][0]), each
+    step(other)
+    assert other.steps.tolist() == [4] and all(bool(item.isfinite().all()) for item in other.imagen.parameters())
+
+
+def test_what_nobody_states_comes_from_the_checkpoint(saved):
+    path, made = saved
+    other = ImagenTrainer(small_imagen(), verbose=False)
+    other.load(path)
+    assert {name: setting(other, name) for name in STATED} == {name: setting(made, name) for name in STATED}
+    assert other.get_lr(1) == made.get_lr(1) and other.decay_steps(1) == 20 and other.resume_notes == []
+
+
+def test_a_default_that_is_passed_is_stated(tmp_path):
+    made = trainer(lr=1e-3)
+    step(made)
+    made.save(tmp_path / "a.pt")
+    other = trainer(lr=1e-4)
+    other.load(tmp_path / "a.pt")
+    assert other.get_lr(1) == 1e-4 and other.resume_notes == ["lr of U-Net 1: 0.0001 (the checkpoint has 0.001)"]
+
+
+def test_a_lower_rate_and_a_warm_up_hold_from_the_first_update_on(tmp_path):
+    made = trainer(lr=1e-3)
+    step(made, 2)
+    made.save(tmp_path / "a.pt")
+    other = trainer(lr=1e-5, warmup_steps=10)
+    other.load(tmp_path / "a.pt")
+    for taken in (2, 3):
+        assert other.get_lr(1) == pytest.approx(1e-5 * (taken + 1) / 10)
+        step(other)
+
+
+def test_a_folder_of_checkpoints_follows_the_same_rule(tmp_path):
+    options = {"checkpoint_path": tmp_path, "checkpoint_every": 1}
+    step(trainer(lr=1e-3, **options))
+    other = trainer(lr=1e-5, **options)
+    assert other.steps.tolist() == [1] and other.get_lr(1) == 1e-5 and len(other.resume_notes) == 1
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.0, 0.1), (0.1, 0.0)])
+def test_moments_follow_their_parameters_into_other_groups(tmp_path, before, after):
+    made = trainer(weight_decay=before)
+    step(made, 2)
+    made.save(tmp_path / "a.pt")
+    other = trainer(weight_decay=after)
+    other.load(tmp_path / "a.pt")
+    pairs = zip(made.imagen.parameters(), other.imagen.parameters(), strict=True)
+    assert all(
+        (made.optim0.state[mine]["exp_avg"] == other.optim0.state[theirs]["exp_avg"]).all() for mine, theirs in pairs
+    )
+    assert other.optim0.param_groups[0]["weight_decay"] == after
+    assert isinstance(other.optim0, torch.optim.AdamW) == bool(after)
+
+
+def test_an_older_checkpoint_without_recorded_settings_goes_on_at_its_rate(tmp_path):
+    made = trainer(cosine_decay_max_steps=8)
+    step(made, 4)
+    made.save(tmp_path / "a.pt")
+    contents = read_checkpoint(tmp_path / "a.pt")
+    del contents["state"]["settings"]
+    write_checkpoint(contents, tmp_path / "b.pt")
+    unstated, stated = ImagenTrainer(small_imagen(), verbose=False), trainer(cosine_decay_max_steps=16)
+    for other in (unstated, stated):
+        other.load(tmp_path / "b.pt")
+    assert unstated.get_lr(1) == pytest.approx(5e-4) and stated.get_lr(1) == pytest.approx(1e-3 * cosine(4, 16))
+
+
+def test_how_it_computes_is_of_the_trainer(tmp_path):
+    made = trainer(maximize=True, foreach=True)
+    step(made)
+    made.save(tmp_path / "a.pt")
+    other = trainer()
+    other.load(tmp_path / "a.pt")
+    assert (other.optim0.param_groups[0]["maximize"], other.optim0.param_groups[0]["foreach"]) == (False, None)

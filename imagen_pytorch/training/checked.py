@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..storage import nonfinite_tensors
+from .settings import AVERAGES, PERIODS
+
+#: counts beyond this are not exact as floating-point numbers, in which optimizers keep theirs
+_COUNTABLE = 2**53
+
+
+def is_number(value: Any, least: float = -math.inf, below: float = math.inf) -> bool:
+    """Whether this is a finite number with ``least <= value < below``, and no truth value."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return least <= value < below and abs(value) <= sys.float_info.max
+
 
 def alike(found: Any, own: Any) -> bool:
-    """Whether a value can stand in for one's own: numbers for numbers, a list for a list, as many for a tuple, at least
-    its names for a mapping.
+    """Whether a value can stand in for one's own: finite numbers for numbers, a list for a list, as many for a tuple,
+    at least its names for a mapping.
     """
     if own is None or isinstance(own, int | float):
-        return isinstance(found, int | float) or (own is None and found is None)
+        return isinstance(found, bool) or is_number(found) or (own is None and found is None)
     if isinstance(own, Mapping):
         return isinstance(found, Mapping) and all(name in found and alike(found[name], own[name]) for name in own)
     if isinstance(own, tuple):
@@ -26,11 +41,13 @@ def alike(found: Any, own: Any) -> bool:
 
 
 def are_counts(values: Any) -> bool:
-    """Whether these are whole numbers from 0 on: a list or a vector of them."""
+    """Whether these are whole numbers from 0 to 2**53: a list or a vector of them."""
     if isinstance(values, Tensor):
-        whole = values.ndim == 1 and not values.is_floating_point() and not values.is_complex()
-        return whole and bool((values >= 0).all())
-    return isinstance(values, list | tuple) and all(isinstance(item, int) and item >= 0 for item in values)
+        whole = values.ndim == 1 and not (values.is_floating_point() or values.is_complex())
+        return whole and values.dtype != torch.bool and all(0 <= item < _COUNTABLE for item in values.tolist())
+    return isinstance(values, list | tuple) and all(
+        isinstance(item, int) and is_number(item, 0, _COUNTABLE) for item in values
+    )
 
 
 def are_tensors(values: Any) -> bool:
@@ -70,17 +87,41 @@ def _wrong_in_run(run: Mapping[str, Any]) -> Iterator[str]:
     for name in ("skipped_steps", "skipped_in_a_row", "unet_numbers"):
         if not are_counts(run.get(name, [])):
             yield f"state.{name}"
+    if "settings" in run and not _are_settings(run["settings"]):
+        yield "state.settings"
 
 
-#: what a group of parameters needs, and what versions of torch add to it
-_GROUP = {"lr": 0.0, "betas": (0.0, 0.0), "eps": 0.0, "weight_decay": 0.0}
-_SWITCHES = ("amsgrad", "maximize", "decoupled_weight_decay")
+def _are_settings(found: Any) -> bool:
+    """Whether these are the settings that a trainer writes down beside those of its optimizers."""
+    if not isinstance(found, Mapping) or not isinstance(found.get("averages", {}), Mapping):
+        return False
+    periods, norm = [found.get(name, []) for name in PERIODS], found.get("max_grad_norm")
+    return (
+        all(isinstance(items, list | tuple) for items in periods)
+        and all(item is None or (are_counts([item]) and item > 0) for items in periods for item in items)
+        and (norm is None or (is_number(norm, 0) and norm > 0))
+        and all(name in AVERAGES and is_number(value, 0) for name, value in found.get("averages", {}).items())
+    )
+
+
+#: the numbers of a group of parameters with the limits of Adam, and its switches
+_GROUP = {"lr": math.inf, "eps": math.inf, "weight_decay": math.inf}
+_SWITCHES = ("amsgrad", "decoupled_weight_decay")
 
 
 def _is_group(found: Any) -> bool:
-    if not isinstance(found, Mapping) or not are_counts(found.get("params")) or not alike(found, _GROUP):
+    """Whether this is a group of Adam's parameters; how it computes (``foreach`` and the like) is not looked at."""
+    if not isinstance(found, Mapping) or not are_counts(found.get("params")):
         return False
-    return all(isinstance(found.get(name, False), bool) for name in _SWITCHES)
+    betas = found.get("betas")
+    return (
+        all(is_number(found.get(name), 0, below) for name, below in _GROUP.items())
+        and is_number(found.get("initial_lr", 0.0), 0)
+        and isinstance(betas, list | tuple)
+        and len(betas) == 2
+        and all(is_number(beta, 0, 1) for beta in betas)
+        and all(isinstance(found.get(name, False), bool) for name in _SWITCHES)
+    )
 
 
 def is_adams(found: Any) -> bool:
@@ -98,9 +139,68 @@ def is_adams(found: Any) -> bool:
 
 
 def _are_moments(found: Any, amsgrad: bool) -> bool:
+    """Whether these are the moments of one parameter: finite, second ones not negative, and the number of its steps."""
+    squares = ("exp_avg_sq", "max_exp_avg_sq")
     names = {"exp_avg", "exp_avg_sq"} | ({"max_exp_avg_sq"} if amsgrad else set())
-    known = isinstance(found, Mapping) and names | {"step"} <= found.keys()
-    return known and all(isinstance(found[name], Tensor) for name in names)
+    if not isinstance(found, Mapping) or not names | {"step"} <= found.keys() or not _is_step(found["step"]):
+        return False
+    return all(
+        isinstance(item, Tensor)
+        and item.is_floating_point()
+        and (item.is_meta or (_is_finite(item) and not (name in squares and bool((item < 0).any()))))
+        for name, item in found.items()
+        if name != "step"
+    )
+
+
+def is_schedule(found: Any, optimizer: Any) -> bool:
+    """Whether this is the state of a learning-rate schedule for an optimizer's state, which may be absent."""
+    if not isinstance(found, Mapping) or not are_counts([found.get("last_epoch", 0)]):
+        return False
+    rates, groups = found.get("base_lrs", [0.0]), (optimizer or {}).get("param_groups")
+    known = isinstance(rates, list | tuple) and bool(rates) and all(is_number(rate, 0) for rate in rates)
+    return known and (groups is None or len(groups) == len(rates))
+
+
+def is_scale(found: Any) -> bool:
+    """Whether this is the state of a loss scaler; what it lacks is as in a new one."""
+    if not isinstance(found, Mapping):
+        return False
+    return (
+        is_number(found.get("scale", 1.0), sys.float_info.min)
+        and is_number(found.get("growth_factor", 2.0), 1 + sys.float_info.epsilon)
+        and is_number(found.get("backoff_factor", 0.5), sys.float_info.min, 1)
+        and are_counts([found.get("growth_interval", 1), found.get("_growth_tracker", 0)])
+        and found.get("growth_interval", 1) > 0
+    )
+
+
+def _is_step(value: Any) -> bool:
+    """Whether this is a number of steps: a number, or a tensor of real ones."""
+    if not isinstance(value, Tensor):
+        return is_number(value, 0, _COUNTABLE)
+    real = value.dtype != torch.bool and not value.is_complex()
+    return real and (value.is_meta or all(is_number(item, 0, _COUNTABLE) for item in value.flatten().tolist()))
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not nonfinite_tensors(tensor)
+
+
+def unusable_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """The names of tensors that cannot take the place of those of the same name: whole or complex numbers for
+    real ones, or values that are not finite in the wanted precision.
+    """
+    return [name for name, item in found.items() if name in wanted and not _is_usable(item, wanted[name])]
+
+
+def _is_usable(item: Tensor, wanted: Tensor) -> bool:
+    if item.is_complex() or item.is_floating_point() != wanted.is_floating_point():
+        return False
+    if item.is_meta or not wanted.is_floating_point():
+        return True
+    narrower = torch.finfo(item.dtype).max > torch.finfo(wanted.dtype).max
+    return _is_finite(item.to(wanted.dtype) if narrower else item)
 
 
 def wrong_entries(contents: Mapping[str, Any], only_model: bool) -> list[str]:

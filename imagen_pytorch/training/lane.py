@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from .checked import alike, are_tensors, is_adams
-from .settings import optimizer_of, scheduler_of
+from .checked import alike, are_tensors, is_adams, is_scale, is_schedule
+from .optim import parameter_groups
+from .settings import PERIODS, changed, move_moments, optimizer_of, scheduler_of, settings_in
 from .sharding import clip_gradients, gradient_norm
 from .warmup import Warmup
 
-#: how an optimizer computes belongs to the machine and is not taken from a checkpoint
-_MACHINE = ("fused", "foreach", "capturable", "differentiable")
+#: attributes that a checkpoint replaces
+_KEPT = ("settings", "optimizer", "scheduler", "pending", "finite", "skipped", "skipped_in_a_row")
 
 
 class TrainingDiverged(RuntimeError):
@@ -32,6 +33,7 @@ class Lane:
         number: 1-based number of the U-Net.
         unet: the network.
         settings: of its optimizer and schedule, by name; what `optimizer_of` and `scheduler_of` take.
+        stated: names of those that the caller chose; a checkpoint does not replace them.
         scaler: of its loss.
         average: moving average of its weights, or None.
         max_skipped: number of updates in a row that may be skipped.
@@ -44,13 +46,14 @@ class Lane:
         unet: nn.Module,
         *,
         settings: Mapping[str, Any],
+        stated: Collection[str] = (),
         scaler: torch.amp.GradScaler,
         average: Any,
         max_skipped: int,
         all_true: Callable[[bool], bool] = bool,
     ) -> None:
         self.number, self.unet, self._all_true = number, unet, all_true
-        self.settings = dict(settings)
+        self.settings, self.stated = dict(settings), frozenset(stated)
         self.optimizer: Optimizer = optimizer_of(unet, settings)
         self.scheduler: LambdaLR | None = scheduler_of(self.optimizer, settings)
         self.scaler, self.average, self.max_skipped = scaler, average, max_skipped
@@ -79,6 +82,7 @@ class Lane:
         """
         settings = {**self.settings, "cosine_decay_max_steps": end}
         self.scheduler, self.settings = scheduler_of(self.optimizer, settings, taken), settings
+        self.stated |= {"cosine_decay_max_steps"}
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a loss to those that wait for the next update.
@@ -189,30 +193,17 @@ class Lane:
 
     def wrong_entries(self, contents: dict[str, Any]) -> list[str]:
         """The names of those entries of a checkpoint that are something else than `state` gives, shapes aside."""
-        index = self.number - 1
-        optimizer, gradients = f"optim{index}", f"gradients{index}"
-        wrong = [] if optimizer not in contents or is_adams(contents[optimizer]) else [optimizer]
-        for name, own in self._states().items():
-            if not alike(self._merged(own, contents.get(name)), own):
-                wrong.append(name)
-        waiting = contents.get(gradients)
+        names = {part: f"{part}{self.number - 1}" for part in ("optim", "scheduler", "scaler", "gradients")}
+        found = {part: contents.get(name) for part, name in names.items()}
+        wrong = [] if names["optim"] not in contents or is_adams(found["optim"]) else ["optim"]
+        if found["scheduler"] is not None and not is_schedule(found["scheduler"], None if wrong else found["optim"]):
+            wrong.append("scheduler")
+        if self.scaler.is_enabled() and found["scaler"] is not None and not is_scale(found["scaler"]):
+            wrong.append("scaler")
+        waiting = found["gradients"]
         if waiting is not None and not (alike(waiting, {"finite": 1, "values": {}}) and are_tensors(waiting["values"])):
-            wrong.append(gradients)
-        return wrong
-
-    def _states(self) -> dict[str, dict[str, Any]]:
-        """The present states of schedule and loss scaler, where there are such, by their names in a checkpoint."""
-        parts = {"scheduler": self.scheduler, "scaler": self.scaler}
-        states = {name: {} if part is None else part.state_dict() for name, part in parts.items()}
-        return {f"{name}{self.number - 1}": state for name, state in states.items() if state}
-
-    @staticmethod
-    def _merged(own: dict[str, Any], found: Any) -> Any:
-        """A state with what a checkpoint says about it; versions of torch differ in what else there is."""
-        if not isinstance(found, Mapping | None):
-            return found
-        kept = {name: value for name, value in (found or {}).items() if name in own and name != "lr_lambdas"}
-        return own | kept
+            wrong.append("gradients")
+        return [names[part] for part in wrong]
 
     def differences(self, contents: dict[str, Any]) -> list[str]:
         """What in a checkpoint does not fit this U-Net; nothing if all does or is absent."""
@@ -224,20 +215,16 @@ class Lane:
             for name, item in gradients.items()
             if name in own and item.shape != own[name].shape
         ]
-        schedule = contents.get(f"scheduler{index}")
-        rates = None if schedule is None or self.scheduler is None else len(schedule["base_lrs"])
-        if rates not in (None, len(self.optimizer.param_groups)):
-            found.append(f"scheduler{index} has {rates} rates, the trainer {len(self.optimizer.param_groups)}")
         return found + self._moments_that_differ(contents.get(f"optim{index}"), f"optim{index}")
 
     def _moments_that_differ(self, saved: dict[str, Any] | None, name: str) -> list[str]:
         if saved is None:
             return []
-        own = [item for group in self.optimizer.param_groups for item in group["params"]]
-        sizes = [len(group["params"]) for group in self.optimizer.param_groups]
+        groups = [group["params"] for group in parameter_groups(self.unet, separate=len(saved["param_groups"]) > 1)]
         found = [len(group["params"]) for group in saved["param_groups"]]
-        if sizes != found:
-            return [f"{name} has parameter groups of {found}, the trainer of {sizes}"]
+        if [len(group) for group in groups] != found:
+            return [f"{name} has parameter groups of {found}, the trainer of {[len(group) for group in groups]}"]
+        own = [item for group in groups for item in group]
         shapes = (
             (index, key, tuple(getattr(item, "shape", ())), () if key == "step" else tuple(own[index].shape))
             for index, moments in saved["state"].items()
@@ -249,30 +236,64 @@ class Lane:
             if shape != wanted
         ]
 
+    def merged_settings(self, contents: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """The settings with which training goes on from a checkpoint, and in which of those stated it has others.
+
+        What the caller stated stays; everything else is as in the checkpoint, as far as it tells.
+        """
+        scheduled = not self.stated.isdisjoint(PERIODS)
+        found = settings_in(contents, self.number - 1, scheduled)
+        stated = {name: value for name, value in found.items() if name in self.stated}
+        rest = {name: value for name, value in found.items() if name not in self.stated}
+        return {**self.settings, **rest}, changed(self.settings, stated, f" of U-Net {self.number}")
+
     def load_state(
-        self, contents: dict[str, Any], load_optimizer: Callable[[dict[str, Any]], object] | None = None
-    ) -> None:
-        """Take over optimizer, schedule and scaler of a checkpoint, as far as it has them.
+        self,
+        contents: dict[str, Any],
+        taken: int,
+        load_optimizer: Callable[[Optimizer, dict[str, Any]], object] | None = None,
+    ) -> list[str]:
+        """Take over settings, optimizer and scaler of a checkpoint, as far as it has them.
 
         Args:
             contents: of the checkpoint.
-            load_optimizer: in place of the optimizer's own ``load_state_dict``.
+            taken: number of updates that the schedule is at.
+            load_optimizer: in place of ``Optimizer.load_state_dict``.
+
+        Returns:
+            A line for each stated setting that the checkpoint has otherwise.
         """
         index = self.number - 1
-        machine = [{name: group.get(name) for name in _MACHINE} for group in self.optimizer.param_groups]
+        settings, notes = self.merged_settings(contents)
+        optimizer = optimizer_of(self.unet, settings)
         if f"optim{index}" in contents:
-            (load_optimizer or self.optimizer.load_state_dict)(contents[f"optim{index}"])
-            for group, own in zip(self.optimizer.param_groups, machine, strict=True):
-                group.update(own)
-        states = {name: self._merged(own, contents[name]) for name, own in self._states().items() if name in contents}
-        if f"scheduler{index}" in states:
-            self.scheduler.load_state_dict(states[f"scheduler{index}"])
-            schedule = zip(self.optimizer.param_groups, self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)
-            for group, rate, factor in schedule:  # of this trainer: its length may have been changed
-                group["lr"] = rate * factor(self.scheduler.last_epoch)
-        if f"scaler{index}" in states:
-            self.scaler.load_state_dict(states[f"scaler{index}"])
+            saved = contents[f"optim{index}"]
+            holder = optimizer_of(self.unet, settings, separate=len(saved["param_groups"]) > 1)
+            # how an optimizer computes is of this trainer: only the moments are taken
+            saved = {"state": saved["state"], "param_groups": holder.state_dict()["param_groups"]}
+            (load_optimizer or Optimizer.load_state_dict)(holder, saved)
+            move_moments(holder, optimizer)
+        self.optimizer, self.settings = optimizer, settings
+        self.scheduler = scheduler_of(optimizer, settings, taken)
+        own, scale = self.scaler.state_dict(), contents.get(f"scaler{index}") or {}
+        self.scaler.load_state_dict({name: scale.get(name, own[name]) for name in own})
         self._load_gradients(contents.get(f"gradients{index}"))
+        return notes
+
+    def kept(self) -> Callable[[], None]:
+        """What puts the present optimizer, schedule, scaler and gradients back, whatever is loaded meanwhile."""
+        attributes = {name: getattr(self, name) for name in _KEPT}
+        scaler, parameters = self.scaler.state_dict(), list(self.unet.parameters())
+        gradients = [item.grad for item in parameters]
+
+        def put_back() -> None:
+            for name, value in attributes.items():
+                setattr(self, name, value)
+            self.scaler.load_state_dict(scaler)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+
+        return put_back
 
     def _load_gradients(self, saved: dict[str, Any] | None) -> None:
         """Gradients that waited for an update when the checkpoint was written wait again; any others are dropped."""

@@ -39,6 +39,7 @@ def make_optimizer(
     betas: tuple[float, float],
     group_wd_params: bool = True,
     options: Mapping[str, Any] | None = None,
+    separate: bool | None = None,
 ) -> Optimizer:
     """Adam (Kingma & Ba 2014, arXiv 1412.6980), or with ``weight_decay`` AdamW (Loshchilov & Hutter 2017,
     arXiv 1711.05101); in one kernel for all parameters where the device has it.
@@ -49,6 +50,8 @@ def make_optimizer(
         group_wd_params: decay only parameters with two and more axes.
         options: further keywords of ``torch.optim.Adam``; ``decoupled_weight_decay=False`` asks for Adam's own L2
             penalty in place of AdamW.
+        separate: whether there are two groups, as for `parameter_groups`; by default if there is a decay and
+            ``group_wd_params``.
 
     Raises:
         ValueError: numbers that torch refuses.
@@ -60,7 +63,7 @@ def make_optimizer(
     if not {"fused", "foreach", "differentiable"} & set(options):
         options["fused"] = all(item.device.type in _FUSED and item.is_floating_point() for item in unet.parameters())
     options.setdefault("weight_decay", 0.0)
-    groups = parameter_groups(unet, separate=bool(decay) and group_wd_params)
+    groups = parameter_groups(unet, separate=bool(decay) and group_wd_params if separate is None else separate)
     return kind(groups, lr=lr, eps=eps, betas=betas, **options)
 
 
@@ -112,9 +115,10 @@ def make_scheduler(
         return None
     factor = partial(rate_factor, warmup_steps=warmup_steps, cosine_decay_max_steps=cosine_decay_max_steps)
     scheduler = LambdaLR(optimizer, factor)
-    scheduler.last_epoch = taken
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor(taken)
-    # its state is that of a schedule which was followed from the first update on, so that checkpoints are alike
-    scheduler._step_count, scheduler._last_lr = taken + 1, [group["lr"] for group in optimizer.param_groups]
+    rates = [group["lr"] for group in optimizer.param_groups]
+    scheduler.load_state_dict(
+        {"last_epoch": taken, "_step_count": taken + 1, "_last_lr": rates, "lr_lambdas": [None] * len(rates)}
+    )
     return scheduler

@@ -29,6 +29,7 @@ from ..version import __version__
 from .lane import Lane
 from .processes import Processes
 from .randomness import TrainingRandomness
+from .resuming import run_put_back_on_error, settings_of, take_over_settings
 from .sharded_state import described, split_shared
 from .state import TrainingState
 
@@ -49,6 +50,7 @@ class TrainerCheckpoints:
     max_checkpoints_keep: int
     save_in_background: bool
     on_save_error: str
+    resume_notes: list[str]
     _fs: Any
     _fs_kwargs: Mapping[str, Any] | None
     _writer: BackgroundWriter
@@ -87,6 +89,7 @@ class TrainerCheckpoints:
             "skipped_steps": [lane.skipped for lane in self.lanes],
             "skipped_in_a_row": [lane.skipped_in_a_row for lane in self.lanes],
             "processes": self.processes.count,
+            "settings": settings_of(self),
             **self._data_state(),
             **({} if numbers is None else {"unet_numbers": list(numbers)}),
         }
@@ -176,12 +179,16 @@ class TrainerCheckpoints:
     ) -> dict[str, Any] | None:
         """Go on from a file that `save` wrote. Nothing is changed if it does not fit.
 
+        What was passed to the constructor stays: rate, warm-up, decay and the like. Everything else is as in the file.
+        Each difference is one line in ``resume_notes``, which is printed.
+
         Of several processes each reads the file: all of them call this, and the place is one that all can reach.
 
         Args:
             path: a local path or any fsspec URL.
             only_model: take weights and averages, and train afresh.
-            strict: refuse a checkpoint of another model; False takes what fits and says what did not.
+            strict: refuse a checkpoint of another model, or unless ``only_model`` one whose weights mean something else
+                (another objective, noise schedule, normalisation ...); False takes what fits and says what did not.
             noop_if_not_exist: do nothing and return None if there is no such file.
 
         Returns:
@@ -214,15 +221,21 @@ class TrainerCheckpoints:
         strict: bool,
         source: ShardedCheckpoint | None = None,
     ) -> None:
-        left = self.state.check(contents, only_model, strict, path)
+        left, notes = self.state.check(contents, only_model, strict, path)
         if left:
             self.print(f"loaded what fits; left out: {'; '.join(left)}")
         if contents.get("version", __version__) != __version__:
             self.print(f"the checkpoint is of version {contents['version']}, this is version {__version__}")
-        self.state.restore(contents, only_model, source)
-        run = contents.get("state", {})
-        if only_model:
-            return
+        with self.state.put_back_on_error(), run_put_back_on_error(self):
+            self.resume_notes = notes + self.state.restore(contents, only_model, source)
+            if not only_model:
+                self._take_over_run(contents.get("state", {}))
+        for note in self.resume_notes:
+            self.print(note)
+
+    def _take_over_run(self, run: Mapping[str, Any]) -> None:
+        """What a checkpoint says of the run beside its weights and optimizers."""
+        self.resume_notes += take_over_settings(self, run.get("settings", {}))
         self.randomness.load_state(run.get("randomness", {}))
         self._load_data_state(run)
         before = run.get("processes", self.processes.count)

@@ -1,28 +1,61 @@
-"""What the optimizer of a U-Net and its learning-rate schedule are made of."""
+"""What the optimizer of a U-Net and its learning-rate schedule are made of: what the caller states, and what a
+checkpoint tells of the rest."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ..tensors import per_stage
 from .optim import make_optimizer, make_scheduler
 
 #: names of what the schedule is made of
 PERIODS = ("warmup_steps", "cosine_decay_max_steps")
 #: names of what the trainer itself gives to `make_optimizer`; everything else is for Adam
 _NAMED = ("lr", "eps", "beta1", "beta2", "group_wd_params")
+#: settings of the averages that may change while they are taken; attributes of ema-pytorch's ``EMA``
+AVERAGES = ("beta", "inv_gamma", "power", "min_value", "update_after_step", "update_every")
 
 
-def optimizer_of(unet: nn.Module, settings: Mapping[str, Any]) -> Optimizer:
+def remembers_stated(init: Callable[..., None]) -> Callable[..., None]:
+    """Decorator of ``__init__``: keeps the names of the keywords that were passed in ``self.stated``."""
+
+    @functools.wraps(init)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
+        self.__dict__["stated"] = frozenset(kwargs)
+        init(self, *args, **kwargs)
+
+    return wrapper
+
+
+def settings_per_unet(count: int, per_unet: Mapping[str, Any], shared: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The settings of each of ``count`` U-Nets.
+
+    Args:
+        count: number of U-Nets.
+        per_unet: one value, or one for each U-Net.
+        shared: by all of them.
+
+    Raises:
+        ValueError: as `per_stage`.
+    """
+    rows = zip(*(per_stage(value, count, name) for name, value in per_unet.items()), strict=True)
+    return [{**shared, **dict(zip(per_unet, row, strict=True))} for row in rows]
+
+
+def optimizer_of(unet: nn.Module, settings: Mapping[str, Any], separate: bool | None = None) -> Optimizer:
     """The optimizer of a network.
 
     Args:
         unet: the network.
         settings: ``lr``, ``eps``, ``beta1``, ``beta2``, ``group_wd_params``, and keywords of ``torch.optim.Adam``.
+        separate: whether matrices and vectors are two parameter groups; by default if ``weight_decay`` asks for it.
 
     Raises:
         ValueError: as `make_optimizer`.
@@ -35,6 +68,7 @@ def optimizer_of(unet: nn.Module, settings: Mapping[str, Any]) -> Optimizer:
         betas=(settings["beta1"], settings["beta2"]),
         group_wd_params=settings["group_wd_params"],
         options=options,
+        separate=separate,
     )
 
 
@@ -45,3 +79,54 @@ def scheduler_of(optimizer: Optimizer, settings: Mapping[str, Any], taken: int =
         TypeError, ValueError: as `make_scheduler`.
     """
     return make_scheduler(optimizer, *(settings[name] for name in PERIODS), taken)
+
+
+def settings_in(contents: Mapping[str, Any], index: int, scheduled: bool) -> dict[str, Any]:
+    """The settings of one U-Net that a checkpoint tells, by name; none that it does not tell.
+
+    Args:
+        contents: of the checkpoint.
+        index: 0-based number of the U-Net.
+        scheduled: whether the caller states a schedule. Older checkpoints do not tell theirs, only the present rate;
+            it goes on as it is unless there is a schedule to apply to the full rate.
+    """
+    run = contents.get("state", {}).get("settings", {})
+    found = {name: run[name][index] for name in PERIODS if index < len(run.get(name, ()))}
+    saved = contents.get(f"optim{index}")
+    if not saved or not saved["param_groups"]:
+        return found
+    groups = saved["param_groups"]
+    first = groups[0]
+    full = first.get("initial_lr", first["lr"]) if found or scheduled else first["lr"]
+    found |= {"lr": full, "eps": first["eps"], "beta1": first["betas"][0], "beta2": first["betas"][1]}
+    found |= {name: first[name] for name in ("weight_decay", "amsgrad") if name in first}
+    if found.get("weight_decay"):
+        found["group_wd_params"] = len(groups) > 1
+        found |= {name: first[name] for name in ("decoupled_weight_decay",) if name in first}
+    return found
+
+
+def changed(own: Mapping[str, Any], found: Mapping[str, Any], of: str = "") -> list[str]:
+    """One line for each setting that a checkpoint has otherwise: "lr of U-Net 1: 1e-05 (the checkpoint has 0.001)"."""
+    return [
+        f"{name}{of}: {own[name]} (the checkpoint has {value})"
+        for name, value in found.items()
+        if name in own and own[name] != value
+    ]
+
+
+def move_moments(source: Optimizer, target: Optimizer) -> None:
+    """Hand the moments of an optimizer to another one of the same parameters, grouped in whatever way.
+
+    The largest second moments, which ``amsgrad`` needs, begin at the present ones.
+    """
+    for group in target.param_groups:
+        for parameter in group["params"]:
+            if parameter not in source.state:
+                continue
+            moments = dict(source.state[parameter])
+            if group["amsgrad"]:
+                moments.setdefault("max_exp_avg_sq", torch.clone(moments["exp_avg_sq"]))
+            else:
+                moments.pop("max_exp_avg_sq", None)
+            target.state[parameter] = moments

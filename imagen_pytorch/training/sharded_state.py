@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..cascade.cascade import Cascade
 from ..storage.sharded import ShardedCheckpoint, nested
@@ -87,7 +88,7 @@ class ShardedState(TrainingState):
         tensors, rest = split_shared(contents)
         return nested(gathered(tensors, keep), rest)
 
-    def restore(self, contents: dict[str, Any], only_model: bool, source: ShardedCheckpoint | None = None) -> None:
+    def restore(self, contents: dict[str, Any], only_model: bool, source: ShardedCheckpoint | None = None) -> list[str]:
         """As `TrainingState.restore`; each process takes its part."""
 
         def load(targets: Mapping[str, Tensor]) -> None:
@@ -105,15 +106,18 @@ class ShardedState(TrainingState):
         load(targets)
         if self.averages is not None and "ema" not in contents:
             self._restore_averages(contents, numbers)
-        if not only_model:
-            self._restore_lanes(contents, numbers, lambda lane: _optimizer_loader(lane, load))
+        if only_model:
+            return []
+        return self._restore_lanes(contents, numbers, lambda lane: _optimizer_loader(lane, load))
 
 
 def _fits(found: Mapping[str, Tensor], name: str, wanted: Mapping[str, Tensor]) -> bool:
     return name in found and found[name].shape == wanted[name].shape
 
 
-def _optimizer_loader(lane: Lane, load: Callable[[Mapping[str, Tensor]], None]) -> Callable[[dict[str, Any]], None]:
+def _optimizer_loader(
+    lane: Lane, load: Callable[[Mapping[str, Tensor]], None]
+) -> Callable[[Optimizer, dict[str, Any]], None]:
     """What takes over an optimizer's state, moments included."""
     name = f"optim{lane.number - 1}"
-    return lambda saved: load(load_optimizer_tensors(lane.optimizer, saved, name))
+    return lambda optimizer, saved: load(load_optimizer_tensors(optimizer, saved, name))

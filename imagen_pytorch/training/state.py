@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..cascade.cascade import Cascade
 from ..checkpoint import differences, fitting
 from ..storage import CheckpointError, CheckpointMismatch
-from .checked import wrong_entries
+from ..storage.parts import local_part
+from .checked import unusable_weights, wrong_entries
 from .ema import start_average
 from .lane import Lane
+from .meaning import changes
 
 
 def _describes(name: str, indices: Sequence[int], prefix: str = "") -> bool:
@@ -67,13 +72,16 @@ class TrainingState:
         """The U-Nets that a checkpoint holds."""
         return list(contents.get("state", {}).get("unet_numbers", range(1, len(self.lanes) + 1)))
 
-    def check(self, contents: dict[str, Any], only_model: bool, strict: bool, path: str | Path) -> list[str]:
-        """Everything in a checkpoint that does not fit, before anything is changed.
+    def check(
+        self, contents: dict[str, Any], only_model: bool, strict: bool, path: str | Path
+    ) -> tuple[list[str], list[str]]:
+        """Everything in a checkpoint that does not fit, and all that it says otherwise of the model; before anything
+        is changed.
 
         Args:
             contents: of the checkpoint.
             only_model: whether nothing but weights and averages matters.
-            strict: whether it has to fit.
+            strict: whether it has to fit, and unless ``only_model`` to mean the same by its weights.
             path: what errors call it.
 
         Raises:
@@ -89,6 +97,11 @@ class TrainingState:
                 f"{', '.join(wrong)}"
             )
         numbers = self.numbers_in(contents)
+        if unusable := self._unusable(contents, numbers):
+            raise CheckpointError(
+                f"{path} holds weights that cannot be used, nothing was loaded: NaN, infinities or another kind of "
+                f"number in {unusable[0]} and {len(unusable) - 1} more; go on from an earlier checkpoint"
+            )
         if unknown := [number for number in numbers if not 1 <= number <= len(self.lanes)]:
             raise CheckpointMismatch(
                 f"the checkpoint {path} holds U-Net {unknown[0]}, the model has {len(self.lanes)}; nothing was loaded"
@@ -101,45 +114,80 @@ class TrainingState:
                 found.append(f"steps of {len(contents.get('steps', ()))} U-Nets, the model has {len(self.lanes)}")
             for lane in self.lanes:
                 found += lane.differences(contents)
+        described = changes(contents, self.cascade, numbers)
+        if strict and not only_model:
+            found += [f"another meaning of its weights: {line}" for line in described.meaning]
         if found and strict:
             raise CheckpointMismatch(
                 f"the checkpoint {path} belongs to another model, nothing was loaded; {'; '.join(found)}. "
                 "strict=False loads what fits"
             )
-        return found
+        return found, described.meaning + described.rest
+
+    def _unusable(self, contents: dict[str, Any], numbers: Sequence[int]) -> list[str]:
+        """The names of weights and averages that are no finite real numbers."""
+        found = [f"model/{name}" for name in unusable_weights(contents["model"], self._model(numbers))]
+        if self.averages is None:
+            return found
+        averages = unusable_weights(contents.get("ema", {}), self._averages(numbers))
+        return found + [f"ema/{name}" for name in averages]
 
     def whole(self, contents: dict[str, Any], keep: bool) -> dict[str, Any]:
         """What `gather` gave, as one process writes it; with ``keep`` false for a process that does not."""
         return contents
 
-    def restore(self, contents: dict[str, Any], only_model: bool, source: Any = None) -> None:
+    @contextmanager
+    def put_back_on_error(self) -> Iterator[None]:
+        """An error inside the block leaves weights, averages, optimizers and counts as they were before it.
+
+        Holds a copy of weights and averages in main memory meanwhile.
+        """
+        modules = [self.cascade, *([] if self.averages is None else [self.averages])]
+        tensors = [local_part(item)[0] for module in modules for item in module.state_dict(keep_vars=True).values()]
+        copies = [item.detach().to("cpu", copy=True) for item in tensors]
+        steps, lanes = self.steps.clone(), [lane.kept() for lane in self.lanes]
+        try:
+            yield
+        except BaseException:
+            with torch.no_grad():
+                for tensor, copy in zip(tensors, copies, strict=True):
+                    tensor.copy_(copy)
+            self.steps.copy_(steps)
+            for put_back in lanes:
+                put_back()
+            raise
+
+    def restore(self, contents: dict[str, Any], only_model: bool, source: Any = None) -> list[str]:
         """Take over everything that fits; call `check` first.
 
         Args:
             contents: of a checkpoint.
             only_model: weights and averages, and nothing else.
             source: where tensors are read from that ``contents`` only describes; for those with shards.
+
+        Returns:
+            A line for each setting of this trainer that the checkpoint has otherwise.
         """
         numbers = self.numbers_in(contents)
         self.cascade.load_state_dict(fitting(contents["model"], self._model(numbers)), strict=False)
         self._restore_averages(contents, numbers)
-        if not only_model:
-            self._restore_lanes(contents, numbers)
+        return [] if only_model else self._restore_lanes(contents, numbers)
 
     def _restore_lanes(
         self,
         contents: dict[str, Any],
         numbers: Sequence[int],
-        loader: Callable[[Lane], Callable[[dict[str, Any]], object]] | None = None,
-    ) -> None:
-        saved = contents.get("steps", ())
+        loader: Callable[[Lane], Callable[[Optimizer, dict[str, Any]], object]] | None = None,
+    ) -> list[str]:
+        saved, notes = contents.get("steps", ()), []
         for lane in self.lanes:
             if lane.number not in numbers:
                 continue
             if lane.number <= len(saved):
                 self.steps[lane.number - 1] = int(saved[lane.number - 1])
-            if not lane.differences(contents):
-                lane.load_state(contents, loader and loader(lane))
+            fits = contents if not lane.differences(contents) else {"state": contents.get("state", {})}
+            notes += lane.load_state(fits, int(self.steps[lane.number - 1]), loader and loader(lane))
+        return notes
 
     def _restore_averages(self, contents: dict[str, Any], numbers: Sequence[int]) -> None:
         if self.averages is None:
