@@ -47,7 +47,6 @@ def test_the_rate_falls_until_the_last_step_of_the_run(folder):
     assert rates() == [cosine(step, 4) for step in (1, 2, 3, 4)]
 
 
-@pytest.mark.xfail(reason="the trainer is about to take what nobody states from the checkpoint", strict=False)
 def test_training_longer_raises_the_rate_and_says_so(folder):
     succeed("train", "--steps", 4, *EACH)
     done = succeed("train", "--steps", 4, *EACH)
@@ -100,7 +99,6 @@ def test_an_interrupted_run_goes_on_to_its_own_end(folder, monkeypatch):
     assert rates() == [cosine(1, 1000), cosine(2, 1000)]
 
 
-@pytest.mark.xfail(reason="the trainer is about to take what nobody states from the checkpoint", strict=False)
 def test_the_rate_of_the_command_wins(folder):
     succeed("train", "--max-steps", 2, *EACH)
     decaying(None)
