@@ -241,6 +241,66 @@ def test_a_damaged_pickle_in_a_whole_file_is_refused(run, contents):
     assert run("a.pt").exit_code == 4 and "checksum" in run("a.pt").stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("version", "3.0\x1b]0;OWNED\x07\x1b[2J", r"written by version 3.0\x1b]0;OWNED\x07\x1b[2J"),
+        ("version", "3" * 20_000, f"written by version {'3' * 40} ..."),
+        ("version", {"a": "\x1b"}, r"written by version {'a': '\x1b'}"),
+        ("version", "\u202e0.3", r"written by version \u202e0.3"),
+        ("version", None, "it does not say what wrote it"),
+    ],
+    ids=["escapes", "long", "a dict", "turned around", "none"],
+)
+def test_what_a_checkpoint_says_cannot_steer_the_terminal(run, contents, monkeypatch, name, value, words):
+    monkeypatch.setattr(estimates, "estimate", lambda *_: [])
+    save({**contents, name: value}, "a.pt")
+    done = run("a.pt")
+    assert done.exit_code == 0 and words in done.stdout and len(done.stdout) < 2000
+    assert not re.search(r"[^\n -~]", done.stdout)
+    assert len(run("a.pt", "--json").stdout) < 10_000
+
+
+def test_the_name_of_an_encoder_cannot_steer_the_terminal(run, contents, monkeypatch):
+    monkeypatch.setattr(estimates, "estimate", lambda *_: [])
+    described = {**contents["imagen_params"], "text_encoder_name": "x\x1b[2J\x1b[1;31mFAKE", "text_embed_dim": 16}
+    save({**contents, "imagen_params": described}, "a.pt")
+    for done in (run("a.pt"), run("a.pt", "--json")):
+        assert "\x1b" not in done.stdout and "\x1b" not in done.stderr
+
+
+def test_the_name_of_a_file_cannot_steer_the_terminal(run, contents, monkeypatch):
+    monkeypatch.setattr(estimates, "estimate", lambda *_: [])
+    save(contents, "a\x1b[2J\u202e.pt")
+    done = run("a\x1b[2J\u202e.pt")
+    assert done.stdout.startswith(r"checkpoint a\x1b[2J\u202e.pt")
+    for missing in ("b\x1b[2J.pt", "\x1b[2J"):
+        assert "\x1b" not in run(missing).stderr
+
+
+@pytest.mark.parametrize(
+    ("contents", "words"),
+    [
+        ({"model": {"unets.\u00b2.x": torch.zeros(2)}}, "2 numbers, of no model"),
+        ({"model": {f"unets.{'1' * 5000}.x": torch.zeros(2)}}, "2 numbers, of no model"),
+        ({"model": {"unets.\u0663.x": torch.zeros(2)}}, "2 numbers, of no model"),
+        ({"model": {"unets.0.x": torch.zeros(2)}, "steps": [10**5000]}, "U-Net"),
+        ({"model": {"unets.0.x": torch.zeros(2)}, "steps": [float("nan")]}, "U-Net"),
+        ({"model": {"unets.0.x": torch.zeros(2)}, "steps": [-1]}, "U-Net"),
+        ({"model": {"unets.0.x": torch.zeros(2)}, "steps": ["many"]}, "U-Net"),
+        ({"model": {7: torch.zeros(2)}}, "2 numbers, of no model"),
+    ],
+    ids=["superscript", "5,000 digits", "arabic", "steps of 5,000 digits", "no number", "negative", "words", "number"],
+)
+def test_names_and_steps_that_count_nothing(run, contents, words):
+    torch.save(contents, "a.pt")
+    done = run("a.pt")
+    if done.exit_code:  # the reader may refuse it, in a sentence that names the file
+        assert done.exit_code == 4 and "a.pt" in done.stderr and "unexpected" not in done.stderr, done.stderr
+    else:
+        assert words in done.stdout and run("a.pt", "--json").exit_code == 0
+
+
 @pytest.mark.slow
 def test_the_papers_cascade_is_looked_at_without_allocating_it():
     """Three billion parameters, 12 GB of weights."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import re
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -10,8 +13,12 @@ import torch
 from click.testing import CliRunner
 from PIL import Image, ImageChops, ImageStat
 
-from imagen_pytorch import ElucidatedImagen, Imagen, ImagenTrainer, Unet
-from imagen_pytorch.cli import main
+from imagen_pytorch import ElucidatedImagen, Imagen, ImagenTrainer, Unet, load_imagen_from_checkpoint
+from imagen_pytorch.cascade.cascade import Cascade
+from imagen_pytorch.cli import _models, main
+from imagen_pytorch.cli._models import newest_below
+from imagen_pytorch.diffusion.guidance import GUIDANCE
+from imagen_pytorch.diffusion.samplers import SAMPLERS
 
 TRAINED = {}
 
@@ -232,6 +239,211 @@ def test_a_file_that_could_run_code_is_refused(run):
     torch.save({"model": Path}, "evil.pt")
     done = run("x", "--model", "evil.pt")
     assert done.exit_code == 4 and len(done.stderr.splitlines()) == 1 and "nothing was executed" in done.stderr
+
+
+# -- what the model says ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "words"),
+    [
+        ({}, [], "guidance cfg 3, sampler edm, 2 steps"),
+        ({}, ["--cond-scale", 1], "no guidance, sampler edm, 2 steps"),
+        ({}, ["--cond-scale", "3,1"], "guidance cfg 3,1, sampler edm"),
+        ({}, ["--sampler", "dpmpp_2m,ddim", "--steps", "3,1"], "sampler dpmpp_2m,ddim, 3,1 steps"),
+        ({}, ["--guidance", "apg"], "guidance apg 3,"),
+        ({}, ["--guidance", "cfgpp"], "guidance cfgpp 1,"),  # the largest weight that this method takes
+        ({}, ["--guidance", "cfgpp", "--cond-scale", 0.5], "guidance cfgpp 0.5,"),
+        ({"cond_scale": 1.5}, [], "guidance cfg 1.5,"),
+        ({"cond_scale": [2.0, 1.0], "guidance": "rescale"}, [], "guidance rescale 2,1,"),
+        ({"cond_scale": 1.5, "guidance": "apg"}, ["--cond-scale", 4, "--guidance", "cfg"], "guidance cfg 4,"),
+        ({"cond_drop_prob": 0.0}, [], "no guidance,"),
+    ],
+)
+def test_guidance_sampler_and_steps_are_the_models_own_unless_given_and_said(
+    run, monkeypatch, changes, arguments, words
+):
+    model("own.pt", **changes)
+    calls = []
+    own = Cascade.sample
+    monkeypatch.setattr(Cascade, "sample", lambda self, **given: calls.append(given) or own(self, **given))
+    done = run("x", "--model", "own.pt", *arguments)
+    assert made(done) == ["x.png"] and words in done.stderr.splitlines()[0], done.stderr
+    first = calls[0]["cond_scale"]
+    weight = float(first[0] if isinstance(first, list) else first)
+    assert words.startswith(("sampler", "no guidance" if weight == 1 and "cfgpp" not in words else "guidance"))
+    assert not words.startswith("guidance") or float(words.split(",")[0].split()[-1]) == weight
+
+
+def test_the_help_lists_every_sampler_and_guidance(run):
+    words = " ".join(CliRunner().invoke(main, ["sample", "--help"]).stdout.split())
+    start = words.index("Sampler, one or one per U-Net: ") + len("Sampler, one or one per U-Net: ")
+    assert tuple(words[start:].split(".")[0].split(", ")) == SAMPLERS.names()
+    start = words.index("Guidance method: ") + len("Guidance method: ")
+    listed = re.sub(r" \([^)]*\)", "", words[start:].split(".  [")[0].split(". [")[0]).split(", ")
+    assert tuple(listed) == GUIDANCE.names()
+
+
+# -- which model ------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_model_here_the_newest_below_is_taken_and_said(run):
+    Path("imagen.pt").unlink()
+    for age, place in enumerate(("runs/a/checkpoint.7.pt", "runs/demo/imagen.pt", "b/imagen.pt", ".hidden/imagen.pt")):
+        Path(place).parent.mkdir(parents=True)
+        Path(place).write_bytes(TRAINED["bytes"])
+        os.utime(place, (10**9 + age, 10**9 + age))
+    Path("outside").symlink_to("runs", target_is_directory=True)
+    assert newest_below(".") == "b/imagen.pt"
+    done = run("x", "--seed", 1)
+    assert made(done) == ["x.png"] and done.stderr.startswith("b/imagen.pt on cpu: ")
+    Path("b/imagen.pt").unlink()
+    assert newest_below(".") == "runs/demo/imagen.pt"
+
+
+def test_the_search_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(_models, "_ENTRIES", 50)
+    deep = tmp_path / "a/b/c/d/e/f"
+    deep.mkdir(parents=True)
+    (deep / "imagen.pt").touch()
+    assert newest_below(str(tmp_path)) is None
+    for number in range(60):
+        (tmp_path / "a" / f"{number:03}").mkdir()
+    (tmp_path / "imagen.pt").touch()
+    assert newest_below(str(tmp_path)) == str(tmp_path / "imagen.pt")
+    os.mkfifo(tmp_path / "checkpoint.1.pt")
+    assert newest_below(str(tmp_path)) == str(tmp_path / "imagen.pt")
+
+
+def test_without_any_model_the_sentence_says_how_to_get_one(run):
+    Path("imagen.pt").unlink()
+    done = run("x")
+    assert done.exit_code == 2 and all(
+        word in done.stderr for word in ("`imagen demo`", "`imagen train --data", "--model")
+    )
+
+
+def test_a_folder_that_cannot_be_written_to_holds_a_model_all_the_same(run, monkeypatch):
+    Path("run").mkdir()
+    Path("run/checkpoint.7.pt").write_bytes(TRAINED["bytes"])
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and access(path, mode))
+    before = os.listdir("run")
+    assert made(run("x", "--model", "run")) == ["x.png"] and os.listdir("run") == before
+
+
+@pytest.mark.parametrize("stop", [[], ["--stop-at-unet", 1]])
+@pytest.mark.parametrize(("trained", "words"), [(0, "trained: none"), (2, "trained: 2")])
+def test_a_first_unet_that_was_not_trained_is_refused(run, trained, words, stop):
+    model("second.pt", trained=trained)
+    if trained:
+        imagen = load_imagen_from_checkpoint("second.pt")
+        for item in imagen.unets[0].final_conv.parameters():
+            item.data.zero_()
+        ImagenTrainer(imagen, use_ema=False).save("second.pt")
+    done = run("x", "--model", "second.pt", *stop)
+    assert done.exit_code == 2 and done.stdout == "" and not Path("x.png").exists()
+    assert "U-Net 1 of second.pt has not been trained" in done.stderr and words in done.stderr
+    assert "--unet 1" in done.stderr.splitlines()[-1]
+
+
+def test_an_untrained_stage_that_was_asked_for_is_said_to_be_noise(run):
+    model("half.pt", trained=1)
+    done = run("x", "--model", "half.pt", "--stop-at-unet", 2)
+    assert made(done) == ["x.png"] and "U-Net 2 has not been trained yet: what it makes is noise" in done.stderr
+
+
+# -- captions ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_byte_order_mark_is_no_part_of_a_caption(run):
+    Path("captions.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
+    assert made(run("--prompts", "captions.txt", "--seed", 1, "-o", "a/")) == ["a/one.png", "a/two.png"]
+    assert made(run("--prompts", "-", "--seed", 1, "-o", "b/", text="\ufeffone\n")) == ["b/one.png"]
+    made(run("one", "--seed", 1, "-o", "c/"))
+    assert pixels("b/one.png").tobytes() == pixels("c/one.png").tobytes()
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfeo\0n\0", b"caf\xe9\n"])
+def test_captions_in_another_encoding_are_refused(run, data):
+    Path("captions.txt").write_bytes(data)
+    done = run("--prompts", "captions.txt")
+    assert done.exit_code == 2 and "no text in UTF-8" in done.stderr
+    done = CliRunner().invoke(main, ["sample", "--prompts", "-"], input=data)
+    assert done.exit_code == 2 and "cannot read captions from -: it is no text in UTF-8" in done.stderr
+
+
+def test_a_file_that_is_no_list_of_captions_is_refused_before_it_is_read_whole(run):
+    done = run("--prompts", "/dev/zero")
+    assert done.exit_code == 2 and "more than 64 MiB" in done.stderr
+
+
+@pytest.mark.parametrize("line", ["a green square --n blurry --d 7", '{"prompt": "a green square", "seed": 4}'])
+def test_options_among_captions_are_said_not_to_be_read(run, line):
+    Path("captions.txt").write_text(f"one\n{line}\n{line}\n")
+    done = run("--prompts", "captions.txt")
+    assert len(made(done)) == 3 and done.stderr.count("options among captions are not read") == 1
+    assert line in done.stderr
+
+
+def test_ordinary_dashes_and_braces_are_no_options(run):
+    Path("captions.txt").write_text("a well-known thing - at night\nan arrow --> here\n{curly} hair\nx -- y\n")
+    done = run("--prompts", "captions.txt")
+    assert len(made(done)) == 4 and "options" not in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--load_ema", "--load-ema"])
+def test_a_bare_flag_leaves_the_caption_alone(run, option):
+    assert made(run(option, "a red heart")) == ["a_red_heart.png"]
+    assert made(run(option, "false", "x")) == ["x.png"]
+    assert made(run("y", option)) == ["y.png"]
+    assert made(run("--", option)) == ["load_ema.png"]
+
+
+def test_any_number_of_pictures_takes_no_memory_before_the_first(run, monkeypatch):
+    """The loop over them ends here with the first batch."""
+
+    class Enough(Exception):
+        pass
+
+    def sample(self, **given):
+        raise Enough(f"{len(given['texts'])} at once")
+
+    monkeypatch.setattr(Cascade, "sample", sample)
+    tracemalloc.start()
+    done = run("x", "-n", 10**12, "--batch-size", 7)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "7 at once" in done.stderr and peak < 50e6
+
+
+def test_a_sheet_has_an_end(run):
+    done = run("x", "-n", 10**6, "--grid")
+    assert done.exit_code == 2 and "room for 4,096" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("--cond-scale", ["1e308", "nan", "inf", "-1", "3,nan", "1e7", "x", ""]),
+        ("--steps", ["0", "-1", "2.5", "1000000000", "x", "9" * 5000, "1,0"]),
+        ("--cache-interval", ["0", "-1", "2.5", "1000000000", "x"]),
+        ("--fps", ["0", "-1", "nan", "inf", "x", "1e400"]),
+        ("--seed", ["-1", "2.5", str(2**63), "x"]),
+        ("--num-images", ["0", "-1", "2.5", "x"]),
+        ("--frames", ["0", "-1", "2.5", "x"]),
+        ("--batch-size", ["0", "-1", "2.5", "x"]),
+        ("--stop-at-unet", ["0", "-1", "3", "x"]),
+        ("--guidance", ["", "x"]),
+        ("--sampler", ["", "x", "ddim,"]),
+    ],
+)
+def test_impossible_numbers_and_names_are_refused_in_a_sentence(run, option, values):
+    for value in values:
+        done = run("x", option, value)
+        assert done.exit_code == 2 and done.stdout == "" and not Path("x.png").exists(), (value, done.stderr)
+        line = done.stderr.splitlines()[-1]
+        assert len(line) < 800 and "unexpected" not in line and "Traceback" not in done.stderr, line
 
 
 # -- speed ------------------------------------------------------------------------------------------------------------

@@ -116,12 +116,12 @@ def guidance_weight(imagen: Cascade, given: Any = None, guidance: str | None = N
     """
     from ..diffusion.guidance import GUIDANCE
 
+    method = GUIDANCE[(imagen.guidance or "cfg") if guidance is None else guidance]
     if given is not None:
         return given
     if imagen.unconditional or not imagen.can_classifier_guidance:
         return 1.0
-    largest = GUIDANCE[guidance or imagen.guidance or "cfg"].largest_scale
-    scales = [min(USUAL_COND_SCALE if scale is None else scale, largest) for scale in imagen.cond_scale]
+    scales = [min(USUAL_COND_SCALE if scale is None else scale, method.largest_scale) for scale in imagen.cond_scale]
     return scales[0] if len(set(scales)) == 1 else scales
 
 
