@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .background import settle
+from .contents import nonfinite_tensors
 from .errors import CheckpointError, CheckpointMissing, CheckpointUnreachable, reason
 from .keeping import set_aside
 from .locks import lock_of_folder
@@ -19,16 +20,32 @@ from .writing import write_checkpoint
 
 _FILE = re.compile(r"^checkpoint\.(\d+)\.pt$")
 _FOLDER = re.compile(r"^checkpoint\.(\d+)$")
+#: entries of a checkpoint that training changes at every step
+_TRAINED = re.compile(r"^(model|ema|optim\d+)$")
+
+
+def read_finite(path: str, fs: Any) -> dict[str, Any]:
+    """The contents of a file whose weights, averages and moments are finite numbers.
+
+    Raises:
+        CheckpointError: as `read_checkpoint`, or they hold NaN or infinities: training cannot go on from them.
+    """
+    contents = read_checkpoint(path, fs)
+    trained = {name: value for name, value in contents.items() if _TRAINED.match(str(name))}
+    if names := nonfinite_tensors(trained):
+        more = f" and {len(names) - 1} more tensors" if len(names) > 1 else ""
+        raise CheckpointError(f"{path}: it holds weights that are NaN or infinite, in {names[0]}{more}")
+    return contents
 
 
 def verify_checkpoint(path: str, fs: Any) -> None:
-    """See that a checkpoint, a file or a folder of shards, can be read.
+    """See that a checkpoint, a file or a folder of shards, can be read, and that the weights of a file are finite.
 
     Raises:
-        CheckpointError: as `read_checkpoint`.
+        CheckpointError: as `read_finite`.
     """
     if not is_sharded(fs, path):
-        read_checkpoint(path, fs)
+        read_finite(path, fs)
         return
     from .sharded import ShardedCheckpoint
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..storage import nonfinite_tensors
+from ..storage.parts import local_part
 from .settings import AVERAGES, PERIODS
 
 #: counts beyond this are not exact as floating-point numbers, in which optimizers keep theirs
@@ -192,6 +193,28 @@ def unusable_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) 
     real ones, or values that are not finite in the wanted precision.
     """
     return [name for name, item in found.items() if name in wanted and not _is_usable(item, wanted[name])]
+
+
+def ruined_tensors(weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> list[str]:
+    """The names of tensors from which no training can go on: not finite, or weights too large to be multiplied.
+
+    Args:
+        weights: also averages; beyond 1e19 their squares are no numbers any more.
+        moments: of optimizers.
+    """
+    return _overflowing(weights, exact=False) + _overflowing(moments, exact=True)
+
+
+def _overflowing(tensors: Mapping[str, Tensor], exact: bool) -> list[str]:
+    local = {name: local_part(item)[0].detach() for name, item in tensors.items()}
+    local = {name: item for name, item in local.items() if item.is_floating_point() and item.numel()}
+    # one number for all of them, for which a GPU is waited for once; it is finite in all but rare cases
+    if not local or bool(torch.isfinite(torch.nn.utils.get_total_norm(list(local.values())))):
+        return []
+    if exact:
+        return [name for name, item in local.items() if not _is_finite(item)]
+    norms = ((name, torch.linalg.vector_norm(item, dtype=torch.float32)) for name, item in local.items())
+    return [name for name, norm in norms if not bool(torch.isfinite(norm))]
 
 
 def _is_usable(item: Tensor, wanted: Tensor) -> bool:

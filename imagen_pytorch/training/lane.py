@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from .checked import alike, are_tensors, is_adams, is_scale, is_schedule
+from ..storage import nonfinite_tensors
+from .checked import alike, are_tensors, is_adams, is_scale, is_schedule, ruined_tensors
 from .optim import parameter_groups
 from .settings import PERIODS, changed, move_moments, optimizer_of, scheduler_of, settings_in
 from .sharding import clip_gradients, gradient_norm
@@ -20,6 +21,15 @@ from .warmup import Warmup
 
 #: attributes that a checkpoint replaces
 _KEPT = ("settings", "optimizer", "scheduler", "pending", "finite", "skipped", "skipped_in_a_row")
+
+
+_CURE = "go on from an earlier checkpoint, and lower lr or set max_grad_norm"
+_ADVICE = "check the pictures and embeddings for NaN, lower lr, or set max_grad_norm"
+
+
+def _among(names: list[str]) -> str:
+    """Which tensors, in brackets; nothing if that is not known here."""
+    return f" ({names[0]} and {len(names) - 1} more)" if len(names) > 1 else "".join(f" ({name})" for name in names)
 
 
 class TrainingDiverged(RuntimeError):
@@ -166,19 +176,36 @@ class Lane:
         if finding_scale:  # an overflow halves it until it fits: no failure
             return
         self.skipped_in_a_row += 1
+        what = "gradient" if loss_was_finite else "loss"
+        trained = {name: item.detach() for name, item in self.unet.named_parameters()}
+        lost = nonfinite_tensors(trained | dict(self.moments()))
+        if not self._all_true(not lost):
+            raise TrainingDiverged(
+                f"U-Net {self.number}: the {what} is not finite because weights or moments are not"
+                f"{_among(lost)}: no batch can mend that; {_CURE}"
+            )
         if not self._warned:
             self._warned = True
-            what = "gradient" if loss_was_finite else "loss"
             warnings.warn(
                 f"the {what} of U-Net {self.number} is not finite: the update was skipped, weights and averages are "
                 "untouched; further ones are counted in skipped_steps",
                 stacklevel=4,
             )
         if self.skipped_in_a_row > self.max_skipped:
+            large = ruined_tensors(trained, {})
+            reason = f"its weights are too large{_among(large)}: {_CURE}" if large else _ADVICE
             raise TrainingDiverged(
                 f"U-Net {self.number}: {self.skipped_in_a_row} updates in a row without a finite loss and gradient; "
-                "check the pictures and embeddings for NaN, lower lr, or set max_grad_norm"
+                f"{reason}"
             )
+
+    def moments(self) -> Iterator[tuple[str, Tensor]]:
+        """Every moment of the optimizer with its name in a checkpoint."""
+        parameters = [item for group in self.optimizer.param_groups for item in group["params"]]
+        for index, parameter in enumerate(parameters):
+            for name, item in self.optimizer.state.get(parameter, {}).items():
+                if name != "step":
+                    yield f"optim{self.number - 1}/state/{index}/{name}", item
 
     def state(self, with_optimizer: bool) -> dict[str, Any]:
         """Entries of a checkpoint, by their names there."""

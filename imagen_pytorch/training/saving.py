@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..storage import (
+    CheckpointError,
     CheckpointNotWritten,
     CheckpointStore,
     kind_of,
@@ -24,7 +25,7 @@ from ..storage.background import BackgroundWriter
 from ..storage.reading import is_sharded
 from ..storage.sharded import ShardedCheckpoint
 from ..storage.sharded_writing import remove_unfinished, write_sharded
-from ..storage.store import verify_checkpoint
+from ..storage.store import read_finite, verify_checkpoint
 from ..version import __version__
 from .lane import Lane
 from .processes import Processes
@@ -36,6 +37,10 @@ from .state import TrainingState
 #: entries of a checkpoint that are the trainer's own
 _RESERVED = ("model", "ema", "steps", "version", "state", "imagen_type", "imagen_params")
 _PER_UNET = ("optim", "scaler", "scheduler", "gradients")
+
+
+class CheckpointRuined(CheckpointError):
+    """A checkpoint whose weights are not finite, known after they were read."""
 
 
 class TrainerCheckpoints:
@@ -135,15 +140,31 @@ class TrainerCheckpoints:
         """
         numbers = None if unet_number is None else [self.validate_unet_number(unet_number)]
         contents = self._contents(numbers, not without_optim_and_sched, extra)
-        if self.processes.sharded and not os.path.splitext(str(path))[1]:
-            fs, place = locate(path, self._fs, self._fs_kwargs)
-            with self._save_errors():
+        with self._save_errors():
+            self._refuse_ruined(path)
+            if self.processes.sharded and not os.path.splitext(str(path))[1]:
+                fs, place = locate(path, self._fs, self._fs_kwargs)
                 write_sharded(fs, place, *split_shared(contents))
+                return
+            contents = self.state.whole(contents, keep=self.processes.is_main)
+            if self.processes.is_main:
+                target = (path, self._fs, self._fs_kwargs, overwrite, keep_previous)
+                self._write(contents, lambda held: write_checkpoint(held, *target), background)
+
+    def _refuse_ruined(self, path: str | Path) -> None:
+        """See that the state is worth writing; where the weights are shared out, all processes call this.
+
+        Raises:
+            CheckpointNotWritten: weights, averages or moments are not finite.
+        """
+        names = self.state.ruined()
+        if self.processes.all_true(not names) if self.processes.sharded else not names:
             return
-        contents = self.state.whole(contents, keep=self.processes.is_main)
-        if self.processes.is_main:
-            target = (path, self._fs, self._fs_kwargs, overwrite, keep_previous)
-            self._write(contents, lambda held: write_checkpoint(held, *target), background)
+        where = f" in {names[0]} and {len(names) - 1} more tensors" if names else ""
+        raise CheckpointNotWritten(
+            f"{path} is not written, and what was there before is untouched: the weights are not finite or too large"
+            f"{where}; go on from an earlier checkpoint, and lower lr or set max_grad_norm"
+        )
 
     def _write(self, contents: dict[str, Any], write: Callable[[dict[str, Any]], object], later: bool) -> None:
         """Write now, or a copy of the present state while training goes on."""
@@ -230,6 +251,9 @@ class TrainerCheckpoints:
             self.resume_notes = notes + self.state.restore(contents, only_model, source)
             if not only_model:
                 self._take_over_run(contents.get("state", {}))
+            if source is not None and not self.processes.all_true(not (names := self.state.ruined())):
+                where = f" in {names[0]}" if names else ""
+                raise CheckpointRuined(f"{path}: it holds weights that are not finite{where}; nothing was loaded")
         for note in self.resume_notes:
             self.print(note)
 
@@ -279,22 +303,23 @@ class TrainerCheckpoints:
             CheckpointLocked: another run saves into this folder.
         """
         folder, steps = self._folder(), int(self.steps.sum())
-        if self.processes.sharded:
-            return self._write_shards(folder, folder.folder_path(steps))
-        if self.processes.is_main:
-            folder.lock()
-            self._write(self._contents(None, True, {}), lambda held: folder.write(steps, held), background)
-        return folder.path(steps)
+        path = folder.folder_path(steps) if self.processes.sharded else folder.path(steps)
+        with self._save_errors():
+            self._refuse_ruined(path)
+            if self.processes.sharded:
+                self._write_shards(folder, path)
+            elif self.processes.is_main:
+                folder.lock()
+                self._write(self._contents(None, True, {}), lambda held: folder.write(steps, held), background)
+        return path
 
-    def _write_shards(self, folder: CheckpointStore, path: str) -> str:
+    def _write_shards(self, folder: CheckpointStore, path: str) -> None:
         self.processes.from_main(folder.lock)
         tensors, rest = split_shared(self._contents(None, True, {}))
-        with self._save_errors():
-            self.processes.from_main(folder.check_lock)
-            write_sharded(folder.fs, path, tensors, rest)
-            if self.processes.is_main:
-                folder.wrote(path)
-        return path
+        self.processes.from_main(folder.check_lock)
+        write_sharded(folder.fs, path, tensors, rest)
+        if self.processes.is_main:
+            folder.wrote(path)
 
     def load_from_checkpoint_folder(self, last_total_steps: int = -1) -> str | None:
         """Go on from the newest checkpoint in the folder that is whole, or from the one after so many total steps.
@@ -313,7 +338,7 @@ class TrainerCheckpoints:
         contents: dict[str, Any] = {}
 
         def newest() -> str | None:
-            found = folder.read(last_total_steps)
+            found = folder.read(last_total_steps, read_finite)
             contents.update(found[1] if found is not None else {})
             return None if found is None else found[0]
 
@@ -327,12 +352,24 @@ class TrainerCheckpoints:
 
     def _load_shards(self, folder: CheckpointStore, steps: int) -> str | None:
         """The main process finds the newest checkpoint whose checksums are right; each one reads its part of it."""
-        found = self.processes.from_main(lambda: folder.read(steps, verify_checkpoint))
-        if found is None:
-            return None
-        self.load(found[0])
-        self.print(f"going on from {os.path.basename(found[0])}")
-        return found[0]
+        ruined: dict[str, CheckpointError] = {}
+
+        def verify(path: str, fs: Any) -> None:
+            if path in ruined:
+                raise ruined[path]
+            verify_checkpoint(path, fs)
+
+        while (found := self.processes.from_main(lambda: folder.read(steps, verify))) is not None:
+            try:
+                self.load(found[0])
+            except CheckpointRuined as error:
+                if steps >= 0:
+                    raise
+                ruined[found[0]] = error
+                continue
+            self.print(f"going on from {os.path.basename(found[0])}")
+            return found[0]
+        return None
 
     def _claim_folder(self) -> None:
         """See, before anything is trained, that no other run saves into the folder."""

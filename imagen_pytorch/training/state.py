@@ -16,7 +16,7 @@ from ..cascade.cascade import Cascade
 from ..checkpoint import differences, fitting
 from ..storage import CheckpointError, CheckpointMismatch
 from ..storage.parts import local_part
-from .checked import unusable_weights, wrong_entries
+from .checked import ruined_tensors, unusable_weights, wrong_entries
 from .ema import start_average
 from .lane import Lane
 from .meaning import changes
@@ -131,6 +131,18 @@ class TrainingState:
             return found
         averages = unusable_weights(contents.get("ema", {}), self._averages(numbers))
         return found + [f"ema/{name}" for name in averages]
+
+    def ruined(self) -> list[str]:
+        """The names of weights, averages and moments, as in a checkpoint, from which no training can go on.
+
+        Where they are shared out, of the part that this process holds.
+        """
+        weights = {f"model/{name}": item for name, item in self.cascade.state_dict(keep_vars=True).items()}
+        if self.averages is not None:
+            averages = self.averages.state_dict(keep_vars=True)
+            weights |= {f"ema/{name}": item for name, item in averages.items()}
+        moments = {name: item for lane in self.lanes for name, item in lane.moments()}
+        return ruined_tensors(weights, moments)
 
     def whole(self, contents: dict[str, Any], keep: bool) -> dict[str, Any]:
         """What `gather` gave, as one process writes it; with ``keep`` false for a process that does not."""
