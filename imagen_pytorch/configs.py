@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
@@ -13,6 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_v
 from torch.utils.data import DataLoader
 
 from .cascade.cascade import Cascade
+from .cascade.options import is_pair
 from .diffusion.guidance import GUIDANCE
 from .diffusion.losses import LOSSES
 from .diffusion.objectives import OBJECTIVES
@@ -155,6 +157,14 @@ class _CascadeBase(Configuration):
 
     def _make(self) -> Cascade:
         arguments = {name: value for name, value in self.given().items() if name not in ("unets", "video")}
+        sizes = arguments.get("image_sizes")
+        if len(self.unets) == 1 and is_pair(sizes):
+            warnings.warn(
+                f"imagen.image_sizes: {list(sizes)} for one U-Net is taken for one stage of {sizes[0]}x{sizes[1]}; "
+                f"write [{list(sizes)}]",
+                stacklevel=2,
+            )
+            arguments["image_sizes"] = [tuple(sizes)]
         unets = []
         for index, unet in enumerate(self.unets):
             with _at(f"unets[{index}]"):

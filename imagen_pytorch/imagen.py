@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +10,8 @@ from torch import nn
 
 from .cascade.cascade import Cascade
 from .cascade.elucidated import ElucidatedFormulas
-from .cascade.options import SharedOptions
+from .cascade.limits import MOST_STEPS, check_each, check_number, check_positive, check_whole
+from .cascade.options import SharedOptions, is_pair
 from .construction import records_construction
 from .diffusion.losses import LOSSES, NOISE_LEVELS, WEIGHTINGS
 from .diffusion.objectives import OBJECTIVES
@@ -41,10 +43,26 @@ def padded_schedules(given: str | Sequence[str], count: int) -> tuple[str, ...]:
     return names + rest
 
 
+def _timed_from_0_to_1(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of schedules whose times lie in [0, 1].
+
+    Raises:
+        ValueError: an unknown schedule, or one whose time is the noise level.
+    """
+    for name in names:
+        if SCHEDULES[name]().ends() != (1.0, 0.0):
+            raise ValueError(
+                f'noise_schedules: the times of "{name}" are noise levels and not in [0, 1]; ElucidatedImagen has them'
+            )
+    return names
+
+
 def _weighting(min_snr: bool, gamma: float, p2_gamma: float | None, p2_k: float) -> Any:
+    check_positive(gamma, "min_snr_gamma")
+    check_positive(p2_k, "p2_loss_weight_k")
     if p2_gamma is None:
         return WEIGHTINGS["min_snr"](gamma=gamma) if min_snr else WEIGHTINGS["plain"]()
-    if not 0 <= p2_gamma <= 2:
+    if not 0 <= check_number(p2_gamma, "p2_loss_weight_gamma", -math.inf, math.inf) <= 2:
         raise ValueError(f"p2_loss_weight_gamma must lie in [0, 2] (the paper uses 0.5 to 1), got {p2_gamma}")
     return WEIGHTINGS["p2"](gamma=p2_gamma, k=p2_k)
 
@@ -150,8 +168,9 @@ class Imagen(Cascade):
         shared = SharedOptions.take(locals())
         networks = _networks(unets)
         count = len(networks)
+        check_each(timesteps, count, "timesteps", check_whole, 1, MOST_STEPS)
         table = {
-            "schedule": padded_schedules(noise_schedules, count),
+            "schedule": _timed_from_0_to_1(padded_schedules(noise_schedules, count)),
             "objective": per_stage(pred_objectives, count, "pred_objectives"),
             "sampler": per_stage(sampler, count, "sampler"),
             "steps": per_stage(timesteps, count, "timesteps"),
@@ -195,6 +214,21 @@ class Hparams(NamedTuple):
     S_noise: float
 
 
+#: ranges of these numbers; within them all noise levels and weights are finite in single precision
+_RANGES = {
+    "sigma_min": (1e-6, 1e5),
+    "sigma_max": (1e-6, 1e5),
+    "sigma_data": (1e-4, 1e4),
+    "rho": (0.5, 100.0),
+    "P_mean": (-10.0, 10.0),
+    "P_std": (0.0, 5.0),
+    "S_churn": (0.0, 1e6),
+    "S_tmin": (0.0, math.inf),
+    "S_tmax": (0.0, math.inf),
+    "S_noise": (0.0, 10.0),
+}
+
+
 @CASCADES.register("elucidated")
 class ElucidatedImagen(ElucidatedFormulas, Cascade):
     """A cascade with the process of EDM (Karras et al. 2022, arXiv 2206.00364).
@@ -206,7 +240,8 @@ class ElucidatedImagen(ElucidatedFormulas, Cascade):
         sigma_min, sigma_max, rho: the grid of noise levels (eq. 5).
         sigma_data: standard deviation of the data in [-1, 1] (of the residual where lowres_residual is set).
         P_mean, P_std: training levels, log sigma ~ N(P_mean, P_std**2).
-        S_churn, S_tmin, S_tmax, S_noise: stochasticity of the sampler (algorithm 2).
+        S_churn, S_tmin, S_tmax, S_noise: stochasticity of the sampler "edm" (algorithm 2), also where it is asked for
+            in `sample`.
         sampler: name of the sampler.
 
     Raises:
@@ -266,6 +301,9 @@ class ElucidatedImagen(ElucidatedFormulas, Cascade):
         arguments = dict(locals())
         networks = _networks(unets)
         count = len(networks)
+        for name, (low, high) in _RANGES.items():
+            check_each(arguments[name], count, name, check_number, low, high)
+        check_each(num_sample_steps, count, "num_sample_steps", check_whole, 1, MOST_STEPS)
         table = [per_stage(arguments[name], count, name) for name in Hparams._fields]
         hparams = [Hparams(*row) for row in zip(*table, strict=True)]
         names = per_stage(sampler, count, "sampler")
@@ -277,12 +315,14 @@ class ElucidatedImagen(ElucidatedFormulas, Cascade):
 def edm_process(hparams: Hparams, sampler: str = "edm") -> DiffusionProcess:
     """The EDM process with the given numbers."""
     churn = {name: getattr(hparams, name) for name in ("S_churn", "S_tmin", "S_tmax", "S_noise")}
+    churning = SAMPLERS["edm"](**churn)
     return DiffusionProcess(
         schedule=SCHEDULES["karras"](sigma_min=hparams.sigma_min, sigma_max=hparams.sigma_max, rho=hparams.rho),
         objective=OBJECTIVES["edm"](sigma_data=hparams.sigma_data),
         noise_levels=NOISE_LEVELS["log_normal"](P_mean=hparams.P_mean, P_std=hparams.P_std),
         weighting=WEIGHTINGS["edm"](sigma_data=hparams.sigma_data),
-        sampler=SAMPLERS["edm"](**churn) if sampler == "edm" else SAMPLERS[sampler](),
+        sampler=churning if SAMPLERS[sampler] is type(churning) else SAMPLERS[sampler](),
+        prepared=(churning,),
         steps=hparams.num_sample_steps,
     )
 
@@ -313,6 +353,9 @@ def imagen_from_config(config: Mapping[str, Any]) -> Cascade:
     unets = [unet_from_config(unet) for unet in arguments.pop("unets")]
     if arguments.get("condition_on_text", True) and arguments.get("text_embed_dim") is None:
         arguments["text_embed_dim"] = _recorded_dim(arguments, unets)
+    sizes = arguments.get("image_sizes")
+    if len(unets) == 1 and is_pair(sizes):  # a rectangle, as earlier versions recorded it
+        arguments["image_sizes"] = [list(sizes)]
     return CASCADES[kind](unets, **arguments)
 
 

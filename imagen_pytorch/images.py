@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 #: Height and width in pixels.
 Size = tuple[int, int]
 
+#: Pixels of one side, at most.
+LONGEST_SIDE = 65_536
+
 #: Pillow's name of the mode with so many channels.
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
@@ -31,11 +34,13 @@ def as_size(size: int | Sequence[int]) -> Size:
     """``64`` or ``(height, width)`` as a pair.
 
     Raises:
-        ValueError: not one or two positive whole numbers.
+        ValueError: not one or two positive whole numbers, or more than `LONGEST_SIDE`.
     """
     pair = (size, size) if isinstance(size, int) else size
     if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
         raise ValueError(f"a picture size is a positive int or (height, width), got {size!r}")
+    if max(pair) > LONGEST_SIDE:
+        raise ValueError(f"a picture size is at most {LONGEST_SIDE:,} pixels a side, got {size!r}")
     return tuple(pair)
 
 
@@ -155,7 +160,12 @@ def crop(x: Shaped[Tensor, "b c *space"], offsets: list[tuple[int, int]], size: 
     return torch.stack([item[..., top : top + height, left : left + width] for item, (top, left) in pairs])
 
 
-def _mode(channels: int) -> str:
+def check_channels(channels: int) -> str:
+    """The Pillow mode of images with this number of channels.
+
+    Raises:
+        ValueError: no Pillow mode has that many.
+    """
     if channels not in MODES:
         raise ValueError(f"pictures have 1 (L), 2 (LA), 3 (RGB) or 4 (RGBA) channels, got {channels}")
     return MODES[channels]
@@ -169,7 +179,7 @@ def to_pil(x: Float[Tensor, "b c h w"]) -> list[Image.Image]:
     """
     from PIL import Image
 
-    mode = _mode(x.shape[1])
+    mode = check_channels(x.shape[1])
     pixels = (x.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(item[..., 0] if mode == "L" else item) for item in pixels]
 
@@ -183,7 +193,7 @@ def from_pil(picture: Image.Image, channels: int = 3) -> Float[Tensor, "c h w"]:
     import numpy as np
     from PIL import Image
 
-    wanted = _mode(channels)
+    wanted = check_channels(channels)
     if picture.mode in DETOURS:
         picture = picture.convert(DETOURS[picture.mode])
     if picture.mode.startswith("I") or picture.mode == "F":

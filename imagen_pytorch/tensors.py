@@ -6,9 +6,10 @@ Shape legend of the package: ``b`` batch, ``c`` channels, ``h w`` height and wid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Real
 from typing import Any, TypeVar
 
 import torch
@@ -49,16 +50,38 @@ def once(generator: Generators) -> torch.Generator | None:
     return generator[0] if isinstance(generator, list | tuple) else generator
 
 
-def seeded(seed: int | Sequence[int], batch: int) -> list[torch.Generator]:
-    """One CPU generator per batch item: ``seed + index`` for an int, else one per given seed.
+def seeds_of(seed: Any, batch: int) -> list[int]:
+    """One seed per batch item: ``seed + index`` for one number, else as given.
+
+    Args:
+        seed: a whole number, or one per item; also as tensors, NumPy numbers or floats without a fraction.
 
     Raises:
-        ValueError: the number of seeds is not the batch size.
+        TypeError: something else.
+        ValueError: a fraction, a seed that torch does not take, or another number of seeds than ``batch``.
     """
-    seeds = [seed + index for index in range(batch)] if isinstance(seed, Integral) else list(seed)
+    given = seed.tolist() if hasattr(seed, "tolist") else seed
+    many = isinstance(given, Sequence) and not isinstance(given, str | bytes)
+    seeds = [_whole_seed(item) for item in given] if many else [_whole_seed(given) + index for index in range(batch)]
     if len(seeds) != batch:
         raise ValueError(f"{batch} pictures need one seed or {batch} seeds, got {len(seeds)}")
-    return [torch.Generator().manual_seed(int(item)) for item in seeds]
+    if wrong := [item for item in seeds if not -(2**63) <= item < 2**64]:
+        raise ValueError(f"a seed lies between -2**63 and 2**64 - 1 (picture i gets seed + i), got {wrong[0]}")
+    return seeds
+
+
+def _whole_seed(seed: Any) -> int:
+    number = seed.item() if isinstance(seed, Tensor) and seed.numel() == 1 else seed
+    if not isinstance(number, Real):
+        raise TypeError(f"a seed is a whole number, or one for each picture; got {type(seed).__name__}")
+    if number != number or number in (math.inf, -math.inf) or int(number) != number:
+        raise ValueError(f"a seed is a whole number, got {number}")
+    return int(number)
+
+
+def seeded(seed: Any, batch: int) -> list[torch.Generator]:
+    """One CPU generator per batch item; arguments and errors as `seeds_of`."""
+    return [torch.Generator().manual_seed(item) for item in seeds_of(seed, batch)]
 
 
 def sent(value: Tensor, device: torch.device | str | None) -> Tensor:
@@ -121,6 +144,12 @@ def bernoulli(
 def expand_to(value: Tensor, x: Tensor) -> Tensor:
     """Append unit axes to a per-item value ``(b,)`` so that it broadcasts over ``x``; a scalar stays as it is."""
     return value if value.ndim == 0 else value.reshape(*value.shape, *(1,) * (x.ndim - value.ndim))
+
+
+def widest(x: Float[Tensor, "*shape"], device: torch.device | str | None = None) -> Float[Tensor, "*shape"]:
+    """In double precision, unless ``x`` or the ``device`` where the result goes is Apple's, which has none."""
+    kinds = {x.device.type} if device is None else {x.device.type, torch.device(device).type}
+    return x if "mps" in kinds else x.double()
 
 
 def quantile(x: Float[Tensor, "b *space"], q: float) -> Float[Tensor, " b"]:

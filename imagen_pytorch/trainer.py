@@ -235,9 +235,9 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
     def forward(
         self,
         images: Tensor | np.ndarray,
+        text_embeds: Tensor | np.ndarray | None = None,
         *,
         texts: Sequence[str] | None = None,
-        text_embeds: Tensor | np.ndarray | None = None,
         text_masks: Tensor | np.ndarray | None = None,
         cond_images: Tensor | np.ndarray | None = None,
         noise: Tensor | np.ndarray | None = None,
@@ -380,7 +380,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
     @contextmanager
     def use_ema_unets(self) -> Iterator[None]:
         """The model's U-Nets are the averaged ones inside the block."""
-        with standing_in(self.imagen, self.unets):
+        with self.imagen.turn, standing_in(self.imagen, self.unets):
             yield
 
     def sample(self, *args: Any, use_non_ema: bool = False, **kwargs: Any) -> Any:

@@ -86,7 +86,7 @@ def test_attributes_that_users_read(kind):
 def test_sizes_are_ints_for_squares_and_pairs_for_the_rest():
     assert cascade(condition_on_text=False, image_sizes=(8, (16, 24))).image_sizes == (8, (16, 24))
     single = Imagen(unet(), image_sizes=8, condition_on_text=False)
-    pair = Imagen(unet(), image_sizes=(8, 12), condition_on_text=False)
+    pair = Imagen(unet(), image_sizes=((8, 12),), condition_on_text=False)
     assert single.image_sizes == (8,) and pair.image_sizes == ((8, 12),)
     assert [stage.size for stage in (*single.stages, *pair.stages)] == [(8, 8), (8, 12)]
 
@@ -142,8 +142,8 @@ MISTAKES = {
     "dynamic_thresholding_percentile must lie": {"dynamic_thresholding_percentile": 95},
     "got only_train_unet_number=3": {"only_train_unet_number": 3},
     "lowres_residual: the first U-Net": {"lowres_residual": (0.5, 0.5)},
-    "lowres_residual scales must be positive": {"lowres_residual": (None, -1.0)},
-    "at least 1 channel": {"channels": 0},
+    "lowres_residual must be above 0": {"lowres_residual": (None, -1.0)},
+    "channels must be at least 1, got 0": {"channels": 0},
 }
 
 

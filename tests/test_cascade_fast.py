@@ -228,7 +228,7 @@ def test_reuse_changes_pictures_a_little(kind):
     assert 0 < changes[0] < 0.1
     single = sampled(imagen, cache_interval=2, max_batch_size=3, **options)
     torch.testing.assert_close(single, sampled(imagen, cache_interval=2, **options), rtol=0, atol=1e-4)
-    with pytest.raises(ValueError, match=r"cache_interval must be at least 1 .*, got 0"):
+    with pytest.raises(ValueError, match="cache_interval must be at least 1, got 0"):
         sampled(imagen, cache_interval=0)
 
 

@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from ..diffusion.guidance import Guidance
-from ..images import to_pil, unnormalize
+from ..images import check_channels, to_pil, unnormalize
 from ..tensors import Generators
 from .batch import TrainingBatch
 from .conditioning import text_input
+from .counting import images_of
+from .inputs import arrays_as_tensors, as_tensor, independent, sampling_inputs
+from .limits import check_whole
 from .long_video import sample_long
 from .lowres import target_space
 from .options import Callback, SampleOptions, check_text_count
 from .parts import CascadeParts
-from .pieces import in_pieces, picture_count
-from .placement import dtype_of, evaluating
+from .pieces import in_pieces
+from .placement import chosen_device, dtype_of, evaluating
 from .preparation import Request, build_batch
 from .sampling import SamplingRun
 from .stage import Stage, is_null
@@ -47,19 +51,19 @@ class Cascade(CascadeParts):
 
     def training_batch(
         self,
-        images: Shaped[Tensor, "b c *space"],
+        images: Shaped[Tensor, "b c *space"] | np.ndarray,
         *,
         unet_number: int | None = None,
         texts: Sequence[str] | None = None,
-        text_embeds: Float[Tensor, "b n d"] | None = None,
-        text_masks: Bool[Tensor, "b n"] | None = None,
-        cond_images: Shaped[Tensor, "b c2 *space2"] | None = None,
-        cond_video_frames: Shaped[Tensor, "b c f2 h2 w2"] | None = None,
-        post_cond_video_frames: Shaped[Tensor, "b c f3 h3 w3"] | None = None,
-        frame_times: Float[Tensor, "b3 m"] | None = None,
+        text_embeds: Float[Tensor, "b n d"] | np.ndarray | None = None,
+        text_masks: Shaped[Tensor, "b n"] | np.ndarray | None = None,
+        cond_images: Shaped[Tensor, "b c2 *space2"] | np.ndarray | None = None,
+        cond_video_frames: Shaped[Tensor, "b c f2 h2 w2"] | np.ndarray | None = None,
+        post_cond_video_frames: Shaped[Tensor, "b c f3 h3 w3"] | np.ndarray | None = None,
+        frame_times: Float[Tensor, "b3 m"] | np.ndarray | None = None,
         fps: Rate = None,
-        ignore_time: bool | Bool[Tensor, " b"] = False,
-        noise: Float[Tensor, "b c *noise"] | None = None,
+        ignore_time: bool | Shaped[Tensor, " b"] | np.ndarray = False,
+        noise: Float[Tensor, "b c *noise"] | np.ndarray | None = None,
         generator: Generators = None,
     ) -> TrainingBatch:
         """Prepare pictures or clips for one U-Net and make every random draw of its loss.
@@ -84,11 +88,13 @@ class Cascade(CascadeParts):
             TypeError: whole numbers that are not uint8, or one string for captions.
         """
         stage = self._stage_to_train(unet_number)
+        images, noise = as_tensor(images, "images"), None if noise is None else as_tensor(noise, "noise")
         if texts is not None and text_embeds is None:
             check_text_count(texts, len(images))
         dim = self.text_embed_dim if self.condition_on_text else None
         text = text_input(self.encode, dim, texts, text_embeds, text_masks)
-        clip = ClipInput(cond_video_frames, post_cond_video_frames, frame_times, fps, ignore_time)
+        apart = independent(ignore_time, len(images))
+        clip = ClipInput(cond_video_frames, post_cond_video_frames, frame_times, fps, apart)
         return build_batch(self, stage, Request(images, text, cond_images, noise, clip), generator)
 
     def loss(self, batch: TrainingBatch, unet: nn.Module | None = None) -> Float[Tensor, ""]:
@@ -112,23 +118,28 @@ class Cascade(CascadeParts):
 
     def forward(
         self,
-        images: Shaped[Tensor, "b c *space"],
-        unet: nn.Module | None = None,
+        images: Shaped[Tensor, "b c *space"] | np.ndarray,
+        unet: nn.Module | Tensor | np.ndarray | None = None,
         texts: Sequence[str] | None = None,
-        text_embeds: Float[Tensor, "b n d"] | None = None,
-        text_masks: Bool[Tensor, "b n"] | None = None,
+        text_embeds: Float[Tensor, "b n d"] | np.ndarray | None = None,
+        text_masks: Shaped[Tensor, "b n"] | np.ndarray | None = None,
         unet_number: int | None = None,
-        cond_images: Shaped[Tensor, "b c2 *space2"] | None = None,
-        noise: Float[Tensor, "b c *noise"] | None = None,
+        cond_images: Shaped[Tensor, "b c2 *space2"] | np.ndarray | None = None,
+        noise: Float[Tensor, "b c *noise"] | np.ndarray | None = None,
         generator: Generators = None,
         **clip: Any,
     ) -> Float[Tensor, ""]:
         """Training loss of one U-Net: `training_batch`, then `loss`; arguments and errors as there.
 
         Args:
+            unet: as for `loss`; a tensor in its place is ``text_embeds``.
             clip: what `training_batch` takes for clips: ``cond_video_frames``, ``post_cond_video_frames``,
                 ``frame_times``, ``fps``, ``ignore_time``.
         """
+        if isinstance(unet, Tensor | np.ndarray):  # embeddings in the second place
+            if text_embeds is not None:
+                raise TypeError("text_embeds were given twice: by name and behind the images")
+            unet, text_embeds = None, unet
         batch = self.training_batch(
             images,
             unet_number=unet_number,
@@ -148,15 +159,15 @@ class Cascade(CascadeParts):
     def sample(
         self,
         texts: Sequence[str] | None = None,
-        text_masks: Bool[Tensor, "b n"] | None = None,
-        text_embeds: Float[Tensor, "b n d"] | None = None,
+        text_masks: Shaped[Tensor, "b n"] | np.ndarray | None = None,
+        text_embeds: Float[Tensor, "b n d"] | np.ndarray | None = None,
         video_frames: int | None = None,
-        cond_images: Shaped[Tensor, "b c2 h2 w2"] | None = None,
-        cond_video_frames: Shaped[Tensor, "b c f4 h4 w4"] | None = None,
-        post_cond_video_frames: Shaped[Tensor, "b c f5 h5 w5"] | None = None,
-        inpaint_videos: Shaped[Tensor, "b c *space"] | None = None,
-        inpaint_images: Shaped[Tensor, "b c *space"] | None = None,
-        inpaint_masks: Shaped[Tensor, "b *mask"] | None = None,
+        cond_images: Shaped[Tensor, "b c2 h2 w2"] | np.ndarray | None = None,
+        cond_video_frames: Shaped[Tensor, "b c f4 h4 w4"] | np.ndarray | None = None,
+        post_cond_video_frames: Shaped[Tensor, "b c f5 h5 w5"] | np.ndarray | None = None,
+        inpaint_videos: Shaped[Tensor, "b c *space"] | np.ndarray | None = None,
+        inpaint_images: Shaped[Tensor, "b c *space"] | np.ndarray | None = None,
+        inpaint_masks: Shaped[Tensor, "b *mask"] | np.ndarray | None = None,
         inpaint_resample_times: int = 5,
         init_images: Any = None,
         skip_steps: int | Sequence[int | None] | None = None,
@@ -167,7 +178,7 @@ class Cascade(CascadeParts):
         cfg_keep_parallel_frac: float = 0.0,
         lowres_sample_noise_level: float | Sequence[float | None] | None = None,
         start_at_unet_number: int = 1,
-        start_image_or_video: Shaped[Tensor, "b c *start"] | None = None,
+        start_image_or_video: Shaped[Tensor, "b c *start"] | np.ndarray | None = None,
         stop_at_unet_number: int | None = None,
         return_all_unet_outputs: bool = False,
         return_pil_images: bool = False,
@@ -185,7 +196,7 @@ class Cascade(CascadeParts):
         guidance: str | Guidance | None = None,
         callback: Callback | None = None,
         strength: float | Sequence[float | None] | None = None,
-        frame_times: Float[Tensor, "b6 m"] | None = None,
+        frame_times: Float[Tensor, "b6 m"] | np.ndarray | None = None,
         fps: Rate = None,
         max_batch_size: int | None = None,
         precision: str = "no",
@@ -197,7 +208,7 @@ class Cascade(CascadeParts):
         "per-unet" arguments are one value or one per U-Net.
 
         Args:
-            texts, text_embeds, text_masks: captions, or their embeddings with a mask; they decide the batch size.
+            texts, text_embeds, text_masks: captions, or their embeddings with a mask; several decide the batch size.
             video_frames: of a video model, the number of frames at the full rate, whatever it was in training; default:
                 the model's own, or that of the given clips. Every ``temporal_downsample_factor`` divides it.
             cond_images: conditioning pictures in [0, 1] or uint8, for every U-Net that takes some.
@@ -207,7 +218,7 @@ class Cascade(CascadeParts):
                 et al. 2022, arXiv 2201.09865).
             init_images: per-unet; start from these pictures, noised to the level reached by ``skip_steps`` or
                 ``strength`` (1 = from pure noise, 0 = the picture itself), both per-unet.
-            batch_size: number of pictures of an unconditional model.
+            batch_size: number of pictures; one caption serves all of them, several captions are one for each.
             cond_scale: per-unet guidance weight; 1 turns guidance off (Ho & Salimans 2022, arXiv 2207.12598). None
                 takes the model's own.
             cfg_remove_parallel_component, cfg_keep_parallel_frac: projected guidance of estimates, and the share of the
@@ -241,17 +252,28 @@ class Cascade(CascadeParts):
             ``(b, channels, height, width)`` in [0, 1] ([-1, 1] without auto_normalize_img), clips ``(b, channels,
             frames, height, width)``, or a list (of lists).
 
+        One call at a time uses a model: calls from other threads wait for their turn.
+
         Raises:
-            ValueError: arguments that contradict each other or the model.
+            ValueError: arguments that contradict each other or the model, or lie outside of their range; known before
+                the first step.
+            SampleNotFinite: NaN or infinity in the result; a `ValueError` that names the weights or a cure.
+            TypeError: another kind of argument.
         """
+        named = {name: value for name, value in locals().items() if name not in ("self", "max_batch_size")}
         if return_pil_images and self.is_video:
             raise ValueError("return_pil_images is for pictures; a clip is returned as a tensor")
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "max_batch_size")}
-        if max_batch_size is not None and picture_count(arguments) > max_batch_size:
+        if return_pil_images:
+            check_channels(self.channels)
+        arguments = arrays_as_tensors(named)
+        SampleOptions.take(arguments).check(len(self.unets))
+        place = chosen_device(device)
+        count = images_of(arguments)
+        arguments |= sampling_inputs(self, arguments, count)
+        if max_batch_size is not None and count > check_whole(max_batch_size, "max_batch_size"):
             return in_pieces(self.sample, arguments, max_batch_size)
-        options = SampleOptions.take(arguments)
-        with evaluating(self):
-            outputs = SamplingRun(self, options, None if device is None else torch.device(device)).run()
+        with self.turn, evaluating(self):
+            outputs = SamplingRun(self, SampleOptions.take(arguments), place).run()
         if return_pil_images:
             pictures = [to_pil(output if self.auto_normalize_img else unnormalize(output)) for output in outputs]
             return pictures if return_all_unet_outputs else pictures[-1]

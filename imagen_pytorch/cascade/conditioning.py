@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..images import as_float
-from .options import check_text_count, mask_of
+from .inputs import as_tensor, conditioning_images, text_mask
+from .options import check_text_count
 from .stage import takes_pictures
+
+if TYPE_CHECKING:
+    from .parts import CascadeParts
 
 
 class Text(NamedTuple):
@@ -19,6 +22,12 @@ class Text(NamedTuple):
 
     embeds: Tensor
     mask: Tensor
+
+    def repeated(self, batch: int) -> Text:
+        """One caption for every image of a batch; several stay as they are."""
+        if len(self.embeds) == batch:
+            return self
+        return Text(self.embeds.expand(batch, -1, -1), self.mask.expand(batch, -1))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Text:
         """The same captions elsewhere, in another precision."""
@@ -32,8 +41,8 @@ def text_input(
     encode: Encode,
     dim: int | None,
     texts: Sequence[str] | None,
-    embeds: Tensor | None,
-    mask: Tensor | None,
+    embeds: Any,
+    mask: Any,
 ) -> Text | None:
     """The captions of a call; ready embeddings win over ``texts``.
 
@@ -43,20 +52,25 @@ def text_input(
 
     Raises:
         ValueError: text where the model takes none, none where it needs some, or embeddings of another shape.
-        TypeError: one string instead of a list.
+        TypeError: one string instead of a list, or embeddings that are neither a tensor nor an array of floats.
     """
     if dim is None:
         if texts is not None or embeds is not None:
             raise ValueError("this model is unconditional (condition_on_text=False): it takes no texts or text_embeds")
         return None
+    if mask is not None and embeds is None:
+        raise ValueError("text_masks belong to text_embeds: give both, or texts alone")
     if embeds is None and texts is None:
         raise ValueError("this model is conditioned on text: give texts=[...] or text_embeds")
     if embeds is None:
         check_text_count(texts, len(texts))
         return encode(texts)
+    embeds = as_tensor(embeds, "text_embeds")
     if embeds.ndim != 3 or embeds.shape[-1] != dim:
         raise ValueError(f"text_embeds must be (batch, tokens, {dim}), got {tuple(embeds.shape)}")
-    return Text(embeds, mask_of(embeds, mask))
+    if not embeds.is_floating_point():
+        raise TypeError(f"text_embeds must be floating point, got {embeds.dtype}")
+    return Text(embeds, text_mask(embeds, mask))
 
 
 def null_text(batch: int, dim: int, device: torch.device, dtype: torch.dtype) -> Text:
@@ -75,24 +89,26 @@ def stacked(first: Text, second: Text) -> Text:
 
 
 def conditioning_pictures(
-    cond_images: Tensor | None, unet: nn.Module, batch: int, device: torch.device
-) -> Tensor | None:
-    """Conditioning pictures as floats, checked against what the network takes.
+    cascade: CascadeParts, cond_images: Any, unet: nn.Module, batch: int, device: torch.device
+) -> tuple[Tensor | None, bool]:
+    """Conditioning images of a network as floats, and whether any were given.
+
+    Where training drops some (``cond_images_drop_prob``), they may be absent: zeros replace them, as dropped ones.
 
     Raises:
-        ValueError: given but not taken, taken but not given, or another count.
+        ValueError: given but not taken, taken but not given, or as `conditioning_images`.
+        TypeError: as `conditioning_images`.
     """
-    wanted = takes_pictures(unet)
-    if wanted != (cond_images is not None):
-        raise ValueError(
-            "this U-Net needs cond_images (it was built with cond_images_channels)"
-            if wanted
-            else "cond_images were given, but the U-Net was built without cond_images_channels"
-        )
+    if not takes_pictures(unet):
+        if cond_images is not None:
+            raise ValueError("cond_images were given, but the U-Net was built without cond_images_channels")
+        return None, False
+    channels = getattr(unet, "cond_images_channels", 3)
     if cond_images is None:
-        return None
-    if cond_images.ndim != 4:
-        raise ValueError(f"cond_images must be (batch, channels, height, width), got {tuple(cond_images.shape)}")
-    if len(cond_images) != batch:
-        raise ValueError(f"{batch} pictures need as many cond_images, got {len(cond_images)}")
-    return as_float(cond_images, "cond_images").to(device)
+        if not cascade.cond_images_drop_prob:
+            raise ValueError(
+                "this U-Net needs cond_images (it was built with cond_images_channels); they may be absent only where "
+                "training drops some (cond_images_drop_prob above 0)"
+            )
+        return torch.zeros(batch, channels, 1, 1, device=device), False
+    return conditioning_images(cascade, cond_images, channels, batch=batch).to(device), True

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from ..registry import Registry
 from ..tensors import seeded
+from .counting import images_of
+from .limits import MOST_IMAGES, check_whole
+from .video import ClipFrames, check_frame_count, frame_rate
 
 if TYPE_CHECKING:
     from .cascade import Cascade
@@ -76,7 +79,8 @@ def checked(scheme: str | Sequence[Any], total: int, window: int) -> list[Part]:
         ValueError: an unknown scheme; a frame that is made twice or never, or given before it is made; more frames in
             one call than a window.
     """
-    if total < 1 or window < 2:
+    check_whole(total, "total_frames", 1, MOST_IMAGES)
+    if check_whole(window, "window", 1, MOST_IMAGES) < 2:
         raise ValueError(f"a long video needs at least 1 frame and a window of 2, got {total} and {window}")
     if isinstance(scheme, str):
         return SCHEMES[scheme](total, window)
@@ -106,10 +110,13 @@ def sample_long(
     arguments: dict[str, Any],
 ) -> Tensor:
     """What `Cascade.sample_long` does."""
+    if not cascade.is_video:
+        raise ValueError("sample_long is for video models; this is an image model")
     parts = checked(scheme, total_frames, window)
     arguments = _one_source_of_noise(arguments)
     fps = arguments.get("fps")
-    rates = torch.as_tensor(cascade.fps if fps is None else fps, dtype=torch.float64).reshape(-1, 1)
+    rates = frame_rate(cascade.fps if fps is None else fps, images_of(arguments))[:, None]
+    _check_parts(cascade, parts, inpaint, rates, arguments)
     video: Tensor | None = None
     for given, new in parts:
         if inpaint:
@@ -122,6 +129,30 @@ def sample_long(
             video = made.new_zeros(*made.shape[:2], total_frames, *made.shape[3:])
         video[:, :, list(new)] = made
     return video
+
+
+def _check_parts(
+    cascade: Cascade, parts: list[Part], inpaint: bool, rates: Tensor, arguments: dict[str, Any]
+) -> None:
+    """Refuse what a later call could not make, before the first one.
+
+    Raises:
+        ValueError: naming the call.
+    """
+    first = arguments.get("start_at_unet_number", 1)
+    stages = cascade.stages[first - 1 : arguments.get("stop_at_unet_number")]
+    for number, (given, new) in enumerate(parts, start=1):
+        shown, made = ((), sorted({*given, *new})) if inpaint else (given, new)
+        times = torch.tensor([*shown, *made], dtype=torch.float64) / rates
+        try:
+            check_frame_count(stages, len(made))
+            frames = ClipFrames(len(made), len(shown), 0, times, cascade.resize_cond_video_frames)
+            for stage in stages:
+                seen = frames.at(stage.factor)
+                cascade.unets[stage.number - 1].check_frames(seen.times, seen.slots)
+        except ValueError as error:
+            count = f"{len(made)} frames given {len(shown)}"
+            raise ValueError(f"call {number} of {len(parts)} of sample_long makes {count}: {error}") from error
 
 
 def _painted(
@@ -149,7 +180,5 @@ def _one_source_of_noise(arguments: dict[str, Any]) -> dict[str, Any]:
     seed = arguments.get("seed")
     if seed is None:
         return arguments
-    sized = ("texts", "text_embeds", "cond_images")
-    counts = [len(arguments[name]) for name in sized if arguments.get(name) is not None]
-    batch = counts[0] if counts else arguments.get("batch_size", 1)
-    return {name: value for name, value in arguments.items() if name != "seed"} | {"generator": seeded(seed, batch)}
+    rest = {name: value for name, value in arguments.items() if name != "seed"}
+    return rest | {"generator": seeded(seed, images_of(arguments))}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..diffusion.schedules import Schedule
 from ..images import Size, resize
-from ..tensors import Generators, expand_to, rand, randn_like
+from ..tensors import Generators, expand_to, rand, randn_like, widest
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Augmentation:
         self, image: Float[Tensor, "b c *space"], times: Float[Tensor, " b"], generator: Generators = None
     ) -> tuple[Float[Tensor, "b c *space"], Float[Tensor, " b"]]:
         """Noise a picture in [-1, 1] at times in [0, 1]; returns it with the log-SNR that the network is told."""
-        level = self.schedule(times.double())
+        level = self.schedule(widest(times, image.device))
         alpha, sigma = (expand_to(part, image).to(image) for part in (level.alpha, level.sigma))
         noised = alpha * image + sigma * randn_like(image, generator)
         return noised, level.log_snr.to(image)

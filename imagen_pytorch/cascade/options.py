@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..diffusion.guidance import GUIDANCE, Guidance
-from ..diffusion.samplers import Sampler
+from ..diffusion.samplers import SAMPLERS, Sampler
+from ..diffusion.schedules import SCHEDULES, Schedule
 from ..images import RESIZE_MODES, TEMPORAL_MODES, Size, as_size
-from ..tensors import Generators, per_stage, seeded
+from ..tensors import Generators, Share, per_stage, seeded
+from .inputs import check_rates, check_times
+from .limits import (
+    MOST_IMAGES,
+    MOST_STEPS,
+    check_compile,
+    check_each,
+    check_name,
+    check_positive,
+    check_scale,
+    check_share,
+    check_whole,
+)
+from .placement import check_precision
 
 #: ``callback(unet_number, step, total_steps, picture so far in [0, 1])``; returning False ends the stage.
 Callback = Callable[[int, int, int, Tensor], Any]
@@ -78,24 +92,25 @@ class SharedOptions(_Taken):
         )
         for name in shares:
             check_share(getattr(self, name), name)
-        for level in per_stage(self.lowres_sample_noise_level, count, "lowres_sample_noise_level"):
-            check_share(level, "lowres_sample_noise_level")
-        if self.channels < 1:
-            raise ValueError(f"pictures have at least 1 channel, got channels={self.channels}")
+        check_each(self.lowres_sample_noise_level, count, "lowres_sample_noise_level", check_share)
+        check_whole(self.channels, "channels", 1, 10_000)
+        check_positive(self.fps, "fps")
+        if self.text_embed_dim is not None:
+            check_whole(self.text_embed_dim, "text_embed_dim", 1, 1_000_000)
+        if self.video_frames is not None:
+            check_whole(self.video_frames, "video_frames", 1, MOST_IMAGES)
         if self.resize_mode not in RESIZE_MODES:
             raise ValueError(f'no resize_mode "{self.resize_mode}"; known: {", ".join(RESIZE_MODES)}')
         if self.temporal_resize_mode not in TEMPORAL_MODES:
             known = ", ".join(TEMPORAL_MODES)
             raise ValueError(f'no temporal_resize_mode "{self.temporal_resize_mode}"; known: {known}')
         self._check_guidance(count)
-        if self.fps <= 0 or (self.video_frames is not None and self.video_frames < 1):
-            raise ValueError(f"fps and video_frames must be positive, got {self.fps} and {self.video_frames}")
         only = self.only_train_unet_number
-        if only is not None and not 1 <= only <= count:
+        if only is not None and not 1 <= check_whole(only, "only_train_unet_number", -math.inf) <= count:
             raise ValueError(f"U-Nets are numbered 1 to {count}, got only_train_unet_number={only}")
 
     def _check_guidance(self, count: int) -> None:
-        method = GUIDANCE[check_name(self.guidance or "cfg", "guidance")]
+        method = GUIDANCE["cfg" if self.guidance is None else check_name(self.guidance, "guidance")]
         for scale in per_stage(self.cond_scale, count, "cond_scale"):
             if scale is None:
                 continue
@@ -109,20 +124,43 @@ class SharedOptions(_Taken):
         Raises:
             ValueError: divisors that rise from stage to stage, or end in another one than 1.
         """
-        factors = per_stage(self.temporal_downsample_factor, count, "temporal_downsample_factor")
-        if any(factor < 1 for factor in factors) or list(factors) != sorted(factors, reverse=True) or factors[-1] != 1:
+        name = "temporal_downsample_factor"
+        factors = per_stage(self.temporal_downsample_factor, count, name)
+        whole = all(isinstance(factor, int) and 1 <= factor <= MOST_IMAGES for factor in factors)
+        if not whole or list(factors) != sorted(factors, reverse=True) or factors[-1] != 1:
             raise ValueError(
                 "temporal_downsample_factor must be whole numbers that never rise from stage to stage and end in 1, "
                 f"such as (4, 2, 1); got {factors}"
             )
         return factors
 
+    def lowres_schedule(self) -> Schedule:
+        """The noise schedule of low-resolution images.
+
+        Raises:
+            ValueError: an unknown one, or one whose times do not lie in [0, 1].
+        """
+        name = check_name(self.lowres_noise_schedule, "lowres_noise_schedule")
+        schedule = SCHEDULES[name]()
+        if schedule.ends() != (1.0, 0.0):
+            raise ValueError(
+                f'lowres_noise_schedule: the times of "{name}" do not lie in [0, 1], as lowres_sample_noise_level does'
+            )
+        return schedule
+
     def sizes(self, count: int) -> tuple[Size, ...]:
         """One (height, width) per stage.
 
         Raises:
-            ValueError: another number of sizes than U-Nets, or a stage smaller than the one before.
+            ValueError: another number of sizes than U-Nets, a stage smaller than the one before, or two numbers for
+                one U-Net, which may mean two stages or one rectangle.
         """
+        if count == 1 and is_pair(self.image_sizes):
+            given = tuple(self.image_sizes)
+            raise ValueError(
+                f"image_sizes={given} for one U-Net: two stages need two U-Nets; one stage of height {given[0]} and "
+                f"width {given[1]} is image_sizes=({given},)"
+            )
         return stage_sizes(self.image_sizes, count)
 
     def crops(self, sizes: tuple[Size, ...]) -> tuple[Size | None, ...]:
@@ -150,8 +188,7 @@ class SharedOptions(_Taken):
             scales = (None, *scales[1:])
         if scales[0] is not None:
             raise ValueError("lowres_residual: the first U-Net has no low-resolution picture, its entry must be None")
-        if any(scale is not None and scale <= 0 for scale in scales):
-            raise ValueError(f"lowres_residual scales must be positive, got {self.lowres_residual}")
+        check_each(scales, count, "lowres_residual", check_positive)
         return scales
 
 
@@ -159,9 +196,12 @@ def stage_sizes(given: Any, count: int) -> tuple[Size, ...]:
     """One (height, width) per stage from one size, or one size per stage.
 
     Raises:
+        TypeError: another kind of value.
         ValueError: another number of sizes than U-Nets, or a stage smaller than the one before.
     """
-    single = isinstance(given, int) or (count == 1 and _is_pair(given))
+    if not isinstance(given, int | list | tuple):
+        raise TypeError(f"image_sizes must be an int, or one int or (height, width) for each U-Net; got {given!r}")
+    single = isinstance(given, int) or (count == 1 and is_pair(given))
     sizes = tuple(as_size(size) for size in ((given,) if single else given))
     if len(sizes) != count:
         raise ValueError(f"{count} U-Nets need as many image_sizes, got {len(sizes)}: {given}")
@@ -176,42 +216,8 @@ def plain_size(size: Size) -> int | Size:
     return size[0] if size[0] == size[1] else size
 
 
-def check_share(value: float, name: str) -> None:
-    """Refuse what is no number between 0 and 1.
-
-    Raises:
-        ValueError: naming the argument.
-    """
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie between 0 and 1, got {value}")
-
-
-def check_scale(value: Any, name: str = "cond_scale") -> float:
-    """A guidance weight.
-
-    Raises:
-        TypeError: not a number.
-        ValueError: not finite, or absurdly large.
-    """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not abs(value) <= 1e6:
-        raise ValueError(f"{name} must be a finite number (1 turns guidance off, 3 to 10 are usual), got {value}")
-    return float(value)
-
-
-def check_name(value: Any, name: str) -> str:
-    """The name of a choice.
-
-    Raises:
-        TypeError: not a string.
-    """
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be a name, got {type(value).__name__}")
-    return value
-
-
-def _is_pair(value: Any) -> bool:
+def is_pair(value: Any) -> bool:
+    """Whether this is (height, width)."""
     return isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(side, int) for side in value)
 
 
@@ -266,11 +272,14 @@ class SampleOptions(_Taken):
     cache_interval: Any
 
     def check(self, count: int) -> None:
-        """Refuse what contradicts itself.
+        """Refuse what contradicts itself or lies outside of its range.
 
         Raises:
             ValueError: with what came and what fits.
+            TypeError: another kind of value.
         """
+        self._check_numbers(count)
+        self._check_choices(count)
         last = count if self.stop_at_unet_number is None else self.stop_at_unet_number
         if not 1 <= self.start_at_unet_number <= last <= count:
             raise ValueError(
@@ -288,15 +297,45 @@ class SampleOptions(_Taken):
             raise ValueError(
                 "inpaint_images (or inpaint_videos) and inpaint_masks belong together: give both or neither"
             )
-        if self.inpaint_resample_times < 1:
-            raise ValueError(f"inpaint_resample_times must be at least 1, got {self.inpaint_resample_times}")
-        for interval in per_stage(self.cache_interval, count, "cache_interval"):
-            if interval < 1:
-                raise ValueError(f"cache_interval must be at least 1 (compute every call whole), got {interval}")
         if self.seed is not None and self.generator is not None:
             raise ValueError("give seed or generator, not both")
         if self.cfg_remove_parallel_component and self.guidance not in (None, "cfg", "apg"):
             raise ValueError('cfg_remove_parallel_component is the guidance "apg"; give no other guidance with it')
+
+    def _check_numbers(self, count: int) -> None:
+        check_whole(self.inpaint_resample_times, "inpaint_resample_times", 1, 10_000)
+        check_share(self.cfg_keep_parallel_frac, "cfg_keep_parallel_frac")
+        check_whole(self.start_at_unet_number, "start_at_unet_number", -math.inf)
+        if self.stop_at_unet_number is not None:
+            check_whole(self.stop_at_unet_number, "stop_at_unet_number", -math.inf)
+        if self.video_frames is not None:
+            check_whole(self.video_frames, "video_frames", 1, MOST_IMAGES)
+        check_each(self.steps, count, "steps", check_whole, 1, MOST_STEPS)
+        check_each(self.skip_steps, count, "skip_steps", check_whole, 0, MOST_STEPS)
+        check_each(self.strength, count, "strength", check_share)
+        check_each(self.cond_scale, count, "cond_scale", check_scale)
+        check_each(self.lowres_sample_noise_level, count, "lowres_sample_noise_level", check_share)
+        check_each(self.sigma_min, count, "sigma_min", check_positive)
+        check_each(self.sigma_max, count, "sigma_max", check_positive)
+        check_each(self.cache_interval, count, "cache_interval", check_whole, 1, MOST_STEPS)
+        if self.frame_times is not None:
+            check_times(self.frame_times)
+        if self.fps is not None:
+            check_rates(self.fps)
+
+    def _check_choices(self, count: int) -> None:
+        for sampler in per_stage(self.sampler, count, "sampler"):
+            if not isinstance(sampler, Sampler | None):
+                SAMPLERS[check_name(sampler, "sampler")]
+        if not isinstance(self.guidance, Guidance | None):
+            GUIDANCE[check_name(self.guidance, "guidance")]
+        check_precision(self.precision)
+        check_compile(self.compile)
+        if self.callback is not None and not callable(self.callback):
+            raise TypeError(f"callback must be callable, got {type(self.callback).__name__}")
+        sources = self.generator if isinstance(self.generator, list | tuple) else [self.generator]
+        if not all(isinstance(source, torch.Generator | Share | None) for source in sources):
+            raise TypeError(f"generator must be a torch.Generator, or one per picture; got {self.generator!r}")
 
     @property
     def painted(self) -> Tensor | None:
@@ -355,18 +394,7 @@ def check_text_count(texts: Sequence[str] | Tensor, batch: int, what: str = "tex
     """
     if isinstance(texts, str):
         raise TypeError(f'{what} must be a list of captions, got one string; write {what}=["..."]')
+    if not isinstance(texts, Tensor) and (wrong := [item for item in texts if not isinstance(item, str)]):
+        raise TypeError(f"{what} must be a list of strings, got {type(wrong[0]).__name__} among them")
     if len(texts) != batch:
         raise ValueError(f"{batch} pictures need as many {what}, got {len(texts)}")
-
-
-def mask_of(text_embeds: Tensor, text_masks: Tensor | None) -> Tensor:
-    """The given mask, or true where an embedding has any non-zero entry (zero padding is enough).
-
-    Raises:
-        ValueError: a mask of another shape.
-    """
-    if text_masks is None:
-        return torch.any(text_embeds != 0, dim=-1)
-    if text_masks.shape != text_embeds.shape[:2]:
-        raise ValueError(f"text_masks must be {tuple(text_embeds.shape[:2])}, got {tuple(text_masks.shape)}")
-    return text_masks.bool()

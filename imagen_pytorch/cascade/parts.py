@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from ..construction import class_name, plain
 from ..diffusion.continuous_times import GaussianDiffusionContinuousTimes
 from ..diffusion.process import DiffusionProcess
-from ..diffusion.schedules import SCHEDULES
 from ..images import as_float, normalize, unnormalize
 from ..tensors import per_stage
 from ..text import TextEncoder, as_encoder, check_name, text_encoder
 from .conditioning import Text
 from .lowres import Augmentation
 from .options import SharedOptions, plain_size
-from .placement import alone_on_device, device_of
+from .placement import Turn, alone_on_device, device_of
 from .stage import Stage, fitted, is_null, makes_videos
 
 
@@ -39,6 +38,7 @@ class CascadeParts(nn.Module):
         sample_channels: channels of the pictures of each U-Net.
         cond_scale, guidance: per U-Net the guidance weight, and the method, of `sample` where it is given none; None
             where the model states none either.
+        turn: held by whatever changes the networks for a while, such as `sample`; one thread at a time has it.
 
     Raises:
         ValueError: contradicting or unknown choices, each with a sentence.
@@ -56,6 +56,8 @@ class CascadeParts(nn.Module):
         super().__init__()
         count = len(unets)
         shared.check(count)
+        for process in processes:
+            process.check_times()
         self.condition_on_text = shared.condition_on_text
         self.cond_drop_prob = shared.cond_drop_prob
         self.cond_images_drop_prob = shared.cond_images_drop_prob
@@ -78,7 +80,8 @@ class CascadeParts(nn.Module):
         self.dynamic_thresholding = per_stage(shared.dynamic_thresholding, count, "dynamic_thresholding")
         self.dynamic_thresholding_percentile = shared.dynamic_thresholding_percentile
         self.only_train_unet_number = shared.only_train_unet_number
-        self.augmentation = Augmentation(SCHEDULES[shared.lowres_noise_schedule]())
+        self.augmentation = Augmentation(shared.lowres_schedule())
+        self.turn = Turn()
         self.temporal_downsample_factor = shared.temporal_factors(count)
         self.temporal_downsample_divisor = self.temporal_downsample_factor[0]
         self.resize_cond_video_frames = shared.resize_cond_video_frames

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..tensors import seeds_of
+from .counting import images_of
+from .limits import check_whole
 
 #: arguments of `Cascade.sample` with one entry per picture
 PER_PICTURE = (
@@ -27,37 +31,18 @@ PER_PICTURE = (
     "seed",
     "generator",
 )
-#: of these, the ones that say how many pictures there are when batch_size is left at 1
-_COUNTED = (
-    "texts",
-    "text_embeds",
-    "inpaint_images",
-    "inpaint_videos",
-    "cond_images",
-    "start_image_or_video",
-    "cond_video_frames",
-    "post_cond_video_frames",
-)
-
-
-def picture_count(arguments: Mapping[str, Any]) -> int:
-    """How many pictures a call of `Cascade.sample` makes."""
-    counts = [len(arguments[name]) for name in _COUNTED if arguments.get(name) is not None]
-    batch = arguments.get("batch_size", 1)
-    is_text = arguments.get("texts") is not None or arguments.get("text_embeds") is not None
-    return counts[0] if counts and (is_text or batch == 1) else batch
 
 
 def rows(value: Any, chosen: slice) -> Any:
     """The entries of a per-picture argument for some of the pictures; per-unet tuples are cut one by one, and a single
-    row serves all pictures."""
+    row (or number) serves all pictures."""
     if isinstance(value, Tensor):
-        return value[chosen] if len(value) > 1 else value
+        return value[chosen] if value.ndim and len(value) > 1 else value
     if not isinstance(value, list | tuple):
         return value
     if any(isinstance(item, Tensor) for item in value):
         return tuple(rows(item, chosen) for item in value)
-    return value[chosen]
+    return value[chosen] if len(value) > 1 else value
 
 
 def joined(results: Sequence[Any], per_stage: bool) -> Any:
@@ -73,13 +58,13 @@ def in_pieces(sample: Callable[..., Any], arguments: dict[str, Any], max_batch_s
     """Call ``sample`` with at most ``max_batch_size`` pictures at a time; a seed gives the same pictures.
 
     Raises:
-        ValueError: a size below one.
+        ValueError: a size below one, or impossible seeds.
+        TypeError: a size or seeds that are not numbers.
     """
-    if max_batch_size < 1:
-        raise ValueError(f"max_batch_size must be at least 1, got {max_batch_size}")
-    count = picture_count(arguments)
-    if isinstance(arguments.get("seed"), int):
-        arguments = arguments | {"seed": [arguments["seed"] + index for index in range(count)]}
+    max_batch_size = check_whole(max_batch_size, "max_batch_size")
+    count = images_of(arguments)
+    if arguments.get("seed") is not None:
+        arguments = arguments | {"seed": seeds_of(arguments["seed"], count)}
     results = []
     for first in range(0, count, max_batch_size):
         chosen = slice(first, min(first + max_batch_size, count))

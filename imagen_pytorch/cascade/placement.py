@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
@@ -12,12 +13,25 @@ import torch
 from torch import nn
 
 from ..nn.temporal import TemporalConv
+from .limits import check_compile
 
 
 def device_of(module: nn.Module) -> torch.device:
     """The device of a module's first parameter; the CPU if it has none."""
     parameter = next(module.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
+
+
+def chosen_device(device: torch.device | str | None) -> torch.device | None:
+    """The device that a caller names, if one is named.
+
+    Raises:
+        ValueError: no such kind of device.
+    """
+    try:
+        return None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f'device must be such as "cpu" or "cuda:0", got {device!r}') from error
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:
@@ -74,7 +88,11 @@ def compile_once(module: nn.Module, mode: bool | str) -> None:
 
     Args:
         mode: of `torch.compile`; True for its default, False for nothing.
+
+    Raises:
+        ValueError: no such mode.
     """
+    check_compile(mode)
     if mode and module._compiled_call_impl is None:
         module.compile(mode=None if mode is True else mode)
         if mode in (True, "default"):
@@ -161,6 +179,22 @@ def alone_on_device(networks: nn.ModuleList, keep: int, device: torch.device) ->
     finally:
         for network, home in zip(networks, homes, strict=True):
             network.to(home)
+
+
+class Turn:
+    """A lock that one thread holds at a time, as often as it likes. A copy of its owner has one of its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
+        return Turn, ()
 
 
 @contextmanager

@@ -12,10 +12,11 @@ from ..images import crop, crop_offsets, resize
 from ..tensors import Generators, bernoulli, once, rand, randn_like
 from .batch import TrainingBatch
 from .conditioning import Text, conditioning_pictures, null_text
+from .inputs import checked_images
 from .lowres import augmentation_times, lowres_companion, target_space
 from .options import check_text_count
 from .placement import device_of, dtype_of
-from .stage import Stage, check_range
+from .stage import Stage
 from .video import (
     ClipFrames,
     ClipInput,
@@ -26,6 +27,7 @@ from .video import (
     given_frames,
     in_front,
     in_time,
+    with_checked_frames,
 )
 
 if TYPE_CHECKING:
@@ -37,13 +39,9 @@ def checked_pictures(cascade: CascadeParts, images: Tensor, stage: Stage, device
 
     Raises:
         ValueError: wrong rank, channels, size or proportions, or values that look like 0..255.
-        TypeError: whole numbers that are not uint8.
+        TypeError: neither a tensor nor an array, or whole numbers that are not uint8.
     """
-    if images.ndim != (5 if cascade.is_video else 4):
-        fits = "(batch, channels, frames, height, width)" if cascade.is_video else "(batch, channels, height, width)"
-        raise ValueError(f"images must be {fits}, got {tuple(images.shape)}")
-    if images.shape[1] != cascade.channels:
-        raise ValueError(f"the model has {cascade.channels} channels, the images have {images.shape[1]}")
+    pictures = checked_images(cascade, images, "images")
     (height, width), (least_height, least_width) = images.shape[-2:], stage.size
     what = f"U-Net {stage.number} trains on pictures of {least_height}x{least_width}"
     if height < least_height or width < least_width:
@@ -51,8 +49,6 @@ def checked_pictures(cascade: CascadeParts, images: Tensor, stage: Stage, device
     # less than a pixel off is rounding
     if abs(height * least_width / width - least_height) >= 1:
         raise ValueError(f"{what}, images of {height}x{width} have other proportions: crop them or change image_sizes")
-    pictures = cascade.as_given(images)
-    check_range(pictures, normalized=not cascade.auto_normalize_img)
     precision = torch.promote_types(dtype_of(cascade.unets[stage.number - 1]), torch.float32)
     return cascade.normalize_img(pictures.to(device, precision))
 
@@ -61,9 +57,9 @@ def checked_pictures(cascade: CascadeParts, images: Tensor, stage: Stage, device
 class Request:
     """What a caller gives to train on."""
 
-    images: Tensor
+    images: Any
     text: Text | None
-    cond_images: Tensor | None
+    cond_images: Any
     noise: Tensor | None
     clip: ClipInput
 
@@ -81,7 +77,7 @@ def build_batch(cascade: CascadeParts, stage: Stage, request: Request, generator
     if frames is not None:
         shown = frames.at(stage.factor)
         picture, companion, shown = with_given(cascade, stage, clip, shown, (picture, companion), common)
-    pictures = conditioning_pictures(request.cond_images, unet, batch, device)
+    pictures, are_given = conditioning_pictures(cascade, request.cond_images, unet, batch, device)
     if stage.crop is not None:
         offsets = crop_offsets(stage.size, stage.crop, rand((batch, 2), generator))
         picture, companion, pictures = (
@@ -107,7 +103,7 @@ def build_batch(cascade: CascadeParts, stage: Stage, request: Request, generator
         noise=randn_like(x0, generator) if noise is None else noise.to(x0),
         self_condition=bool(unet.self_cond) and bool(rand((1,), common) < 0.5),
         **text_draws(cascade, stage, request.text, x0, generator),
-        **picture_draws(cascade, pictures, generator),
+        **picture_draws(cascade, pictures, are_given, generator),
         **given,
         **clip_draws(cascade, stage, clip, shown, x0, generator),
         lowres_cond_img=lowres,
@@ -133,7 +129,7 @@ def as_clips(cascade: CascadeParts, request: Request) -> tuple[Tensor, ClipInput
                 f"pictures are clips of one frame in which nothing moves: they take no {', '.join(beside)}"
             )
         return images[:, :, None], ClipInput(ignore_time=True)
-    return images, clip
+    return images, with_checked_frames(cascade, clip, len(images))
 
 
 def pictures_of_stage(
@@ -163,7 +159,7 @@ def with_given(
     """Pictures and companions of all frames, given ones included, and which of them are given."""
     picture, companion = pair
     low = cascade.stages[stage.number - 2].size if stage.number > 1 else None
-    given = given_frames(cascade, clip, shown, len(picture), low, stage.size)
+    given = given_frames(cascade, clip, shown, low, stage.size)
     picture = given.around(picture, given.pictures)
     companion = None if companion is None else given.around(companion, given.companions)
     count = len(shown.noisy)
@@ -195,7 +191,7 @@ def clip_draws(
     batch = len(x0)
     named: dict[str, Any] = {"frame_times": shown.times.expand(batch, -1)}
     if isinstance(clip.ignore_time, Tensor):
-        named["ignore_time"] = clip.ignore_time.to(x0.device).bool()
+        named["ignore_time"] = clip.ignore_time.to(x0.device)
     rates = frame_rate(clip.fps, batch)
     if rates is not None:
         dropped = cascade.fps_drop_prob if cascade.training else 0.0
@@ -225,12 +221,12 @@ def text_draws(
     return {"text_embeds": embeds, "text_mask": mask, "text_keep": keep}
 
 
-def picture_draws(cascade: CascadeParts, pictures: Tensor | None, generator: Generators) -> dict[str, Tensor]:
+def picture_draws(
+    cascade: CascadeParts, pictures: Tensor | None, are_given: bool, generator: Generators
+) -> dict[str, Tensor]:
     """Conditioning pictures, and which of them survive dropping (all, outside training)."""
     if pictures is None:
         return {}
     dropped = cascade.cond_images_drop_prob if cascade.training else 0.0
-    return {
-        "cond_images": pictures,
-        "cond_images_keep": ~bernoulli(dropped, len(pictures), generator, pictures.device),
-    }
+    keep = ~bernoulli(dropped, len(pictures), generator, pictures.device)
+    return {"cond_images": pictures, "cond_images_keep": keep & are_given}

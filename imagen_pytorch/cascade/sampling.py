@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ..diffusion.process import DiffusionProcess
 from ..images import resize
 from .conditioning import Text, text_input
+from .counting import images_of
 from .options import SampleOptions, StageChoices, check_text_count, stage_sizes
 from .placement import alone_on_device, device_of, on_device
-from .stage import is_null, takes_pictures
+from .stage import Stage, is_null, takes_pictures
 from .stage_sampling import StageRun
-from .video import ClipInput, clip_frames
+from .video import ClipInput, check_frame_count, clip_frames
 
 if TYPE_CHECKING:
     from .parts import CascadeParts
@@ -25,7 +28,6 @@ class SamplingRun:
 
     def __init__(self, cascade: CascadeParts, options: SampleOptions, device: torch.device | None) -> None:
         count = len(cascade.unets)
-        options.check(count)
         self.cascade, self.options, self.device = cascade, options, device
         numbers = range(options.start_at_unet_number, (options.stop_at_unet_number or count) + 1)
         self.stages = [cascade.stages[number - 1] for number in numbers]
@@ -37,9 +39,11 @@ class SamplingRun:
         sizes = options.image_sizes
         self.sizes = tuple(stage.size for stage in cascade.stages) if sizes is None else stage_sizes(sizes, count)
         self._check_networks()
+        self.processes = {stage.number: self._process(stage) for stage in self.stages}
         dim = cascade.text_embed_dim if cascade.condition_on_text else None
         self.text = text_input(cascade.encode, dim, options.texts, options.text_embeds, options.text_masks)
-        self.batch = self._batch_size()
+        self.batch = images_of(vars(options))
+        self.text = None if self.text is None else self.text.repeated(self.batch)
         self.negative = self._negative()
         self.generator = options.generators(self.batch)
         self.known = self._known()
@@ -54,15 +58,22 @@ class SamplingRun:
         if self.options.cond_images is not None and not any(takes_pictures(unet) for unet in networks):
             raise ValueError("cond_images were given, but every U-Net was built without cond_images_channels")
 
-    def _batch_size(self) -> int:
-        options = self.options
-        if self.text is not None:
-            return len(self.text.embeds)
-        init = [choices.init_images for choices in self.choices]
-        clips = (options.cond_video_frames, options.post_cond_video_frames)
-        given = (options.painted, options.cond_images, options.start_image_or_video, *clips, *init)
-        counts = [len(pictures) for pictures in given if pictures is not None]
-        return counts[0] if counts and options.batch_size == 1 else options.batch_size
+    def _process(self, stage: Stage) -> DiffusionProcess:
+        """The process of a stage with the bounds of this call.
+
+        Raises:
+            ValueError: bounds, steps, or shares of them that do not fit.
+        """
+        choices, process = self.choices[stage.number - 1], stage.process
+        given = {name: getattr(choices, name) for name in ("sigma_min", "sigma_max")}
+        bounds = {name: value for name, value in given.items() if value is not None}
+        if bounds and not hasattr(process.schedule, "sigma_max"):
+            raise ValueError("sigma_min and sigma_max belong to ElucidatedImagen; this stage has another schedule")
+        if bounds:
+            process = replace(process, schedule=replace(process.schedule, **bounds))
+        has_init = choices.init_images is not None
+        process.plan(choices.steps, choices.sampler, has_init, choices.skip_steps, choices.strength)
+        return process
 
     def _negative(self) -> Text | None:
         texts = self.options.negative_texts
@@ -76,30 +87,14 @@ class SamplingRun:
         check_text_count(texts, self.batch, "negative_texts")
         return self.cascade.encode(texts)
 
-    def pictures(self, given: Tensor, name: str) -> Tensor:
-        """Pictures of the caller as floats in the caller's range, one per item of the batch.
-
-        Raises:
-            ValueError: another shape or number.
-            TypeError: whole numbers that are not uint8.
-        """
-        rank = 5 if self.cascade.is_video else 4
-        if given.ndim != rank or given.shape[1] != self.cascade.channels:
-            fits = f"(batch, {self.cascade.channels}, {'frames, ' * (rank == 5)}height, width)"
-            raise ValueError(f"{name} must be {fits}, got {tuple(given.shape)}")
-        if len(given) != self.batch:
-            raise ValueError(f"{self.batch} pictures need as many {name}, got {len(given)}")
-        return self.cascade.as_given(given, name)
-
     def _known(self) -> tuple[Tensor, Tensor] | None:
         image, mask = self.options.painted, self.options.inpaint_masks
         if image is None or mask is None:
             return None
-        image = self.pictures(image, "inpaint_images")
         got = tuple(mask.shape)
         if image.ndim == 5 and mask.ndim == 3:  # the same in every frame
             mask = mask[:, None].expand(-1, image.shape[2], -1, -1)
-        mask = (mask if mask.ndim == image.ndim else mask[:, None]).bool()
+        mask = mask if mask.ndim == image.ndim else mask[:, None]
         if mask.shape != (self.batch, 1, *image.shape[2:]):
             fits = f"(b, h, w) = {(self.batch, *image.shape[-2:])}"
             fits += f" or (b, f, h, w) = {(self.batch, *image.shape[2:])}" if image.ndim == 5 else ""
@@ -135,12 +130,7 @@ class SamplingRun:
         for name, other in counts:
             if other != count:
                 raise ValueError(f"{name} must have as many frames as are made, {count}; got {other}")
-        for stage in self.stages:
-            if count % stage.factor:
-                raise ValueError(
-                    f"U-Net {stage.number} makes every {stage.factor}th frame (temporal_downsample_factor): "
-                    f"video_frames must be a multiple of that, got {count}"
-                )
+        check_frame_count(self.stages, count)
         return count
 
     def _start(self) -> Tensor | None:
@@ -148,7 +138,7 @@ class SamplingRun:
         if given is None:
             return None
         number = self.options.start_at_unet_number - 1
-        start = resize(self.pictures(given, "start_image_or_video"), self.sizes[number - 1], self.cascade.resize_mode)
+        start = resize(given, self.sizes[number - 1], self.cascade.resize_mode)
         if self.frames is None:
             return start
         before, count = self.cascade.stages[number - 1], self.frames.count

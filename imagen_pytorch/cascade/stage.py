@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -89,24 +87,3 @@ def makes_videos(unet: nn.Module) -> bool:
 def takes_pictures(unet: nn.Module) -> bool:
     """Whether this network is conditioned on pictures (``cond_images_channels``)."""
     return bool(getattr(unet, "has_cond_image", False))
-
-
-def check_range(images: Tensor, normalized: bool) -> None:
-    """Catch pictures in 0..255 (an error) and outside the expected range (a warning).
-
-    Only on the CPU: reading a value back from an accelerator would stall every step. Pictures with infinite values or
-    none are left to the loss, which will say so.
-
-    Raises:
-        ValueError: values far outside; the picture was probably not divided by 255.
-    """
-    if images.device.type != "cpu" or not images.numel():
-        return
-    low, high = float(images.amin()), float(images.amax())
-    if not math.isfinite(high - low):
-        return
-    bottom = -1.0 if normalized else 0.0
-    if high > 16 or low < -16:
-        raise ValueError(f"images must lie in [{bottom:g}, 1], got {low:g} to {high:g}; divide by 255 or pass uint8")
-    if high > 1 + 1e-3 or low < bottom - 1e-3:
-        warnings.warn(f"images should lie in [{bottom:g}, 1], got {low:.3g} to {high:.3g}", stacklevel=3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,10 +15,8 @@ from ..diffusion.schedules import Level
 from ..images import Size, resize, shrink_known, unnormalize
 from .conditioning import conditioning_pictures, null_text, stacked
 from .lowres import Direct, Residual, target_space
-from .options import check_share
 from .placement import (
     autocasting,
-    check_precision,
     compile_once,
     device_of,
     dtype_of,
@@ -32,6 +29,10 @@ from .video import StageFrames, frame_rate, given_frames, in_time
 
 if TYPE_CHECKING:
     from .sampling import SamplingRun
+
+
+class SampleNotFinite(ValueError):
+    """A stage made NaN or infinity."""
 
 
 class StageRun:
@@ -50,9 +51,9 @@ class StageRun:
         self.dtype = dtype_of(unet)
         # picture and noise levels are never in half precision, only what the network computes
         self.precision = torch.promote_types(self.dtype, torch.float32)
-        warn_if_emulated(check_precision(self.options.precision), self.device)
+        warn_if_emulated(self.options.precision, self.device)
         compile_once(unet, self.options.compile)
-        self.process = self._process()
+        self.process: DiffusionProcess = run.processes[stage.number]
         self.guidance = self._guidance()
         self.frames: StageFrames | None = None if run.frames is None else run.frames.at(stage.factor)
         enlarged = None if before is None else self._enlarged(before)
@@ -75,9 +76,9 @@ class StageRun:
         """Given frames as the network takes them, and the low-resolution clip of all frames."""
         if self.frames is None:
             return {}, enlarged
-        number, batch = self.stage.number, self.run_.batch
+        number = self.stage.number
         low = self.run_.sizes[number - 2] if number > 1 else None
-        given = given_frames(self.cascade, self.run_.clip, self.frames, batch, low, self.size)
+        given = given_frames(self.cascade, self.run_.clip, self.frames, low, self.size)
         named = {}
         names = ("cond_video_frames", "post_cond_video_frames")
         for name, part, base in zip(names, given.pictures, given.companions, strict=True):
@@ -96,19 +97,10 @@ class StageRun:
         picture = self.cascade.normalize_img(picture.to(self.device, self.precision))
         return resize(picture, self.size, self.cascade.resize_mode)
 
-    def _process(self) -> DiffusionProcess:
-        given = {name: getattr(self.choices, name) for name in ("sigma_min", "sigma_max")}
-        bounds = {name: value for name, value in given.items() if value is not None}
-        process = self.stage.process
-        if not bounds:
-            return process
-        if not hasattr(process.schedule, "sigma_max"):
-            raise ValueError("sigma_min and sigma_max belong to ElucidatedImagen; this stage has another schedule")
-        return replace(process, schedule=replace(process.schedule, **bounds))
-
     def _guidance(self) -> Guidance:
         run, cascade = self.run_, self.cascade
-        if run.text is None and not (cascade.cond_images_drop_prob > 0 and takes_pictures(self.unet)):
+        takes = takes_pictures(self.unet) and self.options.cond_images is not None
+        if run.text is None and not (cascade.cond_images_drop_prob > 0 and takes):
             return GUIDANCE["cfg"](1.0)  # there is nothing to guide on
         guidance = run.guidances[self.stage.number - 1]
         trained = run.text is None or run.negative is not None or cascade.can_classifier_guidance
@@ -127,13 +119,14 @@ class StageRun:
         keep = torch.ones(batch, dtype=torch.bool, device=self.device)
         named = self._text(keep, both)
         given = self.options.cond_images if takes_pictures(self.unet) else None
-        pictures = conditioning_pictures(given, self.unet, batch, self.device)
+        pictures, are_given = conditioning_pictures(self.cascade, given, self.unet, batch, self.device)
         if pictures is not None:
-            dropped = torch.zeros_like(keep) if self.cascade.cond_images_drop_prob > 0 else keep
+            shown = keep & are_given
+            dropped = torch.zeros_like(keep) if self.cascade.cond_images_drop_prob > 0 else shown
             pictures = pictures.to(self.dtype)
             named |= {
                 "cond_images": torch.cat([pictures, pictures]) if both else pictures,
-                "cond_images_keep": torch.cat([keep, dropped]) if both else keep,
+                "cond_images_keep": torch.cat([shown, dropped]) if both else shown,
             }
         if self.unet.lowres_cond:
             named |= self._lowres(enlarged, both)
@@ -175,7 +168,6 @@ class StageRun:
         if level is None:
             own = self.cascade.lowres_sample_noise_level
             level = own[self.stage.number - 1] if isinstance(own, list | tuple) else own
-        check_share(level, "lowres_sample_noise_level")
         times = torch.full((len(enlarged),), float(level), device=self.device)
         noised, told = self.cascade.augmentation(enlarged, times, self.run_.generator)
         parts = {"lowres_cond_img": noised.to(self.dtype), "lowres_noise_times": told}
@@ -234,7 +226,7 @@ class StageRun:
         given = self.choices.init_images
         if given is None:
             return None
-        return self.space.encode(self._modelled(self._picked(self.run_.pictures(given, "init_images"))))
+        return self.space.encode(self._modelled(self._picked(given)))
 
     def _shape(self) -> tuple[int, ...]:
         frames = () if self.frames is None else (len(self.frames.noisy),)
@@ -268,6 +260,27 @@ class StageRun:
                 device=self.device,
                 dtype=self.precision,
             )
+        self._check_finite(x0)
         picture = self.cascade.unnormalize_img(self.space.decode(x0).clamp(-1, 1))
         # pasted in the caller's range: on the way to the stage's space and back their last bits would change
         return picture if self.known is None else torch.where(self.known[1], self.known[0], picture)
+
+    def _check_finite(self, x0: Tensor) -> None:
+        """Refuse a result that is not finite: NaN would become black.
+
+        Raises:
+            SampleNotFinite: naming the cause, if it is known.
+        """
+        if x0.is_meta or bool(x0.isfinite().all()):
+            return
+        number, named = self.stage.number, self.unet.named_parameters()
+        if wrong := [name for name, item in named if not bool(item.isfinite().all())]:
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise SampleNotFinite(
+                f"the weights of U-Net {number} are not finite (NaN or infinity in {wrong[0]}{more}): its training "
+                "diverged; take an earlier checkpoint"
+            )
+        cure = "a smaller cond_scale" if self.options.precision == "no" else 'precision="no", or a smaller cond_scale'
+        raise SampleNotFinite(
+            f"U-Net {number} made values that are not finite (NaN or infinity), though its weights are: try {cure}"
+        )

@@ -7,7 +7,7 @@ A video cascade is told about clips at the full frame rate, that of its last sta
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..images import Size, resample_frames, resize
 from ..tensors import Generators, rand
+from .inputs import check_rates, check_times, checked_images
 from .lowres import lowres_companion
 from .stage import Stage
 
@@ -39,6 +40,18 @@ class ClipInput:
         """The names of what was said."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return [name for name, value in named.items() if value is not None and value is not False]
+
+
+def with_checked_frames(cascade: CascadeParts, clip: ClipInput, batch: int) -> ClipInput:
+    """The same with given frames as floats in the caller's range.
+
+    Raises:
+        ValueError, TypeError: as `checked_images`.
+    """
+    names = ("cond_video_frames", "post_cond_video_frames")
+    given = {name: getattr(clip, name) for name in names if getattr(clip, name) is not None}
+    checked = {name: checked_images(cascade, part, name, batch=batch) for name, part in given.items()}
+    return replace(clip, **checked)
 
 
 @dataclass(frozen=True)
@@ -101,14 +114,30 @@ def frame_rate(fps: Rate, batch: int) -> Float[Tensor, " b"] | None:
     """Frames per second of each clip, on the CPU.
 
     Raises:
-        ValueError: another number of rates than clips, or one that is not positive.
+        ValueError: another number of rates than clips, or one that is not positive and finite.
+        TypeError: no numbers.
     """
     if fps is None:
         return None
+    check_rates(fps)
     rates = torch.as_tensor(fps, dtype=torch.float64, device="cpu").reshape(-1)
-    if len(rates) not in (1, batch) or not bool((rates > 0).all()):
+    if len(rates) not in (1, batch):
         raise ValueError(f"fps must be positive, one number or one for each of the {batch} clips; got {rates.tolist()}")
     return rates.expand(batch)
+
+
+def check_frame_count(stages: Sequence[Stage], count: int) -> None:
+    """Refuse a number of frames of which some stage cannot make every ``factor``-th.
+
+    Raises:
+        ValueError: naming the stage.
+    """
+    for stage in stages:
+        if count % stage.factor:
+            raise ValueError(
+                f"U-Net {stage.number} makes every {stage.factor}th frame (temporal_downsample_factor): "
+                f"video_frames must be a multiple of that, got {count}"
+            )
 
 
 def clip_frames(cascade: CascadeParts, count: int, clip: ClipInput, batch: int) -> ClipFrames:
@@ -123,29 +152,13 @@ def clip_frames(cascade: CascadeParts, count: int, clip: ClipInput, batch: int) 
     if times is None:
         rates = frame_rate(cascade.fps if clip.fps is None else clip.fps, batch)
         times = (torch.arange(total, dtype=torch.float64) - before) / rates[:, None]
+    times = check_times(times)
     if times.ndim != 2 or times.shape[1] != total or len(times) not in (1, batch):
         raise ValueError(
             f"frame_times must be (batch, {total}) seconds, one for each frame, given ones included; got "
             f"{tuple(times.shape)}"
         )
     return ClipFrames(count, before, behind, times.double().cpu(), cascade.resize_cond_video_frames)
-
-
-def check_clips(cascade: CascadeParts, given: Tensor | None, batch: int, name: str) -> Tensor | None:
-    """Given clips in [-1, 1].
-
-    Raises:
-        ValueError: another rank, number of channels or number of clips.
-        TypeError: whole numbers that are not uint8.
-    """
-    if given is None:
-        return None
-    if given.ndim != 5 or given.shape[1] != cascade.channels:
-        fits = f"(batch, {cascade.channels}, frames, height, width)"
-        raise ValueError(f"{name} must be {fits}, got {tuple(given.shape)}")
-    if len(given) != batch:
-        raise ValueError(f"{batch} clips need as many {name}, got {len(given)}")
-    return cascade.normalize_img(cascade.as_given(given, name))
 
 
 def in_time(cascade: CascadeParts, clip: Tensor, stage: Stage, before: Stage, count: int) -> Float[Tensor, "b c f h w"]:
@@ -171,21 +184,19 @@ class GivenFrames:
 
 
 def given_frames(
-    cascade: CascadeParts, clip: ClipInput, frames: StageFrames, batch: int, low: Size | None, size: Size
+    cascade: CascadeParts, clip: ClipInput, frames: StageFrames, low: Size | None, size: Size
 ) -> GivenFrames:
     """The given frames of a call as one stage sees them.
 
     Args:
         low: size of the stage before, if there is one.
         size: of this stage.
-
-    Raises:
-        ValueError: as `check_clips`.
     """
     pictures, companions = [], []
     places = {"cond_video_frames": frames.preceding, "post_cond_video_frames": frames.following}
     for name, chosen in places.items():
-        part = check_clips(cascade, getattr(clip, name), batch, name)
+        part = getattr(clip, name)
+        part = None if part is None else cascade.normalize_img(part)
         part = None if part is None else part[:, :, chosen.to(part.device)]
         pictures.append(None if part is None else resize(part, size, cascade.resize_mode))
         small = part is None or low is None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..registry import Registry
 from ..tensors import Generators, Share, once, rand, randn
-from .schedules import Level
+from .schedules import Level, Schedule
 
 NOISE_LEVELS: Registry[type[NoiseLevels]] = Registry("law of noise levels")
 WEIGHTINGS: Registry[type[Weighting]] = Registry("loss weighting")
@@ -47,6 +47,10 @@ class NoiseLevels(ABC):
         self, batch: int, generator: Generators = None, device: torch.device | str | None = None
     ) -> Float[Tensor, " b"]:
         """Times in the schedule's own unit, float32."""
+
+    def fits(self, schedule: Schedule) -> bool:
+        """Whether these are times of the schedule: here, whether it is defined on [0, 1]."""
+        return schedule.ends() == (1.0, 0.0)
 
 
 @NOISE_LEVELS.register("uniform")
@@ -101,6 +105,12 @@ class LogNormal(NoiseLevels):
         else:
             normal = randn((batch,), generator, device)
         return (self.P_mean + self.P_std * normal).exp()
+
+    def fits(self, schedule: Schedule) -> bool:
+        """Whether the times of the schedule are noise levels: sigma / alpha at time 0.5 is 0.5."""
+        with torch.device("cpu"):
+            ratio = schedule(torch.tensor(0.5, dtype=torch.float64)).ratio
+        return abs(float(ratio) - 0.5) < 1e-9
 
 
 @NOISE_LEVELS.register("logit_normal")

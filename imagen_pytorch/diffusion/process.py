@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..tensors import expand_to, sent
+from ..tensors import expand_to, sent, widest
 from . import multistep as _registers_its_samplers  # noqa: F401
 from .guidance import Denoise
 from .losses import LOSSES, NoiseLevels, Weighting
@@ -45,6 +45,8 @@ class DiffusionProcess:
     sampler: Sampler
     loss_type: str = "l2"
     steps: int | None = None
+    #: ready samplers, taken where one of their kind is asked for by name
+    prepared: tuple[Sampler, ...] = ()
 
     def __post_init__(self) -> None:
         LOSSES[self.loss_type]
@@ -56,6 +58,18 @@ class DiffusionProcess:
                 "noise: bound its log-SNR, or predict v, flow or x_start"
             )
 
+    def check_times(self) -> None:
+        """Refuse to train at times that are not those of the schedule.
+
+        Raises:
+            ValueError: naming the schedule and the law of noise levels.
+        """
+        if not self.noise_levels.fits(self.schedule):
+            raise ValueError(
+                f"the times of the noise schedule {type(self.schedule).__name__} are not those that "
+                f"{type(self.noise_levels).__name__} draws in training"
+            )
+
     @property
     def clean_scale(self) -> float:
         """What the network's input is multiplied with where there is no noise; for data that are given, not noised."""
@@ -63,8 +77,8 @@ class DiffusionProcess:
         return float(self.objective.coefficients(clean).c_in)
 
     def level(self, t: Float[Tensor, " b"], like: Tensor) -> Level:
-        """The level at times ``t`` in float64 (Apple's devices have none), broadcast over ``like``, on its device."""
-        level = self.schedule(t if "mps" in (t.device.type, like.device.type) else t.double())
+        """The level at times ``t`` in float64 where there is such, broadcast over ``like``, on its device."""
+        level = self.schedule(widest(t, like.device))
         return Level(*(expand_to(part, like).to(like.device) for part in level))
 
     def corrupt(self, x0: Tensor, level: Level, noise: Tensor) -> Tensor:
@@ -120,6 +134,26 @@ class DiffusionProcess:
         factor = self.weighting.factor(level, self.objective.coefficients(level).c_out)
         return error * factor.flatten().to(error)
 
+    def plan(
+        self,
+        steps: int | None = None,
+        sampler: str | Sampler | None = None,
+        has_init: bool = False,
+        skip_steps: int | None = None,
+        strength: float | None = None,
+    ) -> tuple[Sampler, list[Level], int]:
+        """The sampler of a run, its levels and the index of the first one; arguments and errors as `sample`."""
+        chosen = self._sampler(sampler)
+        own = self.steps if type(chosen) is type(self.sampler) else chosen.default_steps
+        levels = chosen.levels(self.schedule, own if steps is None else steps)
+        return chosen, levels, _first(len(levels) - 1, has_init, skip_steps, strength)
+
+    def _sampler(self, asked: str | Sampler | None) -> Sampler:
+        if asked is None or isinstance(asked, Sampler):
+            return asked or self.sampler
+        kind = SAMPLERS[asked]
+        return next((own for own in (self.sampler, *self.prepared) if type(own) is kind), None) or kind()
+
     def sample(
         self,
         denoise: Denoise,
@@ -153,11 +187,7 @@ class DiffusionProcess:
         Raises:
             ValueError: steps left out that are not there, or a strength outside [0, 1].
         """
-        chosen = self.sampler if sampler is None else sampler if isinstance(sampler, Sampler) else SAMPLERS[sampler]()
-        own = self.steps if type(chosen) is type(self.sampler) else chosen.default_steps
-        chosen = self.sampler if type(chosen) is type(self.sampler) and not isinstance(sampler, Sampler) else chosen
-        levels = chosen.levels(self.schedule, own if steps is None else steps)
-        first = _first(len(levels) - 1, init, skip_steps, strength)
+        chosen, levels, first = self.plan(steps, sampler, init is not None, skip_steps, strength)
         if first == len(levels) - 1:
             x0 = init.to(device, dtype)  # type: ignore[union-attr]
             return x0 if known is None else known.paste(x0)
@@ -169,7 +199,7 @@ class DiffusionProcess:
         )
 
 
-def _first(steps: int, init: Tensor | None, skip_steps: int | None, strength: float | None) -> int:
+def _first(steps: int, has_init: bool, skip_steps: int | None, strength: float | None) -> int:
     if skip_steps is not None and strength is not None:
         raise ValueError("give skip_steps or strength, not both")
     if strength is not None:
@@ -177,7 +207,7 @@ def _first(steps: int, init: Tensor | None, skip_steps: int | None, strength: fl
             raise ValueError(f"strength lies between 0 (the picture itself) and 1 (pure noise), got {strength}")
         skip_steps = steps - round(steps * strength)
     skip_steps = skip_steps or 0
-    if skip_steps and init is None:
+    if skip_steps and not has_init:
         raise ValueError("skip_steps and strength need init_images to start from")
     if not 0 <= skip_steps <= steps:
         raise ValueError(f"skip_steps must lie between 0 and the {steps} steps of this run, got {skip_steps}")

@@ -197,8 +197,8 @@ class Unet3D(Unet):
         if isinstance(ignore_time, bool) and ignore_time:
             return told
         apart = None if isinstance(ignore_time, bool) else ignore_time
-        self._check_strides(told.total, apart)
         times = self._times(frame_times, fps, told, batch)
+        self.check_frames(times, told.slots, apart)
         gaps, order = gaps_between(times)
         device = self.null_rate_hidden.device
         rate = self._rate(fps, fps_keep, batch)
@@ -228,8 +228,19 @@ class Unet3D(Unet):
             )
         return told.joined(lowres)
 
-    def _check_strides(self, total: int, apart: Tensor | None) -> None:
-        divisor = math.prod(self.strides)
+    def check_frames(self, times: Float[Tensor, "b m"], slots: slice, apart: Tensor | None = None) -> None:
+        """Refuse frames that the network cannot see together.
+
+        Args:
+            times: seconds of all frames in the order preceding, noisy, following.
+            slots: which of them are the noisy ones.
+            apart: ``(b,)``, true for clips whose frames are independent images.
+
+        Raises:
+            ValueError: a number of frames that does not fit ``temporal_strides``; given frames after the noisy ones in
+                a causal network.
+        """
+        total, divisor = times.shape[1], math.prod(self.strides)
         if total % divisor:
             raise ValueError(
                 f"temporal_strides={self.geometry.strides} need a number of frames that {divisor} divides, given ones "
@@ -237,6 +248,12 @@ class Unet3D(Unet):
             )
         if divisor > 1 and apart is not None:
             raise ValueError("with temporal_strides, ignore_time is true or false for all clips of a batch")
+        known = torch.cat([times[:, : slots.start], times[:, slots.stop :]], dim=1)
+        if self.geometry.causal and known.shape[1] and bool((known.amax(1) > times[:, slots].amin(1)).any()):
+            raise ValueError(
+                "this network is causal (time_causal_attn=True): its frames cannot see given ones that follow them "
+                "(post_cond_video_frames, or later frame_times); build it with time_causal_attn=False"
+            )
 
     def _times(
         self, given: Tensor | None, fps: Tensor | float | None, told: VideoConditioning, batch: int
@@ -244,7 +261,7 @@ class Unet3D(Unet):
         """Seconds of all frames, on the CPU, where double precision always exists.
 
         Raises:
-            ValueError: another number of times than frames; a given frame that the noisy ones cannot see.
+            ValueError: another number of times than frames.
         """
         slots, total = told.slots, told.total
         if given is None:
@@ -258,12 +275,6 @@ class Unet3D(Unet):
             times = given.cpu().double()
         if bool((times == times[:1]).all()):
             times = times[:1]  # one bias serves all clips
-        known = torch.cat([times[:, : slots.start], times[:, slots.stop :]], dim=1)
-        if self.geometry.causal and known.shape[1] and bool((known.amax(1) > times[:, slots].amin(1)).any()):
-            raise ValueError(
-                "this network is causal (time_causal_attn=True): its frames cannot see given ones that follow them "
-                "(post_cond_video_frames, or later frame_times); build it with time_causal_attn=False"
-            )
         return times
 
     def _rate(self, fps: Tensor | float | None, keep: Tensor | None, batch: int) -> Float[Tensor, "b d"]:

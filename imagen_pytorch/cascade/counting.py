@@ -1,0 +1,48 @@
+"""How many images one call of `sample` makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .limits import MOST_IMAGES, check_whole
+
+#: arguments with one entry per image; the first that is given counts where neither captions nor batch_size do
+_COUNTED = (
+    "inpaint_images",
+    "inpaint_videos",
+    "cond_images",
+    "start_image_or_video",
+    "cond_video_frames",
+    "post_cond_video_frames",
+)
+
+
+def images_of(arguments: Mapping[str, Any]) -> int:
+    """The number of images or clips that `Cascade.sample` makes from these arguments.
+
+    Captions decide, or their embeddings. One caption serves ``batch_size`` images. Without captions it is
+    ``batch_size``; where that is 1, the number of images that are given.
+
+    Raises:
+        TypeError: a ``batch_size`` that is not a number, or one string where a list of captions is needed.
+        ValueError: a ``batch_size`` below 1 or not whole, no caption, or another number of captions.
+    """
+    stated = check_whole(arguments.get("batch_size", 1), "batch_size", 1, MOST_IMAGES)
+    captions = next((arguments[name] for name in ("text_embeds", "texts") if arguments.get(name) is not None), None)
+    if captions is not None:
+        if isinstance(captions, str):
+            raise TypeError('texts must be a list of captions, got one string; write texts=["..."]')
+        count = len(captions)
+        if not count:
+            raise ValueError("texts (or text_embeds) must hold at least one caption, got none")
+        if count > 1 and stated not in (1, count):
+            raise ValueError(
+                f"batch_size={stated} does not fit {count} captions: give one caption for all images, or one for each"
+            )
+        return max(count, stated)
+    given = [arguments.get(name) for name in _COUNTED]
+    init = arguments.get("init_images")
+    given += init if isinstance(init, list | tuple) else [init]
+    counts = [len(item) for item in given if hasattr(item, "__len__")]
+    return counts[0] if counts and stated == 1 else stated

@@ -1,0 +1,305 @@
+"""Images, clips and masks that a caller hands in, checked before any work is done.
+
+Training and sampling check alike, with one difference: in training, values that are not finite are left to the loss,
+where the trainer counts and skips them; and values on an accelerator are not read there, because every step would wait.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..images import as_float
+from .limits import check_number
+from .stage import takes_pictures
+
+if TYPE_CHECKING:
+    from .parts import CascadeParts
+
+#: what `as_tensor` names as fitting
+_FITS = "a tensor or a NumPy array"
+
+
+def as_tensor(value: Any, name: str) -> Tensor:
+    """A tensor, also from a NumPy array.
+
+    Raises:
+        TypeError: anything else, or an array of something that a tensor cannot hold.
+    """
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray):
+        try:
+            own = value.astype(value.dtype.newbyteorder("="), copy=not value.flags.writeable)
+            return torch.as_tensor(np.ascontiguousarray(own))
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{name} must be {_FITS} of numbers, got an array of {value.dtype}") from error
+    made_by = type(value).__module__.split(".")[0]
+    hint = ""
+    if made_by == "PIL":
+        hint = "; imagen_pytorch.images.from_pil(image)[None] makes a batch of one"
+    elif isinstance(value, list | tuple):
+        hint = "; torch.stack(...) makes a batch of tensors"
+    raise TypeError(f"{name} must be {_FITS} with an axis for the batch, got {type(value).__name__}{hint}")
+
+
+def arrays_as_tensors(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments with NumPy arrays of numbers as tensors."""
+    return {
+        name: as_tensor(value, name) if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" else value
+        for name, value in arguments.items()
+    }
+
+
+def check_range(images: Tensor, name: str, bottom: float, *, sampling: bool) -> None:
+    """Catch images in 0..255 (an error), outside of their range (a warning), and in sampling not finite (an error).
+
+    Args:
+        bottom: of the range: 0, or -1 for a model that works on [-1, 1]; the top is 1.
+        sampling: whether this is a call of `sample`, which may wait for an accelerator.
+
+    Raises:
+        ValueError: values far outside: the image was probably not divided by 255; or NaN or infinity.
+    """
+    if images.is_meta or not images.numel() or (images.device.type != "cpu" and not sampling):
+        return
+    least, most = images.detach().aminmax()
+    low, high = float(least), float(most)
+    if not math.isfinite(high - low):
+        if sampling:
+            raise ValueError(f"{name} hold values that are not finite (NaN or infinity)")
+        return
+    fits = f"[{bottom:g}, 1]"
+    if high > 16 or low < -16:
+        cure = "divide by 255 or pass uint8"
+        if bottom < 0:
+            cure = "this model works on that range (auto_normalize_img=False): scale images and latents to it"
+        raise ValueError(f"{name} must lie in {fits}, got {low:g} to {high:g}; {cure}")
+    if high > 1 + 1e-3 or low < bottom - 1e-3:
+        # without the values: a text that changes would be shown at every call
+        warnings.warn(f"{name} should lie in {fits}, some values lie outside of it", stacklevel=4)
+
+
+def checked_images(
+    cascade: CascadeParts,
+    given: Any,
+    name: str,
+    *,
+    batch: int | None = None,
+    clips: bool | None = None,
+    channels: int | None = None,
+    sampling: bool = False,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Images or clips of a caller as floats in the caller's range.
+
+    Args:
+        batch: how many there must be; None takes any number but 0.
+        clips: whether these are clips ``(b, c, f, h, w)``; by default as the model makes.
+        channels: by default those of the model.
+        sampling: as for `check_range`.
+        mask: where values count, broadcastable; others may be anything.
+
+    Raises:
+        ValueError: another shape, number, or range.
+        TypeError: neither tensor nor array, or whole numbers that are not uint8.
+    """
+    images = as_tensor(given, name)
+    clips = cascade.is_video if clips is None else clips
+    channels = cascade.channels if channels is None else channels
+    if images.ndim != (5 if clips else 4) or images.shape[1] != channels:
+        is_rank = images.ndim == (5 if clips else 4)
+        fits = f"(batch, {channels}, {'frames, ' * clips}height, width)"
+        hint = ""
+        if is_rank:
+            hint = f": the model has {channels} channels, the images have {images.shape[1]}"
+            if images.shape[-1] == channels:
+                hint += "; the last axis has as many: if these are the channels, permute the axes"
+        raise ValueError(f"{name} must be {fits}, got {tuple(images.shape)}{hint}")
+    if batch is not None and len(images) != batch:
+        raise ValueError(f"{batch} {'clips' if clips else 'pictures'} need as many {name}, got {len(images)}")
+    if not images.numel():
+        raise ValueError(f"{name} must hold at least one image of at least one pixel, got {tuple(images.shape)}")
+    floats = cascade.as_given(images, name)
+    seen = floats if mask is None else floats.masked_fill(~mask.to(floats.device), 0)
+    check_range(seen, name, cascade.input_image_range[0], sampling=sampling)
+    return floats
+
+
+def conditioning_images(
+    cascade: CascadeParts, given: Any, channels: int, *, batch: int, sampling: bool = False
+) -> Tensor:
+    """Conditioning images as floats; uint8 becomes [0, 1].
+
+    Raises:
+        ValueError: another shape, number, or range.
+        TypeError: neither tensor nor array, or whole numbers that are not uint8.
+    """
+    images = as_float(as_tensor(given, "cond_images"), "cond_images")
+    if images.ndim != 4:
+        raise ValueError(f"cond_images must be (batch, channels, height, width), got {tuple(images.shape)}")
+    return checked_images(
+        cascade, images, "cond_images", batch=batch, clips=False, channels=channels, sampling=sampling
+    )
+
+
+# -- masks ------------------------------------------------------------------------------------------------------------
+
+
+def image_mask(given: Any, name: str = "inpaint_masks") -> Tensor:
+    """A mask of pixels as booleans; numbers are cut in the middle: floats at 0.5, 0..255 at 128.
+
+    Raises:
+        TypeError: neither tensor nor array.
+        ValueError: floats outside of [0, 1], or whole numbers outside of 0..255.
+    """
+    mask = as_tensor(given, name)
+    if mask.dtype == torch.bool or mask.is_meta or not mask.numel():
+        return mask.bool()
+    low, high = (end.item() for end in mask.aminmax())
+    if mask.is_floating_point():
+        if not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"{name} must be booleans, floats in [0, 1] (cut at 0.5) or uint8, got {low:g} to {high:g}"
+            )
+        return mask >= 0.5
+    if low < 0 or high > 255:
+        raise ValueError(f"{name} must be booleans, 0 and 1, or 0..255 (cut at 128), got {low} to {high}")
+    return mask.bool() if high <= 1 else mask >= 128
+
+
+def flags(given: Any, name: str, hint: str = "") -> Tensor:
+    """A mask of items as booleans, from booleans or the numbers 0 and 1.
+
+    Whole numbers on an accelerator are not looked at, because every training step would wait.
+
+    Raises:
+        TypeError: neither tensor nor array.
+        ValueError: other numbers.
+    """
+    mask = as_tensor(given, name)
+    unseen = mask.is_meta or (mask.device.type != "cpu" and not mask.is_floating_point())
+    if mask.dtype != torch.bool and not unseen and not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError(f"{name} must be booleans, or the numbers 0 and 1{hint}")
+    return mask.bool()
+
+
+def independent(given: Any, batch: int) -> bool | Tensor:
+    """``ignore_time`` as a boolean, or as booleans of all clips.
+
+    Raises:
+        TypeError: another kind of value.
+        ValueError: another number of entries, or other numbers than 0 and 1.
+    """
+    if given is None or isinstance(given, bool | np.bool_):
+        return bool(given)
+    mask = flags(given, "ignore_time")
+    if mask.shape != (batch,):
+        raise ValueError(f"ignore_time must be True, False or ({batch},) of them, got {tuple(mask.shape)}")
+    return mask
+
+
+def text_mask(text_embeds: Tensor, given: Any) -> Tensor:
+    """The given mask ``(b, n)``, or true where an embedding has any non-zero entry (zero padding is enough).
+
+    Raises:
+        TypeError: neither tensor nor array.
+        ValueError: a mask of another shape, or other numbers than 0 and 1.
+    """
+    if given is None:
+        return torch.any(text_embeds != 0, dim=-1)
+    mask = as_tensor(given, "text_masks")
+    if mask.shape != text_embeds.shape[:2]:
+        raise ValueError(f"text_masks must be {tuple(text_embeds.shape[:2])}, got {tuple(mask.shape)}")
+    hint = ", 1 at the tokens that count; a mask that attention adds (0 and -inf) is text_masks == 0 here"
+    return flags(mask, "text_masks", hint)
+
+
+# -- the door of sample() ---------------------------------------------------------------------------------------------
+
+
+def sampling_inputs(cascade: CascadeParts, arguments: Mapping[str, Any], batch: int) -> dict[str, Any]:
+    """Those arguments of `Cascade.sample` that hold images, clips or masks, checked: images as floats in the caller's
+    range, masks as booleans.
+
+    Raises:
+        ValueError: another shape, number or range, or values that are not finite.
+        TypeError: neither tensor nor array, or whole numbers that are not uint8.
+    """
+    found: dict[str, Any] = {}
+
+    def images(given: Any, name: str, **options: Any) -> Tensor:
+        return checked_images(cascade, given, name, batch=batch, sampling=True, **options)
+
+    if (mask := arguments["inpaint_masks"]) is not None:
+        found["inpaint_masks"] = image_mask(mask)
+    for name in ("inpaint_images", "inpaint_videos"):
+        if (given := arguments[name]) is not None:
+            known = _known_pixels(as_tensor(given, name), found.get("inpaint_masks"))
+            low, high = cascade.input_image_range
+            found[name] = images(given, name, mask=known).clamp(low, high)  # they are returned as they are
+    for name in ("start_image_or_video", "cond_video_frames", "post_cond_video_frames"):
+        if (given := arguments[name]) is not None:
+            if name != "start_image_or_video" and not cascade.is_video:
+                raise ValueError(f"this is an image model: it takes no {name}")
+            found[name] = images(given, name)
+    init = arguments["init_images"]
+    if isinstance(init, list | tuple):
+        found["init_images"] = type(init)(None if item is None else images(item, "init_images") for item in init)
+    elif init is not None:
+        found["init_images"] = images(init, "init_images")
+    if (given := arguments["cond_images"]) is not None:
+        takers = [unet for unet in cascade.unets if takes_pictures(unet)]
+        for channels in sorted({unet.cond_images_channels for unet in takers if hasattr(unet, "cond_images_channels")}):
+            found["cond_images"] = conditioning_images(cascade, given, channels, batch=batch, sampling=True)
+    if (embeds := arguments["text_embeds"]) is not None:
+        embeds = found["text_embeds"] = as_tensor(embeds, "text_embeds")
+        if embeds.is_floating_point() and not embeds.is_meta and not bool(embeds.isfinite().all()):
+            raise ValueError("text_embeds hold values that are not finite (NaN or infinity)")
+        if embeds.ndim == 3:
+            found["text_masks"] = text_mask(embeds, arguments["text_masks"])
+    return found
+
+
+def _known_pixels(images: Tensor, mask: Tensor | None) -> Tensor | None:
+    """The mask as it broadcasts over images, if it does; its shape is checked later."""
+    if mask is None or not 3 <= mask.ndim <= images.ndim:
+        return None
+    for _ in range(images.ndim - mask.ndim):
+        mask = mask[:, None]
+    fits = all(one in (1, other) for one, other in zip(mask.shape, images.shape, strict=True))
+    return mask if fits else None
+
+
+def check_times(given: Any) -> Tensor:
+    """Times of frames ``(b, m)`` in seconds.
+
+    Raises:
+        TypeError: no numbers.
+        ValueError: not finite.
+    """
+    try:
+        times = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"frame_times must be numbers, (batch, frames) seconds; got {type(given).__name__}") from error
+    if not times.is_meta and not bool(times.isfinite().all()):
+        raise ValueError("frame_times must be finite numbers of seconds, got NaN or infinity")
+    return times
+
+
+def check_rates(given: Any) -> None:
+    """Frames per second, one number or one per clip.
+
+    Raises:
+        TypeError: no numbers.
+        ValueError: not positive, not finite, or absurdly large.
+    """
+    many = given.reshape(-1).tolist() if isinstance(given, Tensor | np.ndarray) else given
+    for rate in many if isinstance(many, Sequence) and not isinstance(many, str | bytes) else [many]:
+        check_number(rate, "fps", 0, 1e6, above=True)
