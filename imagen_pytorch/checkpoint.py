@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ from .storage import (
     CheckpointNotWritten,
     CheckpointStore,
     CheckpointUnreachable,
+    nonfinite_tensors,
     read_checkpoint,
     write_checkpoint,
 )
 from .storage.errors import reason
+from .text import TextEncoder
+from .text.own import as_encoder
 from .training.rehearsal import TooLarge, rehearse
 
 __all__ = [
@@ -74,30 +78,74 @@ def _averaged_weights(averages: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"unets.{found[1]}.{found[2]}": item for found, item in matches if found}
 
 
-def described_model(contents: Mapping[str, Any], path: str | Path) -> Cascade:
-    """The model that the contents of a checkpoint describe, with fresh weights.
+def _held(contents: Mapping[str, Any]) -> tuple[int, int]:
+    """How many numbers the weights in a checkpoint have, and how many tensors they are; shared memory counts once."""
+    held = contents.get("model")
+    tensors = [item for item in held.values() if isinstance(item, Tensor)] if isinstance(held, dict) else []
+    storages = {item.untyped_storage()._cdata: item.untyped_storage().nbytes() // item.itemsize for item in tensors}
+    return sum(storages.values()), len(tensors)
+
+
+class _Described:
+    """The model that the contents of a checkpoint describe: first without memory, then with fresh weights.
+
+    Args:
+        contents: of the checkpoint, or their outline.
+        path: of the checkpoint, for messages.
+        text_encoder: an object that encodes captions, in place of the recorded name.
 
     Raises:
         CheckpointError: they do not say how their model was made, or it cannot be built.
     """
-    config = contents.get("imagen_params")
-    if not isinstance(config, dict):
-        raise CheckpointError(
-            f"{path} does not say how its model was made: build the model yourself and use ImagenTrainer.load, or "
-            "build it from a configuration (ImagenConfig) before saving"
-        )
-    config = {"type": contents.get("imagen_type", "original"), **config}
-    held = contents.get("model")
-    tensors = [item for item in held.values() if isinstance(item, Tensor)] if isinstance(held, dict) else []
-    numbers = _NUMBERS + _TIMES * sum(item.numel() for item in tensors)
-    parts = _PARTS + _TIMES * len(tensors)
-    try:
-        rehearse(lambda: imagen_from_config(config), numbers, parts)
-        return imagen_from_config(config)
-    except TooLarge as error:
-        raise CheckpointError(f"{path} describes a model that has nothing to do with what it holds: {error}") from error
-    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} describes a model that cannot be built: {reason(error)}") from error
+
+    def __init__(self, contents: Mapping[str, Any], path: str | Path, text_encoder: Any = None) -> None:
+        config = contents.get("imagen_params")
+        if not isinstance(config, dict):
+            raise CheckpointError(
+                f"{path} does not say how its model was made: build the model yourself and use ImagenTrainer.load, or "
+                "build it from a configuration (ImagenConfig) before saving"
+            )
+        self.path = path
+        self.config = {"type": contents.get("imagen_type", "original"), **config}
+        if text_encoder is not None:  # here, because a function may be asked for the width of its embeddings
+            with self._errors():
+                self.config["text_encoder"] = as_encoder(text_encoder, config.get("text_embed_dim"))
+        numbers, tensors = _held(contents)
+        most = _NUMBERS + _TIMES * numbers, _PARTS + _TIMES * tensors
+        with self._errors():
+            #: None where a network looks at its weights while it is made
+            self.without_memory = rehearse(lambda: imagen_from_config(self.config), *most)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Whatever keeps a model from being built as the error of a checkpoint."""
+        try:
+            yield
+        except TooLarge as error:
+            raise CheckpointError(
+                f"{self.path} describes a model that has nothing to do with what it holds: {error}"
+            ) from error
+        except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(f"{self.path} describes a model that cannot be built: {reason(error)}") from error
+
+    def build(self) -> Cascade:
+        """The model, with fresh weights."""
+        with self._errors():
+            return imagen_from_config(self.config)
+
+
+def described_model(contents: Mapping[str, Any], path: str | Path, text_encoder: Any = None) -> Cascade:
+    """The model that the contents of a checkpoint describe, with fresh weights.
+
+    Args:
+        contents: of the checkpoint, or their outline.
+        path: of the checkpoint, for messages.
+        text_encoder: an object or function that encodes captions, in place of the recorded name.
+
+    Raises:
+        CheckpointError: they do not say how their model was made, or it cannot be built.
+    """
+    return _Described(contents, path, text_encoder).build()
 
 
 def _weights(contents: Mapping[str, Any], name: str, path: str | Path) -> dict[str, Tensor]:
@@ -114,8 +162,38 @@ def _weights(contents: Mapping[str, Any], name: str, path: str | Path) -> dict[s
     return dict(found)
 
 
+def _check_numbers(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str | Path) -> None:
+    """See that the weights are numbers of the kind that the model has.
+
+    Raises:
+        CheckpointError: weights that are not finite.
+        CheckpointMismatch: whole numbers, booleans or complex ones where the model has floating ones, or the reverse.
+    """
+    other = [
+        f"{name}: {str(item.dtype).removeprefix('torch.')} in the file"
+        for name, item in weights.items()
+        if name in wanted and item.is_floating_point() != wanted[name].is_floating_point()
+    ]
+    if other:
+        raise CheckpointMismatch(f"{path} has weights of another kind of number ({len(other)}): {_first(other)}")
+    broken = nonfinite_tensors(weights)
+    if broken:
+        raise CheckpointError(
+            f"{path} has weights that are not finite (NaN or infinity; {len(broken)}): {_first(broken)}; take an "
+            "earlier checkpoint of the run"
+        )
+
+
+def _first(names: Sequence[str], count: int = 5) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:count]) + (" ..." if len(names) > count else "")
+
+
 def load_imagen_from_checkpoint(
-    checkpoint_path: str | Path, load_weights: bool = True, load_ema_if_available: bool = False
+    checkpoint_path: str | Path,
+    load_weights: bool = True,
+    load_ema_if_available: bool = False,
+    text_encoder: TextEncoder | Callable[..., Any] | None = None,
 ) -> Cascade:
     """The model that a checkpoint describes.
 
@@ -123,21 +201,26 @@ def load_imagen_from_checkpoint(
         checkpoint_path: a local path or any fsspec URL.
         load_weights: False gives a model with fresh weights.
         load_ema_if_available: take the averaged weights if the file has them; the log says which were taken.
+        text_encoder: an encoder object or a function from a list of captions to embeddings, in place of the encoder
+            that the file names; needed where the model was made with such an object.
 
     Raises:
         CheckpointMissing: no such file.
-        CheckpointError: the file is damaged, unsafe, or does not say how its model was made.
+        CheckpointError: the file is damaged, unsafe, does not say how its model was made, or holds weights that are not
+            finite.
         CheckpointMismatch: the weights do not belong to the model that the file describes.
     """
     contents = read_checkpoint(checkpoint_path)
-    imagen = described_model(contents, checkpoint_path)
+    described = _Described(contents, checkpoint_path, text_encoder)
     if not load_weights:
-        return imagen
+        return described.build()
     weights = _weights(contents, "model", checkpoint_path)
     averaged = load_ema_if_available and contents.get("ema")
     averages = _averaged_weights(_weights(contents, "ema", checkpoint_path)) if averaged else {}
     weights |= averages
     logger.info("loading the %s weights of %s", "averaged" if averages else "trained", checkpoint_path)
+    # names and shapes are compared before the model takes memory
+    imagen = described.without_memory or described.build()
     wanted = imagen.state_dict()
     found = differences(weights, wanted)
     if found and "unet_numbers" not in (contents.get("state") or {}):
@@ -146,5 +229,7 @@ def load_imagen_from_checkpoint(
         warnings.warn(
             f"{checkpoint_path} holds a part of its model; the rest is untrained: {'; '.join(found)}", stacklevel=2
         )
+    _check_numbers(weights, wanted, checkpoint_path)
+    imagen = described.build()
     imagen.load_state_dict(fitting(weights, wanted), strict=False)
     return imagen

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import resource
+
 import pytest
 import torch
+from storage_toys import NEEDS_FORK, in_child, outcome
 from toys import small_imagen
 
 from imagen_pytorch import load_imagen_from_checkpoint
@@ -50,3 +54,93 @@ def test_weights_that_are_none(tmp_path):
         load_imagen_from_checkpoint(tmp_path / "a.safetensors", load_ema_if_available=True)
     again = load_imagen_from_checkpoint(tmp_path / "a.safetensors").state_dict()
     assert all(torch.equal(again[name], item) for name, item in imagen.state_dict().items())
+
+
+def described(imagen, **more):
+    return {"imagen_params": imagen.to_config(), "imagen_type": "original", "model": imagen.state_dict(), **more}
+
+
+NAME = "unets.0.final_conv.bias"
+ODD_NUMBERS = {
+    "nan": (lambda item: torch.full_like(item, math.nan), rf"not finite \(NaN or infinity; 1\): {NAME}; take"),
+    "infinity": (lambda item: torch.full_like(item, math.inf), "not finite"),
+    "int8": (lambda item: item.to(torch.int8), rf"another kind of number \(1\): {NAME}: int8 in the file"),
+    "bool": (lambda item: item.bool(), "another kind of number"),
+    "complex": (lambda item: item.to(torch.complex64), "another kind of number"),
+}
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+@pytest.mark.parametrize("odd", ODD_NUMBERS)
+def test_weights_that_are_no_finite_numbers_are_refused(tmp_path, odd, averaged):
+    change, message = ODD_NUMBERS[odd]
+    imagen = small_imagen((8,), condition_on_text=False)
+    contents = described(imagen)
+    if averaged:
+        contents["ema"] = {"0.ema_model.final_conv.bias": change(contents["model"][NAME])}
+    else:
+        contents["model"] = {**contents["model"], NAME: change(contents["model"][NAME])}
+    write_checkpoint(contents, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=message):
+        load_imagen_from_checkpoint(tmp_path / "a.pt", load_ema_if_available=averaged)
+    load_imagen_from_checkpoint(tmp_path / "a.pt", load_weights=False)
+    if averaged:
+        load_imagen_from_checkpoint(tmp_path / "a.pt")
+
+
+def test_other_floating_types_are_taken(tmp_path):
+    imagen = small_imagen((8,), condition_on_text=False)
+    contents = described(imagen)
+    contents["model"] = {name: item.bfloat16() for name, item in contents["model"].items()}
+    write_checkpoint(contents, tmp_path / "a.pt")
+    again = load_imagen_from_checkpoint(tmp_path / "a.pt").state_dict()
+    assert all(torch.equal(again[name], item.float()) for name, item in contents["model"].items())
+
+
+def test_an_encoder_of_ones_own(tmp_path):
+    def encode(texts):
+        return torch.ones(len(texts), 3, 12)
+
+    imagen = small_imagen((8,), text_encoder=encode, unet={"text_embed_dim": 12})
+    write_checkpoint(described(imagen), tmp_path / "a.pt")
+    again = load_imagen_from_checkpoint(tmp_path / "a.pt", text_encoder=encode)
+    assert torch.equal(again.encode_text(["a"]), torch.ones(1, 3, 12))
+    assert again.sample(["a"], use_tqdm=False).shape == (1, 3, 8, 8)
+    with pytest.raises(CheckpointError, match="describes a model that cannot be built"):
+        load_imagen_from_checkpoint(tmp_path / "a.pt", text_encoder=3)
+
+
+# -- memory is taken when names, shapes and numbers have been compared ------------------------------------------------
+
+
+def large_description(folder):
+    """Files of a few hundred kilobytes that describe models of gigabytes, each with the message about it."""
+    large = {"unets": [{"dim": 1100, "cond_on_text": False}], "image_sizes": [16], "condition_on_text": False}
+    one = torch.zeros(1 << 16)
+    aliases = {f"unets.0.w{number}": one for number in range(1000)}
+    files = {
+        "aliases": ({"imagen_params": large, "model": aliases}, "nothing to do with what it holds"),
+        "other names": (
+            {"imagen_params": {**large, "unets": [{"dim": 96}]}, "model": {"a": torch.zeros(3)}},
+            "does not fit the model it describes|nothing to do",
+        ),
+    }
+    for name, (contents, _) in files.items():
+        write_checkpoint(contents, folder / f"{name}.pt")
+    return {name: message for name, (_, message) in files.items()}
+
+
+def opened(paths):
+    """What opening each file gives, with 500 MB of memory to spare."""
+    with open("/proc/self/statm") as file:
+        mapped = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + (500 << 20),) * 2)
+    return [outcome(load_imagen_from_checkpoint, path) for path in paths]
+
+
+@NEEDS_FORK
+def test_a_description_takes_no_memory_before_it_is_compared(tmp_path):
+    messages = large_description(tmp_path)
+    outcomes = in_child(opened, [tmp_path / f"{name}.pt" for name in messages])
+    for found, message in zip(outcomes, messages.values(), strict=True):
+        assert isinstance(found, tuple) and any(part in found[1] for part in message.split("|")), found

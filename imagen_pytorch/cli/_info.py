@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from ..profiling.estimates import Plan, StageEstimate
     from ..storage.outlines import Outline
 
-#: digits of the number of a U-Net, and characters of a version, at most
-_DIGITS, _VERSION = 6, 40
+#: characters of a version, at most
+_VERSION = 40
 #: suffixes of files that are meant as checkpoints, whatever they hold
 _CHECKPOINTS = {".pt", ".pth", ".bin", ".ckpt", ".safetensors"}
 
@@ -178,7 +179,7 @@ def file_facts(outline: Outline) -> dict[str, Any]:
         head, _, rest = str(name).partition(".")
         place = rest.split(".", 1)[0] if head == "unets" else ""
         counts[place] = counts.get(place, 0) + (item.numel() if hasattr(item, "numel") else 0)
-        if place.isascii() and place.isdigit() and len(place) <= _DIGITS:
+        if re.fullmatch(r"0|[1-9][0-9]{0,3}", place):  # anything else is no number of a U-Net
             numbers.add(int(place) + 1)
     steps = _steps(outline)
     return {

@@ -14,13 +14,24 @@ from .parts import local_part
 MAX_DEPTH = 100
 #: bytes of a description beyond those of the data that it describes: decoded, it takes up to 64 times the memory
 FREE_DESCRIPTION = 1 << 23
+#: tuples of numbers that are keys of one dict in a file: they can be made to collide too, and few cost little
+MAX_TUPLE_KEYS, MAX_KEY_LENGTH = 1000, 16
 #: kinds of values besides tensors and containers, and of keys besides flat tuples of them
 SCALARS = (type(None), bool, int, float, str, bytes)
 
 
 def is_plain_key(key: Any) -> bool:
-    """Whether a key of a dict can be written: a number, a string, None, or a flat tuple of such values."""
-    return type(key) in SCALARS or (type(key) is tuple and all(type(item) in SCALARS for item in key))
+    """Whether a key of a dict can be written and read: a number below 2**60, a string, None, or a short flat tuple.
+
+    Larger numbers can be chosen so that all of them collide, which makes a dict quadratic, and long tuples are hashed
+    anew at each look.
+    """
+    items = key if type(key) is tuple else (key,)
+    return (
+        len(items) <= MAX_KEY_LENGTH
+        and all(type(item) in SCALARS for item in items)
+        and all(abs(item) < 1 << 60 for item in items if type(item) is int)
+    )
 
 
 def _plain_tensor(value: Tensor, where: str) -> Tensor:
@@ -48,7 +59,12 @@ def plain_contents(value: Any, where: str = "checkpoint", depth: int = 0) -> Any
     if isinstance(value, Mapping):
         for key in value:
             if not is_plain_key(key):
-                raise TypeError(f"{where} has the key {key!r}, a {type(key).__name__}; use strings or numbers")
+                shown = hex(key) if type(key) is int else repr(key)
+                raise TypeError(
+                    f"{where} has the key {shown[:200]}, a {type(key).__name__}; use strings or numbers below 2**60"
+                )
+        if sum(type(key) is tuple for key in value) > MAX_TUPLE_KEYS:
+            raise TypeError(f"{where} has more than {MAX_TUPLE_KEYS:,} tuples as keys; use strings or numbers")
         return {key: plain_contents(item, f"{where}[{key!r}]", depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
         items = [plain_contents(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]

@@ -51,7 +51,7 @@ DTYPES = {
 }
 
 #: more than any machine holds; products of sizes below it do not overflow where they are checked
-_MOST = 1 << 48
+LARGEST_TENSOR = 1 << 48
 _MOST_AXES = 64
 
 
@@ -59,7 +59,7 @@ def are_counts(values: object) -> bool:
     """Whether these are a few whole numbers that are neither negative nor absurd, as sizes of a tensor are."""
     if not isinstance(values, list | tuple) or len(values) > _MOST_AXES:
         return False
-    return all(type(value) is int and 0 <= value <= _MOST for value in values)
+    return all(type(value) is int and 0 <= value <= LARGEST_TENSOR for value in values)
 
 
 def elements(size: Sequence[int]) -> int:
@@ -75,7 +75,7 @@ def fits(numel: int, offset: int, size: Sequence[int], stride: Sequence[int]) ->
     if len(size) != len(stride) or offset > numel:
         return False
     if elements(size) == 0:
-        return elements([max(length, 1) for length in size]) <= _MOST
+        return elements([max(length, 1) for length in size]) <= LARGEST_TENSOR
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     return last < numel and elements(size) <= numel
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .dtypes import DTYPES, are_counts
+from .dtypes import DTYPES, LARGEST_TENSOR, are_counts
 from .errors import CheckpointError, CheckpointMismatch, CheckpointMissing, CheckpointUnreachable, reason
 from .places import is_local
 from .reading import MANIFEST
@@ -114,7 +114,7 @@ class Manifest:
         """
         needed = 0
         for name, entry in self.tensors.items():
-            if not _covered(entry) or not all(_inside(part, entry, self.files) for part in entry.parts):
+            if not all(_inside(part, entry, self.files) for part in entry.parts) or not _covered(entry):
                 raise CheckpointError(f"its manifest contradicts itself about {name}")
             needed += math.prod(entry.shape) * entry.dtype.itemsize
         if needed > sum(file.size for file in self.files.values()):
@@ -148,13 +148,27 @@ def _part(row: Any, names: list[str]) -> Part:
 
 
 def _covered(entry: Entry) -> bool:
-    if not are_counts(entry.shape) or not all(are_counts(part.shape) for part in entry.parts):
+    """Whether the parts are the cells of a grid over the tensor, each once: nothing is left out or lies over another.
+
+    Processes share tensors out along their axes, so other divisions do not occur.
+    """
+    shape, parts = entry.shape, [part for part in entry.parts if 0 not in part.shape]
+    if not are_counts(shape) or math.prod(max(length, 1) for length in shape) > LARGEST_TENSOR:
         return False
-    return sum(math.prod(part.shape) for part in entry.parts) == math.prod(entry.shape)
+    cells = 1
+    for axis, length in enumerate(shape):
+        cuts = sorted({(part.start[axis], part.shape[axis]) for part in parts})
+        ends = [0, *(start + count for start, count in cuts)]
+        if parts and (ends[-1] != length or any(start != end for (start, _), end in zip(cuts, ends, strict=False))):
+            return False
+        cells *= len(cuts)
+    if 0 in shape:
+        return not parts
+    return bool(parts) and len(parts) == cells == len({part.start for part in parts})
 
 
 def _inside(part: Part, entry: Entry, files: Mapping[str, File]) -> bool:
-    if not are_counts(part.start) or not all(type(value) is int and value >= 0 for value in (part.at, part.size)):
+    if not all(are_counts(values) for values in (entry.shape, part.start, part.shape, [part.at, part.size])):
         return False
     if not len(part.start) == len(part.shape) == len(entry.shape):
         return False

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .contents import MAX_DEPTH, is_plain_key
+from .contents import MAX_DEPTH, MAX_TUPLE_KEYS, is_plain_key
 from .dtypes import DTYPES, STORAGES, are_counts, fits, tensor_on
 from .errors import CheckpointError
 
@@ -25,6 +25,8 @@ from .errors import CheckpointError
 MAX_PICKLE = 1 << 28
 #: values that a description may stand for, per byte: shared containers count wherever they are referred to
 MAX_NODES_PER_BYTE = 8
+#: bytes that the calls of a description may make, per byte: one text can be turned into bytes again and again
+MAX_MADE_PER_BYTE = 4
 UNSAFE = "it holds more than tensors and plain containers, which could run code; nothing was executed"
 
 
@@ -126,6 +128,14 @@ def _encoded(text: Any, coding: Any) -> Any:
     return text.encode("latin1")
 
 
+def _bytes_of(made: Any) -> int:
+    """Bytes that a call has made, apart from an object of fixed size."""
+    if isinstance(made, TensorNote):
+        return 8 * (len(made.size) + len(made.stride))
+    value = made.value if isinstance(made, _Made) else made
+    return 8 * len(value) if isinstance(value, torch.Size) else len(value) if isinstance(value, bytes) else 0
+
+
 def _no_bytes() -> Any:
     return b""
 
@@ -152,12 +162,18 @@ _KNOWN = _CALLS.keys() | _STORAGES.keys() | _DTYPES.keys()
 
 
 class _Machine:
-    """Follows the instructions of a pickle. Each method is one of them and takes its argument, if it has one."""
+    """Follows the instructions of a pickle. Each method is one of them and takes its argument, if it has one.
 
-    def __init__(self) -> None:
+    Args:
+        budget: bytes that calls may make together.
+    """
+
+    def __init__(self, budget: int) -> None:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.tuples: dict[int, int] = {}  # numbers of tuples that are keys, by the dict
+        self.budget = budget
 
     def push(self, value: Any) -> None:
         """A number, a string or bytes."""
@@ -191,10 +207,15 @@ class _Machine:
         """Put keys and values into the dict before them."""
         if not isinstance(self.stack[-1], dict) or len(items) % 2:
             raise _damaged("entries outside of a dict")
+        place = self.stack[-1]
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not is_plain_key(key):
-                raise _damaged(f"a {type(key).__name__} as a key")
-            self.stack[-1][key] = value
+                raise _damaged(f"an odd {type(key).__name__} as a key")
+            if type(key) is tuple:
+                self.tuples[id(place)] = self.tuples.get(id(place), 0) + 1
+                if self.tuples[id(place)] > MAX_TUPLE_KEYS:
+                    raise _damaged("too many tuples as keys")
+            place[key] = value
 
     def name(self, module: Any, name: Any) -> None:
         """Something that has a name elsewhere."""
@@ -210,9 +231,13 @@ class _Machine:
         if known is None or type(arguments) is not tuple:
             raise CheckpointError(UNSAFE)
         try:
-            self.stack.append(known(*arguments))
+            made = known(*arguments)
         except (TypeError, RuntimeError, UnicodeError) as error:
             raise _damaged("wrong arguments") from error
+        self.budget -= _bytes_of(made)
+        if self.budget < 0:
+            raise CheckpointError("its contents amount to far more than the file")
+        self.stack.append(made)
 
     def build(self, _: Any) -> None:
         """Attributes of the value before them; a state_dict has some, which nobody needs."""
@@ -280,7 +305,7 @@ def read_pickle(data: bytes) -> Described:
     Raises:
         CheckpointError: it is damaged, would do anything else, or stands for far more than it is long.
     """
-    machine, stream = _Machine(), io.BytesIO(data)
+    machine, stream = _Machine(MAX_MADE_PER_BYTE * len(data) + 1000), io.BytesIO(data)
     try:
         for instruction, argument, _ in pickletools.genops(stream):
             follow = _INSTRUCTIONS.get(instruction.name)

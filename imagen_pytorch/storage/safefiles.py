@@ -21,8 +21,8 @@ from torch import Tensor
 
 from .archives import PIECE, pieces, read_at
 from .background import rest
-from .contents import FREE_DESCRIPTION, MAX_DEPTH, is_plain_key
-from .dtypes import SAFETENSORS, are_counts, elements, memory_of, tensor_on
+from .contents import FREE_DESCRIPTION, MAX_DEPTH, MAX_TUPLE_KEYS, is_plain_key
+from .dtypes import LARGEST_TENSOR, SAFETENSORS, are_counts, elements, memory_of, tensor_on
 from .errors import CheckpointError
 from .ptfiles import to_disk
 
@@ -86,10 +86,11 @@ def _contents(node: Any, tensors: Mapping[str, Tensor], depth: int = 0) -> Any:
 
 
 def _dict(value: Any, tensors: Mapping[str, Tensor], depth: int) -> dict[Any, Any]:
-    made = {}
+    made, tuples = {}, 0
     for key, item in value:
         name = _contents(key, {}, depth)
-        if not is_plain_key(name):
+        tuples += type(name) is tuple
+        if not is_plain_key(name) or tuples > MAX_TUPLE_KEYS:
             raise CheckpointError("its description has a key that is none")
         made[name] = _contents(item, tensors, depth)
     return made
@@ -209,7 +210,7 @@ def _place(name: str, entry: Any) -> _Place:
     if not are_counts(shape) or not are_counts(offsets) or len(offsets) != 2:
         raise CheckpointError(f"{name[:100]} is of impossible size")
     begin, end = offsets
-    if end - begin != elements(shape) * dtype.itemsize or elements([max(n, 1) for n in shape]) > 1 << 48:
+    if end - begin != elements(shape) * dtype.itemsize or elements([max(n, 1) for n in shape]) > LARGEST_TENSOR:
         raise CheckpointError(f"{name[:100]} claims another size than the file holds for it")
     return _Place(begin, end, name, dtype, tuple(shape))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,10 @@ from .parts import local_part
 from .places import check_room, is_local
 from .ptfiles import read_pt
 from .remote import get_file
+
+#: steps of a path; those of an optimizer's state have four
+_MOST_STEPS = 16
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,14}")
 
 
 class ShardedCheckpoint:
@@ -162,6 +167,11 @@ def load_sharded(fs: Any, folder: str, targets: Mapping[str, Tensor]) -> None:
     ShardedCheckpoint(fs, folder).load(targets)
 
 
+def _key(step: str) -> int | str:
+    """A step of a path as a key: a number where it is written as one of up to 15 digits, without leading zeros."""
+    return int(step) if _NUMBER.fullmatch(step) else step
+
+
 def nested(tensors: Mapping[str, Any], contents: dict[str, Any] | None = None) -> dict[str, Any]:
     """Tensors by path as nested dicts, put into others.
 
@@ -170,7 +180,9 @@ def nested(tensors: Mapping[str, Any], contents: dict[str, Any] | None = None) -
     """
     result: dict[Any, Any] = {} if contents is None else contents
     for name, item in tensors.items():
-        *outer, last = (int(step) if step.isdigit() else step for step in name.split("/"))
+        if name.count("/") >= _MOST_STEPS:
+            raise CheckpointError(f"it holds {name[:100]}, which has more than {_MOST_STEPS} steps")
+        *outer, last = (_key(step) for step in name.split("/"))
         place = result
         for step in outer:
             place = place.setdefault(step, {})

@@ -6,11 +6,13 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
+
+Made = TypeVar("Made")
 
 
 class TooLarge(ValueError):
@@ -68,12 +70,16 @@ def main_memory() -> int:
         return 1 << 50
 
 
-def rehearse(make: Callable[[], object], numbers: int, parts: int) -> None:
-    """Make modules that have shapes and no memory, and forget them.
+def rehearse(make: Callable[[], Made], numbers: int, parts: int) -> Made | None:
+    """Make modules that have shapes and no memory.
+
+    Returns:
+        what was made; None if a network looks at its weights while it is made.
 
     Raises:
         TooLarge: they have more weights or parts than may be.
         Exception: whatever keeps them from being made at all.
     """
     with limited(numbers, parts), suppress(NotImplementedError), torch.device("meta"):
-        make()  # a network that looks at its weights while it is made cannot be rehearsed
+        return make()
+    return None
