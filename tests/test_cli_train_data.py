@@ -89,6 +89,15 @@ def test_images_without_captions_train_a_model_without_text(folder):
     assert succeed("sample", "--seed", 1).stdout == "sample.png\n"
 
 
+def test_captions_that_are_not_read_are_named_before_a_model_without_text_is_trained(folder):
+    write_config(model=FREE)
+    for path in Path("pictures").glob("*.caption"):
+        path.rename(path.with_suffix(".captions"))
+    done = imagen("train", "--steps", 1)
+    assert done.exit_code == 2 and "have no captions" in done.stderr.splitlines()[-1], done.stderr
+    assert ".captions" in done.stderr.splitlines()[-1] and not Path("imagen.pt").exists()
+
+
 def test_the_ready_made_configuration_trains_images_without_captions(folder):
     without_captions()
     os.remove("imagen_config.json")

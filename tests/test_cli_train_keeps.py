@@ -15,6 +15,7 @@ from imagen_pytorch.cli._outputs import Pictures
 from imagen_pytorch.data import SkippedReport
 from imagen_pytorch.evaluation import pictures
 from imagen_pytorch.training.lane import Lane
+from imagen_pytorch.training.workers import WorkersLost
 
 #: what a training does beside its steps: where it is done, and what the warning names
 DUTIES = {
@@ -93,7 +94,11 @@ def test_a_log_that_cannot_be_written_is_a_warning(folder, monkeypatch):
 
 
 ENDS = {
-    "a worker": (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 1, "num_workers"),
+    "a worker": (
+        WorkersLost("a process that reads was killed: set a smaller num_workers"),
+        1,
+        "num_workers",
+    ),
     "memory": (MemoryError(), 5, "--max-batch-size"),
     "a caption": (ValueError("text cannot be empty"), 2, "text cannot be empty"),
     "a disk": (OSError(errno.EIO, "Input/output error", "x.png"), 1, "x.png: Input/output error"),

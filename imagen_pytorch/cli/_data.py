@@ -115,21 +115,31 @@ def open_data(config: TrainingConfig, image_size: tuple[int, int]) -> Dataset:
     if captioned and not config.imagen.condition_on_text:
         return _WithoutCaptions(dataset)
     if not captioned and config.imagen.condition_on_text:
-        raise click.UsageError(
-            f"the {noun}s of {config.dataset_name} have no captions, and the model needs them: write each into a .txt "
-            f'file beside its {noun}, or train a model with "condition_on_text": false in "imagen"'
-        )
+        raise _no_captions(config, noun, dataset)
     return dataset
+
+
+def _no_captions(config: TrainingConfig, noun: str, dataset: Dataset) -> click.UsageError:
+    unread = getattr(dataset, "near_misses", ())
+    cure = "; ".join(unread) if unread else f"write each into a .txt file beside its {noun}"
+    return click.UsageError(
+        f"the {noun}s of {config.dataset_name} have no captions, and the model needs them: {cure}; or train a model "
+        'with "condition_on_text": false in "imagen"'
+    )
 
 
 def open_or_adapt(config: TrainingConfig, image_size: tuple[int, int]) -> tuple[Dataset, TrainingConfig]:
     """The data set of a configuration, and the configuration: without text where the data have no captions.
 
-    Args and errors as for `open_data`, but for missing captions.
+    Args and errors as for `open_data`; captions are missing only where something looks like them and is not read.
     """
-    dataset, _, captioned = _readable(config, image_size)
+    dataset, noun, captioned = _readable(config, image_size)
+    if not captioned and config.imagen.condition_on_text:
+        if getattr(dataset, "near_misses", ()):
+            raise _no_captions(config, noun, dataset)
+        return dataset, without_text(config)
     if not captioned:
-        return dataset, without_text(config) if config.imagen.condition_on_text else config
+        return dataset, config
     return dataset if config.imagen.condition_on_text else _WithoutCaptions(dataset), config
 
 

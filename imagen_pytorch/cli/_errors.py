@@ -57,11 +57,6 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "allocate memory" in str(error)
 
 
-def _lost_worker(error: BaseException) -> bool:
-    """Whether a process that reads the data has ended."""
-    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
-
-
 def exit_code(error: BaseException) -> int:
     """The exit code for an exception."""
     if _out_of_memory(error):
@@ -81,11 +76,6 @@ def described(error: BaseException) -> str:
         where = f"{error.filename}: " if error.filename else ""
         hint = "; free some space" if error.errno == errno.ENOSPC else ""
         return f"{where}{os.strerror(error.errno)}{hint}"
-    if _lost_worker(error):
-        return (
-            "a process that reads the data was ended by the system, mostly for lack of memory or shared memory "
-            f"({text.splitlines()[0]}); try a smaller dataset.num_workers or dataset.batch_size in the configuration"
-        )
     foreseen = isinstance(error, ValueError | TypeError | OSError | ImportError)
     if foreseen or type(error).__module__.startswith("imagen_pytorch"):
         return text

@@ -12,6 +12,9 @@ from ..wording import excerpt
 from ._errors import say
 from ._metrics import MetricsLog
 
+#: share of the time from which on reading is what a training waits for
+MOSTLY = 0.5
+
 
 class Span(NamedTuple):
     """The part of a training that lies ahead: from one number of steps to another."""
@@ -45,6 +48,7 @@ class Progress:
         quiet: show nothing.
         unit: what the batches consist of.
         mean: of a number over all processes of the run; all of them call it when a line is due.
+        reading_share: of the time of the last steps, spent waiting for data; None where nobody knows it.
     """
 
     def __init__(
@@ -56,13 +60,14 @@ class Progress:
         quiet: bool,
         unit: str = "img",
         mean: Callable[[float], float] = float,
+        reading_share: Callable[[], float | None] = lambda: None,
     ) -> None:
         self.span, self.images_per_step, self.log, self.every, self.quiet = span, images_per_step, log, every, quiet
-        self.unit, self.mean = unit, mean
+        self.unit, self.mean, self.reading_share = unit, mean, reading_share
         self.step, self._rate = span.first, 0.0
         self.shown = math.nan  # mean loss of the last interval; of the first one while it lasts
         self._losses: list[float] = []
-        self._finite, self._flushed = 0, False
+        self._finite, self._flushed, self._told = 0, False, False
         self._began = self._logged = time.monotonic()
         self._paused = 0.0
         self._bar = self._make_bar() if not quiet and sys.stderr is not None and sys.stderr.isatty() else None
@@ -143,6 +148,15 @@ class Progress:
                 f"U-Net {self.span.unet_number}  step {self.step}/{self.span.last}  loss {self.shown:.4f}  "
                 f"lr {self._rate:.2g}  {speed:.0f} {self.unit}/s  {clock(left)} left"
             )
+
+        self._tell_reading()
+
+    def _tell_reading(self) -> None:
+        """Say once that the data are what the training waits for."""
+        share = self.reading_share()
+        if share is not None and share > MOSTLY and not self._told:
+            self._told = True
+            self.say(f"reading the data takes {share:.0%} of the time (dataset.num_workers: processes that read)")
 
     def _write(self, **values: Any) -> None:
         self.log.write(unet=self.span.unet_number, step=self.step, from_step=self.span.first, **values)

@@ -270,7 +270,16 @@ class Run:
             return
         self._fit_decay(span)
         every, duties = self.request.log_every, self._duties()
-        progress = Progress(span, self.batch_size, self.log, every, self.request.quiet, self.unit, self.processes.mean)
+        progress = Progress(
+            span,
+            self.batch_size,
+            self.log,
+            every,
+            self.request.quiet,
+            self.unit,
+            self.processes.mean,
+            lambda: self.trainer.reading_share,
+        )
         with self.saved.kept(), progress:
             step, stops = span.first, self.stops(interruption)
             while step < span.last and not stops:

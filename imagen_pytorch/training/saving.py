@@ -244,9 +244,9 @@ class TrainerCheckpoints:
     ) -> None:
         left, notes = self.state.check(contents, only_model, strict, path)
         if left:
-            self.print(f"loaded what fits; left out: {'; '.join(left)}")
+            notes.append(f"loaded what fits; left out: {'; '.join(left)}")
         if contents.get("version", __version__) != __version__:
-            self.print(f"the checkpoint is of version {contents['version']}, this is version {__version__}")
+            notes.append(f"the checkpoint is of version {contents['version']}, this is version {__version__}")
         with self.state.put_back_on_error(), run_put_back_on_error(self):
             self.resume_notes = notes + self.state.restore(contents, only_model, source)
             if not only_model:
@@ -264,7 +264,7 @@ class TrainerCheckpoints:
         self._load_data_state(run)
         before = run.get("processes", self.processes.count)
         if before != self.processes.count:
-            self.print(
+            self.resume_notes.append(
                 f"the checkpoint is of a run on {before} processes, this is one on {self.processes.count}: batches and "
                 "random draws are those of the whole batch and stay the same"
             )
