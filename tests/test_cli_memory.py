@@ -78,7 +78,7 @@ def test_a_batch_that_does_not_fit_is_refused_and_the_suggestion_fits(folder, mo
     refused = train("--steps", 1)
     assert refused.exit_code == 5 and refused.stdout == "" and "Traceback" not in refused.stderr
     line = refused.stderr.splitlines()[-1]
-    assert line.startswith("imagen: training U-Net 1 needs") and line.endswith("--force trains all the same")
+    assert line.startswith("imagen: training U-Net 1 needs") and line.endswith("--force tries all the same")
     assert not Path("imagen.pt").exists()
     suggested = re.search(r"--max-batch-size (\d+)", line)
     assert suggested and train("--steps", 1, *suggested[0].split()).exit_code == 0
@@ -103,6 +103,14 @@ def test_force_trains_all_the_same(folder, monkeypatch):
     room(monkeypatch, 1)
     assert train("--steps", 1).exit_code == 5
     assert train("--steps", 1, "--force").exit_code == 0
+
+
+def test_profiling_a_training_asks_too(folder, monkeypatch):
+    room(monkeypatch, 1)
+    for arguments, code in (([], 5), (["--force"], 0), (["--sample"], 0)):
+        done = CliRunner().invoke(main, ["profile", "--steps", "1", *arguments])
+        assert done.exit_code == code, done.stderr
+        assert code == 0 or ("needs" in done.stderr and not list(Path().glob("trace*")))
 
 
 def test_a_batch_is_no_larger_than_the_data(folder, monkeypatch):

@@ -31,7 +31,6 @@ from imagen_pytorch.cli._files import (
     write_over,
     write_series,
 )
-from imagen_pytorch.cli._progress import MetricsLog
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="links and pipes as POSIX has them")
 
@@ -59,7 +58,7 @@ def over(write: Callable[[bytes, Path], None]) -> Callable[[Path], list[Path]]:
 
 
 def metrics(path: Path) -> list[Path]:
-    MetricsLog(path).write(step=1, loss=0.5)
+    append_line('{"step": 1}', path)  # what fails here is a warning of the training, which goes on
     return [path]
 
 
@@ -228,6 +227,29 @@ def test_a_command_takes_the_next_name_beside_a_link(tmp_path, monkeypatch):
     assert CliRunner().invoke(main, ["config", "--force"]).exit_code == 0
     assert not Path("imagen_config.json").is_symlink() and json.loads(Path("imagen_config.json").read_text())
     assert not Path("elsewhere.json").exists()
+
+
+@pytest.mark.timeout(120)
+def test_links_where_a_training_and_a_sampling_write(tmp_path, monkeypatch):
+    """Neither waits, and nobody else's file is written."""
+    monkeypatch.chdir(tmp_path)
+    Path("pictures").mkdir()
+    Path("outside").mkdir()
+    for number in range(2):
+        Image.new("RGB", (8, 8), (99 * number, 9, 9)).save(f"pictures/{number}.png")
+    unet = {"dim": 8, "dim_mults": [1], "num_resnet_blocks": 0, "layer_attns": False, "attn_heads": 2}
+    model = {"image_sizes": [8], "condition_on_text": False, "timesteps": 1, "unets": [unet]}
+    values = {"imagen": model, "dataset_name": "pictures", "dataset": {"batch_size": 2}, "checkpoint_path": "imagen.pt"}
+    Path("imagen_config.json").write_text(json.dumps(values))
+    Path("run").mkdir()
+    for name in ("sample-1.png", "loss.png", "metrics.jsonl", "skipped.jsonl", "sample.png"):
+        Path("run", name).symlink_to(tmp_path / "outside" / name)
+    done = CliRunner().invoke(main, ["train", "--steps", "1", "--sample-every", "1", "--log-every", "1", "-o", "run"])
+    assert done.exit_code == 0 and "run/sample-1-1.png" in done.stderr, done.stderr
+    sampled = CliRunner().invoke(main, ["sample", "--model", "run", "-o", "run/"])
+    assert (sampled.exit_code, sampled.stdout) == (0, "run/sample-2.png\n"), sampled.stderr
+    assert os.listdir("outside") == []
+    assert listed_outputs(Path("run")) >= {"sample-1-1.png", "loss.png", "sample-2.png"}
 
 
 def test_a_link_is_set_aside_and_not_followed(tmp_path):

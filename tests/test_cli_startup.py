@@ -58,6 +58,13 @@ def test_module_and_script_are_the_same_command():
     assert done.returncode == 0 and done.stdout == f"imagen, version {__version__}\n"
 
 
+def test_commands_are_listed_in_the_order_of_use_and_described_in_full():
+    listed = CliRunner().invoke(cli.main, ["--help"], terminal_width=80).stdout
+    lines = listed[listed.index("Commands:") :].splitlines()[1:]
+    assert [line.split()[0] for line in lines] == [*cli.ORDER] and all(line.endswith(".") for line in lines)
+    assert "..." not in listed[listed.index("Commands:") :]
+
+
 def test_commands_are_the_files_of_the_folder():
     listed = CliRunner().invoke(cli.main, ["--help"]).stdout
     for name in COMMANDS:

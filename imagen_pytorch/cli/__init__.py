@@ -35,6 +35,8 @@ ALIASES = {
     "from-file": "prompts",
     "outdir": "output",
 }
+#: commands in the order in which they are met; any others follow
+ORDER = ("demo", "sample", "train", "config", "info", "profile")
 _DEBUG = "imagen.debug"
 
 
@@ -65,7 +67,8 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of all commands."""
         found = (item.name for item in pkgutil.iter_modules(__path__) if not item.ispkg)
-        return sorted(name for name in found if not name.startswith("_"))
+        names = sorted(name for name in found if not name.startswith("_"))
+        return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name, or None."""

@@ -120,4 +120,4 @@ class MemoryCheck:
         checkpointing = bool(getattr(self.cascade.unets[number - 1], "gradient_checkpointing", False))
         sentence = training_advice(number, need, plan, self.machine, checkpointing)
         if sentence is not None:
-            raise CommandFailed(f"{sentence}; --force trains all the same", MEMORY)
+            raise CommandFailed(f"{sentence}; --force tries all the same", MEMORY)

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from ..signatures import ConfigError, parse, read_json
-from ._files import check_place, numbered
+from ._errors import say
+from ._files import check_place, numbered, tell
+from ._memory import MemoryCheck
 from ._options import chosen_device
 from ._presets import find_config
 from ._tables import table
@@ -47,6 +49,7 @@ class Request:
     output: str
     device: str
     quiet: bool
+    force: bool
 
 
 class Subject(NamedTuple):
@@ -69,29 +72,33 @@ class Work(NamedTuple):
     steps: int
 
 
-def _from_config(given: str | None) -> Subject:
+def _from_config(request: Request, device: torch.device) -> Subject:
     from ..configs import TrainingConfig
 
-    path = find_config(given).path
+    path = find_config(request.config).path
     values = read_json(path)
     try:
         config = parse(TrainingConfig, values)
+        loader, source = config.split_dataset_arguments()
+        if request.training and request.unet <= len(config.imagen.unets):
+            memory = MemoryCheck(config, [request.unet], device, request.force)
+            memory.before_data()
+            memory.before_training(request.batch_size or loader["batch_size"], source.get("num_frames"))
         cascade = config.imagen.create()
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    loader, source = config.split_dataset_arguments()
     frames = cascade.video_frames or source.get("num_frames")
     return Subject(str(path), cascade, config.trainer.given(), loader["batch_size"], config.max_batch_size, frames)
 
 
-def _subject(request: Request) -> Subject:
+def _subject(request: Request, device: torch.device) -> Subject:
     """The model that was asked for.
 
     Raises:
         click.ClickException: there is none.
     """
     if request.model is None:
-        return _from_config(request.config)
+        return _from_config(request, device)
     if request.config is not None:
         raise click.UsageError("give --config or --model, not both")
     from ..checkpoint import load_imagen_from_checkpoint
@@ -225,7 +232,8 @@ def run(request: Request) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its own talk on standard error
     trace = numbered(Path(request.output) / "trace.json")[-1]
     check_place(trace)
-    device, subject = chosen_device(request.device), _subject(request)
+    device = chosen_device(request.device)
+    subject = _subject(request, device)
     _check_unet(subject.cascade, request.unet)
 
     from ..profiling.running import profiled
@@ -233,7 +241,7 @@ def run(request: Request) -> None:
     work = (_training if request.training else _sampling)(request, subject, device)
     kind = "training" if request.training else "sampling"
     if not request.quiet:
-        click.echo(f"{subject.name} on {device}: {kind} steps of U-Net {request.unet}", err=True)
+        say(f"{subject.name} on {device}: {kind} steps of U-Net {request.unet}")
     seconds = _timed(work)
     with work.spans():
         found = profiled(work.run, work.repeats, device, trace)
@@ -243,4 +251,4 @@ def run(request: Request) -> None:
     click.echo(f"a step takes {1000 * seconds:,.1f} ms, and {profiled_for:,.1f} ms while it is looked at")
     for part in (parts_table, operators_table, reads_lines):
         click.echo("\n" + "\n".join(part(found, gpu)))
-    click.echo(trace)
+    tell(trace)

@@ -15,7 +15,7 @@ from ._presets import DEFAULT, READY_MADE, USUAL, preset_names, preset_path
 _EDIT = "dataset_name (a folder of images with captions), image_sizes, steps and sample_texts"
 
 
-@click.command()
+@click.command(short_help="Write a configuration to start from.")
 @click.option("--path", default=f"./{USUAL}", show_default=True, metavar="FILE", help="Where to write it; - shows it.")
 @click.option("--force", is_flag=True, help="Replace the file if there is one.")
 @click.option(

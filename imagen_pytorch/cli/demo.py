@@ -9,7 +9,7 @@ import click
 from ._options import SEED, PerStage, device_option, quiet_option
 
 
-@click.command()
+@click.command(short_help="Train a small model on embedded data, and draw.")
 @click.option(
     "--steps",
     type=click.IntRange(min=1),

@@ -9,7 +9,7 @@ import click
 COUNT = click.IntRange(min=1)
 
 
-@click.command()
+@click.command(short_help="Print parameters, FLOPs and memory of a model.")
 @click.argument("target", required=False)
 @click.option(
     "--batch-size", type=COUNT, metavar="N", help="Pictures or clips per step.  [default: the configuration's, else 16]"

@@ -11,7 +11,7 @@ from ._options import device_option, quiet_option
 COUNT = click.IntRange(min=1)
 
 
-@click.command()
+@click.command(short_help="Show where the time of a step goes.")
 @click.option(
     "--config",
     metavar="FILE",
@@ -29,6 +29,7 @@ COUNT = click.IntRange(min=1)
 )
 @click.option("--precision", type=click.Choice(["no", "fp16", "bf16"]), help="Of the training. Also --dtype.")
 @click.option("-o", "--output", default=".", show_default=True, metavar="FOLDER", help="For trace.json.")
+@click.option("--force", is_flag=True, help="Run although the memory seems too small for it.")
 @device_option
 @quiet_option
 def profile(**request: Any) -> None:

@@ -29,7 +29,7 @@ class UnetChoice(click.ParamType):
         return int(value)
 
 
-@click.command()
+@click.command(short_help="Train on a folder of images or clips.")
 @click.option(
     "--config",
     metavar="FILE",
