@@ -21,7 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ..images import MODES, Size, as_size, resize
 from ..registry import Registry, suggestion
 from .cache import ImageCache, from_levels, image_key, levels
-from .decoding import pixels, reason_of
+from .decoding import check_pixels, pixels, reason_of
 from .skipping import SHOWN, DataError, DataUnavailable, SharedTexts, Skipped, shown
 from .trouble import again, unavailable
 
@@ -132,6 +132,10 @@ class PictureDataset(TorchDataset):
         cache_folder: str | Path | None = None,
     ) -> None:
         check_known("number of channels", channels, MODES)
+        try:
+            check_pixels(as_size(image_size))
+        except OSError as error:
+            raise ValueError(f"image_size: {error}") from None
         self.size, self.channels, self.random_flip = as_size(image_size), channels, random_flip
         self.count = count
         self.cache = ImageCache(count, (channels, *self.size), cache_memory_share, cache_folder, self._cache_key)

@@ -32,8 +32,12 @@ MOST_PIXELS = 2**27
 #: Pixels from which on a picture much larger than needed is reduced by a whole factor before it becomes floats.
 MANY_PIXELS = 2**24
 
-#: Formats that Pillow knows but that are no pictures, or that would start another program.
-REFUSED = ("BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "PCD", "SPIDER", "WMF")
+#: Formats that Pillow knows but that are no pictures, that would start another program, or whose header does not tell
+#: how large the image is that will be unpacked (BLP, ICNS, ICO).
+REFUSED = ("BLP", "BUFR", "EPS", "FITS", "GRIB", "HDF5", "ICNS", "ICO", "IPTC", "MPEG", "PCD", "SPIDER", "WMF")
+
+#: A tile of a TIFF is unpacked as a whole: so many pixels it may have, or so many times those of the image.
+TILE_PIXELS, TILE_SHARE = 2**22, 4
 
 #: Packages that teach Pillow further formats once they are imported; what to call then, if anything.
 PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_jxl": None}
@@ -46,7 +50,7 @@ UNREAD = {
 }
 
 #: Numbers of TIFF tags.
-BITS, PHOTOMETRIC = 258, 262
+BITS, PHOTOMETRIC, TILE_WIDTH, TILE_HEIGHT = 258, 262, 322, 323
 
 #: Characters of a reason, at most.
 LONGEST_REASON = 120
@@ -100,6 +104,22 @@ def check_pixels(size: tuple[int, int]) -> None:
         raise OSError("no pixels in it")
     if math.prod(size) > MOST_PIXELS:
         raise OSError(f"too large: {size[0]} x {size[1]} pixels, {MOST_PIXELS // 10**6} million are the most")
+
+
+def check_header(picture: Image.Image) -> None:
+    """Refuse an image of which only the header has been read, and that would take too much memory.
+
+    Raises:
+        OSError: it has none or too many pixels, or what would be unpacked for it has.
+    """
+    check_pixels(picture.size)
+    if picture.format == "TIFF":
+        tags = getattr(picture, "tag_v2", {})
+        tile = tuple(side if isinstance(side, int) else 0 for side in map(tags.get, (TILE_WIDTH, TILE_HEIGHT)))
+        if math.prod(tile) > min(MOST_PIXELS, max(TILE_PIXELS, TILE_SHARE * math.prod(picture.size))):
+            raise OSError(
+                f"too large: a tile of {tile[0]} x {tile[1]} for {picture.size[0]} x {picture.size[1]} pixels"
+            )
 
 
 def check_file(path: str | Path) -> None:
@@ -171,7 +191,7 @@ def opened(source: Any) -> Iterator[Image.Image]:
                 raise OSError("empty file")
             source = io.BytesIO(source)
         with Image.open(source, formats=_formats()) as picture:
-            check_pixels(picture.size)
+            check_header(picture)
             yield picture
 
 
@@ -192,7 +212,7 @@ def decode(source: Any, size: Size) -> Image.Image:
 
     if isinstance(source, Image.Image):
         with as_damage():
-            check_pixels(source.size)
+            check_header(source)
             source.load()
             return _shown(source, size)
     with opened(source) as picture:
