@@ -21,6 +21,7 @@ from .storage import read_checkpoint
 from .tensors import Share
 from .training.data import TrainerData
 from .training.ema import make_average, standing_in
+from .training.identity import facts_of_model
 from .training.lane import Lane
 from .training.loaders import BatchStream, as_tensors, named_batch
 from .training.options import forwarded, warn_of_lion
@@ -141,6 +142,9 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         if imagen is None:
             contents = read_checkpoint(imagen_checkpoint_path, checkpoint_fs, fs_kwargs)
             imagen = described_model(contents, imagen_checkpoint_path)
+        if self.processes.count > 1:
+            advice = "make it from the same configuration and seed on each of them"
+            self.processes.check_same("their model", facts_of_model(imagen, seed), advice)
         self.imagen = imagen.to(self.device)
         self.processes.equalise(self.imagen)
         self.num_unets = len(imagen.unets)

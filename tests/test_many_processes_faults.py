@@ -145,6 +145,39 @@ def test_the_death_of_one_ends_the_other(nursery, folder, reference, rank):
     assert names(folder) == WHOLE
 
 
+#: signs of life in quick succession, so that silence is noticed in seconds
+QUICKLY = (
+    "import imagen_pytorch.training.heartbeat as heartbeat\n"
+    "heartbeat.BEAT, heartbeat.SILENCE, heartbeat.STILL = 0.3, 6.0, 2.0\n"
+)
+
+
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_frozen_process_is_not_waited_for_without_end(nursery, folder, reference, rank):
+    """A machine that hangs, or a network that is cut, closes no connection."""
+    ranks = held(nursery, folder, 3, before=(QUICKLY, QUICKLY))
+    ranks[rank].kill(signal.SIGSTOP)
+    began = time.monotonic()
+    survivor = let_go(folder, [ranks[1 - rank]])[0]
+    assert survivor.code == 1 and survivor.out == "" and time.monotonic() - began < 40
+    assert LOST in survivor.err.splitlines()[-1] and "Traceback" not in survivor.err, survivor.err
+    ranks[rank].kill(signal.SIGKILL).result()
+    assert 2 <= steps(folder / "imagen.pt") <= 4
+    finish(nursery, folder, reference)
+
+
+def test_work_of_one_process_alone_may_take_long(nursery, folder, reference):
+    """The others wait for it far longer than for a sign of life."""
+    slow = QUICKLY + (
+        "heartbeat.SILENCE, heartbeat.STILL = 2.0, 1.0\nif os.environ['RANK'] == '0':\n    held_step = held\n"
+        "    def working(self, **arguments):\n        if int(self.steps.sum()) == 5:\n            time.sleep(5)\n"
+        "        return held_step(self, **arguments)\n    ImagenTrainer.train_step = working\n"
+    )
+    ended = let_go(folder, held(nursery, folder, 3, before=(slow, slow)))
+    assert [one.code for one in ended] == [0, 0], ended
+    assert same_files(folder / "imagen.pt", reference)
+
+
 def test_an_error_of_one_ends_the_other(nursery, folder, reference):
     """Data that one machine cannot read; each process says what it knows."""
     fault = (

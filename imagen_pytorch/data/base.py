@@ -164,6 +164,10 @@ class PictureDataset(TorchDataset):
         """The captions that `read` would give, where they can be had without the picture."""
         return self.read(index)[1]
 
+    def identity(self) -> Iterator[str]:
+        """The names of the pictures, in their order: what tells one data set from another."""
+        return map(self.name, range(self.count))
+
     def _versions(self) -> Iterable[object] | None:
         """What tells the pictures, and their present contents, from all others; None if that is unknown."""
         return None

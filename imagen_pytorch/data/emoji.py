@@ -171,6 +171,10 @@ class Emoji64(TorchDataset):
             ]
         self._pixels: Tensor | None = None
 
+    def identity(self) -> list[object]:
+        """What tells the pictures from those of another choice."""
+        return [*self.keys, *self.backgrounds]
+
     @property
     def names(self) -> list[str]:
         """The concept of each picture, without article."""

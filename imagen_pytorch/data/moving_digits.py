@@ -211,6 +211,11 @@ class MovingDigits(TorchDataset):
     def __len__(self) -> int:
         return self.length
 
+    def identity(self) -> tuple[object, ...]:
+        """What tells the clips from those of another choice."""
+        drawn = (self.num_digits, self.distractors, self.speed, self.directions, self.digits, self.colours)
+        return (self.length, self.seed, self.split, self.num_frames, self.fps, self.strides, *drawn)
+
     @property
     def captions(self) -> Captions:
         """The caption of each clip."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
+from .identity import facts_of_data
 from .loaders import BatchStream, make_loader, shared_loader, split_off
 from .processes import Processes
 from .randomness import derived_seed, draw_seed
@@ -55,7 +57,8 @@ class TrainerData:
                 package's sources are read by the training process.
 
         Raises:
-            ValueError: there is training data already, or training has begun.
+            ValueError: there is training data already, training has begun, or nothing can be set aside.
+            ProcessesDiffer: the processes of the run have other data, or other options, each.
         """
         if ds is None:
             return
@@ -86,6 +89,12 @@ class TrainerData:
         if dl is None:
             return
         self._check_free("train")
+        if self.split_valid_from_train and self.valid_dl is None:
+            warnings.warn(
+                "split_valid_from_train splits data sets, not loaders, so nothing is set aside: add the data with "
+                "add_train_dataset, or validation data with add_valid_dataloader before",
+                stacklevel=2,
+            )
         self._add("train", shared_loader(dl, self.processes, self.split_batches))
 
     def add_valid_dataloader(self, dl: DataLoader | Iterable[Any] | None = None) -> None:
@@ -100,12 +109,21 @@ class TrainerData:
         self._add("valid", shared_loader(dl, self.processes, self.split_batches))
 
     def _add(self, kind: str, loader: Any, choose_workers: bool = False) -> None:
+        seed = self._order_seed()
+        if not isinstance(getattr(loader, "sampler", None), DistributedSampler):
+            advice = "give every process the same files and the same options"
+            self.processes.check_same(f"their {kind} data", facts_of_data(loader, seed), advice)
         options = {"together": kind == "train", "choose_workers": choose_workers}
-        stream = BatchStream(loader, self._order_seed(), self.processes, **options)
+        stream = BatchStream(loader, seed, self.processes, **options)
         setattr(self, f"{kind}_dl", loader)
         setattr(self, f"{kind}_dl_iter", stream)
         if kind == "train" and self._saved_position is not None:
-            stream.load_state(self._saved_position)
+            self._continue(stream, self._saved_position)
+
+    def _continue(self, stream: BatchStream, state: Mapping[str, Any]) -> None:
+        note = stream.load_state(state)
+        if note is not None and self.processes.is_main:
+            warnings.warn(note, stacklevel=4)
 
     @property
     def reading_share(self) -> float | None:
@@ -146,4 +164,4 @@ class TrainerData:
         # a checkpoint is often loaded before the data are added
         self._saved_position = state.get("data")
         if self.train_dl_iter is not None and self._saved_position is not None:
-            self.train_dl_iter.load_state(self._saved_position)
+            self._continue(self.train_dl_iter, self._saved_position)

@@ -22,6 +22,7 @@ from torch.utils.data import (
     random_split,
 )
 
+from .identity import items_of
 from .order import EpochOrder, SeededItems, ShareOfBatches, rows_from, size_of_batch
 from .processes import Processes, Rows, rows_of, share_of
 from .randomness import derived_seed, isolated
@@ -138,8 +139,13 @@ def split_off(dataset: Any, fraction: float, seed: int) -> tuple[Subset, Subset]
     """Training and validation part of a data set; the same for the same seed.
 
     Raises:
-        ValueError: nothing would be left for one of them.
+        ValueError: nothing would be left for one of them, or the data set has no length.
     """
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise ValueError(
+            f"split_valid_from_train needs a data set with a length, {type(dataset).__name__} has none: add validation "
+            "data with add_valid_dataset and leave split_valid_from_train out"
+        )
     count = len(dataset)
     kept = math.floor((1 - fraction) * count)
     if kept in (0, count):
@@ -208,6 +214,7 @@ class BatchStream:
         self.share: Rows | None = None
         self._iterator: Iterator[Any] | None = None
         self._orders: list[Tensor] = []
+        self._items = items_of(loader)
         self._staff, self._waiting = Staff(choose_workers), Waiting()
         self._returned: float | None = None
         batches = getattr(loader, "batch_sampler", None)
@@ -350,7 +357,7 @@ class BatchStream:
         self._rewind()
 
     def state(self) -> dict[str, Any]:
-        """Where the stream is, as plain containers."""
+        """Where the stream is, and of which items, as plain containers."""
         orders = self._orders or [generator.get_state() for generator in _generators(self.loader)]
         return {
             "seed": self.seed,
@@ -358,11 +365,25 @@ class BatchStream:
             "position": self.position,
             "seen": self.seen,
             "orders": [] if self._order is not None else list(orders),
+            **self._items,
         }
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state`` was taken: the same samples in the same order; those already seen are passed over."""
+    def load_state(self, state: Mapping[str, Any]) -> str | None:
+        """Go on where ``state`` was taken: the same samples in the same order; those already seen are passed over.
+
+        If the data are not the ones that it was taken of, a place in their order means nothing: the epoch begins anew.
+
+        Returns:
+            What to say about that; None if the data are the same, or unknown.
+        """
         self.seed, self.epoch, self.position = state["seed"], state["epoch"], state["position"]
         batch_size = 0 if self._order is None else self._order.batch_size
         self.seen = state.get("seen", self.position * batch_size)
         self._orders, self._iterator, self._found_any = list(state["orders"]), None, True
+        changed = [name for name in ("items", "names") if state.get(name, (own := self._items.get(name))) != own]
+        if not changed or not self.position:
+            return None
+        self.position = self.seen = 0
+        before, now = (f"{found.get('items', '?')} items" for found in (state, self._items))
+        what = f"{before} then, {now} now" if before != now else f"{now}, but other ones"
+        return f"the training data are not those of the checkpoint ({what}): epoch {self.epoch + 1} begins anew"

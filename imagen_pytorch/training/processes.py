@@ -7,12 +7,14 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
 from ..cascade.batch import TrainingBatch
+from .heartbeat import SENTENCE, heartbeat, lost_processes
 
 Value = TypeVar("Value")
 
@@ -23,8 +25,17 @@ _LOST = ("connection closed by peer", "connection reset by peer", "broken pipe",
 STRATEGIES = ("auto", "ddp", "fsdp2")
 
 
+#: how long a process may wait for the others: one may sample, save or read for hours. That one is lost is noticed by
+#: its silence, see `training.heartbeat`
+PATIENCE = timedelta(hours=6)
+
+
 class ProcessLost(RuntimeError):
     """Another process of the run has ended or does not answer; this one cannot go on without it."""
+
+
+class ProcessesDiffer(ValueError):
+    """The processes of a run do not have the same model, data or checkpoint."""
 
 
 class Rows(NamedTuple):
@@ -100,17 +111,16 @@ def lost_connections_named() -> Iterator[None]:
     """What the back end says about a broken connection becomes a sentence.
 
     Raises:
-        ProcessLost: in its place.
+        ProcessLost: in its place; or at once where another process has been silent for too long.
     """
+    if silent := lost_processes():
+        raise ProcessLost(f"{SENTENCE} (no sign of life from process {', '.join(map(str, silent))})")
     try:
         yield
     except RuntimeError as error:
         text = str(error).lower()
         if isinstance(error, torch.distributed.DistError) or any(words in text for words in _LOST):
-            raise ProcessLost(
-                "another process of this run has ended or does not answer, so this one ends too: look for its own "
-                f"message above; the same command goes on from the last checkpoint ({str(error).splitlines()[0][:200]})"
-            ) from error
+            raise ProcessLost(f"{SENTENCE} ({str(error).splitlines()[0][:200]})") from error
         raise
 
 
@@ -129,10 +139,14 @@ class Processes:
 
     def __init__(self, options: Mapping[str, Any], strategy: str = "auto") -> None:
         from accelerate import Accelerator
+        from accelerate.utils import InitProcessGroupKwargs
 
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched > 1 and chosen_device_is_cpu():
             options = {"cpu": True, **options}  # without it Accelerate would leave every process alone
+        handlers = list(options.get("kwargs_handlers") or ())
+        if launched > 1 and not any(isinstance(one, InitProcessGroupKwargs) for one in handlers):
+            options = {**options, "kwargs_handlers": [*handlers, InitProcessGroupKwargs(timeout=PATIENCE)]}
         self.accelerator = Accelerator(**options)
         self.count: int = self.accelerator.num_processes
         if self.count != launched:
@@ -142,6 +156,8 @@ class Processes:
             )
         self.strategy = resolved_strategy(strategy, self.count, self.accelerator.distributed_type.name)
         self._stop_named = False
+        if self.count > 1:
+            heartbeat(self.rank, self.count)
 
     @property
     def sharded(self) -> bool:
@@ -214,6 +230,38 @@ class Processes:
             with lost_connections_named():
                 torch.distributed.all_reduce(held)
         return held.tolist()
+
+    def gather(self, value: Value) -> list[Value]:
+        """The values of all processes, in the order of their numbers; all of them call this."""
+        if self.count == 1:
+            return [value]
+        found: list[Any] = [None] * self.count
+        with lost_connections_named():
+            torch.distributed.all_gather_object(found, value)
+        return found
+
+    def check_same(self, what: str, facts: Mapping[str, object], advice: str) -> None:
+        """See that something is the same on every process; all of them call this.
+
+        Args:
+            what: it is.
+            facts: of it, by name; short values, such as counts and digests.
+            advice: what to do if they differ.
+
+        Raises:
+            ProcessesDiffer: on every process, naming the first fact that differs and two processes.
+        """
+        if self.count == 1:
+            return
+        every = self.gather(dict(facts))
+        for name in dict.fromkeys(name for one in every for name in one):
+            values = [one.get(name) for one in every]
+            other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
+            if other is not None:
+                raise ProcessesDiffer(
+                    f"the processes of this run differ in {what}: {name} is {values[0]} on process 0 and "
+                    f"{values[other]} on process {other}; {advice}"
+                )
 
     def from_main(self, function: Callable[[], Value]) -> Value:
         """What ``function`` gives on the main process, on every process; its error is raised on all of them."""

@@ -27,6 +27,7 @@ from ..storage.sharded import ShardedCheckpoint
 from ..storage.sharded_writing import remove_unfinished, write_sharded
 from ..storage.store import read_finite, verify_checkpoint
 from ..version import __version__
+from .identity import facts_of_checkpoint
 from .lane import Lane
 from .processes import Processes
 from .randomness import TrainingRandomness
@@ -242,6 +243,9 @@ class TrainerCheckpoints:
         strict: bool,
         source: ShardedCheckpoint | None = None,
     ) -> None:
+        if self.processes.count > 1:
+            advice = "put the same file where each of them reads it"
+            self.processes.check_same(f"the checkpoint {path}", facts_of_checkpoint(contents), advice)
         left, notes = self.state.check(contents, only_model, strict, path)
         if left:
             notes.append(f"loaded what fits; left out: {'; '.join(left)}")

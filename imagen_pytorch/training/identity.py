@@ -1,0 +1,101 @@
+"""Which model, data and checkpoint these are, in a few bytes: compared between processes, and with a saved position."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.cache import digest_of
+
+#: Numbers of a tensor that its digest looks at, at most, evenly spread: two trainings differ in all of them.
+SAMPLED = 4096
+
+
+def data_digest(dataset: Any) -> str | None:
+    """A digest of which items a data set has, in their order; None if it does not tell.
+
+    Args:
+        dataset: a source of this package, or a ``Subset``, a ``ConcatDataset`` or another wrapper of one. A source has
+            a method ``identity`` that gives the names of its items.
+    """
+    own = getattr(dataset, "identity", None)
+    if callable(own):
+        return digest_of((type(dataset).__name__, *own()))
+    parts = getattr(dataset, "datasets", None)
+    if parts is not None:
+        each = [data_digest(part) for part in parts]
+        return None if None in each else digest_of(each)
+    inner = getattr(dataset, "dataset", None)
+    found = None if inner is None else data_digest(inner)
+    chosen = getattr(dataset, "indices", None)
+    return found if found is None or chosen is None else digest_of((found, *chosen))
+
+
+def items_of(loader: Any) -> dict[str, Any]:
+    """Number and digest of the items of a loader, as far as it tells."""
+    dataset = getattr(loader, "dataset", None)
+    if dataset is None:  # one that wraps another, or any iterable
+        inner = getattr(loader, "loader", None)
+        return {} if inner is None else items_of(inner)
+    found = {"items": len(dataset) if hasattr(dataset, "__len__") else None, "names": data_digest(dataset)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def facts_of_data(loader: Any, seed: int) -> dict[str, Any]:
+    """What several processes must have in common to share the batches of a loader."""
+    batches = getattr(loader, "batch_sampler", None)
+    batches = getattr(batches, "batches", batches)  # of one process's share
+    names = ("batch_size", "shuffle", "drop_last", "seed")
+    options = {name: getattr(batches, name) for name in names if isinstance(getattr(batches, name, None), int)}
+    return {"the number of items": None, **_worded(items_of(loader)), "the seed": seed, **_worded(options)}
+
+
+def _worded(facts: Mapping[str, Any]) -> dict[str, Any]:
+    words = {"items": "the number of items", "names": "the digest of their names", "seed": "the seed of the order"}
+    cut = {name: value[:12] if isinstance(value, str) else value for name, value in facts.items()}
+    return {words.get(name, name): value for name, value in cut.items()}
+
+
+def facts_of_model(model: nn.Module, seed: int | None) -> dict[str, Any]:
+    """What several processes must have in common to train one model."""
+    weights = [(name, tuple(item.shape), str(item.dtype)) for name, item in model.state_dict().items()]
+    facts = {"its class": type(model).__name__, "the digest of its weights' names and shapes": digest_of(weights)[:12]}
+    with suppress(AttributeError, TypeError):  # made of parts that cannot be written down
+        facts["the digest of its construction"] = digest_of((model.to_config(),))[:12]  # type: ignore[operator]
+    return {**facts, "the seed": seed}
+
+
+def facts_of_checkpoint(contents: Mapping[str, Any]) -> dict[str, Any]:
+    """What several processes must have in common to go on from a checkpoint."""
+    steps = contents.get("steps")
+    taken = steps.tolist() if isinstance(steps, Tensor) else steps
+    return {"the number of its steps": taken, "the digest of its contents": contents_digest(contents)[:12]}
+
+
+def contents_digest(contents: Mapping[str, Any]) -> str:
+    """A digest of what a checkpoint holds: names, numbers and a part of every tensor."""
+    made = hashlib.sha256()
+    stack: list[tuple[str, Any]] = [("", contents)]
+    while stack:
+        path, value = stack.pop()
+        if isinstance(value, Mapping):
+            stack += [(f"{path}/{name}", item) for name, item in value.items()]
+        elif isinstance(value, list | tuple):
+            stack += [(f"{path}/{index}", item) for index, item in enumerate(value)]
+        elif isinstance(value, Tensor) and not value.is_meta:
+            made.update(f"{path} {tuple(value.shape)} {value.dtype}".encode())
+            made.update(_sample(value))
+        else:
+            made.update(f"{path} {value!r}".encode("utf-8", "surrogatepass"))
+    return made.hexdigest()
+
+
+def _sample(tensor: Tensor) -> bytes:
+    flat = tensor.detach().reshape(-1)
+    part = flat[:: max(1, len(flat) // SAMPLED)].cpu().contiguous()
+    return part.view(torch.uint8).numpy().tobytes() if len(part) else b""
