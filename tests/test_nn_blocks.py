@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.parametrize import register_parametrization
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -60,6 +61,73 @@ def test_attention_is_the_textbook_formula_with_a_null_token(cosine, dim):
     weights = scores.masked_fill(~seen[:, None, None], -math.inf).softmax(-1)
     expected = layer.to_out((weights @ values).transpose(1, 2).flatten(2))
     torch.testing.assert_close(layer.tokens(x, [layer.context(other)], mask), expected, rtol=1e-5, atol=1e-5)
+
+
+class Adapter(nn.Module):
+    """What is put in the place of a layer: it, and something more."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.more = layer, nn.Linear(layer.in_features, layer.out_features, bias=False)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+
+    def forward(self, x):
+        return self.layer(x) + self.more(x)
+
+
+class Twice(nn.Module):
+    def forward(self, weight):
+        return weight * 2
+
+
+def _hooked(owner, name):
+    getattr(owner, name).register_forward_hook(lambda layer, given, answer: answer * 2)
+
+
+def _before(owner, name):
+    getattr(owner, name).register_forward_pre_hook(lambda layer, given: (given[0] + 1,))
+
+
+def _patched(owner, name):
+    layer = getattr(owner, name)
+    layer.forward = lambda x, usual=layer.forward: usual(x) * 2
+
+
+CHANGES = {
+    "adapter": lambda owner, name: setattr(owner, name, awake(Adapter(getattr(owner, name)))),
+    "parametrization": lambda owner, name: register_parametrization(getattr(owner, name), "weight", Twice()),
+    "hook": _hooked,
+    "hook before": _before,
+    "forward of its own": _patched,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("place", ["to_qkv", "to_out", "to_context", "to_weight"])
+def test_what_is_put_on_a_layer_counts_where_its_weights_could_be_used_alone(place, change):
+    """The narrow form of attention on the CPU, and the gate, are what the wide form and the layer itself say."""
+    if place == "to_weight":
+        layer, x = awake(GlobalContext(6)), torch.randn(2, 6, 3, 3)
+        CHANGES[change](layer, place)
+        told = layer.to_weight(x.flatten(2).transpose(1, 2)).softmax(dim=1)
+        expected = x * layer.net((x.flatten(2) @ told).squeeze(2))[..., None, None]
+        return torch.testing.assert_close(layer(x), expected)
+    layer, x, other = (
+        awake(Attention(3, heads=2, dim_head=4, context_dim=6)),
+        torch.randn(2, 7, 3),
+        torch.randn(2, 3, 6),
+    )
+    before = layer.tokens(x, [layer.context(other)])
+    CHANGES[change](layer, place)
+    after = layer.tokens(x, [layer.context(other)])
+    layer.narrow = False
+    torch.testing.assert_close(after, layer.tokens(x, [layer.context(other)]))
+    assert not torch.allclose(before, after, atol=1e-3)
+
+
+def test_plain_layers_are_attended_to_in_their_own_width():
+    layer = Attention(3, heads=2, dim_head=4)
+    assert layer._narrows(torch.device("cpu")) and not layer._narrows(torch.device("meta"))
 
 
 def test_linear_attention_is_two_softmaxes_and_two_products():

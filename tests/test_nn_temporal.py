@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from imagen_pytorch.nn import softmax_attention
 from imagen_pytorch.nn.attention import FeedForward
 from imagen_pytorch.nn.frames import Frames, moved_on, usual_times
 from imagen_pytorch.nn.temporal import Squeeze, Stretch, TemporalAttention, TemporalConv, TimeBias
@@ -187,14 +188,35 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_attention_makes_no_matrix_of_frames_by_frames_for_every_pixel():
-    """However many frames, as long as all clips have the same times."""
+@pytest.mark.parametrize("trained", [False, True], ids=["sampling", "training"])
+@pytest.mark.parametrize("shared", [False, True], ids=["times per clip", "shared times"])
+def test_attention_makes_no_matrix_of_frames_by_frames_for_every_pixel(trained, shared, monkeypatch):
+    """However many frames, in the backward pass too."""
+    monkeypatch.setattr(softmax_attention, "_AT_ONCE", 2**14)
     clips, count, size, heads, dim_head = 3, 64, 16, 2, 4
     layer, x = TemporalAttention(8, heads, dim_head), torch.randn(clips * count, 8, size, size)
-    with torch.no_grad(), Largest() as largest:
-        layer(x, steady(count))
+    gaps = gaps_between(usual_times(count, 8.0 if shared else torch.tensor([8.0, 5.0, 2.0])))[0]
+    with torch.set_grad_enabled(trained), Largest() as largest:
+        answer = layer(x, Frames(count, gaps))
+        if trained:
+            answer.sum().backward()
     square = heads * size**2 * count**2
     assert largest.numel <= 3 * heads * dim_head * clips * count * size**2 < square * clips / 2
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_in_pieces_has_the_answer_and_the_gradients_of_attention_at_once(causal, monkeypatch):
+    layer, x = awake(TemporalAttention(DIM, 2, 4, causal)), maps(count=12)
+    results = []
+    for at_once in (2**19, 1):
+        monkeypatch.setattr(softmax_attention, "_AT_ONCE", at_once)
+        given = x.clone().requires_grad_()
+        answer = layer(given, steady(12))
+        names, parameters = zip(*layer.named_parameters(), strict=True)
+        gradients = torch.autograd.grad(answer.square().sum(), (given, *parameters))
+        results.append({"answer": answer, "x": gradients[0], **dict(zip(names, gradients[1:], strict=True))})
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, rtol=1e-4, atol=1e-5)
 
 
 # -- fewer frames, and as many again ----------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from .frames import Frames, moved_on
 from .geometry import IMAGE, Geometry
+from .norms import GroupNorm
+from .plain import is_plain
 from .softmax_attention import attend
 
 #: Keys and values of context tokens, each ``(b, heads, n, d)``: computed once per sampling call.
@@ -24,7 +26,7 @@ def to_tokens(x: Float[Tensor, "b c *space"]) -> Float[Tensor, "b n c"]:
 
 def to_map(tokens: Float[Tensor, "b n c"], like: Float[Tensor, "b c2 *space"]) -> Float[Tensor, "b c *space"]:
     """A sequence of positions as a feature map of the space of ``like``."""
-    return tokens.transpose(1, 2).reshape(len(like), -1, *like.shape[2:])
+    return tokens.transpose(1, 2).reshape(like.shape[0], -1, *like.shape[2:])
 
 
 def unit(x: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
@@ -34,7 +36,7 @@ def unit(x: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
 
 def spread(x: Shaped[Tensor, "b *rest"], batch: int) -> Shaped[Tensor, "b2 *rest"]:
     """What belongs to a clip, for each of its frames; in a picture the same."""
-    return x if len(x) == batch else x.repeat_interleave(batch // len(x), dim=0)
+    return x if x.shape[0] == batch else x.repeat_interleave(batch // x.shape[0], dim=0)
 
 
 def joined(groups: Sequence[KeysValues]) -> KeysValues:
@@ -82,7 +84,8 @@ class Attention(nn.Module):
 
     Where tokens are not wider than heads, the CPU attends in the width of the tokens, which is the same function: with
     queries ``q = Wq x``, ``q . k = x . (Wq' k)``, and ``Wo (p v) = p (Wo v)``. Maps of high resolution are narrow, and
-    there attention costs half of it or less.
+    there attention costs half of it or less. This reads the weights of ``to_qkv`` and ``to_out``; where these are more
+    than their weights (adapters, hooks, parametrizations), they are called instead.
 
     Args:
         dim: width of the tokens.
@@ -123,6 +126,10 @@ class Attention(nn.Module):
         batch, count, _ = x.shape
         return x.view(batch, count, parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
+    def _narrows(self, device: torch.device) -> bool:
+        """Whether attention works in the width of the tokens."""
+        return self.narrow and device.type == "cpu" and is_plain(self.to_qkv) and is_plain(self.to_out)
+
     def _inward(self) -> tuple[Tensor, Tensor]:
         """What takes keys and values from the width of the heads to that of the tokens, ``(heads, dim_head, dim)``."""
         dim = self.to_out.out_features
@@ -131,7 +138,7 @@ class Attention(nn.Module):
 
     def _narrowed(self, keys: Tensor, values: Tensor) -> KeysValues:
         """Keys and values in the width in which they are attended to."""
-        if not self.narrow or keys.device.type != "cpu":
+        if not self._narrows(keys.device):
             return keys, values
         to_keys, to_values = self._inward()
         return keys @ to_keys.to(keys.dtype), values @ to_values.to(values.dtype)
@@ -144,7 +151,7 @@ class Attention(nn.Module):
     def _asked(self, x: Float[Tensor, "b n d"]) -> tuple[Tensor, list[KeysValues]]:
         """The queries of normed tokens, one for all heads where these share it, and their own keys and values if they
         attend to each other."""
-        if not self.narrow or x.device.type != "cpu":
+        if not self._narrows(x.device):
             query, *own = self._split(self.to_qkv(x), 3 if self.attend_self else 1)
             if self.cosine:
                 query, own = unit(query), [unit(own[0]), own[1]] if own else own
@@ -174,10 +181,10 @@ class Attention(nn.Module):
         """
         shape = x.shape
         if context and not self.attend_self:  # the frames of a clip ask the same tokens: no copies of these
-            x = x.reshape(len(context[0][0]), -1, shape[-1])
+            x = x.reshape(context[0][0].shape[0], -1, shape[-1])
         elif context:
-            context = [(spread(keys, len(x)), spread(values, len(x))) for keys, values in context]
-            mask = None if mask is None else spread(mask, len(x))
+            context = [(spread(keys, x.shape[0]), spread(values, x.shape[0])) for keys, values in context]
+            mask = None if mask is None else spread(mask, x.shape[0])
         batch, count, _ = x.shape
         query, own = self._asked(self.norm(x))
         null = self._narrowed(*self.null_kv.to(query.dtype)[:, :, None])
@@ -186,7 +193,7 @@ class Attention(nn.Module):
         if mask is not None:
             mask = F.pad(mask, (1, count if self.attend_self else 0), value=True)[:, None, None]
         out = attend(query, keys, values, self.scale, mask, bias)
-        if self.narrow and x.device.type == "cpu":
+        if self._narrows(x.device):
             return (out.sum(1) + self.to_out.bias.to(out.dtype)).reshape(shape)
         return self.to_out(out.transpose(1, 2).reshape(*shape[:2], -1))
 
@@ -226,7 +233,7 @@ class LinearAttention(nn.Module):
         super().__init__()
         inner = heads * dim_head
         self.heads, self.attend_self = heads, attend_self
-        self.norm = nn.GroupNorm(1, dim)
+        self.norm = GroupNorm(1, dim)
         parts = 3 if attend_self else 1
         self.dropout = nn.Dropout(dropout)
         self.to_qkv = nn.Sequential(geometry.conv(dim, inner * parts, 1), geometry.depthwise(inner * parts, 3))
@@ -252,8 +259,8 @@ class LinearAttention(nn.Module):
     ) -> Float[Tensor, "b c *space"]:
         """The update of a feature map."""
         if self.attend_self:
-            context = [(spread(keys, len(x)), spread(values, len(x))) for keys, values in context]
-            mask = None if mask is None else spread(mask, len(x))
+            context = [(spread(keys, x.shape[0]), spread(values, x.shape[0])) for keys, values in context]
+            mask = None if mask is None else spread(mask, x.shape[0])
         projected = self.to_qkv(self.dropout(self.norm(x))).flatten(2)
         parts = projected.unflatten(1, (3 if self.attend_self else 1, self.heads, -1))
         query, *own = parts.transpose(-1, -2).unbind(1)
@@ -262,6 +269,6 @@ class LinearAttention(nn.Module):
             seen = F.pad(mask, (0, keys.shape[2] - mask.shape[1]), value=True)[:, None, :, None]
             keys = keys.masked_fill(~seen, torch.finfo(keys.dtype).min)
             values = values * seen
-        summary = spread(keys.softmax(dim=2).transpose(-1, -2) @ values, len(x))
+        summary = spread(keys.softmax(dim=2).transpose(-1, -2) @ values, x.shape[0])
         out = (query.softmax(dim=-1) * query.shape[-1] ** -0.5) @ summary
         return self.to_out(F.silu(to_map(out.transpose(1, 2).flatten(2), x)))

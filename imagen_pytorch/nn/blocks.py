@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 from .attention import Attention, FeedForward, KeysValues, LinearAttention, spread, to_map, to_tokens
 from .frames import Frames
 from .geometry import Geometry
+from .norms import group_norm
+from .plain import is_plain
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,6 @@ class ReadsContext(nn.Module):
         return self.attention(x, *context.read(self.attention, self.context_index))
 
 
-def group_norm(dim: int, groups: int) -> nn.GroupNorm:
-    """Group norm with the largest number of groups, at most ``groups``, that divides the channels."""
-    return nn.GroupNorm(math.gcd(dim, groups), dim)
-
-
 class GlobalContext(nn.Module):
     """Gate channels by an attention-pooled summary of a whole map: the same one (Cao et al. 2020, arXiv 2012.13375) or
     a smaller one ("skip-layer excitation", Liu et al. 2021, arXiv 2101.04775).
@@ -81,7 +77,12 @@ class GlobalContext(nn.Module):
     def gate(self, source: Float[Tensor, "b c *space"]) -> Float[Tensor, "b c2"]:
         """A factor in (0, 1) per channel."""
         flat = source.flatten(2)
-        weight = (self.to_weight.weight @ flat).softmax(dim=-1)
+        logits = (
+            self.to_weight.weight @ flat
+            if is_plain(self.to_weight)
+            else self.to_weight(flat.transpose(1, 2)).transpose(1, 2)
+        )
+        weight = logits.softmax(dim=-1)
         return self.net((weight @ flat.transpose(1, 2)).squeeze(1))
 
     def forward(
@@ -239,7 +240,7 @@ class UpsampleCombiner(nn.Module):
     def forward(self, x: Float[Tensor, "b c *space"], maps: list[Tensor]) -> Float[Tensor, "b c2 *space"]:
         """The full-size map and all projections."""
         sized = [
-            spread(F.interpolate(projection(item), x.shape[2:], mode="nearest"), len(x))
+            spread(F.interpolate(projection(item), x.shape[2:], mode="nearest"), x.shape[0])
             for projection, item in zip(self.projections, maps, strict=True)
         ]
         return torch.cat([x, *sized], dim=1)

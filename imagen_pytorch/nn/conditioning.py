@@ -45,7 +45,7 @@ class Conditioning:
 def _rows(value: Any, rows: slice) -> Any:
     if isinstance(value, tuple):
         return tuple(_rows(item, rows) for item in value)
-    shared = not isinstance(value, Tensor) or len(value) == 1  # one row that serves all items
+    shared = not isinstance(value, Tensor) or value.shape[0] == 1  # one row that serves all items
     return value if shared else value[rows]
 
 
@@ -166,7 +166,7 @@ class Conditioned(Persistent):
 
     def _counted(self, embeds: Tensor, mask: Tensor | None, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Captions cut behind the last token that counts, which tokens do, and which captions have any."""
-        width = self.text_to_cond.in_features
+        width = self.text_embed_dim
         if embeds.shape[-1] != width:
             raise ValueError(f"text_embeds must be (batch, tokens, {width}), got {tuple(embeds.shape)}")
         mask = torch.any(embeds != 0, dim=-1) if mask is None else token_mask(mask, "text_mask")
@@ -261,8 +261,8 @@ def _check(name: str, value: Tensor | None, wanted: bool, what: str, batch: int)
         raise ValueError(f"this U-Net {what}: {name} must be given")
     if value is not None and not wanted:
         raise ValueError(f"{name} was given, but only a U-Net that {what} takes it; this one was built without")
-    if value is not None and len(value) != batch:
-        raise ValueError(f"a batch of {batch} needs as many {name}, got {len(value)}")
+    if value is not None and value.shape[0] != batch:
+        raise ValueError(f"a batch of {batch} needs as many {name}, got {value.shape[0]}")
 
 
 def _together(told: list[Told]) -> Told:

@@ -68,7 +68,7 @@ class PerceiverResampler(nn.Module):
         batch, count, dim = tokens.shape
         means = self.to_mean_latents(masked_mean(tokens, mask)).view(batch, self.mean_latents, dim)
         latents = torch.cat([means, self.latents.expand(batch, -1, -1)], dim=1)
-        placed = tokens + self.positions.weight[:count]
+        placed = tokens + self.positions(torch.arange(count, device=tokens.device))
         for attention, feed_forward in self.layers:
             latents = latents + attention.tokens(latents, [attention.context(placed)], mask)
             latents = latents + feed_forward(latents)

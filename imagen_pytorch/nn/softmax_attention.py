@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 #: Logits that are held at once, so that they stay in the cache of a core.
 _AT_ONCE = 2**19
@@ -34,6 +35,8 @@ def attend(
         bias: added to the logits; only without a mask.
     """
     query = query.to(keys.dtype)
+    if bias is not None and _outgrows(query, keys, bias):
+        return _recomputed(query, keys, values, scale, bias)
     plain = bias is not None or torch.is_grad_enabled() or query.device.type != "cpu"
     if plain or keys.dtype != torch.bfloat16 or not PRODUCTS_ARE_FASTER:
         query = query.expand(-1, keys.shape[1], -1, -1)
@@ -41,6 +44,29 @@ def attend(
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=added, scale=scale)
     given = (query, keys, values, scale, mask)
     return _opaque(*given) if torch.compiler.is_compiling() else by_products(*given)
+
+
+def _outgrows(query: Tensor, keys: Tensor, bias: Tensor) -> bool:
+    """Whether torch's kernel for CPUs would hold a matrix of queries by keys, larger than the keys, of every item: it
+    does where the bias needs a gradient."""
+    trained = torch.is_grad_enabled() and bias.requires_grad and bias.shape[0] == 1
+    if not trained or query.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    count, known, width = query.shape[2], keys.shape[2], keys.shape[3]
+    return count > width and keys.shape[0] * keys.shape[1] * count * known > _AT_ONCE
+
+
+def _recomputed(query: Tensor, keys: Tensor, values: Tensor, scale: float, bias: Tensor) -> Tensor:
+    """The same as `attend` for a few items at once, whose matrices are made again in the backward pass."""
+
+    def few(*parts: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(*parts[:3], attn_mask=parts[3], scale=scale)
+
+    query, bias = query.expand(-1, keys.shape[1], -1, -1), bias.to(query.dtype)
+    size = max(1, _AT_ONCE // (keys.shape[1] * query.shape[2] * keys.shape[2]))
+    pieces = zip(query.split(size), keys.split(size), values.split(size), strict=True)
+    options = {"use_reentrant": False, "preserve_rng_state": False}
+    return torch.cat([checkpoint(few, *piece, bias, **options) for piece in pieces])
 
 
 def by_products(

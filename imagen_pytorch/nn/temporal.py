@@ -67,7 +67,8 @@ class TimeBias(nn.Module):
     def forward(self, gaps: Float[Tensor, "b f f"]) -> Float[Tensor, "b heads f f"]:
         """For each frame (row) and each that it looks at (column), from the seconds between them."""
         scaled = gaps.sign() * torch.log1p(gaps.abs() * USUAL_FPS)
-        return self.net(scaled[..., None].to(self.net[0].weight.dtype)).permute(0, 3, 1, 2)
+        dtype = next(part.dtype for part in self.net.parameters() if part.is_floating_point())
+        return self.net(scaled[..., None].to(dtype)).permute(0, 3, 1, 2)
 
 
 class TemporalAttention(nn.Module):
@@ -98,16 +99,26 @@ class TemporalAttention(nn.Module):
             bias = bias.masked_fill(later, torch.finfo(bias.dtype).min)
         return torch.cat([self.null_bias[:, None, None].expand(*bias.shape[:-1], 1), bias], dim=-1)
 
+    def _update(
+        self, tokens: Float[Tensor, "b pixels f c"], scores: Float[Tensor, "b2 heads f m"]
+    ) -> Float[Tensor, "b pixels f c"]:
+        """What the frames of each pixel hear of each other."""
+        if scores.shape[0] == 1:
+            return self.attention.tokens(tokens.flatten(0, 1), bias=scores).view_as(tokens)
+        if torch.compiler.is_compiling():  # a loop would fix the number of clips
+            repeated = scores.repeat_interleave(tokens.shape[1], dim=0)
+            return self.attention.tokens(tokens.flatten(0, 1), bias=repeated).view_as(tokens)
+        # each clip has its own times: one after the other, none is repeated for every pixel
+        clips = zip(tokens, scores[:, None], strict=True)
+        return torch.stack([self.attention.tokens(clip, bias=bias) for clip, bias in clips])
+
     def forward(self, x: Float[Tensor, "bf c h w"], frames: Frames | None) -> Float[Tensor, "bf c h w"]:
         """The mixed map."""
         if frames is None:
             return x
         clips = frames.clips(x).flatten(3)
         tokens = clips.permute(0, 3, 1, 2)  # b pixels f c
-        scores = self.scores(frames.gaps)
-        if len(scores) > 1:  # each clip has its own times, and so each of its pixels
-            scores = scores.repeat_interleave(tokens.shape[1], dim=0)
-        update = self.attention.tokens(tokens.flatten(0, 1), bias=scores).view_as(tokens)
+        update = self._update(tokens, self.scores(frames.gaps))
         mixed = x + update.permute(0, 2, 3, 1).reshape(x.shape)
         return frames.unless_apart(mixed, x)
 

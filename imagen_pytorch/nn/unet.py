@@ -266,7 +266,7 @@ class Unet(Conditioned):
             "cond_images": cond_images,
             "cond_images_keep": cond_images_keep,
         }
-        conditioning = self._settled(conditioning, named, batch=len(x), size=tuple(x.shape[-2:]))
+        conditioning = self._settled(conditioning, named, batch=x.shape[0], size=tuple(x.shape[-2:]))
         stacked = self._stack(x, self_cond, conditioning)
         answer, inner = self._answer(stacked, conditioning.lowres, self._look(time, conditioning), inner)
         return (answer, inner) if return_inner else answer
@@ -275,7 +275,7 @@ class Unet(Conditioned):
     def _kept(x: Tensor, keep: Tensor | None, drop_prob: float) -> Tensor | None:
         """Which captions survive dropping; None if all do."""
         if keep is None and drop_prob > 0:
-            return torch.rand(len(x), device=x.device) >= drop_prob
+            return torch.rand(x.shape[0], device=x.device) >= drop_prob
         return keep
 
     def _settled(self, conditioning: Any, named: dict[str, Any], **place: Any) -> Any:

@@ -75,16 +75,22 @@ class VideoConditioning(Conditioning):
 
 def _along_frames(order: Tensor, clips: Tensor) -> Tensor:
     """An order of frames as ``gather`` wants it."""
-    return order[:, None, :, None, None].expand(len(clips), clips.shape[1], -1, *clips.shape[3:])
+    return order[:, None, :, None, None].expand(clips.shape[0], clips.shape[1], -1, *clips.shape[3:])
 
 
-def gaps_between(times: Float[Tensor, "b m"]) -> tuple[Float[Tensor, "b m m"], Int[Tensor, "b m"] | None]:
+def gaps_between(
+    times: Float[Tensor, "b m"], rising: bool = False
+) -> tuple[Float[Tensor, "b m m"], Int[Tensor, "b m"] | None]:
     """Seconds between all pairs of frames in the order of time, and that order if the frames did not come in it.
 
     To a microsecond, so that a steady rate gives one number per distance whatever its rounding.
+
+    Args:
+        times: seconds.
+        rising: whether it is known that the frames come in the order of time; then no number is looked at.
     """
     order = None
-    if bool((times.diff(dim=1) < 0).any()):
+    if not rising and bool((times.diff(dim=1) < 0).any()):
         order = times.argsort(dim=1, stable=True)
         times = times.gather(1, order)
     gaps = times[:, None, :] - times[:, :, None]
@@ -199,7 +205,7 @@ class Unet3D(Unet):
         apart = None if isinstance(ignore_time, bool) else ignore_time
         times = self._times(frame_times, fps, told, batch)
         self.check_frames(times, told.slots, apart)
-        gaps, order = gaps_between(times)
+        gaps, order = gaps_between(times, rising=frame_times is None)
         device = self.null_rate_hidden.device
         rate = self._rate(fps, fps_keep, batch)
         rate = rate if apart is None else rate.masked_fill(apart[:, None], 0)
@@ -249,7 +255,9 @@ class Unet3D(Unet):
         if divisor > 1 and apart is not None:
             raise ValueError("with temporal_strides, ignore_time is true or false for all clips of a batch")
         known = torch.cat([times[:, : slots.start], times[:, slots.stop :]], dim=1)
-        if self.geometry.causal and known.shape[1] and bool((known.amax(1) > times[:, slots].amin(1)).any()):
+        # a network that is compiled or exported looks at no number
+        looks = self.geometry.causal and known.shape[1] > 0 and not torch.compiler.is_compiling()
+        if looks and bool((known.amax(1) > times[:, slots].amin(1)).any()):
             raise ValueError(
                 "this network is causal (time_causal_attn=True): its frames cannot see given ones that follow them "
                 "(post_cond_video_frames, or later frame_times); build it with time_causal_attn=False"
@@ -266,13 +274,15 @@ class Unet3D(Unet):
         slots, total = told.slots, told.total
         if given is None:
             times = usual_times(total, USUAL_FPS if fps is None else fps, first=-slots.start)
-        elif given.ndim != 2 or given.shape[1] != total or len(given) not in (1, batch):
+            # a network that is compiled or exported looks at no number
+            one = not torch.compiler.is_compiling() and len(times) > 1 and bool((times == times[:1]).all())
+            return times[:1] if one else times  # one bias serves all clips
+        if given.ndim != 2 or given.shape[1] != total or len(given) not in (1, batch):
             raise ValueError(
                 f"frame_times must be (batch, {total}) seconds, one for each frame, given ones included; got "
                 f"{tuple(given.shape)}"
             )
-        else:
-            times = given.cpu().double()
+        times = given.cpu().double()
         if bool((times == times[:1]).all()):
             times = times[:1]  # one bias serves all clips
         return times
@@ -318,11 +328,11 @@ class Unet3D(Unet):
         named = {**conditions, "text_keep": self._kept(x, text_keep, cond_drop_prob)}
         if conditions.get("ignore_time") is False:
             del named["ignore_time"]
-        told = self._settled(conditioning, named, batch=len(x), size=tuple(x.shape[-2:]), frames=x.shape[2])
+        told = self._settled(conditioning, named, batch=x.shape[0], size=tuple(x.shape[-2:]), frames=x.shape[2])
         stacked = told.by_time(self._stack(x, self_cond, told))
         lowres = None if told.lowres is None else told.by_time(told.lowres)
         maps, inner = self._answer(stacked, lowres, self._look_at_frames(time, told), inner)
-        answer = told.as_given(maps, len(x))
+        answer = told.as_given(maps, x.shape[0])
         return (answer, inner) if return_inner else answer
 
     def _stack(self, x: Tensor, self_cond: Tensor | None, told: VideoConditioning) -> Tensor:  # type: ignore[override]
@@ -335,7 +345,7 @@ class Unet3D(Unet):
         if told.pictures is not None:
             pictures = told.pictures[:, :, None].to(x.dtype)
             parts.insert(0, pictures.expand(-1, -1, told.total, -1, -1))
-        marks = x.new_ones(len(x), 1, told.total, *x.shape[3:])
+        marks = x.new_ones(x.shape[0], 1, told.total, *x.shape[3:])
         marks[:, :, told.slots] = 0
         return torch.cat([*parts, marks], dim=1)
 
