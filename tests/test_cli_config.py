@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from imagen_pytorch.cli import _presets, _settings, main
-from imagen_pytorch.cli._settings import Request
+from imagen_pytorch.cli import _presets, main
+from imagen_pytorch.cli._settings import Request, settle
 from imagen_pytorch.configs import TrainingConfig
 from imagen_pytorch.profiling.estimates import Plan, estimate_training
 from imagen_pytorch.profiling.shapes import without_memory
@@ -50,12 +50,11 @@ def test_what_is_written_bare_trains_within_a_gigabyte():
 def test_captions_of_a_preset_are_not_drawn_for_other_data(run, tmp_path):
     """They are replaced by captions of the data; edited ones stay."""
     run("config")
-    request = Request(**dict.fromkeys(Request.__dataclass_fields__))
-    for texts, expected in ((None, []), (["mine"], ["mine"])):
-        values = read_json(tmp_path / "imagen_config.json")
-        values |= {"sample_texts": texts} if texts else {}
-        given = _settings._overridden(values, replace(request, data="pictures", text=()), False)
-        assert given.get("sample_texts", []) == expected
+    request = replace(Request(**dict.fromkeys(Request.__dataclass_fields__)), data="pictures", text=(), quiet=True)
+    assert settle(request).config.sample_texts == []
+    values = read_json(tmp_path / "imagen_config.json")
+    Path("imagen_config.json").write_text(json.dumps({**values, "sample_texts": ["mine"]}))
+    assert settle(request).config.sample_texts == ["mine"]
 
 
 def test_makes_the_folder(run, tmp_path):
@@ -86,6 +85,12 @@ def test_shows_a_preset(run, tmp_path):
 def test_an_unknown_preset_lists_what_there_is(run):
     done = run("config", "--preset", "emojy")
     assert done.exit_code == 2 and 'did you mean "emoji"' in done.stderr and "default" in done.stderr
+
+
+def test_a_misspelt_preset_is_recognized_wherever_a_configuration_is_named(run):
+    for command in ("train", "profile"):
+        done = run(command, "--config", "emojy")
+        assert done.exit_code == 2 and 'did you mean "emoji"' in done.stderr
 
 
 def test_every_json_file_of_the_checkout_is_a_preset():

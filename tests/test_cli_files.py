@@ -6,7 +6,7 @@ import click
 import pytest
 from PIL import Image
 
-from imagen_pytorch.cli._files import check_picture_name, encoded, numbered, set_aside, slug, write_new
+from imagen_pytorch.cli._files import check_picture_name, encoded, next_free, set_aside, slug, write_new
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,19 @@ def test_nothing_is_replaced(tmp_path):
     paths = [write_new(text.encode(), tmp_path / "deep" / "a.b.png") for text in "xyz"]
     assert [path.name for path in paths] == ["a.b.png", "a.b-1.png", "a.b-2.png"]
     assert [path.read_text() for path in paths] == ["x", "y", "z"]
-    assert numbered(paths[0])[-1].name == "a.b-3.png"
+    assert next_free(paths[0]).name == "a.b-3.png"
+
+
+def test_the_end_of_a_long_row_of_names_is_found_quickly(tmp_path, monkeypatch):
+    """By halving: thousands of images of one caption do not ask for every name before."""
+    asked, taken = [], 5000
+    monkeypatch.setattr(
+        "imagen_pytorch.cli._files.os.path.lexists",
+        lambda path: asked.append(path) or path.stem == "x" or int(path.stem.split("-")[1]) < taken,
+    )
+    assert next_free(tmp_path / "x.png").name == "x-5000.png" and len(asked) < 40
+    for taken in range(1, 20):
+        assert next_free(tmp_path / "x.png").name == f"x-{taken}.png"
 
 
 def test_set_aside_renames_what_is_there(tmp_path):

@@ -22,7 +22,7 @@ from imagen_pytorch.cli._files import (
     check_place,
     encoded,
     listed_outputs,
-    numbered,
+    next_free,
     put_before_number,
     replace_file,
     set_aside,
@@ -43,7 +43,7 @@ def picture() -> bytes:
 
 def trace(path: Path) -> list[Path]:
     """As `imagen profile` does: a free name for another library, which opens it as usual."""
-    free = numbered(path)[-1]
+    free = next_free(path)
     check_place(free)
     free.write_bytes(b"{}")
     return [free]

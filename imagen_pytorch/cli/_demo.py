@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from ..signatures import ConfigError, read_json
 from ._data import caption_of, images_of, open_data
 from ._errors import USAGE, CommandFailed, say
-from ._files import check_place, replace_file, set_aside, slug, write_over
+from ._files import check_place, replace_file, set_aside, slug, tell, write_over
 from ._options import guidance_weight
 from ._presets import READY_MADE, find_config
 from ._program import program
@@ -342,7 +340,7 @@ class Demo(ABC):
             f"To train on your own {noun}s, add the path of their folder to\n"
             f"          {program()} train{config} --unet all --data"
         )
-        click.echo(next(iter(files)))
+        tell(next(iter(files)))
 
 
 def run(options: Options) -> int:

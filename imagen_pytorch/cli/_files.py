@@ -51,18 +51,26 @@ def slug(caption: str) -> str:
     return _DEVICES.sub(r"\1_", name, count=1) if _DEVICES.match(name) else name or "sample"
 
 
-def numbered(path: Path) -> list[Path]:
-    """The path itself, then with -1, -2 and so on after its stem, up to the first that does not exist.
+def next_free(path: Path) -> Path:
+    """The path itself or, if it exists, the first of its name with -1, -2 and so on after its stem that does not.
 
-    A link counts as a file that exists, also one that leads nowhere.
+    A link counts as a file that exists, also one that leads nowhere. The end of a long row is found by halving; a gap
+    in the row may be passed over.
     """
-    found = [path]
-    while os.path.lexists(found[-1]):
-        found.append(path.with_name(f"{path.stem}-{len(found)}{path.suffix}"))
-    return found
+
+    def name(number: int) -> Path:
+        return path.with_name(f"{path.stem}-{number}{path.suffix}") if number else path
+
+    taken, free = -1, 0
+    while os.path.lexists(name(free)):
+        taken, free = free, max(2 * free, 1)
+    while free - taken > 1:
+        middle = (taken + free) // 2
+        taken, free = (middle, free) if os.path.lexists(name(middle)) else (taken, middle)
+    return name(free)
 
 
-def tell(path: Path) -> None:
+def tell(path: str | Path) -> None:
     """Print where a result is: to programs the path as it is, on a terminal without characters that steer it."""
     click.echo(printable(path) if click.get_text_stream("stdout").isatty() else os.fsencode(path))
 
@@ -98,7 +106,7 @@ def write_new(contents: bytes, path: Path) -> Path:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for attempt in range(_ATTEMPTS):
-        free = numbered(path)[-1]
+        free = next_free(path)
         try:
             _create(contents, free)
         except FileExistsError:  # another process was faster
@@ -192,7 +200,7 @@ def check_place(path: Path) -> None:
 def set_aside(path: Path) -> None:
     """Rename a file, folder or link to the next free name, if there is one."""
     if os.path.lexists(path):
-        os.rename(path, numbered(path)[-1])
+        os.rename(path, next_free(path))
 
 
 # -- series of frames -------------------------------------------------------------------------------------------------

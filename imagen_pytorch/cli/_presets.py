@@ -90,7 +90,8 @@ def find_config(given: str | None, data: str | None = None) -> ConfigChoice:
         return ConfigChoice(Path(given), False)
     if given in preset_names():
         return ConfigChoice(preset_path(given), True)
+    hint = suggestion(given, preset_names())
     raise click.UsageError(
-        f"there is no configuration {given}; `imagen config --path {given}` writes one, and these are ready made: "
-        + ", ".join(preset_names())
+        f"there is no configuration {given}{hint}; `imagen config --path {given}` writes one, and these are ready "
+        f"made: {', '.join(preset_names())}"
     )

@@ -14,7 +14,7 @@ import click
 
 from ..signatures import ConfigError, parse, read_json
 from ._errors import say
-from ._files import check_place, numbered, tell
+from ._files import check_place, next_free, tell
 from ._memory import MemoryCheck
 from ._options import chosen_device
 from ._presets import find_config
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _MOST, _LONGEST = 15, 56
 #: what a report calls the spans that hold what no other one does
 _NAMES = {"step": "everything else", "backward": "rest of the backward pass", "update": "gradient norm and checks"}
-#: parts in the order of a step; the others are numbered and stand where the last word is
+#: parts in the order of a step; the others are next_free and stand where the last word is
 _ORDER = ("data", "text conditioning", "noise level", "stem", "down", "middle", "up", "head", "rest of the network",
           "loss", "backward", "update", "optimizer", "EMA", "step")  # fmt: skip
 
@@ -113,7 +113,7 @@ def _check_unet(cascade: Cascade, number: int) -> None:
 
     count = len(cascade.unets)
     if number > count:
-        raise click.UsageError(f"--unet {number}: the model has {count} U-Nets, numbered 1 to {count}")
+        raise click.UsageError(f"--unet {number}: the model has {count} U-Nets, next_free 1 to {count}")
     if is_null(cascade.unets[number - 1]):
         raise click.UsageError(f"--unet {number} is a NullUnet placeholder, which does nothing")
 
@@ -230,7 +230,7 @@ def run(request: Request) -> None:
         click.ClickException: anything that the user can put right.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its own talk on standard error
-    trace = numbered(Path(request.output) / "trace.json")[-1]
+    trace = next_free(Path(request.output) / "trace.json")
     check_place(trace)
     device = chosen_device(request.device)
     subject = _subject(request, device)

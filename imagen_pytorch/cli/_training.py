@@ -15,7 +15,7 @@ import click
 
 from ._data import informed, noun_of, open_data, open_or_adapt, stage_size, without_text
 from ._errors import MEMORY, CommandFailed, described, exit_code, say
-from ._files import encoded, set_aside, write_over
+from ._files import encoded, set_aside, tell, write_over
 from ._memory import MemoryCheck
 from ._metrics import MetricsLog
 from ._options import chosen_device
@@ -380,7 +380,7 @@ class Run:
             self.say(f"interrupted and saved; {self.how_to_go_on()}")
         else:
             self._say_what_is_next()
-        click.echo(self.checkpoint)
+        tell(self.checkpoint)
 
     def _say_what_is_next(self) -> None:
         from ..training.sampling import last_trained

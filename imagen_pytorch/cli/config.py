@@ -8,8 +8,10 @@ from pathlib import Path
 
 import click
 
+from ._errors import say
 from ._files import check_place, replace_file, tell
 from ._presets import DEFAULT, READY_MADE, USUAL, preset_names, preset_path
+from ._program import program
 
 #: what is edited first
 _EDIT = "dataset_name (a folder of images with captions), image_sizes, steps and sample_texts"
@@ -48,6 +50,6 @@ def config(path: str, force: bool, preset: str) -> None:
     name = READY_MADE if preset == DEFAULT else preset
     others = ", ".join(other for other in preset_names() if other not in (DEFAULT, name))
     shown = shlex.quote(str(target))
-    click.echo(f"a copy of the preset {name}; there are also {others} (--preset)", err=True)
-    click.echo(f"edit {_EDIT}; `imagen info {shown}` says what it costs", err=True)
-    click.echo(f"next: imagen train --config {shown}", err=True)
+    say(f"a copy of the preset {name}; there are also {others} (--preset)")
+    say(f"edit {_EDIT}; `{program()} info {shown}` says what it costs")
+    say(f"next: {program()} train --config {shown}")

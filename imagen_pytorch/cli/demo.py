@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ._options import SEED, PerStage, device_option, quiet_option
+from ._options import LARGEST_SCALE, SEED, PerStage, device_option, quiet_option
 
 
 @click.command(short_help="Train a small model on embedded data, and draw.")
@@ -24,7 +24,9 @@ from ._options import SEED, PerStage, device_option, quiet_option
     help="Another configuration, a file or the name of a ready-made one, such as moving-digits for videos; its data "
     "need captions.",
 )
-@click.option("--cond-scale", type=PerStage(float, 0), help="Guidance weight.  [default: the configuration's]")
+@click.option(
+    "--cond-scale", type=PerStage(float, 0, LARGEST_SCALE), help="Guidance weight.  [default: the configuration's]"
+)
 @click.option(
     "--judge",
     type=click.IntRange(min=0),

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ._options import SEED, USUAL_COND_SCALE, Caption, PerStage, device_option, quiet_option
+from ._options import LARGEST_SCALE, SEED, USUAL_COND_SCALE, Caption, PerStage, device_option, quiet_option
 
 COUNT, PERIOD = click.IntRange(min=1), click.IntRange(min=0)
 
@@ -96,7 +96,7 @@ class UnetChoice(click.ParamType):
 @click.option("--log-every", type=COUNT, metavar="N", default=50, show_default=True, help="Period of metrics.")
 @click.option(
     "--cond-scale",
-    type=PerStage(float, 0),
+    type=PerStage(float, 0, LARGEST_SCALE),
     help=f"Guidance of the samples.  [default: the model's own, else {USUAL_COND_SCALE:g}]",
 )
 @click.option(
