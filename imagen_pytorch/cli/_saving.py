@@ -114,7 +114,8 @@ class SavedRun:
         if self.taken() != self.saved_at:
             if self.lock is not None:
                 self.lock.check()
-            self.trainer.save(self.path, background=background, keep_previous=True, **self.extra)
+            later = background and not self.trainer.writes_folder(self.path)
+            self.trainer.save(self.path, background=later, keep_previous=True, **self.extra)
             self.saved_at = self.taken()
         elif not background:
             self.trainer.wait_for_saves()

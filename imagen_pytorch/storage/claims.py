@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import uuid
+import weakref
 from contextlib import suppress
 from typing import Any
 
-from .errors import CheckpointError, CheckpointNotWritten, reason
+from .errors import CheckpointError, CheckpointLocked, CheckpointNotWritten, reason
 from .holders import in_words, myself, taken
 from .remote import attempts, forget_listings
+
+#: all claims of this process that were not given up
+_CLAIMS: weakref.WeakSet[FolderClaim] = weakref.WeakSet()
 
 
 class FolderClaim:
@@ -51,6 +55,11 @@ class FolderClaim:
         except Exception as error:
             raise CheckpointNotWritten(f"cannot write to {self.place}: {reason(error)}") from error
         self._run = run
+        _CLAIMS.add(self)
+
+    def covers(self, fs: Any, path: str) -> bool:
+        """Whether a path lies in the claimed folder."""
+        return self.fs == fs and path.startswith(self.path.removesuffix("run.lock"))
 
     def check(self) -> None:
         """See that no other run has claimed the folder since; does nothing without a claim of one's own.
@@ -77,9 +86,28 @@ class FolderClaim:
     def release(self) -> None:
         """Give the claim up; a second call does nothing."""
         run, self._run = self._run, None
+        _CLAIMS.discard(self)
         if run is None:
             return
         with suppress(CheckpointError):
             if run.encode() in (self._read() or b""):
                 with suppress(Exception):  # a claim that stays harms nobody
                     self.fs.rm_file(self.path)
+
+
+def check_claims(fs: Any, path: str) -> None:
+    """See that this process still has the folder of a path, if it has claimed it; the last of its claims counts.
+
+    Raises:
+        CheckpointLocked: another run has claimed it since.
+        CheckpointNotWritten: nobody can tell.
+    """
+    refused = None
+    for claim in [claim for claim in list(_CLAIMS) if claim.covers(fs, path)]:
+        try:
+            claim.check()
+            return
+        except CheckpointLocked as error:
+            refused = error
+    if refused is not None:
+        raise refused

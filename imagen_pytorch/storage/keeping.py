@@ -8,7 +8,7 @@ import warnings
 from contextlib import suppress
 from typing import Any
 
-from .errors import CheckpointError
+from .errors import CheckpointError, CheckpointUnreachable
 from .outlines import read_outline
 from .own_files import is_own
 from .places import is_local
@@ -47,20 +47,27 @@ def _unreadable(fs: Any, path: str) -> CheckpointError | None:
             check_local(path)
         read_outline(path, fs=fs)
     except CheckpointError as error:
+        if isinstance(error, CheckpointUnreachable) and not is_local(fs):
+            raise  # a lost connection is no damage
         return error
     return None
 
 
 def set_aside(fs: Any, path: str, error: CheckpointError | str) -> str:
-    """Keep a file that cannot be read under another name, before something else is written in its place.
+    """Keep a file or folder that cannot be read under another name, before something else is written in its place.
 
     Trouble in reading is not always damage, so it is never thrown away. A warning says both names.
 
     Returns:
-        the new name; the old one is still there.
+        the new name. A file has its old one too, until something else is written there.
     """
     name = _aside_of(fs, path)
-    second_name(fs, path, name)
+    if kind_of(fs, path) != "directory":
+        second_name(fs, path, name)
+    elif is_local(fs):
+        os.rename(path, name)
+    else:
+        attempts(lambda: fs.copy(path, name, recursive=True))
     warnings.warn(f"{error}; {path} is kept as {name}", stacklevel=2)
     return name
 

@@ -26,6 +26,8 @@ from .remote import attempts, forget_listings, kind_of
 PLAIN = "state.pt"
 #: bytes of a manifest: about a million parts of tensors
 LARGEST = 256 << 20
+#: without and with a folder of its own for the files
+_FORMATS = ("sharded checkpoint 1", "sharded checkpoint 2")
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,22 @@ class File:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All files of a folder, and all tensors in them."""
+    """All files of a sharded checkpoint, and all tensors in them.
+
+    Attributes:
+        files: by their names.
+        tensors: by their paths.
+        folder: name of the folder beside the manifest that holds the files; empty where they lie beside it themselves.
+            In an object store each write has a folder of its own, and the manifest, one small object, names it.
+    """
 
     files: Mapping[str, File]
     tensors: Mapping[str, Entry]
+    folder: str = ""
+
+    def place(self, checkpoint: str) -> str:
+        """The folder with the files of the checkpoint in a folder."""
+        return f"{checkpoint}/{self.folder}" if self.folder else checkpoint
 
     def to_bytes(self) -> bytes:
         """As JSON, with a checksum of its own."""
@@ -78,7 +92,9 @@ class Manifest:
                 for name, entry in self.tensors.items()
             },
         }
-        return json.dumps({"format": "sharded checkpoint 1", "sha256": _digest(body), **body}).encode()
+        if self.folder:
+            body["folder"] = self.folder
+        return json.dumps({"format": _FORMATS["folder" in body], "sha256": _digest(body), **body}).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
@@ -89,11 +105,11 @@ class Manifest:
         """
         try:
             given = json.loads(data)
-            body = {"files": given["files"], "tensors": given["tensors"]}
-            if given["format"] != "sharded checkpoint 1" or given["sha256"] != _digest(body):
+            body = {name: given[name] for name in ("files", "tensors", "folder") if name in given}
+            if given["format"] != _FORMATS["folder" in body] or given["sha256"] != _digest(body):
                 raise CheckpointError("its manifest is damaged or of another version")
             files = {_plain_name(name): File(int(size), str(digest)) for name, size, digest in body["files"]}
-            names = list(files)
+            names, folder = list(files), _plain_name(body["folder"]) if "folder" in body else ""
             tensors = {
                 str(name): Entry(DTYPES[kind], tuple(shape), tuple(_part(row, names) for row in parts))
                 for name, (kind, shape, parts) in body["tensors"].items()
@@ -102,7 +118,7 @@ class Manifest:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError("its manifest cannot be decoded") from error
-        found = cls(files, tensors)
+        found = cls(files, tensors, folder)
         found.check()
         return found
 
@@ -190,7 +206,8 @@ def _read(fs: Any, folder: str) -> tuple[Manifest, dict[str, int]]:
         raise CheckpointMissing(f"there is no whole sharded checkpoint at {folder}: it has no {MANIFEST}")
     if attempts(lambda: fs.size(place)) > LARGEST:
         raise CheckpointError("its manifest is too large")
-    return Manifest.from_bytes(attempts(lambda: fs.cat_file(place))), sizes_in(fs, folder)
+    manifest = Manifest.from_bytes(attempts(lambda: fs.cat_file(place)))
+    return manifest, sizes_in(fs, manifest.place(folder))
 
 
 def read_manifest(fs: Any, folder: str) -> Manifest:

@@ -56,7 +56,7 @@ class ShardedCheckpoint:
         with tempfile.TemporaryDirectory() as temporary:
             paths = {}
             for name in names:
-                path = place = f"{self.folder}/{name}"
+                path = place = f"{self.manifest.place(self.folder)}/{name}"
                 if not is_local(self.fs):
                     path = os.path.join(temporary, name)
                     check_room(temporary, self.manifest.files[name].size)

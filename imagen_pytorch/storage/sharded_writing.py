@@ -14,27 +14,41 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from .claims import check_claims
 from .contents import plain_contents
 from .dtypes import DTYPES
-from .errors import CheckpointError, CheckpointNotWritten, reason
+from .errors import CheckpointError, CheckpointNotWritten, CheckpointUnreachable, reason
+from .keeping import previous_of, set_aside
+from .locks import check_locks
 from .manifest import PLAIN, Entry, File, Manifest, Part, read_manifest, sha256_of, sizes_in
+from .own_files import is_own, remember
 from .parts import local_part
 from .places import check_room, is_local, make_folder, parent_of, sync_folder
-from .reading import MANIFEST
-from .remote import attempts, kind_of, put_file
+from .reading import MANIFEST, is_sharded
+from .remote import attempts, forget_listings, kind_of, put_file
+from .sharded import ShardedCheckpoint
 from .writing import write_checkpoint
 
 _PARTIAL = re.compile(r"^\.(.+)\.[0-9a-f]{8}\.partial$")
+#: what earlier writes to an object store left in its folder; everything else there belongs to others
+_OURS = re.compile(r"^(shards-[0-9a-f]{12}|__\d+_\d+\.distcp|\.metadata|state\.pt)$")
 
 
 def write_sharded(
-    fs: Any, folder: str, tensors: Mapping[str, Tensor], plain: Mapping[str, Any], group: Any = None
+    fs: Any,
+    folder: str,
+    tensors: Mapping[str, Tensor],
+    plain: Mapping[str, Any],
+    group: Any = None,
+    overwrite: bool = True,
+    keep_previous: bool = False,
 ) -> None:
     """Write a folder that `read_sharded` reads. All processes of the group call it; an error on one is raised on all.
 
-    Each process writes what it holds. Locally everything goes into a folder beside, which gets its name in the end; on
-    an object store the manifest, which comes last, is what makes the folder a checkpoint. So a process that dies leaves
-    nothing that is taken for whole, and other checkpoints as they were.
+    Each process writes what it holds. Locally everything goes into a folder beside, which gets its name in the end. On
+    an object store it goes into a folder of its own in the checkpoint's, and then the manifest, one small object, names
+    that one instead of the one before. So a process that dies leaves nothing that is taken for whole, and the
+    checkpoint before as it was.
 
     Args:
         fs: fsspec filesystem; a local one has to be shared by all machines that take part.
@@ -43,25 +57,32 @@ def write_sharded(
             that are the same on every process.
         plain: tensors and plain containers for the rest; that of the first process is written.
         group: process group; by default all processes. On GPUs one of the kind "gloo" costs them nothing.
+        overwrite: whether a checkpoint that is there may be replaced.
+        keep_previous: leave the checkpoint that is replaced as ``<folder>.previous``. One that cannot be read does not
+            take that name: it is kept as ``<folder>.unreadable``, and a warning says so.
 
     Raises:
         TypeError: something else than tensors, or plain contents that are not plain.
-        CheckpointNotWritten: it could not be written.
+        CheckpointLocked: another run has taken a lock that this process held for the place.
+        CheckpointNotWritten: something is there that may not be replaced, or it could not be written.
     """
     processes = _Processes(group)
     folder = folder.rstrip("/")
+    if is_local(fs):
+        folder = os.path.realpath(folder)
     needed = processes.each(lambda: _check(fs, tensors, plain))
-    where = processes.first(lambda: _prepare(fs, folder, sum(needed)))
+    where = processes.first(lambda: _prepare(fs, folder, sum(needed), overwrite))
     try:
         with tempfile.TemporaryDirectory() as temporary:
             place = where if is_local(fs) else temporary
             metadata = _save(place, tensors, processes)
             written = processes.each(lambda: _finish_files(fs, place, where, plain, processes.rank))
         files = {name: file for found in written for name, file in found.items()}
-        processes.first(lambda: _commit(fs, where, folder, Manifest(files, _entries(metadata))))
+        commit = _commit_local if is_local(fs) else _commit_remote
+        processes.first(lambda: commit(fs, where, folder, files, _entries(metadata), keep_previous))
     except BaseException:
-        if processes.rank == 0 and is_local(fs):
-            with suppress(OSError):
+        if processes.rank == 0:
+            with suppress(Exception):  # what cannot be removed now is removed by a later write
                 fs.rm(where, recursive=True)
         raise
 
@@ -112,21 +133,37 @@ def _check(fs: Any, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> 
     return needed
 
 
-def _prepare(fs: Any, folder: str, needed: int) -> str:
+def _prepare(fs: Any, folder: str, needed: int, overwrite: bool) -> str:
     """The folder where everything goes for now."""
     outer, name = parent_of(folder), folder.rsplit("/", 1)[-1]
+    kind = kind_of(fs, folder)
+    whole = kind == "directory" and is_sharded(fs, folder)
+    if whole and not overwrite:
+        raise CheckpointNotWritten(f"{folder} exists already; allow overwrite=True or choose another path")
+    if kind is not None and not whole and (kind != "directory" or _has_others(fs, folder)):
+        raise CheckpointNotWritten(f"could not write {folder}: what is there is no checkpoint; choose another name")
     make_folder(fs, outer)
-    if is_local(fs):
-        check_room(outer or ".", needed)
-        where = os.path.join(outer, f".{name}.{uuid.uuid4().hex[:8]}.partial")
+    if not is_local(fs):
+        where = f"{folder}/shards-{uuid.uuid4().hex[:12]}"
         make_folder(fs, where)
         return where
-    if kind_of(fs, folder) is not None:
-        if kind_of(fs, f"{folder}/{MANIFEST}") is not None:
-            fs.rm_file(f"{folder}/{MANIFEST}")  # first, so that no mixture is ever taken for whole
-        fs.rm(folder, recursive=True)
-    make_folder(fs, folder)
-    return folder
+    check_locks(folder)
+    check_room(outer or ".", needed)
+    where = os.path.join(outer, f".{name}.{uuid.uuid4().hex[:8]}.partial")
+    make_folder(fs, where)
+    return where
+
+
+def _has_others(fs: Any, folder: str) -> bool:
+    """Whether a folder that is no checkpoint holds anything that a write that was not finished did not leave there."""
+    return any(not _OURS.match(name) for name in _names_in(fs, folder))
+
+
+def _names_in(fs: Any, folder: str) -> list[str]:
+    forget_listings(fs, folder)
+    listed = attempts(lambda: fs.ls(folder, detail=False))
+    paths = [str(path).rstrip("/") for path in listed]
+    return [path.rsplit("/", 1)[-1] for path in paths if path != folder]  # some stores list the folder in itself
 
 
 def _save(place: str, tensors: Mapping[str, Tensor], processes: _Processes) -> Any:
@@ -177,8 +214,8 @@ def _entries(metadata: Any) -> dict[str, Entry]:
     return found
 
 
-def _commit(fs: Any, where: str, folder: str, manifest: Manifest) -> None:
-    """Write the manifest and, locally, give the folder its name."""
+def _complete(fs: Any, where: str, manifest: Manifest) -> bytes:
+    """The manifest of files that have all arrived, as it is written."""
     manifest.check()
     sizes = sizes_in(fs, where)
     lost = [name for name, file in manifest.files.items() if sizes.get(name) != file.size]
@@ -187,22 +224,97 @@ def _commit(fs: Any, where: str, folder: str, manifest: Manifest) -> None:
             f"{', '.join(lost)} did not arrive whole in {where}: all processes must see the same folder; with several "
             "machines checkpoint_path has to be on a shared disk or an object store"
         )
-    if not is_local(fs):
-        attempts(lambda: fs.pipe_file(f"{where}/{MANIFEST}", manifest.to_bytes()))
-        return
+    return manifest.to_bytes()
+
+
+def _commit_local(
+    fs: Any, where: str, folder: str, files: Mapping[str, File], entries: Mapping[str, Entry], keep_previous: bool
+) -> None:
+    """Write the manifest and give the folder its name."""
+    data = _complete(fs, where, Manifest(files, entries))
     with open(os.path.join(where, MANIFEST), "wb") as file:
-        file.write(manifest.to_bytes())
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     sync_folder(where)
+    check_locks(folder)
+    removed = []
     if os.path.exists(folder):
-        aside = where.rsplit(".", 2)[0] + f".{uuid.uuid4().hex[:8]}.partial"
-        os.rename(folder, aside)
-        os.rename(where, folder)
-        fs.rm(aside, recursive=True)
-    else:
-        os.rename(where, folder)
+        error = _unreadable(fs, folder)
+        if error is not None:
+            set_aside(fs, folder, error)
+        else:
+            removed.append(_partial(where))
+            os.rename(folder, removed[0])
+    os.rename(where, folder)
+    remember(folder)
+    if removed and keep_previous:
+        before = previous_of(folder)
+        if os.path.lexists(before):
+            removed.append(_partial(where))
+            os.rename(before, removed[1])
+        os.rename(removed.pop(0), before)
+    for name in removed:
+        fs.rm(name, recursive=True)
     sync_folder(parent_of(folder))
+
+
+def _partial(where: str) -> str:
+    """Another name for a folder that is on its way."""
+    return where.rsplit(".", 2)[0] + f".{uuid.uuid4().hex[:8]}.partial"
+
+
+def _unreadable(fs: Any, folder: str) -> CheckpointError | None:
+    """Why a folder is no checkpoint that can be read; None if it is one, or empty."""
+    try:
+        if is_sharded(fs, folder):
+            checkpoint = ShardedCheckpoint(fs, folder)
+            if is_local(fs) and not is_own(folder):  # what this process wrote is believed, anything else read once
+                checkpoint.verify()
+    except CheckpointError as error:
+        if isinstance(error, CheckpointUnreachable) and not is_local(fs):
+            raise CheckpointNotWritten(f"could not write {folder}: {error}") from error  # no damage
+        return error
+    return None
+
+
+def _commit_remote(
+    fs: Any, where: str, folder: str, files: Mapping[str, File], entries: Mapping[str, Entry], keep_previous: bool
+) -> None:
+    """Name the new files in the manifest, which is one object, and remove those before."""
+    own = where.rsplit("/", 1)[-1]
+    data = _complete(fs, where, Manifest(files, entries, own))
+    check_claims(fs, folder)
+    error = _unreadable(fs, folder)
+    if error is not None:
+        set_aside(fs, folder, error)
+    elif keep_previous and is_sharded(fs, folder):
+        _copy(fs, folder, previous_of(folder))
+    attempts(lambda: fs.pipe_file(f"{folder}/{MANIFEST}", data))
+    _remove_all_but(fs, folder, own)
+
+
+def _copy(fs: Any, folder: str, other: str) -> None:
+    """Copy a checkpoint in an object store to another folder; what is there is replaced when all has arrived."""
+    before = read_manifest(fs, folder)
+    own = f"shards-{uuid.uuid4().hex[:12]}"
+    for name in before.files:
+        attempts(lambda name=name: fs.cp_file(f"{before.place(folder)}/{name}", f"{other}/{own}/{name}"))
+    copied = Manifest(before.files, before.tensors, own)
+    data = _complete(fs, copied.place(other), copied)
+    attempts(lambda: fs.pipe_file(f"{other}/{MANIFEST}", data))
+    _remove_all_but(fs, other, own)
+
+
+def _remove_all_but(fs: Any, folder: str, own: str) -> None:
+    """Remove what other writes left in a folder of an object store; what cannot be removed is named in a warning."""
+    try:
+        for name in _names_in(fs, folder):
+            if name != own and _OURS.match(name):
+                with suppress(FileNotFoundError):  # a folder without files is nothing in some stores
+                    fs.rm(f"{folder}/{name}", recursive=True)
+    except Exception as error:  # every store has errors of its own; the new checkpoint is safe
+        warnings.warn(f"cannot remove old files in {folder}: {reason(error)}", stacklevel=2)
 
 
 def remove_unfinished(fs: Any, parent: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from .contents import nonfinite_tensors
 from .errors import CheckpointError, CheckpointMissing, CheckpointUnreachable, reason
 from .keeping import set_aside
 from .locks import lock_of_folder
-from .places import locate, make_folder
+from .places import is_local, locate, make_folder
 from .reading import MANIFEST, is_sharded, read_checkpoint
 from .remote import attempts, forget_listings, kind_of
 from .writing import write_checkpoint
@@ -174,13 +175,22 @@ class CheckpointStore:
             CheckpointLocked: another run has taken the folder over since `lock`.
             CheckpointNotWritten: it could not be written; nothing was removed.
         """
-        self.check_lock()
         path = self.path(steps)
-        if path in self._damaged and kind_of(self.fs, path) == "file":
-            set_aside(self.fs, path, f"{path} could not be read")
+        self.make_way(path)
         write_checkpoint(contents, path, self.fs)
         self.wrote(path)
         return path
+
+    def make_way(self, path: str) -> None:
+        """See that this run may write a file or folder here, and set aside what `read` could not read there.
+
+        Raises:
+            CheckpointLocked: another run has taken the folder over since `lock`.
+        """
+        self.check_lock()
+        if path in self._damaged and kind_of(self.fs, path) is not None:
+            set_aside(self.fs, path, f"{path} could not be read")
+        self._damaged.discard(path)
 
     def wrote(self, path: str) -> None:
         """Take note of a checkpoint that was just written, a file or a folder, and remove those beyond ``keep``."""
@@ -226,6 +236,9 @@ class CheckpointStore:
         self._damaged.discard(found.path)
 
     def _remove_folder(self, path: str) -> None:
+        if is_local(self.fs) and os.path.islink(path):
+            os.remove(path)  # what it points to belongs to others
+            return
         if is_sharded(self.fs, path):
             self.fs.rm_file(f"{path}/{MANIFEST}")  # first, so that what is left of it never counts as whole
         self.fs.rm(path, recursive=True)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .claims import check_claims
 from .contents import plain_contents, room_for, size_of
 from .errors import CheckpointError, CheckpointLocked, CheckpointNotWritten, reason
 from .keeping import keep, publish
@@ -50,6 +51,7 @@ def _write_remote(plain: Mapping[str, Any], fs: Any, path: str, keep_previous: b
     """Write locally, then create the object in one piece: an error before that leaves the old object as it was."""
     with temporary_file(tempfile.gettempdir()) as file:
         _fill(plain, file, path)
+        check_claims(fs, path)  # filling takes minutes for large files
         if keep_previous:
             keep(fs, path)
         put_file(fs, file.name, path)

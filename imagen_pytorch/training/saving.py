@@ -130,27 +130,39 @@ class TrainerCheckpoints:
             unet_number: keep only this U-Net in the file, to be joined with others by loading one after another.
             background: copy the state now and write it while training goes on; what goes wrong there is raised by the
                 next update, save or `wait_for_saves`. One file is written at a time, and the process does not end
-                before it is whole.
-            keep_previous: leave the file that is replaced as ``<stem>.previous<suffix>``.
+                before it is whole. Not for a folder that all processes write together, see `writes_folder`.
+            keep_previous: leave the file or folder that is replaced as ``<stem>.previous<suffix>``.
             extra: further entries, tensors and plain containers.
 
         Raises:
-            ValueError: an entry with a name that is taken.
+            ValueError: an entry with a name that is taken, or ``background`` for a folder.
             TypeError: an entry that is not plain.
             CheckpointNotWritten: the file exists and must not be replaced, or it cannot be written.
         """
         numbers = None if unet_number is None else [self.validate_unet_number(unet_number)]
+        if background and self.writes_folder(path):
+            raise ValueError(
+                f"background=True is not for {path}: all processes write this folder together and at once; give the "
+                "path a suffix such as .pt, or pass background=False"
+            )
         contents = self._contents(numbers, not without_optim_and_sched, extra)
         with self._save_errors():
             self._refuse_ruined(path)
-            if self.processes.sharded and not os.path.splitext(str(path))[1]:
+            if self.writes_folder(path):
+                self._writer.wait()
                 fs, place = locate(path, self._fs, self._fs_kwargs)
-                write_sharded(fs, place, *split_shared(contents))
+                kept = {"overwrite": overwrite, "keep_previous": keep_previous}
+                write_sharded(fs, place, *split_shared(contents), **kept)
                 return
             contents = self.state.whole(contents, keep=self.processes.is_main)
             if self.processes.is_main:
                 target = (path, self._fs, self._fs_kwargs, overwrite, keep_previous)
                 self._write(contents, lambda held: write_checkpoint(held, *target), background)
+
+    def writes_folder(self, path: str | Path) -> bool:
+        """Whether `save` makes a path a folder that all processes write together: weights that are shared out, and a
+        path without a suffix."""
+        return self.processes.sharded and not os.path.splitext(str(path))[1]
 
     def _refuse_ruined(self, path: str | Path) -> None:
         """See that the state is worth writing; where the weights are shared out, all processes call this.
@@ -320,7 +332,7 @@ class TrainerCheckpoints:
     def _write_shards(self, folder: CheckpointStore, path: str) -> None:
         self.processes.from_main(folder.lock)
         tensors, rest = split_shared(self._contents(None, True, {}))
-        self.processes.from_main(folder.check_lock)
+        self.processes.from_main(lambda: folder.make_way(path))
         write_sharded(folder.fs, path, tensors, rest)
         if self.processes.is_main:
             folder.wrote(path)
