@@ -396,7 +396,7 @@ def test_too_many_bad_pictures_stop_the_run(nursery, tmp_path):
     child = held(nursery, folder, 2, *TRAIN, "--save-every", 0)
     cut(folder, range(10))
     (folder / "go").touch()
-    one_line(child.result(), 3, " of 40 pictures", "max_skipped_share", "skipped.jsonl")
+    one_line(child.result(), 3, " of 40 pictures", "max_skipped_share", "entry of the configuration", "skipped.jsonl")
     assert 2 < steps(folder / "imagen.pt") < TOTAL and 2 < len(listed(folder)) <= 10
     kept = (folder / "imagen.pt").read_bytes()
     for number in range(10):

@@ -10,6 +10,7 @@ import pytest
 from train_toys import UNET, enter, imagen, metrics, refused, steps, succeed, write_config
 
 from imagen_pytorch.checkpoint import read_checkpoint
+from imagen_pytorch.storage import write_checkpoint
 
 ONE = {"unets": [UNET], "image_sizes": [8]}
 
@@ -132,6 +133,33 @@ def test_a_damaged_one_before_is_never_replaced_by_a_fresh_start(folder):
     Path("imagen.previous.pt").write_bytes(b"PK nonsense")
     refused(imagen("train", "--steps", 1, "--quiet"), 4, "imagen.previous.pt", "move it away to start afresh")
     assert Path("imagen.previous.pt").read_bytes() == b"PK nonsense" and not Path("imagen.pt").exists()
+
+
+def test_the_one_before_is_taken_if_the_newest_holds_weights_that_are_not_finite(folder):
+    succeed("train", "--steps", 3, "--save-every", 1)
+    contents = read_checkpoint("imagen.pt")
+    next(iter(contents["model"].values())).fill_(float("nan"))
+    write_checkpoint(contents, "imagen.pt")
+    done = succeed("train", "--max-steps", 4)
+    assert "NaN or infinite" in done.stderr and "imagen.previous.pt is taken instead" in done.stderr
+    assert steps() == [4]
+
+
+def test_a_checkpoint_of_another_meaning_is_taken_if_that_is_asked_for(folder):
+    succeed("train", "--steps", 1)
+    write_config(model={**ONE, "sigma_data": 0.7})
+    done = imagen("train", "--steps", 1, "--quiet")
+    refused(done, 4, "sigma_data: 0.7 (the checkpoint has 0.5)", "--allow-mismatch goes on with what fits")
+    done = succeed("train", "--steps", 1, "--allow-mismatch")
+    assert "\nsigma_data: 0.7 (the checkpoint has 0.5)\n" in done.stderr and done.stdout == "imagen.pt\n"
+
+
+def test_every_difference_is_a_line_of_talk(folder):
+    """Also what is taken from the checkpoint; nothing of it is on standard output."""
+    succeed("train", "--steps", 1)
+    done = succeed("train", "--steps", 1, "--lr", "5e-4")
+    assert "lr" in done.stderr and "0.0005 (the checkpoint has 0.001)" in done.stderr
+    assert done.stdout == "imagen.pt\n"
 
 
 def test_a_checkpoint_of_another_model_is_taken_if_that_is_asked_for(folder):

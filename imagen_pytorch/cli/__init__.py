@@ -143,7 +143,8 @@ def main(context: click.Context) -> None:
     imagen sample "a 3d render of a bear on a white background"    draw with the newest model
 
     Results go to standard output, messages to standard error. Exit codes: 0 done, 1 failed, 2 usage, 3 data unusable,
-    4 checkpoint unusable, 5 out of memory, 130 or 143 interrupted and saved.
+    4 checkpoint unusable, 5 out of memory; interrupted and saved: 130 by Ctrl-C, 143 by SIGTERM, 129 as the terminal
+    closed, 141 as a pipe closed.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())

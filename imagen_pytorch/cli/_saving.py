@@ -98,7 +98,8 @@ class SavedRun:
             contents = self.trainer.load(found, strict=strict) or {}
         except CheckpointError as error:
             hint = f"cannot go on from {self.path} (--checkpoint names another file to train in)"
-            raise CommandFailed(f"{hint}: {described(error)}", exit_code(error)) from error
+            reason = described(error).replace("strict=False loads what fits", "--allow-mismatch goes on with what fits")
+            raise CommandFailed(f"{hint}: {reason}", exit_code(error)) from error
         self.began_at = self.saved_at = self.taken()
         self._say(f"going on from {found} after {self.taken()} steps")
         return contents
