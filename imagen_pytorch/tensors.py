@@ -190,11 +190,27 @@ def token_mask(mask: Tensor, name: str) -> Bool[Tensor, "*shape"]:
         ValueError: other numbers; the message names the argument. In masks that attention layers of other libraries add
             to logits, of 0 and -inf, 0 is the token that counts.
     """
-    if mask.dtype == torch.bool or torch.compiler.is_compiling():
+    fits = (
+        "true (1) where a token counts and false (0) at padding, got other numbers; of a mask that is added to logits, "
+        "with 0 where a token counts and -inf at padding, pass mask == 0"
+    )
+    return truth_of(mask, name, fits)
+
+
+def truth_of(mask: Tensor, name: str, fits: str) -> Bool[Tensor, "*shape"]:
+    """The numbers 0 and 1 as truth values.
+
+    Whole numbers on an accelerator are not looked at, because every training step would wait.
+
+    Args:
+        fits: what the error says that the argument must be.
+
+    Raises:
+        ValueError: other numbers; the message names the argument.
+    """
+    unseen = mask.is_meta or (mask.device.type != "cpu" and not mask.is_floating_point())
+    if mask.dtype == torch.bool or unseen or torch.compiler.is_compiling():
         return mask.bool()
     if not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError(
-            f"{name} must be true (1) where a token counts and false (0) at padding, got other numbers; of a mask that "
-            "is added to logits, with 0 where a token counts and -inf at padding, pass mask == 0"
-        )
+        raise ValueError(f"{name} must be {fits}")
     return mask.bool()

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from cascade_toys import KINDS, cascade, clips, pictures, sample, text, unchecked, video_cascade
+from cascade_toys import KINDS, cascade, clips, pictures, sample, text, video_cascade
 
 from imagen_pytorch import ImagenTrainer
 from imagen_pytorch.cascade.counting import images_of
@@ -88,8 +88,7 @@ def test_pieces_count_what_the_whole_counts():
 @pytest.mark.parametrize("seed", [3, np.int64(3), 3.0, torch.tensor(3), np.array([3, 4, 5, 6]), [3, 4, 5, 6]])
 def test_pieces_have_the_noise_of_the_whole_for_every_kind_of_seed(seed):
     model = cascade(condition_on_text=False)
-    with unchecked():
-        pieces = sample(model, batch_size=4, seed=seed, max_batch_size=2)
+    pieces = sample(model, batch_size=4, seed=seed, max_batch_size=2)
     torch.testing.assert_close(pieces, sample(model, batch_size=4, seed=3), rtol=0, atol=1e-5)
     assert not torch.allclose(pieces[:2], pieces[2:], atol=1e-3)
 
@@ -97,8 +96,7 @@ def test_pieces_have_the_noise_of_the_whole_for_every_kind_of_seed(seed):
 @pytest.mark.parametrize("fps", [8.0, torch.tensor(8.0), torch.tensor([8.0]), [8.0], [8.0, 8.0, 8.0], np.array(8.0)])
 def test_pieces_take_every_kind_of_frame_rate(fps):
     model = video_cascade(condition_on_text=False)
-    with unchecked():
-        pieces = sample(model, batch_size=3, video_frames=2, fps=fps, max_batch_size=2)
+    pieces = sample(model, batch_size=3, video_frames=2, fps=fps, max_batch_size=2)
     torch.testing.assert_close(pieces, sample(model, batch_size=3, video_frames=2, fps=8), rtol=0, atol=1e-5)
 
 
@@ -182,9 +180,8 @@ def test_threads_sample_as_one_would_and_leave_the_model_as_it_was(kind, precisi
     def call(seed):
         return lambda: model.sample(seed=seed, precision=precision, steps=6, use_tqdm=False, batch_size=2)
 
-    with unchecked():
-        alone = [call(seed)() for seed in range(4)]
-        together = in_threads([call(seed) for seed in range(4)])
+    alone = [call(seed)() for seed in range(4)]
+    together = in_threads([call(seed) for seed in range(4)])
     assert all(torch.equal(*pair) for pair in zip(alone, together, strict=True))
     assert [part.training for part in model.modules()] == modes
     for name, item in model.named_parameters():
@@ -201,9 +198,8 @@ def test_threads_sample_averages_and_weights_of_one_trainer():
     def call(raw):
         return lambda: trainer.sample(seed=1, steps=6, use_tqdm=False, use_non_ema=raw)
 
-    with unchecked():
-        alone = [call(raw)() for raw in (True, False)]
-        together = in_threads([call(raw) for raw in (True, False) * 3])
+    alone = [call(raw)() for raw in (True, False)]
+    together = in_threads([call(raw) for raw in (True, False) * 3])
     assert not torch.equal(*alone)
     assert all(torch.equal(made, alone[index % 2]) for index, made in enumerate(together))
     assert list(trainer.imagen.unets) == weights and averages[0] is not weights[0]
@@ -236,8 +232,7 @@ def test_double_precision_is_not_asked_of_devices_without_it():
         def double(self):
             raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
 
-    with unchecked():
-        apart = Elsewhere()
-        assert widest(apart) is apart
-        assert widest(torch.zeros(1), torch.device("mps")).dtype == torch.float32
+    apart = Elsewhere()
+    assert widest(apart) is apart
+    assert widest(torch.zeros(1), torch.device("mps")).dtype == torch.float32
     assert widest(torch.zeros(1)).dtype == torch.float64

@@ -9,22 +9,11 @@ import numpy as np
 import pytest
 import torch
 from cascade_toys import KINDS, cascade, clips, pictures, sample, text, unet, video_cascade
-from jaxtyping import config
 
 from imagen_pytorch.diffusion.schedules import SCHEDULES
 from imagen_pytorch.imagen import ElucidatedImagen, Imagen
 from imagen_pytorch.images import as_size
 from imagen_pytorch.tensors import seeded, seeds_of
-
-
-@pytest.fixture(autouse=True)
-def unchecked_annotations():
-    """Callers have no checks of annotations."""
-    before = config.jaxtyping_disable
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", before)
-
 
 NAN, INF, HUGE = float("nan"), math.inf, 10**30
 BAD = [NAN, INF, -INF, "3", 1e308, -1e308, {}, b"1"]

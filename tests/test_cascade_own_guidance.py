@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cascade_toys import KINDS, cascade, sample, text, unchecked
+from cascade_toys import KINDS, cascade, sample, text
 
 from imagen_pytorch.configs import ImagenConfig
 from imagen_pytorch.diffusion.guidance import GUIDANCE
@@ -68,7 +68,7 @@ def test_own_guidance_from_a_configuration():
     ],
 )
 def test_impossible_own_guidance_is_refused_when_the_model_is_made(kind, options, error, sentence):
-    with unchecked(), pytest.raises(error, match=sentence):
+    with pytest.raises(error, match=sentence):
         cascade(kind, **options)
 
 

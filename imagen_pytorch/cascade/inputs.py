@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..images import as_float
+from ..tensors import token_mask, truth_of
 from .limits import check_number
 from .stage import takes_pictures
 
@@ -174,22 +175,6 @@ def image_mask(given: Any, name: str = "inpaint_masks") -> Tensor:
     return mask.bool() if high <= 1 else mask >= 128
 
 
-def flags(given: Any, name: str, hint: str = "") -> Tensor:
-    """A mask of items as booleans, from booleans or the numbers 0 and 1.
-
-    Whole numbers on an accelerator are not looked at, because every training step would wait.
-
-    Raises:
-        TypeError: neither tensor nor array.
-        ValueError: other numbers.
-    """
-    mask = as_tensor(given, name)
-    unseen = mask.is_meta or (mask.device.type != "cpu" and not mask.is_floating_point())
-    if mask.dtype != torch.bool and not unseen and not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError(f"{name} must be booleans, or the numbers 0 and 1{hint}")
-    return mask.bool()
-
-
 def independent(given: Any, batch: int) -> bool | Tensor:
     """``ignore_time`` as a boolean, or as booleans of all clips.
 
@@ -199,10 +184,10 @@ def independent(given: Any, batch: int) -> bool | Tensor:
     """
     if given is None or isinstance(given, bool | np.bool_):
         return bool(given)
-    mask = flags(given, "ignore_time")
+    mask = as_tensor(given, "ignore_time")
     if mask.shape != (batch,):
         raise ValueError(f"ignore_time must be True, False or ({batch},) of them, got {tuple(mask.shape)}")
-    return mask
+    return truth_of(mask, "ignore_time", "booleans, or the numbers 0 and 1")
 
 
 def text_mask(text_embeds: Tensor, given: Any) -> Tensor:
@@ -217,8 +202,7 @@ def text_mask(text_embeds: Tensor, given: Any) -> Tensor:
     mask = as_tensor(given, "text_masks")
     if mask.shape != text_embeds.shape[:2]:
         raise ValueError(f"text_masks must be {tuple(text_embeds.shape[:2])}, got {tuple(mask.shape)}")
-    hint = ", 1 at the tokens that count; a mask that attention adds (0 and -inf) is text_masks == 0 here"
-    return flags(mask, "text_masks", hint)
+    return token_mask(mask, "text_masks")
 
 
 # -- the door of sample() ---------------------------------------------------------------------------------------------
