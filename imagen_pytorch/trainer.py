@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .cascade.batch import TrainingBatch
 from .cascade.cascade import Cascade
+from .cascade.inputs import as_tensor
 from .cascade.placement import compile_once, evaluating
 from .checkpoint import described_model
 from .storage import read_checkpoint
@@ -23,7 +24,7 @@ from .training.data import TrainerData
 from .training.ema import make_average, standing_in
 from .training.identity import facts_of_model
 from .training.lane import Lane
-from .training.loaders import BatchStream, as_tensors, named_batch
+from .training.loaders import BatchStream, named_batch
 from .training.options import forwarded, warn_of_lion
 from .training.precision import Precision, chosen_precision
 from .training.processes import Processes, Rows, lost_connections_named, without_sync
@@ -262,10 +263,10 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
                 is that of the whole.
 
         Raises:
-            ValueError: as `Cascade.training_batch`; nothing of the batch is added then.
+            ValueError, TypeError: as `Cascade.training_batch`; nothing of the batch is added then.
         """
         data = {
-            "images": images,
+            "images": as_tensor(images, "images"),
             "texts": texts,
             "text_embeds": text_embeds,
             "text_masks": text_masks,
@@ -290,7 +291,6 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         self, data: Mapping[str, Any], number: int, generator: torch.Generator | None, rows: Rows
     ) -> TrainingBatch:
         """A part of a batch, with the draws that one process would make for it if it had the whole."""
-        data = as_tensors(data)
         share = generator and Share(generator, rows.first, len(data["images"]), rows.total)
         return self.imagen.training_batch(**data, unet_number=number, generator=share)
 

@@ -274,10 +274,15 @@ def test_embeddings_in_the_second_place_are_the_caption(kind):
         model(pictures(), embeds, text_embeds=embeds)
 
 
-def test_a_trainer_takes_embeddings_in_the_second_place():
-    trainer = ImagenTrainer(cascade(), verbose=False, seed=0)
-    again = ImagenTrainer(cascade(), verbose=False, seed=0)
-    assert trainer(pictures(), text()) == again(pictures(), text_embeds=text())
+def test_a_trainer_takes_embeddings_in_the_second_place_and_arrays():
+    trainer, again, third = (ImagenTrainer(cascade(), verbose=False, seed=0) for _ in range(3))
+    expected = again(pictures(), text_embeds=text())
+    assert trainer(pictures(), text()) == expected
+    mask = np.ones((2, 3), dtype=bool)
+    assert third(pictures().numpy(), text_embeds=text().numpy(), text_masks=mask) == expected
+    for wrong in (Image.new("RGB", (8, 8)), [Image.new("RGB", (8, 8))], 3):
+        with pytest.raises(TypeError, match="images must be a tensor or a NumPy array"):
+            trainer(wrong, text())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -29,6 +29,7 @@ CODES = {
     "NoFileSystem": USAGE,
     "PackageMissing": USAGE,
     "DataError": DATA,
+    "SampleNotFinite": CHECKPOINT,
     "OutOfMemoryError": MEMORY,
     "MemoryError": MEMORY,
     "FileNotFoundError": USAGE,

@@ -63,11 +63,6 @@ def is_texts(value: Any) -> bool:
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(item, str) for item in value)
 
 
-def as_tensors(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments with arrays as tensors."""
-    return {name: torch.as_tensor(item) if isinstance(item, np.ndarray) else item for name, item in arguments.items()}
-
-
 def make_loader(dataset: Any, batch_size: int, seed: int, **options: Any) -> DataLoader:
     """A ``DataLoader`` whose order depends on ``seed`` and epoch alone, and whose items' random draws do likewise.
 
