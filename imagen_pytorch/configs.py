@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Optional, Union, get_type_hints
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 from torch.utils.data import DataLoader
 
 from .cascade.cascade import Cascade
@@ -230,9 +240,84 @@ class ImagenTrainerConfig(TrainerOptions):  # type: ignore[misc, valid-type]
         return self.target(self.imagen.create(), **options)
 
 
+# -- data -------------------------------------------------------------------------------------------------------------
+
+
 def loader_arguments() -> frozenset[str]:
     """The names of the arguments of torch's ``DataLoader``."""
     return frozenset(inspect.signature(DataLoader).parameters) - {"dataset"}
+
+
+#: what the annotations of scalar arguments consist of
+_SCALARS = {"int": int, "float": float, "bool": bool, "str": str, "None": None, "Optional": Optional, "Union": Union}
+
+#: arguments of the loader whose annotations tell less than what they take
+_LOADER = {
+    "batch_size": Annotated[int, Field(ge=1)],
+    "multiprocessing_context": Literal["fork", "spawn", "forkserver"] | None,
+    "num_workers": Annotated[int, Field(ge=0, le=1024)],
+    "prefetch_factor": Annotated[int, Field(ge=1, le=1024)] | None,
+    "timeout": Annotated[float, Field(ge=0)],
+}
+
+
+class _DatasetOptions(Configuration):
+    """The entries of ``dataset``: values of the very type, for there is no number in "2" and no choice in "no"."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+def _no_object(_: Any) -> Any:
+    raise ValueError("an object of Python, which no configuration can hold; leave it out")
+
+
+#: the type of an argument that only Python can give
+_OBJECT = Annotated[Any, BeforeValidator(_no_object)]
+
+
+def _scalar(annotation: Any) -> Any:
+    """The type of an argument of the loader that a configuration can hold, if it can."""
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    words = set(re.findall(r"\w+", text)) - {"typing"}
+    return eval(text.replace("typing.", ""), dict(_SCALARS)) if words <= _SCALARS.keys() else _OBJECT
+
+
+@functools.cache
+def dataset_model(name: str | None) -> type[Configuration]:
+    """The model of the entries of ``dataset``.
+
+    Args:
+        name: of an embedded data set; None: a folder or a data set of the hub, which may take what any of them takes.
+    """
+    from .data import SOURCES, Dataset, VideoDataset, hub_dataset
+
+    loader = {
+        key: _scalar(inspect.signature(DataLoader).parameters[key].annotation) for key in sorted(loader_arguments())
+    }
+    known = {key: [_LOADER.get(key, kind)] for key, kind in loader.items()}
+    for source in (Dataset, VideoDataset, hub_dataset) if name is None else (SOURCES[name],):
+        hints = get_type_hints(source.__init__ if inspect.isclass(source) else source)
+        for key in inspect.signature(source).parameters:
+            if key not in loader and key not in ("folder", "name"):  # of what both take, the loader gets it
+                known.setdefault(key, []).append(_OBJECT if hints.get(key, Any) is Any else hints[key])
+    fields: dict[str, Any] = {key: (functools.reduce(operator.or_, kinds), None) for key, kinds in known.items()}
+    return create_model("DatasetOptions", __base__=_DatasetOptions, __module__=__name__, **fields)
+
+
+def _check_dataset(name: str, values: Any) -> None:
+    """Check the entries of ``dataset``.
+
+    Raises:
+        ValueError: one that neither the loader nor the source takes, or of another type than they take.
+    """
+    from .data import SOURCES
+
+    if isinstance(values, Mapping):
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    part(dataset_model(name if name in SOURCES else None), values)
+
+
+# -- everything -------------------------------------------------------------------------------------------------------
 
 
 class TrainingConfig(Configuration):
@@ -278,6 +363,13 @@ class TrainingConfig(Configuration):
     @classmethod
     def _parse_trainer(cls, value: Any) -> Any:
         return part(TrainerOptions, value)
+
+    @field_validator("dataset", mode="before")
+    @classmethod
+    def _known_dataset(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, Mapping) and isinstance(info.data.get("dataset_name"), str):
+            _check_dataset(info.data["dataset_name"], value)
+        return value
 
     @model_validator(mode="after")
     def _one_count_per_unet(self) -> TrainingConfig:

@@ -81,6 +81,20 @@ def channels_of(mode: str | None) -> int:
     return modes[mode]
 
 
+def item_size(image_size: int | Size) -> Size:
+    """The argument ``image_size`` of a data source as (height, width).
+
+    Raises:
+        ValueError: no positive whole numbers, or more pixels than an image may have.
+    """
+    try:
+        size = as_size(image_size)
+        check_pixels(size)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"image_size: {error}") from None
+    return size
+
+
 def fit(image: Float[Tensor, "c h w"], size: Size) -> Float[Tensor, "c h2 w2"]:
     """Resize a picture until it just covers ``size`` and cut out its middle.
 
@@ -132,11 +146,7 @@ class PictureDataset(TorchDataset):
         cache_folder: str | Path | None = None,
     ) -> None:
         check_known("number of channels", channels, MODES)
-        try:
-            check_pixels(as_size(image_size))
-        except OSError as error:
-            raise ValueError(f"image_size: {error}") from None
-        self.size, self.channels, self.random_flip = as_size(image_size), channels, random_flip
+        self.size, self.channels, self.random_flip = item_size(image_size), channels, random_flip
         self.count = count
         self.cache = ImageCache(count, (channels, *self.size), cache_memory_share, cache_folder, self._cache_key)
         # shared with worker processes, so that what they find is known here: 0 is fine, else a reason's place plus one

@@ -19,8 +19,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from ..images import MODES, Size, as_size, resize
-from .base import SOURCES, DataError, check_known, words_of
+from ..images import MODES, Size, resize
+from .base import SOURCES, DataError, check_known, item_size, words_of
 from .cache import from_levels, levels
 from .emoji_captions import BACKGROUNDS, STYLES, WORDINGS, Entry, Scene, backgrounds
 
@@ -155,7 +155,7 @@ class Emoji64(TorchDataset):
         check_known("wording", wording, WORDINGS)
         check_known("background", background, (*BACKGROUNDS, "random"))
         check_known("number of channels", channels, MODES)
-        self.size, self.channels, self.seed, self.wording = as_size(image_size), channels, seed, wording
+        self.size, self.channels, self.seed, self.wording = item_size(image_size), channels, seed, wording
         self.keys = _select(split, words_of(styles), words_of(groups), background)
         if limit is not None and limit < len(self.keys):
             self.keys = [self.keys[place * len(self.keys) // limit] for place in range(max(limit, 0))]

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
-from ..images import MODES, Size, as_size
-from .base import channels_of, check_known, cycle, fit, one_of
+from ..images import MODES, Size
+from .base import channels_of, check_known, cycle, fit, item_size, one_of
 from .decoding import pixels, printable, reason_of
 from .folder import Dataset
 from .remote import IMAGE_COLUMNS, TEXT_COLUMNS, NoAnswer, captions_of, fetch, find_column, picture_of
@@ -70,7 +70,7 @@ class Collator:
         timeout: float = 10.0,
         threads: int = 16,
     ) -> None:
-        self.size = as_size(image_size)
+        self.size = item_size(image_size)
         self.url_label, self.text_label, self.image_label = url_label, text_label, image_label
         self.name, self.timeout, self.threads = name, timeout, threads
         self.channels = channels if isinstance(channels, int) else channels_of(channels)

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from ..images import MODES, Size, as_size
-from .base import SOURCES, check_known, words_of
+from ..images import MODES, Size
+from .base import SOURCES, check_known, item_size, words_of
 from .frames import check_positive, strides_of
 from .sprites import CELLS, Sprites, handwriting, render
 
@@ -195,7 +195,7 @@ class MovingDigits(TorchDataset):
         check_positive("num_frames", num_frames, int)
         check_positive("length", length, int)
         check_positive("fps", fps, (int, float))
-        self.size = as_size(image_size)
+        self.size = item_size(image_size)
         if min(self.size) < LEAST_SIDE:
             raise ValueError(f"image_size must be at least {LEAST_SIDE} for digits to be readable, got {image_size}")
         self.num_frames, self.fps, self.strides = num_frames, float(fps), strides_of(frame_stride)
