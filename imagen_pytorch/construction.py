@@ -14,11 +14,14 @@ def records_construction(init: Callable[..., None]) -> Callable[..., None]:
     Only what was given is kept: a default that changes later must not be frozen into every checkpoint.
     A subclass that calls ``super().__init__`` keeps its own arguments. Arguments that a class names in ``_unrecorded``
     are left out: networks, for one, are parts of the object already. The name of the class is kept for `class_name`.
+    Numbers of NumPy and of torch become Python's before the constructor sees them.
     """
     signature = inspect.signature(init)
 
     @functools.wraps(init)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
+        args = tuple(_python(value) for value in args)
+        kwargs = {name: _python(value) for name, value in kwargs.items()}
         bound = signature.bind(self, *args, **kwargs).arguments
         given = {name: value for name, value in list(bound.items())[1:] if name != "kwargs"} | bound.get("kwargs", {})
         init(self, *args, **kwargs)
@@ -27,6 +30,13 @@ def records_construction(init: Callable[..., None]) -> Callable[..., None]:
         self._made_as = type(self).__name__
 
     return wrapper
+
+
+def _python(value: Any) -> Any:
+    """A number of NumPy or torch, alone or in a list, as a Python number; everything else as it is."""
+    if type(value) in (list, tuple):
+        return type(value)(_python(item) for item in value)
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def class_name(made: Any) -> str:

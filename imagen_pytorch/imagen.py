@@ -10,7 +10,7 @@ from torch import nn
 
 from .cascade.cascade import Cascade
 from .cascade.elucidated import ElucidatedFormulas
-from .cascade.limits import MOST_STEPS, check_each, check_number, check_positive, check_whole
+from .cascade.limits import MOST_STEPS, check_each, check_positive
 from .cascade.options import SharedOptions, is_pair
 from .construction import records_construction
 from .diffusion.losses import LOSSES, NOISE_LEVELS, WEIGHTINGS
@@ -19,6 +19,7 @@ from .diffusion.process import DiffusionProcess
 from .diffusion.samplers import SAMPLERS
 from .diffusion.schedules import SCHEDULES
 from .nn.presets import UNETS
+from .ranges import check_number, check_whole
 from .registry import Registry
 from .tensors import per_stage
 from .text import DEFAULT_T5_NAME, TextEncoder, known_dim

@@ -237,9 +237,20 @@ def test_a_dropped_conditioning_picture_is_blank():
         ({}, {"cond_images": torch.zeros(2, 3, 4, 4)}, "cond_images was given, but"),
         ({"cond_on_text": False}, {"text_embeds": torch.zeros(2, 1, 6)}, "text_embeds was given, but"),
         ({}, {"text_embeds": torch.zeros(2, 1, 7)}, r"text_embeds must be \(batch, tokens, 6\), got \(2, 1, 7\)"),
+        ({}, {"text_embeds": torch.zeros(2, 6)}, r"text_embeds must be \(batch, tokens, 6\), got \(2, 6\)"),
+        ({}, {"text_mask": torch.tensor([[0.0, -torch.inf]]).expand(2, -1)}, "text_mask must be true .*pass mask == 0"),
+        ({"lowres_cond": True}, {"lowres_cond_img": torch.zeros(2, 1, 4, 4)}, r"must be \(batch, 3, height, width\)"),
+        ({"lowres_cond": True}, {"lowres_cond_img": torch.zeros(2, 3, 4)}, r"must be \(batch, 3, height, width\)"),
+        ({"lowres_cond": True}, {"lowres_noise_times": torch.tensor(0.5)}, r"noise_times must be \(batch\), got"),
+        ({"self_cond": True}, {"self_cond": torch.zeros(2, 3, 4, 4)}, "self_cond must be .* as x is, got"),
+        ({}, {"time": torch.zeros(3)}, r"time must be one number for each of the 2 items, got \(3,\)"),
+        ({}, {"time": torch.tensor(0.5)}, r"time must be one number for each of the 2 items, got \(\)"),
+        ({}, {"text_keep": torch.ones(3, dtype=torch.bool)}, "a batch of 2 needs as many text_keep, got 3"),
+        ({}, {"x": torch.zeros(2, 3, 8)}, r"x must be \(batch, 3, height, width\), got \(2, 3, 8\)"),
         ({}, {"x": torch.zeros(2, 4, 8, 8)}, r"x must be \(batch, 3, height, width\), got \(2, 4, 8, 8\)"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_missing_and_surplus_inputs_are_named(options, change, message):
     net = make(**options)
     with pytest.raises(ValueError, match=message):

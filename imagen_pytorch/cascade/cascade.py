@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from ..diffusion.guidance import Guidance
 from ..images import check_channels, to_pil, unnormalize
+from ..ranges import check_whole
 from ..tensors import Generators
 from .batch import TrainingBatch
 from .conditioning import text_input
 from .counting import images_of
 from .inputs import arrays_as_tensors, as_tensor, independent, sampling_inputs
-from .limits import check_whole
 from .long_video import sample_long
 from .lowres import target_space
 from .options import Callback, SampleOptions, check_text_count

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .limits import MOST_IMAGES, check_whole
+from ..ranges import check_whole
+from .limits import MOST_IMAGES
 
 #: arguments with one entry per image; the first that is given counts where neither captions nor batch_size do
 _COUNTED = (

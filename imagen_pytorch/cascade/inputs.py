@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..images import as_float
+from ..ranges import check_number
 from ..tensors import token_mask, truth_of
-from .limits import check_number
 from .stage import takes_pictures
 
 if TYPE_CHECKING:

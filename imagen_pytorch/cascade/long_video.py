@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..ranges import check_whole
 from ..registry import Registry
 from ..tensors import seeded
 from .counting import images_of
-from .limits import MOST_IMAGES, check_whole
+from .limits import MOST_IMAGES
 from .video import ClipFrames, check_frame_count, frame_rate
 
 if TYPE_CHECKING:
@@ -131,9 +132,7 @@ def sample_long(
     return video
 
 
-def _check_parts(
-    cascade: Cascade, parts: list[Part], inpaint: bool, rates: Tensor, arguments: dict[str, Any]
-) -> None:
+def _check_parts(cascade: Cascade, parts: list[Part], inpaint: bool, rates: Tensor, arguments: dict[str, Any]) -> None:
     """Refuse what a later call could not make, before the first one.
 
     Raises:

@@ -14,6 +14,7 @@ from ..diffusion.guidance import GUIDANCE, Guidance
 from ..diffusion.samplers import SAMPLERS, Sampler
 from ..diffusion.schedules import SCHEDULES, Schedule
 from ..images import RESIZE_MODES, TEMPORAL_MODES, Size, as_size
+from ..ranges import check_whole
 from ..tensors import Generators, Share, per_stage, seeded
 from .inputs import check_rates, check_times
 from .limits import (
@@ -25,7 +26,6 @@ from .limits import (
     check_positive,
     check_scale,
     check_share,
-    check_whole,
 )
 from .placement import check_precision
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ranges import check_whole
 from ..tensors import seeds_of
 from .counting import images_of
-from .limits import check_whole
 
 #: arguments of `Cascade.sample` with one entry per picture
 PER_PICTURE = (

@@ -61,6 +61,8 @@ class Told:
 class Conditioned(Persistent):
     """The half of a U-Net that reads noise levels, captions and pictures; the other half makes maps out of maps."""
 
+    #: whether its maps are clips
+    is_video = False
     has_cond_image: bool
     cond_images_channels: int
     max_text_len: int
@@ -137,14 +139,19 @@ class Conditioned(Persistent):
         Raises:
             ValueError: what the network needs is missing, what it does not take is given, or shapes do not fit.
         """
+        text, enlarges = "is conditioned on text (cond_on_text)", "enlarges a picture (lowres_cond)"
+        sees = "sees another picture (cond_images_channels)"
+        space = ("frames", "height", "width") if self.is_video else ("height", "width")
         taken = {
-            "text_embeds": (text_embeds, self.cond_on_text, "is conditioned on text (cond_on_text)"),
-            "lowres_cond_img": (lowres_cond_img, self.lowres_cond, "enlarges a picture (lowres_cond)"),
-            "lowres_noise_times": (lowres_noise_times, self.lowres_cond, "enlarges a picture (lowres_cond)"),
-            "cond_images": (cond_images, self.has_cond_image, "sees another picture (cond_images_channels)"),
+            "text_embeds": (text_embeds, self.cond_on_text, text, ("tokens", self.text_embed_dim)),
+            "lowres_cond_img": (lowres_cond_img, self.lowres_cond, enlarges, (self.channels, *space)),
+            "lowres_noise_times": (lowres_noise_times, self.lowres_cond, enlarges, ()),
+            "cond_images": (cond_images, self.has_cond_image, sees, None),
+            "cond_images_keep": (cond_images_keep, cond_images_keep is not None, sees, ()),
+            "text_keep": (text_keep, text_keep is not None, text, ()),
         }
-        for name, (value, wanted, what) in taken.items():
-            _check(name, value, wanted, what, batch)
+        for name, (value, wanted, what, fits) in taken.items():
+            _check(name, value, wanted, what, batch, fits)
         told = []
         if self.lowres_cond:
             told.append(self._lowres_level(lowres_noise_times))
@@ -166,9 +173,6 @@ class Conditioned(Persistent):
 
     def _counted(self, embeds: Tensor, mask: Tensor | None, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Captions cut behind the last token that counts, which tokens do, and which captions have any."""
-        width = self.text_embed_dim
-        if embeds.shape[-1] != width:
-            raise ValueError(f"text_embeds must be (batch, tokens, {width}), got {tuple(embeds.shape)}")
         mask = torch.any(embeds != 0, dim=-1) if mask is None else token_mask(mask, "text_mask")
         if mask.shape != embeds.shape[:2]:
             raise ValueError(f"text_mask must be {tuple(embeds.shape[:2])} as text_embeds are, got {tuple(mask.shape)}")
@@ -256,13 +260,24 @@ class Conditioned(Persistent):
         return answer + (cond_scale - 1) * update
 
 
-def _check(name: str, value: Tensor | None, wanted: bool, what: str, batch: int) -> None:
+def _check(
+    name: str, value: Tensor | None, wanted: bool, what: str, batch: int, fits: tuple[int | str | None, ...] | None
+) -> None:
+    """Refuse an input that is missing, surplus or of another shape than ``fits`` says behind the batch."""
     if wanted and value is None:
         raise ValueError(f"this U-Net {what}: {name} must be given")
-    if value is not None and not wanted:
+    if value is None:
+        return
+    if not wanted:
         raise ValueError(f"{name} was given, but only a U-Net that {what} takes it; this one was built without")
-    if value is not None and value.shape[0] != batch:
+    if value.ndim > 0 and value.shape[0] != batch:
         raise ValueError(f"a batch of {batch} needs as many {name}, got {value.shape[0]}")
+    if fits is None:
+        return
+    sides = zip(fits, value.shape[1:], strict=False)
+    if value.ndim != 1 + len(fits) or any(isinstance(side, int) and side != found for side, found in sides):
+        shape = ", ".join(("batch", *map(str, fits)))
+        raise ValueError(f"{name} must be ({shape}), got {tuple(value.shape)}")
 
 
 def _together(told: list[Told]) -> Told:

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..construction import records_construction
 from ..images import RESIZE_MODES
+from .arguments import UNUSED, check_arguments
 from .blocks import BlockOptions, Context, ResnetBlock, Transformer, UpsampleCombiner
 from .conditioning import Conditioned, Conditioning
 from .geometry import IMAGE, Geometry
@@ -68,6 +69,7 @@ class Unet(Conditioned):
 
     Raises:
         ValueError: contradicting or impossible choices, each with a sentence.
+        TypeError: something else than a number, a switch or a list where one is needed.
     """
 
     geometry: Geometry = IMAGE
@@ -135,22 +137,21 @@ class Unet(Conditioned):
     ) -> None:
         super().__init__()
         given = dict(locals())
-        for name in ("num_image_tokens", "out_dim", "image_embed_dim"):
+        for name in UNUSED:
             if given[name] is not None:
                 warnings.warn(f"Unet({name}=...) has no effect and will be removed", DeprecationWarning, stacklevel=3)
-        if attn_heads < 2:
-            raise ValueError(f"attn_heads must be at least 2, got {attn_heads}")
+        check_arguments(Unet.__init__, given)
         if cond_on_text and text_embed_dim is None:
             raise ValueError("text_embed_dim must be given if cond_on_text is true")
         if resize_mode not in RESIZE_MODES:
             raise ValueError(f'no resize_mode "{resize_mode}"; known: {", ".join(RESIZE_MODES)}')
-        self.channels, self.channels_out = channels, channels_out or channels
+        self.channels, self.channels_out = channels, channels if channels_out is None else channels_out
         self.lowres_cond, self.self_cond, self.cond_on_text = lowres_cond, self_cond, cond_on_text
         self.cond_images_channels, self.has_cond_image = cond_images_channels, cond_images_channels > 0
         self.text_embed_dim, self.max_text_len, self.resize_mode = text_embed_dim, max_text_len, resize_mode
         self.gradient_checkpointing = gradient_checkpointing
-        cond_dim = cond_dim or dim
-        init_dim = init_dim or dim
+        cond_dim = dim if cond_dim is None else cond_dim
+        init_dim = dim if init_dim is None else init_dim
         specs = level_specs(given, init_dim, self.geometry)
         options = BlockOptions(
             self.geometry,
@@ -255,8 +256,7 @@ class Unet(Conditioned):
             ValueError: as `condition`; pictures of other channels than the network was built for; a ready conditioning
                 and parts of another one.
         """
-        if x.shape[1] != self.channels:
-            raise ValueError(f"x must be (batch, {self.channels}, height, width), got {tuple(x.shape)}")
+        self._check_input(x, time, self_cond, "height, width")
         named = {
             "text_embeds": text_embeds,
             "text_mask": text_mask,
@@ -270,6 +270,19 @@ class Unet(Conditioned):
         stacked = self._stack(x, self_cond, conditioning)
         answer, inner = self._answer(stacked, conditioning.lowres, self._look(time, conditioning), inner)
         return (answer, inner) if return_inner else answer
+
+    def _check_input(self, x: Tensor, time: Tensor, self_cond: Tensor | None, space: str) -> None:
+        """Refuse shapes that do not fit each other.
+
+        Raises:
+            ValueError: with what came and what fits.
+        """
+        if x.ndim != 3 + space.count(",") or x.shape[1] != self.channels:
+            raise ValueError(f"x must be (batch, {self.channels}, {space}), got {tuple(x.shape)}")
+        if time.ndim != 1 or time.shape[0] != x.shape[0]:
+            raise ValueError(f"time must be one number for each of the {x.shape[0]} items, got {tuple(time.shape)}")
+        if self_cond is not None and self.self_cond and self_cond.shape != x.shape:
+            raise ValueError(f"self_cond must be {tuple(x.shape)} as x is, got {tuple(self_cond.shape)}")
 
     @staticmethod
     def _kept(x: Tensor, keep: Tensor | None, drop_prob: float) -> Tensor | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..construction import records_construction
 from ..images import Size, resize
+from .arguments import check_arguments
 from .blocks import Context
 from .conditioning import Conditioning
 from .embeddings import FourierFeatures
@@ -133,6 +134,7 @@ class Unet3D(Unet):
         ff_time_token_shift: bool = True,
         **kwargs: Any,
     ) -> None:
+        check_arguments(Unet3D.__init__, locals())
         first = temporal_strides[0] if isinstance(temporal_strides, Sequence) else temporal_strides
         if time_causal_attn and first > 1:  # no map of full rate would show the frames between to themselves
             kwargs = {"init_conv_to_final_conv_residual": True, **kwargs}
@@ -323,8 +325,7 @@ class Unet3D(Unet):
         Raises:
             ValueError: as `Unet.forward` and `condition`.
         """
-        if x.ndim != 5 or x.shape[1] != self.channels:
-            raise ValueError(f"x must be (batch, {self.channels}, frames, height, width), got {tuple(x.shape)}")
+        self._check_input(x, time, self_cond, "frames, height, width")
         named = {**conditions, "text_keep": self._kept(x, text_keep, cond_drop_prob)}
         if conditions.get("ignore_time") is False:
             del named["ignore_time"]

@@ -1,0 +1,91 @@
+"""The numbers and switches that a network is built with, refused with a sentence before anything is made."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..ranges import check_number, check_whole
+
+#: largest width, number of tokens, and number of channels
+_WIDEST = 2**20
+#: most layers of a kind, heads, groups and frames that become one; largest kernel
+_MOST = 2**10
+
+#: Whole numbers, one value or one per level: the smallest and the largest that works. None may stand for a default.
+WHOLE = {
+    **dict.fromkeys(("dim", "text_embed_dim", "cond_dim", "init_dim", "channels", "channels_out"), (1, _WIDEST)),
+    **dict.fromkeys(("attn_dim_head", "max_text_len", "num_time_tokens"), (1, _WIDEST)),
+    **dict.fromkeys(("num_resnet_blocks", "layer_attns_depth", "layer_mid_attns_depth"), (0, _MOST)),
+    **dict.fromkeys(("init_conv_kernel_size", "init_cross_embed_kernel_sizes", "final_conv_kernel_size"), (1, _MOST)),
+    **dict.fromkeys(("resnet_groups", "temporal_strides", "time_rel_pos_bias_depth"), (1, _MOST)),
+    "attn_heads": (2, _MOST),
+    "attn_pool_num_latents": (1, _WIDEST),
+    "cond_images_channels": (0, _WIDEST),
+    "cross_embed_downsample_kernel_sizes": (2, _MOST),
+    "learned_sinu_pos_emb_dim": (2, _WIDEST),
+}
+
+#: Lists of any length; what is not one of them is one value, or one per level.
+LISTS = ("dim_mults", "init_cross_embed_kernel_sizes", "cross_embed_downsample_kernel_sizes")
+
+#: Accepted for old code and not used.
+UNUSED = ("num_image_tokens", "out_dim", "image_embed_dim")
+
+
+def _entries(value: Any, name: str) -> Sequence[Any]:
+    """One value, or several, as a sequence."""
+    if isinstance(value, list | tuple):
+        if not 0 < len(value) <= _MOST:
+            raise ValueError(f"{name} must have 1 to {_MOST:,} entries, got {len(value):,}")
+        return value
+    if name in LISTS:
+        raise TypeError(f"{name} must be a list or a tuple, got {value!r}")
+    return (value,)
+
+
+def check_arguments(init: Callable[..., None], given: Mapping[str, Any]) -> None:
+    """Refuse numbers and switches that no network can be built with.
+
+    Args:
+        init: the constructor; what its annotations call a bool is a switch.
+        given: its arguments.
+
+    Raises:
+        TypeError: not a number, not a switch, or not a list; the message names the argument.
+        ValueError: a number outside of its range; the message names the argument.
+    """
+    for name, parameter in inspect.signature(init).parameters.items():
+        kind = str(parameter.annotation)
+        if kind.startswith("bool"):
+            _check_switches(name, given[name])
+        elif name in given and given[name] is None and "None" not in kind:
+            raise TypeError(f"{name} must be given, got None")
+    for name, (low, high) in WHOLE.items():
+        if given.get(name) is not None:
+            for item in _entries(given[name], name):
+                check_whole(item, name, low, high)
+    if "dim" in given:
+        _check_widths(given)
+
+
+def _check_switches(name: str, value: Any) -> None:
+    for item in _entries(value, name):
+        if not isinstance(item, int) or item not in (0, 1):
+            raise TypeError(f"{name} must be true or false, got {item!r}")
+
+
+def _check_widths(given: Mapping[str, Any]) -> None:
+    """What depends on the width of the network, and the shares."""
+    for mult in _entries(given["dim_mults"], "dim_mults"):
+        width = int(given["dim"] * check_number(mult, "dim_mults", 0, _WIDEST, above=True))
+        if not 1 <= width <= _WIDEST:
+            made = f"{mult} times dim={given['dim']} is {width:,}"
+            raise ValueError(f"dim_mults must give widths of 1 to {_WIDEST:,}; {made}")
+    check_number(given["ff_mult"], "ff_mult", 0, _MOST, above=True)
+    narrowest = min(given["dim"], *(int(given["dim"] * mult) for mult in given["dim_mults"]))
+    if int(narrowest * given["ff_mult"]) < 1:
+        raise ValueError(f"ff_mult={given['ff_mult']} leaves nothing of a level {narrowest} wide: take a larger number")
+    if check_number(given["dropout"], "dropout", 0, 1) == 1:
+        raise ValueError("dropout must be below 1: a network that drops everything learns nothing")
