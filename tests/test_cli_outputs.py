@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from imagen_pytorch.cli._files import (
     replace_file,
     set_aside,
     slug,
+    tell,
     write_new,
     write_over,
     write_series,
@@ -289,6 +291,14 @@ def test_lines_are_appended_to_a_file_of_ours(tmp_path):
     assert (tmp_path / "deep" / "log").read_text(encoding="utf-8") == "one\nü\n"
 
 
+@pytest.mark.parametrize(("terminal", "line"), [(True, b"a\\x1b[2J\\xff.png\n"), (False, b"a\x1b[2J\xff.png\n")])
+def test_a_path_is_printed_as_it_is_to_programs_only(terminal, line, monkeypatch, capfdbinary):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    tell(Path(os.fsdecode(b"a\x1b[2J\xff.png")))
+    sys.stdout.flush()
+    assert capfdbinary.readouterr().out == line
+
+
 # -- names ------------------------------------------------------------------------------------------------------------
 
 
@@ -319,7 +329,6 @@ def test_slugs_are_safe_on_every_system_and_terminal(caption, name):
 
 def test_no_slug_steers_a_terminal_or_leaves_its_folder():
     """Every character there is, alone and between letters."""
-    import sys
     import unicodedata
 
     for start in range(0, sys.maxunicode + 1, 97):

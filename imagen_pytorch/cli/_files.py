@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import stat
+import sys
 import tempfile
 import unicodedata
 from collections.abc import Sequence
@@ -72,7 +73,7 @@ def next_free(path: Path) -> Path:
 
 def tell(path: str | Path) -> None:
     """Print where a result is: to programs the path as it is, on a terminal without characters that steer it."""
-    click.echo(printable(path) if click.get_text_stream("stdout").isatty() else os.fsencode(path))
+    click.echo(printable(path) if sys.stdout.isatty() else os.fsencode(path))
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ def _prompts(name: str) -> str:
         click.UsageError: it is larger than any list of captions.
     """
     if name == "-":
-        data = click.get_binary_stream("stdin").read(_MOST_PROMPTS + 1)
+        data = sys.stdin.buffer.read(_MOST_PROMPTS + 1)
     else:
         with open(name, "rb") as file:
             data = file.read(_MOST_PROMPTS + 1)
@@ -285,7 +285,7 @@ def run(request: Request) -> None:
     for item in results(imagen, share.of(every), request.batch_size, {**arguments, **outputs.arguments()}):
         if to_stdout:
             stage = len(item.stages) - 1
-            click.get_binary_stream("stdout").write(outputs.encode(item.stages[-1], outputs.suffix, stage))
+            sys.stdout.buffer.write(outputs.encode(item.stages[-1], outputs.suffix, stage))
             continue
         _write(request, item, outputs, share)
         if request.grid:
