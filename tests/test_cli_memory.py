@@ -105,6 +105,13 @@ def test_force_trains_all_the_same(folder, monkeypatch):
     assert train("--steps", 1, "--force").exit_code == 0
 
 
+def test_the_demo_asks_too_and_names_no_option_that_it_has_not(folder, monkeypatch):
+    room(monkeypatch, 1)
+    Path("demo.json").write_text(json.dumps(settings(steps=1, sample_texts=["number 1"])))
+    done = CliRunner().invoke(main, ["demo", "--config", "demo.json", "-o", "new"])
+    assert done.exit_code == 5 and "needs" in done.stderr and "--force" not in done.stderr
+
+
 def test_profiling_a_training_asks_too(folder, monkeypatch):
     room(monkeypatch, 1)
     for arguments, code in (([], 5), (["--force"], 0), (["--sample"], 0)):

@@ -45,16 +45,17 @@ class MemoryCheck:
         config: the configuration.
         numbers: the U-Nets to train, 1-based.
         device: where they are trained.
-        force: look at nothing and refuse nothing.
+        force: look at nothing and refuse nothing; None: the command has no such option, so none is named.
     """
 
     def __init__(
-        self, config: TrainingConfig, numbers: Sequence[int], device: torch.device, force: bool = False
+        self, config: TrainingConfig, numbers: Sequence[int], device: torch.device, force: bool | None = False
     ) -> None:
         from ..profiling.advice import this_machine
         from ..profiling.shapes import without_memory
         from ..signatures import ConfigError
 
+        self.hint = "" if force is None else "; --force tries all the same"
         self.numbers = [] if force else list(numbers)
         if force:
             return
@@ -120,4 +121,4 @@ class MemoryCheck:
         checkpointing = bool(getattr(self.cascade.unets[number - 1], "gradient_checkpointing", False))
         sentence = training_advice(number, need, plan, self.machine, checkpointing)
         if sentence is not None:
-            raise CommandFailed(f"{sentence}; --force tries all the same", MEMORY)
+            raise CommandFailed(f"{sentence}{self.hint}", MEMORY)

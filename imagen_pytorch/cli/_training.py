@@ -98,7 +98,7 @@ class Run:
         Raises:
             click.ClickException: one of them cannot be used.
         """
-        memory = MemoryCheck(self.config, self.numbers, chosen_device(self.request.device), bool(self.request.force))
+        memory = MemoryCheck(self.config, self.numbers, chosen_device(self.request.device), self.request.force)
         memory.before_data()
         self.saved.claim(self.folder)
         dataset, noun = self._open()
