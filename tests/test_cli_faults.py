@@ -156,7 +156,7 @@ def test_a_signal_before_the_first_step_claims_no_checkpoint(nursery, folder):
 
 #: nothing is saved before the end
 QUIETLY = ("--save-every", 0)
-#: at step 2 the reader of standard error goes
+#: at step 2 the reader of standard error, or of all output, goes
 UNHEARD = """
 import os
 from imagen_pytorch import ImagenTrainer
@@ -165,7 +165,8 @@ def unheard(self, **arguments):
     if int(self.steps.sum()) == 1:
         reader, writer = os.pipe()
         os.close(reader)
-        os.dup2(writer, 2)
+        for number in NUMBERS:
+            os.dup2(writer, number)
     return step(self, **arguments)
 ImagenTrainer.train_step = unheard
 """
@@ -182,10 +183,11 @@ ImagenTrainer.train_step = closed
 """
 
 
-def test_a_closed_pipe_ends_the_training_saved(nursery, tmp_path):
+@pytest.mark.parametrize(("numbers", "out"), [((2,), "imagen.pt\n"), ((1, 2), "")])
+def test_a_closed_pipe_ends_the_training_saved(nursery, tmp_path, numbers, out):
     folder = make_folder(tmp_path / "run")
-    ended = nursery.run(folder, *TRAIN, *QUIETLY, before=UNHEARD)
-    assert (ended.code, ended.out, steps(folder / "imagen.pt")) == (141, "imagen.pt\n", 2)
+    ended = nursery.run(folder, *TRAIN, *QUIETLY, before=UNHEARD.replace("NUMBERS", str(numbers)))
+    assert (ended.code, ended.out, steps(folder / "imagen.pt")) == (141, out, 2)
 
 
 @pytest.mark.parametrize(("ignored", "code", "taken"), [(False, 129, 3), (True, 0, 9)])

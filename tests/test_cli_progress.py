@@ -171,6 +171,10 @@ class Broken:
 
     flush = isatty = lambda self: self.write("")
 
+    @property
+    def buffer(self):
+        return self
+
 
 @pytest.mark.parametrize(
     ("error", "code"),
@@ -189,6 +193,7 @@ def test_a_stream_that_fails_ends_nothing_by_itself(monkeypatch, name, error, co
     with Interruption() as interruption:
         click.echo("a word", err=name == "stderr")
         print("another", file=getattr(sys, name), flush=True)
+        click.echo(b"bytes", err=name == "stderr")
         assert interruption.exit_code() == code
     assert getattr(sys, name) is before
 

@@ -7,19 +7,18 @@ import os
 from pathlib import Path
 
 import pytest
-from train_toys import UNET, enter, imagen, refused, steps, succeed, write_config
+from train_toys import SMALL, enter, imagen, refused, steps, succeed, write_config
 
 from imagen_pytorch.checkpoint import read_checkpoint
 from imagen_pytorch.cli._sources import change_of_data, kind_of_source, same_source
 
-ONE = {"unets": [UNET], "image_sizes": [8]}
-FREE = {**ONE, "text_encoder_name": None}
+FREE = {**SMALL, "text_encoder_name": None}
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     enter(tmp_path, monkeypatch)
-    write_config(model=ONE, dataset={"batch_size": 4, "caption_extension": ".caption", "random_flip": False})
+    write_config(model=SMALL, dataset={"batch_size": 4, "caption_extension": ".caption", "random_flip": False})
     for path in (tmp_path / "pictures").glob("*.txt"):
         path.rename(path.with_suffix(".caption"))
     return tmp_path
@@ -66,7 +65,7 @@ def test_another_folder_keeps_what_folders_take_and_the_rest_is_named(folder):
     os.rename("pictures", "photos")
     done = succeed("train", "--steps", 1, "--data", "photos")
     assert "photos: 4 pictures\n" in done.stderr and "left out" not in done.stderr
-    write_config(model=ONE, dataset_name="emoji64", dataset={"batch_size": 4, "split": "train", "groups": ["x"]})
+    write_config(model=SMALL, dataset_name="emoji64", dataset={"batch_size": 4, "split": "train", "groups": ["x"]})
     for path in Path("photos").glob("*.caption"):
         path.rename(path.with_suffix(".txt"))
     done = succeed("train", "--steps", 1, "--data", "photos")
@@ -74,7 +73,9 @@ def test_another_folder_keeps_what_folders_take_and_the_rest_is_named(folder):
 
 
 def test_a_run_in_the_folder_of_its_data_does_not_read_what_it_wrote(folder):
-    write_config("config.json", model=ONE, dataset_name=".", dataset={"batch_size": 2, "caption_extension": ".caption"})
+    write_config(
+        "config.json", model=SMALL, dataset_name=".", dataset={"batch_size": 2, "caption_extension": ".caption"}
+    )
     os.chdir("pictures")
     arguments = ("--config", "../config.json", "--steps", 1, "--sample-every", 1, "--text", "a red square")
     for _ in range(2):
@@ -119,7 +120,7 @@ def test_the_ready_made_configuration_trains_images_without_captions(folder):
 )
 def test_a_configuration_that_asks_for_captions_is_refused_with_the_cure(folder, asked):
     without_captions()
-    write_config(model={**ONE, **asked})
+    write_config(model={**SMALL, **asked})
     refused(imagen("train", "--steps", 1), 2, "have no captions", '"condition_on_text": false in "imagen"')
     values = json.loads(Path("imagen_config.json").read_text())
     values["imagen"]["condition_on_text"] = False  # the cure

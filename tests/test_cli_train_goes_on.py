@@ -7,23 +7,21 @@ import shutil
 from pathlib import Path
 
 import pytest
-from train_toys import UNET, enter, imagen, metrics, refused, steps, succeed, write_config
+from train_toys import SMALL, UNET, enter, imagen, metrics, refused, steps, succeed, write_config
 
 from imagen_pytorch.checkpoint import read_checkpoint
 from imagen_pytorch.storage import write_checkpoint
-
-ONE = {"unets": [UNET], "image_sizes": [8]}
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     enter(tmp_path, monkeypatch)
-    write_config(model=ONE)
+    write_config(model=SMALL)
     return tmp_path
 
 
 def decaying(end):
-    write_config(model=ONE, trainer={"lr": 1e-3, "cosine_decay_max_steps": end})
+    write_config(model=SMALL, trainer={"lr": 1e-3, "cosine_decay_max_steps": end})
 
 
 def rates():
@@ -43,13 +41,9 @@ EACH = ("--log-every", 1)
 # -- how long, and how fast -------------------------------------------------------------------------------------------
 
 
-def test_the_rate_falls_until_the_last_step_of_the_run(folder):
+def test_the_rate_falls_until_the_last_step_and_training_longer_raises_it(folder):
     succeed("train", "--steps", 4, *EACH)
     assert rates() == [cosine(step, 4) for step in (1, 2, 3, 4)]
-
-
-def test_training_longer_raises_the_rate_and_says_so(folder):
-    succeed("train", "--steps", 4, *EACH)
     done = succeed("train", "--steps", 4, *EACH)
     assert rates()[4:] == [cosine(step, 8) for step in (5, 6, 7, 8)]
     assert "U-Net 1: the learning rate falls until step 8, where this run ends, from 0.0005 now" in done.stderr
@@ -70,13 +64,7 @@ def test_a_stated_decay_that_ends_later_stays(folder):
     assert rates() == [cosine(step, 8) for step in (1, 2, 3, 4)]
 
 
-def test_a_decay_of_null_is_a_constant_rate(folder):
-    decaying(None)
-    succeed("train", "--steps", 3, *EACH)
-    assert rates() == [1e-3] * 3
-
-
-def test_every_unet_has_its_own_decay(folder):
+def test_a_decay_of_null_is_a_constant_rate_and_every_unet_has_its_own(folder):
     write_config(trainer={"lr": 1e-3, "cosine_decay_max_steps": [None, 1]})
     succeed("train", "--unet", "all", "--steps", 2, *EACH)
     assert rates() == [1e-3, 1e-3, cosine(1, 2), cosine(2, 2)]
@@ -147,7 +135,7 @@ def test_the_one_before_is_taken_if_the_newest_holds_weights_that_are_not_finite
 
 def test_a_checkpoint_of_another_meaning_is_taken_if_that_is_asked_for(folder):
     succeed("train", "--steps", 1)
-    write_config(model={**ONE, "sigma_data": 0.7})
+    write_config(model={**SMALL, "sigma_data": 0.7})
     done = imagen("train", "--steps", 1, "--quiet")
     refused(done, 4, "sigma_data: 0.7 (the checkpoint has 0.5)", "--allow-mismatch goes on with what fits")
     done = succeed("train", "--steps", 1, "--allow-mismatch")
@@ -195,7 +183,7 @@ def test_a_checkpoint_on_the_command_line_is_where_the_user_is(folder):
     done = succeed("train", "--steps", 1, "--checkpoint", "mine.pt", "--output", "out")
     assert done.stdout == "mine.pt\n" and not Path("out/mine.pt").exists()
     assert "going on from mine.pt" in succeed("train", "--steps", 1, "--checkpoint", "mine.pt", "-o", "other").stderr
-    write_config(model=ONE, checkpoint_path="own.pt")
+    write_config(model=SMALL, checkpoint_path="own.pt")
     assert succeed("train", "--steps", 1, "--output", "out").stdout == "out/own.pt\n"
 
 
@@ -211,7 +199,7 @@ def test_a_checkpoint_where_earlier_versions_kept_it_is_named(folder):
 
 def test_a_tilde_is_the_home_of_the_user(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder / "home"))
-    write_config(model=ONE, checkpoint_path="~/runs/a.pt")
+    write_config(model=SMALL, checkpoint_path="~/runs/a.pt")
     succeed("train", "--steps", 1, "--output=~/out")
     succeed("train", "--steps", 1, "--checkpoint=~/b.pt", "--config=~/../imagen_config.json", "--output=~/out")
     assert steps("home/runs/a.pt") == [1] and steps("home/b.pt") == [1] and Path("home/out/metrics.jsonl").is_file()
@@ -220,7 +208,7 @@ def test_a_tilde_is_the_home_of_the_user(folder, monkeypatch):
 
 def test_a_store_that_ends_with_the_process_is_refused(folder):
     refused(imagen("train", "--steps", 1, "--checkpoint", "memory://run/a.pt", "-q"), 2, "memory://run/a.pt", "is gone")
-    write_config(model=ONE, checkpoint_path="memory://run/a.pt")
+    write_config(model=SMALL, checkpoint_path="memory://run/a.pt")
     refused(imagen("train", "--steps", 1, "-q"), 2, "memory://run/a.pt")
 
 

@@ -7,7 +7,7 @@ import os
 
 import pytest
 import torch
-from train_toys import enter, imagen, metrics, refused, steps, succeed, write_config
+from train_toys import SMALL, enter, imagen, metrics, refused, steps, succeed, write_config
 
 from imagen_pytorch import ImagenTrainer
 from imagen_pytorch.cli import _metrics, _samples
@@ -35,7 +35,6 @@ FAILURES = {
     "disk": (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
     "network": (ConnectionResetError(errno.ECONNRESET, "reset"), "Connection reset by peer"),
 }
-SMALL = {"unets": [{"dim": 8, "dim_mults": [1], "layer_attns": False, "attn_heads": 2}], "image_sizes": [8]}
 
 
 @pytest.fixture
@@ -48,7 +47,10 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("kind", FAILURES)
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("library", "cuda", "network")]
+
+
+@pytest.mark.parametrize("kind", ["value", "memory", "disk", *SLOW])
 def test_what_fails_beside_the_training_is_named_once_and_the_training_goes_on(folder, monkeypatch, kind):
     """At each step another duty fails; what of it succeeds at other steps is there."""
     failure, words = FAILURES[kind]
@@ -106,7 +108,9 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("kind", ENDS)
+@pytest.mark.parametrize(
+    "kind", ["a worker", "memory", *(pytest.param(kind, marks=pytest.mark.slow) for kind in [*ENDS][2:])]
+)
 def test_what_ends_a_training_saves_first(folder, monkeypatch, kind):
     failure, code, words = ENDS[kind]
     step = ImagenTrainer.train_step
@@ -121,9 +125,17 @@ def test_what_ends_a_training_saves_first(folder, monkeypatch, kind):
     lines = done.stderr.splitlines()
     assert done.exit_code == code and words in lines[-1] and lines[-1].startswith("imagen: "), done.stderr
     assert lines[-2] == "saved to imagen.pt after [2] steps, before the run ends" and steps() == [2]
-    refused(imagen("train", "--steps", 9, "--quiet"), code, words)  # nothing new: nothing is said
-    monkeypatch.setattr(ImagenTrainer, "train_step", step)
-    assert "after [2] steps" in succeed("train", "--steps", 1).stderr
+
+
+def test_what_ends_a_training_at_its_first_step_has_nothing_to_save(folder, monkeypatch):
+    succeed("train", "--steps", 2)
+
+    def fails(self, **options):
+        raise ValueError("text cannot be empty")
+
+    monkeypatch.setattr(ImagenTrainer, "train_step", fails)
+    refused(imagen("train", "--steps", 9, "--quiet"), 2, "text cannot be empty")
+    assert steps() == [2]
 
 
 def test_a_step_that_was_taken_half_is_not_saved(folder, monkeypatch):

@@ -20,7 +20,7 @@ _HANGUP, _PIPE = getattr(signal, "SIGHUP", 1), getattr(signal, "SIGPIPE", 13)
 
 
 class LastingStream:
-    """A text stream that never fails: what can no longer be shown is dropped.
+    """A stream that never fails: what can no longer be shown is dropped.
 
     Args:
         stream: where the text goes, such as ``sys.stderr``.
@@ -33,8 +33,13 @@ class LastingStream:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def write(self, text: str) -> int:
-        """Write a text, if that is possible; returns its length."""
+    @property
+    def buffer(self) -> LastingStream:
+        """The stream of bytes below, if there is one; it does not fail either."""
+        return LastingStream(self._stream.buffer, self._lost)
+
+    def write(self, text: str | bytes) -> int:
+        """Write a text, or bytes where the stream takes them, if that is possible; returns the length."""
         self._try(lambda: self._stream.write(text))
         return len(text)
 
