@@ -19,6 +19,7 @@ from imagen_pytorch.data import Dataset, Emoji64, PictureDataset, TableDataset
 from imagen_pytorch.data import cache as room
 from imagen_pytorch.data.cache import ImageCache, available_memory, from_levels, kept_of, levels
 from imagen_pytorch.data.decoding import decode
+from imagen_pytorch.data.skipping import DataUnavailable
 
 COUNT = 6
 
@@ -395,3 +396,15 @@ def test_two_writers_never_give_a_mixture(tmp_path):
     for child in children:
         child.join(60)
     assert [child.exitcode for child in children] == [0, 0] and len(files(tmp_path)) == 1
+
+
+def test_a_folder_that_has_gone_is_no_damage_although_other_images_are_kept(folder, tmp_path):
+    """What comes from the cache does not say that the folder can be read."""
+    data = as_folder(folder)
+    data[2], data[3]
+    (folder).rename(tmp_path / "elsewhere")
+    assert data[2][0].shape == (3, 8, 8)
+    with pytest.raises(DataUnavailable):
+        data[1]
+    (tmp_path / "elsewhere").rename(folder)
+    assert not data.skipped and equal(drawn(data), drawn(as_folder(folder, cache_memory_share=0)))

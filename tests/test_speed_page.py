@@ -38,7 +38,9 @@ def test_the_page_has_a_line_for_every_case(report):
     assert lines[2:] == ["| a | 500 ms a step, 7 MB | 2.00 (1.50 to 2.50) |", "| b | 2 s a file | fails |"]
 
 
-@pytest.mark.parametrize("name", ["compare", "quality", "saving", "solvers", "trainer_overhead", "video_memory"])
+@pytest.mark.parametrize(
+    "name", ["compare", "quality", "reading", "saving", "solvers", "trainer_overhead", "video_memory"]
+)
 def test_every_benchmark_explains_itself(name):
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--help"], capture_output=True, text=True, timeout=60

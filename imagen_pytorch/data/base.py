@@ -275,6 +275,7 @@ class PictureDataset(TorchDataset):
             position = (index + step) % self.count
             if self._bad[position]:
                 continue
+            read = not failed or position not in self.cache  # what comes from the cache says nothing about the source
             try:
                 item = again(functools.partial(self._load_afresh, position, dice), self.name(position))
             except OSError as error:
@@ -282,7 +283,7 @@ class PictureDataset(TorchDataset):
                 if len(failed) == WALK:
                     self._mark_all(failed)
                 continue
-            self._mark_all(failed, answered=True)
+            self._mark_all(failed, answered=read)
             return item
         self._mark_all(failed)
         raise DataError(f"none of the {self.count} {self.kind}s can be read; the first is {self.name(0)}")

@@ -209,6 +209,9 @@ class ImageCache:
             if os.pwrite(self._file, content, self.capacity * CHECKSUM + index * self._size) == self._size:
                 os.pwrite(self._file, _checksum(content), index * CHECKSUM)
 
+    def __contains__(self, index: int) -> bool:
+        return self.get(index) is not None
+
     def kept(self) -> Bool[Tensor, " count"]:
         """Which images are there."""
         found = torch.zeros(self.count, dtype=torch.bool)
