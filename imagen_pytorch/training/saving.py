@@ -27,6 +27,7 @@ from ..storage.sharded import ShardedCheckpoint
 from ..storage.sharded_writing import remove_unfinished, write_sharded
 from ..storage.store import read_finite, verify_checkpoint
 from ..version import __version__
+from ..wording import excerpt
 from .identity import facts_of_checkpoint
 from .lane import Lane
 from .processes import Processes
@@ -35,6 +36,8 @@ from .resuming import run_put_back_on_error, settings_of, take_over_settings
 from .sharded_state import described, split_shared
 from .state import TrainingState
 
+#: characters of a version, and of a note, at most: both quote the file
+_SHORT, _LONG = 40, 2000
 #: entries of a checkpoint that are the trainer's own
 _RESERVED = ("model", "ema", "steps", "version", "state", "imagen_type", "imagen_params")
 _PER_UNET = ("optim", "scaler", "scheduler", "gradients")
@@ -262,7 +265,8 @@ class TrainerCheckpoints:
         if left:
             notes.append(f"loaded what fits; left out: {'; '.join(left)}")
         if contents.get("version", __version__) != __version__:
-            notes.append(f"the checkpoint is of version {contents['version']}, this is version {__version__}")
+            found = excerpt(contents["version"], _SHORT)
+            notes.append(f"the checkpoint is of version {found}, this is version {__version__}")
         with self.state.put_back_on_error(), run_put_back_on_error(self):
             self.resume_notes = notes + self.state.restore(contents, only_model, source)
             if not only_model:
@@ -270,6 +274,7 @@ class TrainerCheckpoints:
             if source is not None and not self.processes.all_true(not (names := self.state.ruined())):
                 where = f" in {names[0]}" if names else ""
                 raise CheckpointRuined(f"{path}: it holds weights that are not finite{where}; nothing was loaded")
+        self.resume_notes = [excerpt(note, _LONG) for note in self.resume_notes]
         for note in self.resume_notes:
             self.print(note)
 
