@@ -128,24 +128,55 @@ class _Described:
         except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"{self.path} describes a model that cannot be built: {reason(error)}") from error
 
+    def refuse_other(self, weights: Mapping[str, Tensor], is_part: bool) -> dict[str, Tensor]:
+        """Compare names and shapes of weights with the model, which takes no memory for that.
+
+        Args:
+            is_part: whether the weights may be those of a part of the model, which is said in a warning.
+
+        Returns:
+            the weights of the model by name, mostly without memory.
+
+        Raises:
+            CheckpointMismatch: they do not belong to the model.
+        """
+        wanted = (self.without_memory or self.build()).state_dict()
+        found = differences(weights, wanted)
+        if found and not is_part:
+            raise CheckpointMismatch(f"{self.path} does not fit the model it describes: {'; '.join(found)}")
+        if found:
+            text = f"{self.path} holds a part of its model; the rest is untrained: {'; '.join(found)}"
+            warnings.warn(text, stacklevel=3)
+        return wanted
+
     def build(self) -> Cascade:
         """The model, with fresh weights."""
         with self._errors():
             return imagen_from_config(self.config)
 
 
-def described_model(contents: Mapping[str, Any], path: str | Path, text_encoder: Any = None) -> Cascade:
+def described_model(contents: Mapping[str, Any], path: str | Path, compare: bool = False) -> Cascade:
     """The model that the contents of a checkpoint describe, with fresh weights.
 
     Args:
         contents: of the checkpoint, or their outline.
         path: of the checkpoint, for messages.
-        text_encoder: an object or function that encodes captions, in place of the recorded name.
+        compare: compare names and shapes of the weights in it with the model, before that takes memory.
 
     Raises:
         CheckpointError: they do not say how their model was made, or it cannot be built.
+        CheckpointMismatch: the weights do not belong to it.
     """
-    return _Described(contents, path, text_encoder).build()
+    described = _Described(contents, path)
+    if compare and not _is_part(contents):
+        described.refuse_other(_weights(contents, "model", path), is_part=False)
+    return described.build()
+
+
+def _is_part(contents: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint says that it holds some U-Nets of its model only."""
+    run = contents.get("state")
+    return isinstance(run, dict) and "unet_numbers" in run
 
 
 def _weights(contents: Mapping[str, Any], name: str, path: str | Path) -> dict[str, Tensor]:
@@ -219,16 +250,7 @@ def load_imagen_from_checkpoint(
     averages = _averaged_weights(_weights(contents, "ema", checkpoint_path)) if averaged else {}
     weights |= averages
     logger.info("loading the %s weights of %s", "averaged" if averages else "trained", checkpoint_path)
-    # names and shapes are compared before the model takes memory
-    imagen = described.without_memory or described.build()
-    wanted = imagen.state_dict()
-    found = differences(weights, wanted)
-    if found and "unet_numbers" not in (contents.get("state") or {}):
-        raise CheckpointMismatch(f"{checkpoint_path} does not fit the model it describes: {'; '.join(found)}")
-    if found:
-        warnings.warn(
-            f"{checkpoint_path} holds a part of its model; the rest is untrained: {'; '.join(found)}", stacklevel=2
-        )
+    wanted = described.refuse_other(weights, _is_part(contents))
     _check_numbers(weights, wanted, checkpoint_path)
     imagen = described.build()
     imagen.load_state_dict(fitting(weights, wanted), strict=False)

@@ -142,7 +142,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         contents = None
         if imagen is None:
             contents = read_checkpoint(imagen_checkpoint_path, checkpoint_fs, fs_kwargs)
-            imagen = described_model(contents, imagen_checkpoint_path)
+            imagen = described_model(contents, imagen_checkpoint_path, compare=True)
         if self.processes.count > 1:
             advice = "make it from the same configuration and seed on each of them"
             self.processes.check_same("their model", facts_of_model(imagen, seed), advice)

@@ -22,7 +22,9 @@ from imagen_pytorch.checkpoint import CheckpointStore
 from imagen_pytorch.storage import (
     CheckpointLocked,
     CheckpointNotWritten,
+    locate,
     lock_of,
+    lock_of_file,
     locks,
     previous_of,
     read_checkpoint,
@@ -372,3 +374,27 @@ def test_a_copy_of_a_lock_is_not_held(tmp_path):
     store = CheckpointStore(f"memory://{tmp_path.name}/run")
     store.lock()
     assert not copy.deepcopy(store._lock).held and copy.deepcopy(store._lock).path == store._lock.path
+
+
+def test_files_of_one_remote_folder_have_claims_of_their_own(tmp_path):
+    """As three machines have that train one U-Net each."""
+    fs, folder = locate(f"memory://{tmp_path.name}")
+    one, two = (lock_of_file(fs, f"{folder}/unet{number}.pt", f"unet{number}.pt") for number in (1, 2))
+    one.acquire()
+    two.acquire()
+    for number, claim in ((1, one), (2, two)):
+        claim.check()
+        write_checkpoint(contents(number), f"{folder}/unet{number}.pt", fs)
+    other = lock_of_file(fs, f"{folder}/unet1.pt", "unet1.pt")
+    other.acquire()
+    with pytest.raises(CheckpointLocked, match=r"another run \(pid .*\) has taken over unet1.pt"):
+        one.check()
+    write_checkpoint(contents(3), f"{folder}/unet1.pt", fs)  # the newest claim of this process counts
+    fs.pipe_file(other.path, b'{"run": "x", "pid": 12}')
+    with pytest.raises(CheckpointLocked, match=r"another run \(pid 12\) has taken over unet1.pt"):
+        write_checkpoint(contents(4), f"{folder}/unet1.pt", fs)
+    write_checkpoint(contents(4), f"{folder}/unet2.pt", fs)
+    assert step_of(read_checkpoint(f"{folder}/unet1.pt", fs)) == 3
+    for claim in (one, two, other):
+        claim.release()
+    assert not claim.held and sorted(fs.ls(folder, detail=False))[0].endswith("/.unet1.pt.lock")  # not ours any more

@@ -10,7 +10,7 @@ import torch
 from storage_toys import NEEDS_FORK, in_child, outcome
 from toys import small_imagen
 
-from imagen_pytorch import load_imagen_from_checkpoint
+from imagen_pytorch import ImagenTrainer, load_imagen_from_checkpoint
 from imagen_pytorch.checkpoint import CheckpointError, CheckpointMismatch, write_checkpoint
 
 NOT_MODELS = {
@@ -135,7 +135,8 @@ def opened(paths):
     with open("/proc/self/statm") as file:
         mapped = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + (500 << 20),) * 2)
-    return [outcome(load_imagen_from_checkpoint, path) for path in paths]
+    doors = (load_imagen_from_checkpoint, lambda path: ImagenTrainer(imagen_checkpoint_path=path))
+    return [[outcome(door, path) for door in doors] for path in paths]
 
 
 @NEEDS_FORK
@@ -143,4 +144,5 @@ def test_a_description_takes_no_memory_before_it_is_compared(tmp_path):
     messages = large_description(tmp_path)
     outcomes = in_child(opened, [tmp_path / f"{name}.pt" for name in messages])
     for found, message in zip(outcomes, messages.values(), strict=True):
-        assert isinstance(found, tuple) and any(part in found[1] for part in message.split("|")), found
+        for answer in found:
+            assert isinstance(answer, tuple) and any(part in answer[1] for part in message.split("|")), answer

@@ -182,6 +182,14 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path):
     assert step_in(LOCAL, previous_of(str(tmp_path / "link"))) == 1
 
 
+def test_a_link_with_the_name_of_what_was_left_behind_is_left_alone(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").write_text("mine")
+    (tmp_path / ".run.0123abcd.partial").symlink_to("elsewhere")
+    assert sharded_writing.remove_unfinished(LOCAL, str(tmp_path)) == []
+    assert (tmp_path / "elsewhere" / "file").read_text() == "mine" and (tmp_path / ".run.0123abcd.partial").is_symlink()
+
+
 def test_pruning_does_not_follow_links(tmp_path):
     save(LOCAL, tmp_path / "elsewhere", 1)
     store = CheckpointStore(tmp_path / "run", keep=1)

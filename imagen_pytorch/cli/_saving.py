@@ -44,7 +44,7 @@ class SavedRun:
             CommandFailed: it cannot be written there, or nothing into the output folder.
             click.UsageError: the place does not outlast this process.
         """
-        from ..storage import CheckpointNotWritten, FolderClaim, is_local, locate, lock_of, make_folder, parent_of
+        from ..storage import CheckpointNotWritten, locate, lock_of_file, make_folder, parent_of
 
         fs, place = locate(self.path)
         refuse_fleeting(fs, self.path)
@@ -53,7 +53,7 @@ class SavedRun:
             try:
                 make_output(output)
                 make_folder(fs, folder)
-                self.lock = lock_of(place) if is_local(fs) else FolderClaim(fs, folder, self.path)
+                self.lock = lock_of_file(fs, place, self.path)
                 self.lock.acquire()
             except CheckpointNotWritten as error:
                 raise CommandFailed(described(error), USAGE) from error

@@ -19,7 +19,7 @@ from .errors import (
     CheckpointUnreachable,
 )
 from .keeping import previous_of
-from .locks import FolderLock, lock_of, lock_of_folder
+from .locks import FolderLock, lock_of, lock_of_file, lock_of_folder
 from .places import ends_with_process, is_local, locate, make_folder, parent_of
 from .ptfiles import check_whole
 from .reading import read_checkpoint
@@ -44,6 +44,7 @@ __all__ = [
     "kind_of",
     "locate",
     "lock_of",
+    "lock_of_file",
     "lock_of_folder",
     "make_folder",
     "nonfinite_tensors",

@@ -17,23 +17,24 @@ _CLAIMS: weakref.WeakSet[FolderClaim] = weakref.WeakSet()
 
 
 class FolderClaim:
-    """The right to save to a folder of an object store, where the last run that claims it has it.
+    """The right to save to a folder or a file of an object store, where the last run that claims it has it.
 
     Object stores have no locks: a claim is a file with a random name of the run, which is looked at before each write.
 
     Args:
         fs: the filesystem.
         folder: the folder's path there.
-        place: the folder, as errors call it.
+        place: the folder or file, as errors call it.
+        name: of the only file in the folder that is claimed; by default all of them are.
     """
 
-    def __init__(self, fs: Any, folder: str, place: str) -> None:
-        self.fs, self.place = fs, place
-        self.path = f"{folder.rstrip('/')}/run.lock"
+    def __init__(self, fs: Any, folder: str, place: str, name: str | None = None) -> None:
+        self.fs, self.folder, self.place, self.name = fs, folder.rstrip("/"), place, name
+        self.path = f"{self.folder}/run.lock" if name is None else f"{self.folder}/.{name}.lock"
         self._run: str | None = None
 
     def __deepcopy__(self, _: dict[int, Any]) -> FolderClaim:
-        return type(self)(self.fs, self.path.rsplit("/", 1)[0], self.place)
+        return type(self)(self.fs, self.folder, self.place, self.name)
 
     @property
     def held(self) -> bool:
@@ -58,8 +59,9 @@ class FolderClaim:
         _CLAIMS.add(self)
 
     def covers(self, fs: Any, path: str) -> bool:
-        """Whether a path lies in the claimed folder."""
-        return self.fs == fs and path.startswith(self.path.removesuffix("run.lock"))
+        """Whether a path is what is claimed, or lies in it."""
+        claimed = self.folder if self.name is None else f"{self.folder}/{self.name}"
+        return self.fs == fs and f"{path}/".startswith(f"{claimed}/")
 
     def check(self) -> None:
         """See that no other run has claimed the folder since; does nothing without a claim of one's own.

@@ -21,7 +21,7 @@ from .claims import FolderClaim
 from .errors import CheckpointLocked, CheckpointNotWritten, reason
 from .holders import in_words, myself, taken, told_by
 from .own_files import Signature, is_own, signature_of
-from .places import is_local
+from .places import is_local, parent_of
 
 #: all locks that are wanted: acquired and not released since
 _LOCKS: weakref.WeakSet[FolderLock] = weakref.WeakSet()
@@ -265,6 +265,13 @@ def lock_of(path: str | Path) -> FolderLock:
     real = os.path.realpath(path)
     folder, name = os.path.split(real)
     return FolderLock(os.path.join(folder, f".{name}.lock"), path, guards=real)
+
+
+def lock_of_file(fs: Any, path: str, place: str) -> FolderLock | FolderClaim:
+    """The lock of a single file anywhere, or of a folder of shards: `lock_of`, or a claim of it in an object store."""
+    if is_local(fs):
+        return lock_of(path)
+    return FolderClaim(fs, parent_of(path), place, path.rsplit("/", 1)[-1])
 
 
 def lock_of_folder(fs: Any, folder: str, place: str) -> FolderLock | FolderClaim:

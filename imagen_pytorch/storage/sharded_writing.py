@@ -328,7 +328,7 @@ def remove_unfinished(fs: Any, parent: str) -> list[str]:
     removed = []
     for name in sorted(os.listdir(parent)):
         place, partial = os.path.join(parent, name), _PARTIAL.match(name)
-        if partial is None or not os.path.isdir(place):
+        if partial is None or os.path.islink(place) or not os.path.isdir(place):
             continue
         meant = os.path.join(parent, partial[1])
         if not os.path.exists(meant):

@@ -38,7 +38,7 @@ def _create(folder: str) -> tuple[str, int]:
 
 
 def _remove_if_stale(path: str, host: str) -> None:
-    handle = os.open(path, os.O_RDWR)
+    handle = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
     try:
         old = time.time() - os.fstat(handle).st_mtime > DAY
         free = try_lock(handle)
