@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ from .cascade.placement import compile_once, evaluating
 from .checkpoint import described_model
 from .storage import read_checkpoint
 from .tensors import Share
+from .training.arguments import check_arguments
+from .training.batches import check_images, check_keywords, check_tuple
+from .training.copying import copied
 from .training.data import TrainerData
-from .training.ema import make_average, standing_in
+from .training.ema import make_average
 from .training.identity import facts_of_model
 from .training.lane import Lane
 from .training.loaders import BatchStream, named_batch
@@ -29,19 +32,20 @@ from .training.options import forwarded, warn_of_lion
 from .training.precision import Precision, chosen_precision
 from .training.processes import Processes, Rows, lost_connections_named, without_sync
 from .training.randomness import TrainingRandomness
-from .training.sampling import stop_before_untrained
+from .training.sampling import TrainerSampling
 from .training.saving import TrainerCheckpoints
 from .training.settings import remembers_stated, settings_per_unet
 from .training.sharded_state import ShardedState, share_out
 from .training.state import TrainingState
 from .training.status import TrainerStatus
+from .training.tracking import Tracking
 
 #: names under which the parts of a lane are known to users: optim0, scaler1 ...
 _PARTS = {"optim": "optimizer", "scaler": "scaler", "scheduler": "scheduler", "warmup": "warmup"}
 _PART = re.compile(rf"^({'|'.join(_PARTS)})(\d+)$")
 
 
-class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
+class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampling, nn.Module):
     """Trains the U-Nets of a cascade, one at a time, in any order, each with its own optimizer, schedule and average.
 
     "per-unet" arguments are one value or one per U-Net.
@@ -121,17 +125,18 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         use_lion: bool = False,
         **options: Any,
     ) -> None:
+        check_arguments({**locals(), **options})
         super().__init__()
         if (imagen is None) == (imagen_checkpoint_path is None):
             raise ValueError("give the trainer either imagen or imagen_checkpoint_path")
-        if not 0 <= split_valid_fraction <= 1:
-            raise ValueError(f"split_valid_fraction must lie in [0, 1], got {split_valid_fraction}")
         if on_save_error not in ("stop", "warn"):
             raise ValueError(f'on_save_error must be "stop" or "warn", got {on_save_error!r}')
         warn_of_lion(use_lion)
         others = forwarded(options, tuple(inspect.signature(type(self)).parameters))
         self.processes, self.split_batches = Processes(others.accelerate, strategy), split_batches
-        self.precision = Precision(chosen_precision(fp16, precision, self.processes.precision), self.device)
+        asked = others.accelerate.get("mixed_precision")
+        self.precision = Precision(chosen_precision(fp16, precision, self.processes.precision, asked), self.device)
+        self.tracking = Tracking(self.processes, others.accelerate.get("log_with"))
         self.verbose, self.seed, self.max_grad_norm = verbose, seed, max_grad_norm
         self.dl_tuple_output_keywords_names = tuple(dl_tuple_output_keywords_names)
         self.split_valid_from_train, self.split_valid_fraction = split_valid_from_train, split_valid_fraction
@@ -189,8 +194,13 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
             scaler=self.precision.scaler(),
             average=None if self.ema_unets is None else self.ema_unets[number - 1],
             max_skipped=max_skipped,
+            batches=self.accelerator.gradient_accumulation_steps,
             all_true=self.processes.all_true,
         )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ImagenTrainer:
+        """A trainer of a copy of the model, which trains on by itself; without a checkpoint folder."""
+        return copied(self, memo)
 
     def __getattr__(self, name: str) -> Any:
         found = _PART.match(name)
@@ -312,13 +322,17 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         value = float(total)
         if self.training:
             lane.finite &= bool(np.isfinite(value))
+            self.tracking.take(value)
         return value
 
     def update(self, unet_number: int | None = None) -> bool:
         """One optimizer step from the gradients that wait; then schedule, averages, step count, checkpoint if due.
 
+        With ``accelerate_gradient_accumulation_steps=n`` every n-th call takes a step, from the mean gradient of the
+        batches since the last one.
+
         Returns:
-            False if the step was skipped because loss or gradient was not finite.
+            False if no step was taken: batches are missing, or a loss or gradient was not finite.
 
         Raises:
             ValueError: no gradient waits.
@@ -328,35 +342,59 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         if chosen is None and self.unet_being_trained >= 0:
             chosen = self.unet_being_trained + 1
         number = self.validate_unet_number(chosen)
+        rate = self.get_lr(number)
         taken = self.lanes[number - 1].update(self.max_grad_norm)
         if taken:
             self.steps[number - 1] += 1
+            self.tracking.log(number, rate, int(self.steps.sum()))
             self._save_if_due()
         return taken
 
     def step_with_dl_iter(self, dl_iter: Iterator[Any], **kwargs: Any) -> float:
         """The loss on the next batch of a stream; keywords as for `forward`."""
-        named = named_batch(next(dl_iter), self.dl_tuple_output_keywords_names)
+        named = self._named(next(dl_iter))
         if not isinstance(dl_iter, BatchStream):
             return self(**named, **kwargs)
         chosen = {name: kwargs.pop(name, None) for name in ("unet_number", "max_batch_size")}
         return self._forward({**named, **kwargs}, **chosen, rows=dl_iter.share)
 
-    def train_step(self, unet_number: int | None = None, *, max_batch_size: int | None = None) -> float:
+    def _named(self, batch: Any) -> dict[str, Any]:
+        """What a loader yields, by the names of `forward`."""
+        names = self.dl_tuple_output_keywords_names
+        named = named_batch(batch, names)
+        check_images(self.imagen, named)
+        if isinstance(batch, list | tuple):
+            check_tuple(named, names)
+        return named
+
+    def train_step(
+        self, unet_number: int | None = None, *, max_batch_size: int | None = None, **batch: Any
+    ) -> float:
         """The next batch of the training data, its loss and an update.
+
+        Args:
+            unet_number, max_batch_size: as for `forward`.
+            batch: further keywords of `forward`, such as ``ignore_time``, beside what the loader gives.
 
         Raises:
             ValueError: there is no training data.
+            TypeError: a keyword that `forward` does not take.
         """
         self.train()
         stream = self.create_train_iter()
         number = self.validate_and_set_unet_being_trained(unet_number)  # before a batch is taken
-        loss = self.step_with_dl_iter(stream, unet_number=number, max_batch_size=max_batch_size)
+        check_keywords(self.imagen, batch)
+        loss = self.step_with_dl_iter(stream, unet_number=number, max_batch_size=max_batch_size, **batch)
         self.update(number)
         return loss
 
     def valid_step(
-        self, unet_number: int | None = None, *, max_batch_size: int | None = None, use_ema_unets: bool = False
+        self,
+        unet_number: int | None = None,
+        *,
+        max_batch_size: int | None = None,
+        use_ema_unets: bool = False,
+        **batch: Any,
     ) -> float:
         """The loss on the next batch of the validation data, without dropping captions and always with the same noise.
 
@@ -365,40 +403,19 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, nn.Module):
         Args:
             unet_number, max_batch_size: as for `forward`.
             use_ema_unets: whether to validate the averaged weights.
+            batch: as for `train_step`.
 
         Raises:
             ValueError: there is no validation data.
+            TypeError: a keyword that `forward` does not take.
         """
         number = self.validate_unet_number(unet_number)
         stream = self._existing("valid")
+        check_keywords(self.imagen, batch)
         averaged = self.use_ema_unets() if use_ema_unets else nullcontext()
         with evaluating(self), averaged:
-            data = named_batch(next(stream), self.dl_tuple_output_keywords_names)
+            data = {**self._named(next(stream)), **batch}
             rows = stream.share or self.processes.rows(len(data["images"]))
             with self.randomness.validation(number, stream.position) as generator:
                 batch = self._batch(data, number, generator, rows)
                 return self._loss(batch, max_batch_size, rows)
-
-    # -- sampling -----------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def use_ema_unets(self) -> Iterator[None]:
-        """The model's U-Nets are the averaged ones inside the block."""
-        with self.imagen.turn, standing_in(self.imagen, self.unets):
-            yield
-
-    def sample(self, *args: Any, use_non_ema: bool = False, **kwargs: Any) -> Any:
-        """Pictures from the averaged weights; stops, with a warning, before stages that have not been trained.
-
-        Args:
-            args, kwargs: of `Cascade.sample`.
-            use_non_ema: take the weights themselves instead.
-
-        Raises:
-            ValueError: as `Cascade.sample`.
-            TypeError: an argument that it does not take.
-        """
-        arguments = dict(inspect.signature(self.imagen.sample).bind(*args, **kwargs).arguments)
-        arguments = stop_before_untrained(arguments, list(self.imagen.unets), self.steps.tolist())
-        with nullcontext() if use_non_ema else self.use_ema_unets():
-            return self.imagen.sample(**arguments)

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "imagen_pytorch"
 
-MAX_FILE, MAX_FUNCTION, USUAL_FUNCTION, UNUSUAL_SHARE, MAX_PARAMETERS, MAX_COPY = 400, 60, 40, 0.02, 10, 5
+MAX_FILE, MAX_FUNCTION, USUAL_FUNCTION, UNUSUAL_SHARE, MAX_PARAMETERS, MAX_COPY = 500, 60, 40, 0.02, 10, 5
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

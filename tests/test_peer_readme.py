@@ -249,7 +249,7 @@ def test_text_to_video():
     trainer.update(unet_number=1)
     assert loss > 0
     with pytest.warns(UserWarning, match="U-Net 2 has not been trained yet"):
-        assert in_range(trainer.sample(texts=texts, video_frames=20, use_tqdm=False), 4, 3, 10, 16, 16)
+        assert in_range(trainer.sample(texts=texts, video_frames=20, use_tqdm=False), 4, 3, 20, 32, 32)
     trainer(videos, texts=texts, unet_number=2)
     trainer.update(unet_number=2)
     assert in_range(trainer.sample(texts=texts, video_frames=20, use_tqdm=False), 4, 3, 20, 32, 32)

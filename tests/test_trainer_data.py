@@ -9,6 +9,7 @@ from toys import CAPTIONS, WORDS, pictures, small_imagen, small_unet
 
 from imagen_pytorch import ElucidatedImagen, Imagen, ImagenTrainer
 from imagen_pytorch.cascade.pieces import in_pieces
+from imagen_pytorch.images import resize
 from imagen_pytorch.training.loaders import BatchStream, make_loader, named_batch
 from imagen_pytorch.training.optim import rate_factor
 
@@ -228,14 +229,27 @@ def test_averages_are_sampled_and_the_models_own_networks_come_back():
     assert all(one is other for one, other in zip(made.imagen.unets, own, strict=True))
 
 
-def test_sampling_stops_before_what_is_untrained():
-    made = trainer((8, 16))
+def test_upsamplers_that_are_untrained_are_passed_over_and_named():
+    made = trainer((4, 8, 16))
     made(pictures(size=16), texts=CAPTIONS, unet_number=1)
     made.update(1)
-    with pytest.warns(UserWarning, match="U-Net 2 has not been trained yet: sampling stops at U-Net 1"):
-        assert made.sample(texts=CAPTIONS, **SEEN).shape == (4, 3, 8, 8)
+    with pytest.warns(UserWarning, match="U-Net 2 and U-Net 3 have not been trained yet: images are enlarged without"):
+        every = made.sample(texts=CAPTIONS, return_all_unet_outputs=True, **SEEN)
+    assert [tuple(item.shape) for item in every] == [(4, 3, size, size) for size in (4, 8, 16)]
+    alone = made.sample(texts=CAPTIONS, stop_at_unet_number=1, **SEEN)
+    assert torch.equal(every[0], alone)
+    for before, after, size in zip(every, every[1:], (8, 16), strict=False):
+        assert torch.equal(after, resize(before, size))
+    with pytest.warns(UserWarning, match="U-Net 2 and U-Net 3 have not been trained"):
+        assert [item.size for item in made.sample(texts=CAPTIONS, return_pil_images=True, **SEEN)] == [(16, 16)] * 4
     with pytest.warns(UserWarning, match="U-Net 2 has not been trained yet: its pictures are noise"):
-        assert made.sample(texts=CAPTIONS, stop_at_unet_number=2, **SEEN).shape == (4, 3, 16, 16)
+        assert made.sample(texts=CAPTIONS, stop_at_unet_number=2, **SEEN).shape == (4, 3, 8, 8)
+    made(pictures(size=16), texts=CAPTIONS, unet_number=3)
+    made.update(3)
+    with pytest.warns(UserWarning, match="U-Net 2 has not been trained yet: images are enlarged without it"):
+        every = made.sample(texts=CAPTIONS, return_all_unet_outputs=True, **SEEN)
+    assert torch.equal(every[1], resize(every[0], 8)) and every[2].shape == (4, 3, 16, 16)
+    assert not torch.equal(every[2], resize(every[1], 16))
 
 
 def test_unknown_arguments_are_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -21,6 +22,15 @@ def _apply_but_for_counters(
     return average
 
 
+def _copied(average: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A copy for ``copy.deepcopy``: the class of an average cannot be made without its network."""
+    new = object.__new__(type(average))
+    memo[id(average)] = new
+    for name, value in average.__dict__.items():
+        new.__dict__[name] = copy.deepcopy(value, memo)
+    return new
+
+
 def make_average(unet: nn.Module, options: Mapping[str, Any]) -> nn.Module:
     """The moving average of a network's weights, as an ``ema_pytorch.EMA`` on the same device.
 
@@ -32,6 +42,7 @@ def make_average(unet: nn.Module, options: Mapping[str, Any]) -> nn.Module:
 
     average = EMA(unet, include_online_model=False, **{"use_foreach": True, **options})
     average._apply = partial(_apply_but_for_counters, average)
+    average.__deepcopy__ = partial(_copied, average)
     average.ema_model.eval().requires_grad_(False)
     return average
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,14 +14,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..storage import nonfinite_tensors
-from .checked import alike, are_tensors, is_adams, is_scale, is_schedule, ruined_tensors
+from .checked import alike, are_counts, are_tensors, is_adams, is_scale, is_schedule, ruined_tensors
 from .optim import parameter_groups
 from .settings import PERIODS, changed, move_moments, optimizer_of, scheduler_of, settings_in
 from .sharding import clip_gradients, gradient_norm
 from .warmup import Warmup
 
 #: attributes that a checkpoint replaces
-_KEPT = ("settings", "optimizer", "scheduler", "pending", "finite", "skipped", "skipped_in_a_row")
+_KEPT = ("settings", "optimizer", "scheduler", "pending", "finite", "added", "skipped", "skipped_in_a_row")
 
 
 _CURE = "go on from an earlier checkpoint, and lower lr or set max_grad_norm"
@@ -47,6 +48,7 @@ class Lane:
         scaler: of its loss.
         average: moving average of its weights, or None.
         max_skipped: number of updates in a row that may be skipped.
+        batches: whose mean gradient makes one update.
         all_true: whether something holds on all processes, called by each of them.
     """
 
@@ -60,6 +62,7 @@ class Lane:
         scaler: torch.amp.GradScaler,
         average: Any,
         max_skipped: int,
+        batches: int = 1,
         all_true: Callable[[bool], bool] = bool,
     ) -> None:
         self.number, self.unet, self._all_true = number, unet, all_true
@@ -68,11 +71,31 @@ class Lane:
         self.scheduler: LambdaLR | None = scheduler_of(self.optimizer, settings)
         self.scaler, self.average, self.max_skipped = scaler, average, max_skipped
         self.network: nn.Module | None = None  # the network as several processes train it, made with the first loss
+        self.batches = batches
+        self.added = 0  # batches whose gradients wait for the others
         self.pending = False
         self.finite = True
         self.whole = True  # false while an update changes weights, moments, schedule and averages, and after it failed
         self.skipped = self.skipped_in_a_row = 0
-        self._warned = self._begun = False
+        self._warned = self._begun = self._warned_of_zero = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Lane:
+        """A lane of the copied network, with an optimizer of its own in the same state."""
+        new = object.__new__(Lane)
+        memo[id(self)] = new
+        anew = ("optimizer", "scheduler", "scaler", "network", "_all_true")
+        new.__dict__ |= {name: copy.deepcopy(item, memo) for name, item in vars(self).items() if name not in anew}
+        new.network, new._all_true = None, self._all_true
+        new.optimizer = optimizer_of(new.unet, new.settings)
+        new.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
+        new.scheduler = None
+        if self.scheduler is not None:
+            new.scheduler = scheduler_of(new.optimizer, new.settings, self.scheduler.last_epoch)
+        new.scaler = type(self.scaler)(self.scaler._device, enabled=self.scaler.is_enabled())
+        new.scaler.load_state_dict(self.scaler.state_dict())
+        for mine, theirs in zip(self.unet.parameters(), new.unet.parameters(), strict=True):
+            theirs.grad = None if mine.grad is None else mine.grad.clone()
+        return new
 
     @property
     def warmup(self) -> Warmup | None:
@@ -102,13 +125,14 @@ class Lane:
         """
         fate = torch.where(loss.detach().isfinite(), 1.0, torch.nan)
         self._begun = True
-        self.scaler.scale(loss * fate).backward()
+        self.scaler.scale(loss * (fate / self.batches)).backward()
         self.pending = True
 
     def update(self, max_grad_norm: float | None = None) -> bool:
-        """One optimizer step from the waiting gradients, then schedule and averages; false if it was skipped.
+        """One optimizer step from the waiting gradients, then schedule and averages; false if none was taken.
 
-        The step is skipped, and neither schedule nor averages move, if the loss or any gradient is not finite.
+        None is taken as long as batches are missing. The step is skipped, and neither schedule nor averages move, if
+        the loss or any gradient is not finite.
 
         Raises:
             ValueError: no gradient waits.
@@ -119,6 +143,11 @@ class Lane:
                 f"U-Net {self.number} has nothing to update from: call trainer(images, ..., "
                 f"unet_number={self.number}) in training mode first"
             )
+        self.added += 1
+        if self.added < self.batches:
+            return False
+        self.added = 0
+        self._warn_of_rate_zero()
         parameters = [item for item in self.unet.parameters() if item.grad is not None]
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
@@ -151,7 +180,7 @@ class Lane:
         except BaseException:
             if self._begun:
                 self.optimizer.zero_grad()
-                self.pending, self.finite = False, True
+                self.pending, self.finite, self.added = False, True, 0
             raise
 
     def _follow_scale(self, taken: bool) -> bool:
@@ -163,6 +192,18 @@ class Lane:
         # a loss that is no number says nothing about the scale, which bad data would else bring down to nothing
         self.scaler.update(None if taken or overflow else scale)
         return overflow and scale > 1
+
+    def _warn_of_rate_zero(self) -> None:
+        """Say once that nothing more is learned, unless the rate was 0 from the beginning."""
+        end = self.settings["cosine_decay_max_steps"]
+        if self._warned_of_zero or end is None or self.scheduler is None or self.scheduler.last_epoch < end:
+            return
+        self._warned_of_zero = True
+        warnings.warn(
+            f"the learning rate of U-Net {self.number} fell to 0 at update {end}, so nothing more is learned: "
+            f"set_decay({self.number}, ...) lets it end later",
+            stacklevel=4,
+        )
 
     def _advance(self) -> None:
         self.skipped_in_a_row = 0
@@ -215,7 +256,7 @@ class Lane:
         entries = {f"scaler{index}": self.scaler.state_dict(), f"optim{index}": self.optimizer.state_dict()}
         if self.pending:
             gradients = {name: item.grad for name, item in self.unet.named_parameters() if item.grad is not None}
-            entries[f"gradients{index}"] = {"finite": self.finite, "values": gradients}
+            entries[f"gradients{index}"] = {"finite": self.finite, "values": gradients, "batches": self.added}
         return entries | ({} if self.scheduler is None else {f"scheduler{index}": self.scheduler.state_dict()})
 
     def wrong_entries(self, contents: dict[str, Any]) -> list[str]:
@@ -228,7 +269,11 @@ class Lane:
         if self.scaler.is_enabled() and found["scaler"] is not None and not is_scale(found["scaler"]):
             wrong.append("scaler")
         waiting = found["gradients"]
-        if waiting is not None and not (alike(waiting, {"finite": 1, "values": {}}) and are_tensors(waiting["values"])):
+        if waiting is not None and not (
+            alike(waiting, {"finite": 1, "values": {}})
+            and are_tensors(waiting["values"])
+            and are_counts([waiting.get("batches", 0)])
+        ):
             wrong.append("gradients")
         return [names[part] for part in wrong]
 
@@ -326,6 +371,7 @@ class Lane:
         """Gradients that waited for an update when the checkpoint was written wait again; any others are dropped."""
         self.optimizer.zero_grad()
         self.pending, self.finite = saved is not None, saved is None or saved["finite"]
+        self.added = 0 if saved is None else saved.get("batches", 0)
         for name, parameter in self.unet.named_parameters() if saved is not None else ():
             if name in saved["values"]:
                 parameter.grad = saved["values"][name].to(parameter, copy=True)

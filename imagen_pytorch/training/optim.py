@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from .arguments import check_arguments
 
 #: devices for which torch has one kernel for the whole optimizer step
 _FUSED = ("cpu", "cuda", "xpu", "mps")
@@ -79,20 +80,6 @@ def rate_factor(step: int, warmup_steps: int | None = None, cosine_decay_max_ste
     return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / cosine_decay_max_steps)))
 
 
-def check_periods(warmup_steps: int | None, cosine_decay_max_steps: int | None) -> None:
-    """See that numbers of steps can be such.
-
-    Raises:
-        TypeError: something else than a whole number or None.
-        ValueError: a number below one.
-    """
-    for name, steps in (("warmup_steps", warmup_steps), ("cosine_decay_max_steps", cosine_decay_max_steps)):
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, Integral)):
-            raise TypeError(f"{name} must be a whole number of updates or None, got {steps!r}")
-        if steps is not None and steps < 1:
-            raise ValueError(f"{name} must be at least 1 or None, got {steps}")
-
-
 def make_scheduler(
     optimizer: Optimizer, warmup_steps: int | None, cosine_decay_max_steps: int | None, taken: int = 0
 ) -> LambdaLR | None:
@@ -106,9 +93,9 @@ def make_scheduler(
         taken: number of updates so far.
 
     Raises:
-        TypeError, ValueError: as `check_periods`; nothing is changed then.
+        TypeError, ValueError: numbers that are none of steps; nothing is changed then.
     """
-    check_periods(warmup_steps, cosine_decay_max_steps)
+    check_arguments({"warmup_steps": warmup_steps, "cosine_decay_max_steps": cosine_decay_max_steps})
     for group in optimizer.param_groups:
         group["lr"] = group.pop("initial_lr", group["lr"])
     if warmup_steps is None and cosine_decay_max_steps is None:

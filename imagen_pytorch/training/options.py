@@ -16,6 +16,28 @@ _ADAM_OWN = ("params", "lr", "betas", "eps")
 _EMA_OWN = ("model", "ema_model", "include_online_model")
 
 
+#: arguments of the Accelerator that do here what they say
+HONOURED = ("cpu", "gradient_accumulation_steps", "kwargs_handlers", "log_with", "mixed_precision", "project_config",
+            "project_dir")  # fmt: skip
+#: arguments of parts of Accelerate that the trainer does itself, and what to say instead
+REFUSED = {
+    "device_placement": "the trainer brings model and batches to its device",
+    "split_batches": "say split_batches",
+    "dataloader_config": "say split_batches, or give add_train_dataset the arguments of a DataLoader",
+    "deepspeed_plugin": 'DeepSpeed is not supported; strategy="fsdp2" shares out the weights',
+    "deepspeed_plugins": 'DeepSpeed is not supported; strategy="fsdp2" shares out the weights',
+    "fsdp_plugin": 'say strategy="fsdp2"',
+    "torch_tp_plugin": 'tensor parallelism is not supported; strategy="fsdp2" shares out the weights',
+    "megatron_lm_plugin": 'Megatron-LM is not supported; strategy="fsdp2" shares out the weights',
+    "parallelism_config": 'say strategy="ddp" or "fsdp2"',
+    "rng_types": "the trainer keeps its own random state; say seed",
+    "gradient_accumulation_plugin": "say accelerate_gradient_accumulation_steps",
+    "step_scheduler_with_optimizer": "the rate always follows the updates; say warmup_steps or cosine_decay_max_steps",
+    "dynamo_backend": "say compile",
+    "dynamo_plugin": "say compile",
+}
+
+
 class Forwarded(NamedTuple):
     """Keyword arguments for the averages, the Accelerator and the optimizer."""
 
@@ -38,6 +60,7 @@ def forwarded(given: Mapping[str, Any], own: Sequence[str]) -> Forwarded:
 
     Raises:
         TypeError: a keyword that its owner does not take.
+        ValueError: one of Accelerate's whose part the trainer does itself.
     """
     from accelerate import Accelerator
     from ema_pytorch import EMA
@@ -56,7 +79,18 @@ def forwarded(given: Mapping[str, Any], own: Sequence[str]) -> Forwarded:
         if name not in known[prefix]:
             raise TypeError(f'ImagenTrainer takes no argument "{keyword}"{suggestion(keyword, every)}')
         result[prefix][name] = value
+    _refuse(result["accelerate_"])
     return Forwarded(result["ema_"], result["accelerate_"], result[""])
+
+
+def _refuse(given: Mapping[str, Any]) -> None:
+    for name in given:
+        if name not in HONOURED:
+            instead = REFUSED.get(name, "the trainer does that itself")
+            raise ValueError(f"accelerate_{name} does nothing here: {instead}")
+    for name in ("project_dir", "project_config"):
+        if name in given and given.get("log_with") is None:
+            raise ValueError(f"accelerate_{name} is for trackers: it needs accelerate_log_with")
 
 
 def warn_of_lion(use_lion: bool) -> None:

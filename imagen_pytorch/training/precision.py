@@ -9,19 +9,25 @@ import torch
 from ..cascade.placement import PRECISIONS, autocasting, check_precision, warn_if_emulated
 
 
-def chosen_precision(fp16: bool, precision: str | None, otherwise: str) -> str:
+def chosen_precision(fp16: bool, precision: str | None, otherwise: str, forwarded: str | None = None) -> str:
     """The name of the precision that was asked for.
 
     Args:
         fp16: shorthand for ``precision="fp16"``.
         precision: "no", "fp16", "bf16" or None.
         otherwise: what holds if nothing was asked for, such as the choice of ``accelerate launch``.
+        forwarded: what was given to Accelerate, ``accelerate_mixed_precision``.
 
     Raises:
         ValueError: both arguments, or an unknown name.
     """
     if fp16 and precision is not None:
         raise ValueError(f"give either fp16=True or precision={precision!r}, not both")
+    if forwarded is not None and (fp16 or precision not in (None, forwarded)):
+        raise ValueError(
+            f"precision={'fp16' if fp16 else precision!r} and accelerate_mixed_precision={forwarded!r} contradict each "
+            "other: give one of them"
+        )
     name = "fp16" if fp16 else otherwise if precision is None else precision
     return check_precision(name)
 

@@ -159,6 +159,10 @@ class Processes:
         if self.count > 1:
             heartbeat(self.rank, self.count)
 
+    def __deepcopy__(self, _: dict[int, Any]) -> Processes:
+        """Itself: what is copied stays in the same process."""
+        return self
+
     @property
     def sharded(self) -> bool:
         """Whether each process has only a part of the weights."""

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from ..cascade.cascade import Cascade
+from ..images import resample_frames, resize, to_pil, unnormalize
+from .ema import standing_in
 
 
 def untrained(unet: nn.Module) -> bool:
@@ -28,23 +35,100 @@ def last_trained(unets: Sequence[nn.Module], steps: Sequence[int], first: int = 
     return number
 
 
-def stop_before_untrained(
-    arguments: dict[str, Any], unets: Sequence[nn.Module], steps: Sequence[int]
-) -> dict[str, Any]:
-    """The arguments of `Cascade.sample`, stopping at the last trained stage unless told where to stop; with a warning.
+def enlarged(images: Tensor, cascade: Cascade, number: int, sizes: Sequence[Any] | None = None) -> Tensor:
+    """What stage ``number - 1`` made, in the size and frames of stage ``number``, without a network.
 
-    If not even the first stage is trained the whole cascade runs, for its shapes.
+    Args:
+        images: ``(b, c, height, width)`` or ``(b, c, frames, height, width)``.
+        cascade: the model.
+        number: 1-based number of the stage whose place this takes.
+        sizes: of all stages, in place of the model's.
     """
-    first = arguments.get("start_at_unet_number", 1)
+    before, stage = cascade.stages[number - 2], cascade.stages[number - 1]
+    if images.ndim == 5 and before.factor != stage.factor:
+        frames = images.shape[2] * before.factor // stage.factor
+        places = torch.arange(frames) * (stage.factor / before.factor)
+        images = resample_frames(images, places, cascade.temporal_resize_mode)
+    return resize(images, stage.size if sizes is None else sizes[number - 1], cascade.resize_mode)
+
+
+def sample_trained(cascade: Cascade, arguments: Mapping[str, Any], steps: Sequence[int]) -> Any:
+    """`Cascade.sample`, with plain enlargement in the place of upsamplers that have not been trained, and a warning.
+
+    The whole cascade runs if not even the first stage is trained, and up to ``stop_at_unet_number`` if that is given.
+
+    Args:
+        cascade: the model.
+        arguments: of `Cascade.sample`, by name.
+        steps: updates of each U-Net.
+    """
+    unets, first = list(cascade.unets), arguments.get("start_at_unet_number", 1)
     stop = arguments.get("stop_at_unet_number")
     last = last_trained(unets, steps, first)
     if last >= (stop or len(unets)):
-        return arguments
+        return cascade.sample(**arguments)
     if stop is not None or last < first:
         warnings.warn(f"U-Net {last + 1} has not been trained yet: its pictures are noise", stacklevel=4)
-        return arguments
+        return cascade.sample(**arguments)
+    skipped = [number for number in range(last + 1, len(unets) + 1) if last_trained(unets, steps, number) < number]
+    named = " and ".join(f"U-Net {number}" for number in skipped)
     warnings.warn(
-        f"U-Net {last + 1} has not been trained yet: sampling stops at U-Net {last}; stop_at_unet_number overrides it",
+        f"{named} {'has' if len(skipped) == 1 else 'have'} not been trained yet: images are enlarged without it; "
+        "stop_at_unet_number ends the cascade before",
         stacklevel=4,
     )
-    return arguments | {"stop_at_unet_number": last}
+    outputs = _passing_over(cascade, arguments, skipped)
+    if arguments.get("return_pil_images"):
+        pillow = [to_pil(item if cascade.auto_normalize_img else unnormalize(item)) for item in outputs]
+        return pillow if arguments.get("return_all_unet_outputs") else pillow[-1]
+    return outputs if arguments.get("return_all_unet_outputs") else outputs[-1]
+
+
+def _passing_over(cascade: Cascade, arguments: Mapping[str, Any], skipped: Sequence[int]) -> list[Tensor]:
+    """What every stage makes, those that are skipped by enlarging what the one before made."""
+    if arguments.get("return_pil_images") and cascade.is_video:
+        raise ValueError("return_pil_images is for pictures; a clip is returned as a tensor")
+    number, outputs = arguments.get("start_at_unet_number", 1), []
+    run = {**arguments, "return_all_unet_outputs": True, "return_pil_images": False}
+    while number <= len(cascade.unets):
+        if number in skipped:
+            outputs.append(enlarged(outputs[-1], cascade, number, arguments.get("image_sizes")))
+        else:
+            run["stop_at_unet_number"] = min((each - 1 for each in skipped if each > number), default=None)
+            if outputs:
+                run["start_image_or_video"] = outputs[-1]
+            outputs += cascade.sample(**{**run, "start_at_unet_number": number})
+        number = arguments.get("start_at_unet_number", 1) + len(outputs)
+    return outputs
+
+
+class TrainerSampling:
+    """The part of `ImagenTrainer` that samples."""
+
+    imagen: Cascade
+    unets: nn.ModuleList
+    steps: Tensor
+
+    @contextmanager
+    def use_ema_unets(self) -> Iterator[None]:
+        """The model's U-Nets are the averaged ones inside the block."""
+        with self.imagen.turn, standing_in(self.imagen, self.unets):
+            yield
+
+    def sample(self, *args: Any, use_non_ema: bool = False, **kwargs: Any) -> Any:
+        """Images from the averaged weights.
+
+        An upsampler that has not been trained is passed over: what the stage before it made is enlarged to its size,
+        and a warning names it. ``stop_at_unet_number`` ends the cascade before.
+
+        Args:
+            args, kwargs: of `Cascade.sample`.
+            use_non_ema: take the weights themselves instead.
+
+        Raises:
+            ValueError: as `Cascade.sample`.
+            TypeError: an argument that it does not take.
+        """
+        arguments = dict(inspect.signature(self.imagen.sample).bind(*args, **kwargs).arguments)
+        with nullcontext() if use_non_ema else self.use_ema_unets():
+            return sample_trained(self.imagen, arguments, self.steps.tolist())

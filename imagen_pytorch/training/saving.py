@@ -67,8 +67,6 @@ class TrainerCheckpoints:
     def _init_checkpoints(self, folder: str | Path | None, every: int | None) -> None:
         if (folder is None) != (every is None):
             raise ValueError("checkpoint_path and checkpoint_every belong together: give both or neither")
-        if every is not None and every < 1:
-            raise ValueError(f"checkpoint_every must be at least 1, got {every}")
         self.checkpoint_path, self.checkpoint_every = folder, every
         self.store = None
         self._writer = BackgroundWriter()
