@@ -24,7 +24,7 @@ from pydantic import (
 from torch.utils.data import DataLoader
 
 from .cascade.cascade import Cascade
-from .cascade.options import is_pair
+from .cascade.sizes import is_pair
 from .diffusion.guidance import GUIDANCE
 from .diffusion.losses import LOSSES
 from .diffusion.objectives import OBJECTIVES

@@ -10,8 +10,9 @@ from torch import nn
 
 from .cascade.cascade import Cascade
 from .cascade.elucidated import ElucidatedFormulas
-from .cascade.limits import MOST_STEPS, check_each, check_positive
-from .cascade.options import SharedOptions, is_pair
+from .cascade.limits import MOST_STEPS, check_each, check_flag, check_name, check_positive
+from .cascade.options import SharedOptions
+from .cascade.sizes import is_pair
 from .construction import records_construction
 from .diffusion.losses import LOSSES, NOISE_LEVELS, WEIGHTINGS
 from .diffusion.objectives import OBJECTIVES
@@ -36,8 +37,11 @@ def padded_schedules(given: str | Sequence[str], count: int) -> tuple[str, ...]:
 
     Raises:
         ValueError: more schedules than U-Nets.
+        TypeError: something that is not a name.
     """
-    names = (given,) if isinstance(given, str) else tuple(given)
+    names = tuple(given) if isinstance(given, list | tuple) else (given,)
+    for name in names:
+        check_name(name, "noise_schedules")
     if len(names) > count:
         raise ValueError(f"{count} U-Nets take at most as many noise_schedules, got {len(names)}: {names}")
     rest = ("cosine", "cosine", *("linear",) * count)[len(names) : count]
@@ -170,6 +174,12 @@ class Imagen(Cascade):
         networks = _networks(unets)
         count = len(networks)
         check_each(timesteps, count, "timesteps", check_whole, 1, MOST_STEPS)
+        check_each(min_snr_loss_weight, count, "min_snr_loss_weight", check_flag)
+        for name in per_stage(pred_objectives, count, "pred_objectives"):
+            check_name(name, "pred_objectives")
+        check_name(loss_type, "loss_type")
+        for name in per_stage(sampler, count, "sampler"):
+            check_name(name, "sampler")
         table = {
             "schedule": _timed_from_0_to_1(padded_schedules(noise_schedules, count)),
             "objective": per_stage(pred_objectives, count, "pred_objectives"),
@@ -305,6 +315,8 @@ class ElucidatedImagen(ElucidatedFormulas, Cascade):
         for name, (low, high) in _RANGES.items():
             check_each(arguments[name], count, name, check_number, low, high)
         check_each(num_sample_steps, count, "num_sample_steps", check_whole, 1, MOST_STEPS)
+        for name in per_stage(sampler, count, "sampler"):
+            check_name(name, "sampler")
         table = [per_stage(arguments[name], count, name) for name in Hparams._fields]
         hparams = [Hparams(*row) for row in zip(*table, strict=True)]
         names = per_stage(sampler, count, "sampler")

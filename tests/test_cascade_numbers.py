@@ -192,6 +192,48 @@ def test_impossible_numbers_are_refused_when_a_model_is_made(kind, name, network
         assert len(said) < 400
 
 
+NAMES = {"loss_type", "noise_schedules", "pred_objectives", "lowres_noise_schedule", "sampler", "guidance"}
+NAMES |= {"temporal_resize_mode", "resize_mode"}
+SWITCHES = FLAGS - NAMES - {"self", "unets", "text_encoder_name", "text_encoder"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_switches_are_true_or_false_and_names_are_known(kind, networks):
+    taken = set(inspect.signature(kind.__init__).parameters)
+    usual = {"image_sizes": (8, 16), "text_embed_dim": 12}
+    for name in sorted(SWITCHES & taken):
+        for value in ("no", "false", 2, NAN, {}):
+            with pytest.raises(TypeError, match=f"{name} must be True or False, got"):
+                kind(networks, **usual, **{name: value})
+        kind(networks, **usual, **{name: 0 if name == "self_cond" else np.bool_(False)})
+    for name in sorted(NAMES & taken):
+        said = rf"{name} must be a name|no [a-z_ ]+ \"nothing\"|no {name}"
+        for value in (3, NAN, {}, "nothing"):
+            with pytest.raises((TypeError, ValueError), match=said):
+                kind(networks, **usual, **{name: value})
+
+
+#: arguments of `sample` that hold tensors or captions
+HELD = (
+    "texts text_masks text_embeds cond_images cond_video_frames post_cond_video_frames inpaint_videos inpaint_images "
+    "inpaint_masks init_images start_image_or_video negative_texts"
+).split()
+
+
+@pytest.mark.parametrize("name", HELD)
+@pytest.mark.parametrize("frames", [False, True])
+def test_what_is_no_tensor_and_no_caption_is_refused_by_name(name, frames):
+    model = video_cascade() if frames else cascade()
+    for value in (3, "x", {}, [3], torch.zeros(()), torch.zeros(2)):
+        options = {"text_embeds": text(), "video_frames": 4 if frames else None, name: value}
+        if name == "texts":
+            options["text_embeds"] = None
+        if name == "inpaint_masks":
+            options["inpaint_images"] = clips(2, 4, 4) if frames else pictures()
+        with pytest.raises((TypeError, ValueError), match=name):
+            sample(model, **options)
+
+
 @pytest.mark.parametrize(
     ("kind", "options"),
     [(Imagen, {"timesteps": value}) for value in (1, 100_000)]

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..ranges import check_whole
+from .inputs import as_tensor
 from .limits import MOST_IMAGES
+from .options import check_texts
 
 #: arguments with one entry per image; the first that is given counts where neither captions nor batch_size do
 _COUNTED = (
@@ -26,14 +28,18 @@ def images_of(arguments: Mapping[str, Any]) -> int:
     ``batch_size``; where that is 1, the number of images that are given.
 
     Raises:
-        TypeError: a ``batch_size`` that is not a number, or one string where a list of captions is needed.
+        TypeError: a ``batch_size`` that is not a number, or captions that are not a list of strings.
         ValueError: a ``batch_size`` below 1 or not whole, no caption, or another number of captions.
     """
     stated = check_whole(arguments.get("batch_size", 1), "batch_size", 1, MOST_IMAGES)
-    captions = next((arguments[name] for name in ("text_embeds", "texts") if arguments.get(name) is not None), None)
+    captions, embeds = arguments.get("texts"), arguments.get("text_embeds")
+    if embeds is not None:
+        captions = as_tensor(embeds, "text_embeds")
+        if captions.ndim != 3:
+            raise ValueError(f"text_embeds must be (batch, tokens, width), got {tuple(captions.shape)}")
+    elif captions is not None:
+        check_texts(captions)
     if captions is not None:
-        if isinstance(captions, str):
-            raise TypeError('texts must be a list of captions, got one string; write texts=["..."]')
         count = len(captions)
         if not count:
             raise ValueError("texts (or text_embeds) must hold at least one caption, got none")

@@ -158,9 +158,11 @@ def image_mask(given: Any, name: str = "inpaint_masks") -> Tensor:
 
     Raises:
         TypeError: neither tensor nor array.
-        ValueError: floats outside of [0, 1], or whole numbers outside of 0..255.
+        ValueError: fewer axes than a batch of images, floats outside of [0, 1], or whole numbers outside of 0..255.
     """
     mask = as_tensor(given, name)
+    if mask.ndim < 3:
+        raise ValueError(f"{name} must be (batch, height, width), got {tuple(mask.shape)}")
     if mask.dtype == torch.bool or mask.is_meta or not mask.numel():
         return mask.bool()
     low, high = (end.item() for end in mask.aminmax())

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
+import numpy as np
+
 from ..ranges import check_number, plain_number
 from ..tensors import per_stage
 
@@ -61,6 +63,17 @@ def check_name(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a name, got {value!r}")
     return value
+
+
+def check_flag(value: Any, name: str) -> bool:
+    """A switch: True or False, also as 1, 0 or None.
+
+    Raises:
+        TypeError: something else, which would count as true.
+    """
+    if value is not None and not (isinstance(value, bool | Real | np.bool_) and value in (0, 1)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
 
 
 def check_compile(value: Any) -> bool | str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,12 +23,14 @@ from .limits import (
     MOST_STEPS,
     check_compile,
     check_each,
+    check_flag,
     check_name,
     check_positive,
     check_scale,
     check_share,
 )
 from .placement import check_precision
+from .sizes import crop_entries, is_pair, stage_sizes
 
 #: ``callback(unet_number, step, total_steps, picture so far in [0, 1])``; returning False ends the stage.
 Callback = Callable[[int, int, int, Tensor], Any]
@@ -92,6 +95,16 @@ class SharedOptions(_Taken):
         )
         for name in shares:
             check_share(getattr(self, name), name)
+        switches = (
+            "per_sample_random_aug_noise_level",
+            "condition_on_text",
+            "auto_normalize_img",
+            "resize_cond_video_frames",
+        )
+        for name in switches:
+            check_flag(getattr(self, name), name)
+        check_each(self.dynamic_thresholding, count, "dynamic_thresholding", check_flag)
+        check_each(self.self_cond, count, "self_cond", check_flag)
         check_each(self.lowres_sample_noise_level, count, "lowres_sample_noise_level", check_share)
         check_whole(self.channels, "channels", 1, 10_000)
         check_positive(self.fps, "fps")
@@ -169,7 +182,8 @@ class SharedOptions(_Taken):
         Raises:
             ValueError: a crop for the first stage, or one larger than its picture.
         """
-        crops = tuple(None if crop is None else as_size(crop) for crop in _entries(self.random_crop_sizes, len(sizes)))
+        given = crop_entries(self.random_crop_sizes, len(sizes))
+        crops = tuple(None if crop is None else as_size(crop) for crop in given)
         if crops[0] is not None:
             raise ValueError("random_crop_sizes: the first U-Net makes whole pictures, its entry must be None")
         for crop, size in zip(crops, sizes, strict=True):
@@ -190,41 +204,6 @@ class SharedOptions(_Taken):
             raise ValueError("lowres_residual: the first U-Net has no low-resolution picture, its entry must be None")
         check_each(scales, count, "lowres_residual", check_positive)
         return scales
-
-
-def stage_sizes(given: Any, count: int) -> tuple[Size, ...]:
-    """One (height, width) per stage from one size, or one size per stage.
-
-    Raises:
-        TypeError: another kind of value.
-        ValueError: another number of sizes than U-Nets, or a stage smaller than the one before.
-    """
-    if not isinstance(given, int | list | tuple):
-        raise TypeError(f"image_sizes must be an int, or one int or (height, width) for each U-Net; got {given!r}")
-    single = isinstance(given, int) or (count == 1 and is_pair(given))
-    sizes = tuple(as_size(size) for size in ((given,) if single else given))
-    if len(sizes) != count:
-        raise ValueError(f"{count} U-Nets need as many image_sizes, got {len(sizes)}: {given}")
-    for low, high in zip(sizes, sizes[1:], strict=False):
-        if high[0] < low[0] or high[1] < low[1]:
-            raise ValueError(f"image_sizes must not shrink from stage to stage, got {given}")
-    return sizes
-
-
-def plain_size(size: Size) -> int | Size:
-    """The side of a square, else (height, width)."""
-    return size[0] if size[0] == size[1] else size
-
-
-def is_pair(value: Any) -> bool:
-    """Whether this is (height, width)."""
-    return isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(side, int) for side in value)
-
-
-def _entries(value: Any, count: int) -> tuple[Any, ...]:
-    if isinstance(value, int):
-        return (None,) * (count > 1) + (value,) * (count - (count > 1))
-    return per_stage(value, count, "random_crop_sizes")
 
 
 @dataclass(frozen=True)
@@ -324,6 +303,8 @@ class SampleOptions(_Taken):
             check_rates(self.fps)
 
     def _check_choices(self, count: int) -> None:
+        for name in ("cfg_remove_parallel_component", "use_tqdm", "use_one_unet_in_gpu"):
+            check_flag(getattr(self, name), name)
         for sampler in per_stage(self.sampler, count, "sampler"):
             if not isinstance(sampler, Sampler | None):
                 SAMPLERS[check_name(sampler, "sampler")]
@@ -385,6 +366,20 @@ class StageChoices:
     cache_interval: int
 
 
+def check_texts(texts: Any, what: str = "texts") -> None:
+    """Refuse what is not a list of captions.
+
+    Raises:
+        TypeError: naming what came.
+    """
+    if isinstance(texts, str):
+        raise TypeError(f'{what} must be a list of captions, got one string; write {what}=["..."]')
+    if not isinstance(texts, Sequence | np.ndarray):
+        raise TypeError(f"{what} must be a list of strings, got {type(texts).__name__}")
+    if wrong := [item for item in texts if not isinstance(item, str)]:
+        raise TypeError(f"{what} must be a list of strings, got {type(wrong[0]).__name__} among them")
+
+
 def check_text_count(texts: Sequence[str] | Tensor, batch: int, what: str = "texts") -> None:
     """Refuse a number of captions that is not the number of pictures.
 
@@ -392,9 +387,7 @@ def check_text_count(texts: Sequence[str] | Tensor, batch: int, what: str = "tex
         TypeError: one string where a list is needed.
         ValueError: the counts differ.
     """
-    if isinstance(texts, str):
-        raise TypeError(f'{what} must be a list of captions, got one string; write {what}=["..."]')
-    if not isinstance(texts, Tensor) and (wrong := [item for item in texts if not isinstance(item, str)]):
-        raise TypeError(f"{what} must be a list of strings, got {type(wrong[0]).__name__} among them")
+    if not isinstance(texts, Tensor):
+        check_texts(texts, what)
     if len(texts) != batch:
         raise ValueError(f"{batch} pictures need as many {what}, got {len(texts)}")

@@ -18,8 +18,9 @@ from ..tensors import per_stage
 from ..text import TextEncoder, as_encoder, check_name, text_encoder
 from .conditioning import Text
 from .lowres import Augmentation
-from .options import SharedOptions, plain_size
+from .options import SharedOptions
 from .placement import Turn, alone_on_device, device_of
+from .sizes import plain_size
 from .stage import Stage, fitted, is_null, makes_videos
 
 

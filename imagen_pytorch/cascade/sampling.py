@@ -13,8 +13,9 @@ from ..diffusion.process import DiffusionProcess
 from ..images import resize
 from .conditioning import Text, text_input
 from .counting import images_of
-from .options import SampleOptions, StageChoices, check_text_count, stage_sizes
+from .options import SampleOptions, StageChoices, check_text_count
 from .placement import alone_on_device, device_of, on_device
+from .sizes import stage_sizes
 from .stage import Stage, is_null, takes_pictures
 from .stage_sampling import StageRun
 from .video import ClipInput, check_frame_count, clip_frames
