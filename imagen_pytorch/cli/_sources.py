@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import os
 from collections.abc import Collection, Mapping
@@ -65,14 +64,9 @@ def kept_arguments(name: str, dataset: Collection[str]) -> frozenset[str]:
 
 def data_record(name: str, dataset: Any) -> dict[str, Any]:
     """What a checkpoint remembers of its data: their name, the number of items, and a digest of the items' names."""
-    inner = getattr(dataset, "dataset", dataset)  # without its captions
-    record: dict[str, Any] = {"name": name, "count": len(dataset)}
-    if hasattr(inner, "name"):
-        digest = hashlib.sha256()
-        for index in range(len(inner)):
-            digest.update(inner.name(index).encode("utf-8", "backslashreplace") + b"\0")
-        record["digest"] = digest.hexdigest()
-    return record
+    from ..training.identity import data_digest
+
+    return {"name": name, "count": len(dataset), "digest": data_digest(dataset)}
 
 
 def change_of_data(before: Any, now: Mapping[str, Any]) -> list[str]:
