@@ -314,6 +314,18 @@ def test_one_folder_has_one_run(nursery, folder, reference):
     assert names(folder) == WHOLE
 
 
+def test_a_run_whose_folder_was_deleted_does_not_replace_what_another_one_saved(nursery, folder):
+    first = held(nursery, folder, 3, *TRAIN, "--output", "out")
+    until(lambda: steps(folder / "out" / "imagen.pt") == 3, first)
+    shutil.rmtree(folder / "out")
+    ended = nursery.run(folder, *TRAIN, "--output", "out", "--max-steps", 2)
+    assert ended.code == 0, ended.err
+    before = (folder / "out" / "imagen.pt").read_bytes()
+    (folder / "go").touch()
+    one_line(first.result(), 2, "out/imagen.pt")
+    assert (folder / "out" / "imagen.pt").read_bytes() == before and steps(folder / "out" / "imagen.pt") == 2
+
+
 # -- damage -----------------------------------------------------------------------------------------------------------
 
 
