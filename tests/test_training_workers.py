@@ -25,6 +25,8 @@ COUNT = 12
 class Slow(PictureDataset):
     """Grey images of their number, slowly read; a file per process tells who read what."""
 
+    any_process = True
+
     def __init__(self, folder, pause=0.02, **options):
         super().__init__(COUNT, 4, 3, False, **options)
         self.folder, self.pause = folder, pause
@@ -40,6 +42,19 @@ class Slow(PictureDataset):
 
     def captions_at(self, index):
         return ()
+
+
+class Wrapped(torch.utils.data.Dataset):
+    """A user's own: nobody knows whether it can be forked."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        return self.dataset[index]
 
 
 def readers(folder):
@@ -91,7 +106,7 @@ def test_workers_read_while_images_are_left_that_have_to_be_read(share, eager, t
 
 
 @NEEDS_FORK
-@pytest.mark.parametrize("case", ["stated", "quick", "elsewhere", "kept"])
+@pytest.mark.parametrize("case", ["stated", "quick", "elsewhere", "kept", "own source", "own wrapper", "own collate"])
 def test_no_workers_where_they_are_not_wanted(case, eager, tmp_path, monkeypatch):
     if case == "quick":  # by a measure that a busy machine meets too
         monkeypatch.setattr(workers, "WORTH_STARTING", 2.0)
@@ -99,8 +114,11 @@ def test_no_workers_where_they_are_not_wanted(case, eager, tmp_path, monkeypatch
     if case == "kept":
         for index in range(COUNT):
             data[index]
-    items = [data[index] for index in range(COUNT)] if case == "elsewhere" else data
-    assert len(numbers(streamed(items, choose_workers=case != "stated"), 8)) == 8
+    items = {"elsewhere": [data[index] for index in range(COUNT)], "own wrapper": Wrapped(data)}.get(case, data)
+    data.any_process = case != "own source"
+    options = {"collate_fn": lambda items: torch.stack(items)} if case == "own collate" else {}
+    loader = make_loader(items, 2, seed=4, shuffle=True, **options)
+    assert len(numbers(BatchStream(loader, seed=4, choose_workers=case != "stated"), 8)) == 8
     assert readers(tmp_path).keys() == {os.getpid()}
 
 

@@ -136,6 +136,10 @@ class PictureDataset(TorchDataset):
     #: What one item is called in messages.
     kind = "picture"
 
+    #: Whether items can be read by a forked process as well: nothing is open, and no GPU is used. Where it is true and
+    #: reading takes long, a trainer starts such processes by itself.
+    any_process = False
+
     def __init__(
         self,
         count: int,

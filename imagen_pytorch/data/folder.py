@@ -61,6 +61,8 @@ class FolderDataset(PictureDataset):
     #: What looks like captions and is not read, each with what to do; empty if there are captions.
     near_misses: tuple[str, ...] = ()
 
+    any_process = True
+
     def __init__(
         self,
         place: Place,

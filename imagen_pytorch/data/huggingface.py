@@ -81,6 +81,8 @@ class TableDataset(PictureDataset):
             )
         flip = self.text_label is None if random_flip is None else random_flip
         self.rows, self.timeout = rows, timeout
+        # a table of another kind may be an open file or a connection
+        self.any_process = isinstance(rows, list | tuple) or hasattr(rows, "select_columns")
         self._answered: int | None = None
         self._texts = rows
         if self.text_label is not None and hasattr(rows, "select_columns"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing
 import os
 import signal
@@ -104,9 +105,26 @@ def without_child_signals() -> Iterator[None]:
             signal.signal(signal.SIGCHLD, before)
 
 
+def _known(thing: Any) -> bool:
+    """Whether code is torch's or this package's own: what others wrote may hold a connection, or use a GPU."""
+    return getattr(thing, "__module__", "").partition(".")[0] in ("torch", __package__.partition(".")[0])
+
+
+def _any_process(dataset: Any) -> bool:
+    """Whether a forked process can read the items of a data set as well."""
+    if not _known(type(dataset)) and not getattr(dataset, "any_process", False):
+        return False
+    parts = getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
+    return bool(getattr(dataset, "any_process", False)) or all(
+        part is not None and _any_process(part) for part in parts
+    )
+
+
 def unread(loader: Any) -> bool:
-    """Whether items of a loader have still to be read from their source; false for data sets from elsewhere."""
-    if not isinstance(loader, DataLoader) or loader.num_workers:
+    """Whether a loader has items that have still to be read from their source, and any process could do that."""
+    if not isinstance(loader, DataLoader) or loader.num_workers or loader.worker_init_fn is not None:
+        return False
+    if not (inspect.isfunction(loader.collate_fn) and _known(loader.collate_fn) and _any_process(loader.dataset)):
         return False
     kept = kept_of(loader.dataset)
     return kept is not None and not bool(kept.all())
@@ -116,8 +134,8 @@ class Staff:
     """Chooses, epoch by epoch, how many processes read for a stream.
 
     Args:
-        chooses: whether the number is ours to choose; it is only for sources of this package, whose items can be read
-            by any process, and where nobody stated a number.
+        chooses: whether the number is ours to choose, because nobody stated one. It stays 0 where data set or
+            ``collate_fn`` are not of this package: a forked process may not be able to use them.
     """
 
     def __init__(self, chooses: bool) -> None:
