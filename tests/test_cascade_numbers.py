@@ -11,7 +11,7 @@ import torch
 from cascade_toys import KINDS, cascade, clips, pictures, sample, text, unet, video_cascade
 
 from imagen_pytorch.diffusion.schedules import SCHEDULES
-from imagen_pytorch.imagen import ElucidatedImagen, Imagen
+from imagen_pytorch.imagen import ElucidatedImagen, Imagen, imagen_from_config
 from imagen_pytorch.images import as_size
 from imagen_pytorch.tensors import seeded, seeds_of
 
@@ -247,6 +247,15 @@ def test_numbers_on_the_edge_train_and_sample(kind, options):
     model = cascade(kind, condition_on_text=False, **options)
     assert torch.isfinite(model(pictures()))
     assert torch.isfinite(sample(model, steps=3)).all()
+
+
+@pytest.mark.parametrize("steps", [0, -1, 100_001, 10**9, 10**12])
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbers_of_steps_of_a_recorded_model_are_checked_when_it_is_built(kind, steps):
+    name = "timesteps" if kind is Imagen else "num_sample_steps"
+    recorded = cascade(kind).to_config()
+    with pytest.raises(ValueError, match=f"{name} must be at (least 1|most 100,000), got"):
+        imagen_from_config({**recorded, name: steps})
 
 
 def test_a_side_has_at_most_65536_pixels():

@@ -68,12 +68,15 @@ class Cascade(CascadeParts):
     ) -> TrainingBatch:
         """Prepare pictures or clips for one U-Net and make every random draw of its loss.
 
+        Tensors may be given as NumPy arrays.
+
         Args:
             images: in [0, 1] ([-1, 1] without auto_normalize_img), or uint8; at least as large as the stage. For a
                 video model clips ``(b, c, f, h, w)`` at the full frame rate, or pictures, which are clips of one frame.
             unet_number: 1-based; may be omitted if there is one U-Net.
-            texts, text_embeds, text_masks: captions, or their embeddings with a mask (true = a real token).
-            cond_images: conditioning pictures, in [0, 1] or uint8.
+            texts, text_embeds, text_masks: captions, or their embeddings with a mask (true or 1 = a real token).
+            cond_images: conditioning pictures, in [0, 1] or uint8; may be absent where training drops some
+                (``cond_images_drop_prob``).
             cond_video_frames, post_cond_video_frames: given frames before and behind a clip, in the range of
                 ``images``; the network sees them and does not learn them.
             frame_times: seconds of all frames, given ones included, in the order preceding, clip, following.
@@ -205,17 +208,19 @@ class Cascade(CascadeParts):
     ) -> Any:
         """Make pictures or clips, stage by stage, in evaluation mode and without gradients.
 
-        "per-unet" arguments are one value or one per U-Net.
+        Tensors may be given as NumPy arrays. "per-unet" arguments are one value or one per U-Net.
 
         Args:
             texts, text_embeds, text_masks: captions, or their embeddings with a mask; several decide the batch size.
             video_frames: of a video model, the number of frames at the full rate, whatever it was in training; default:
                 the model's own, or that of the given clips. Every ``temporal_downsample_factor`` divides it.
-            cond_images: conditioning pictures in [0, 1] or uint8, for every U-Net that takes some.
+            cond_images: conditioning pictures in [0, 1] or uint8, for every U-Net that takes some; may be absent if
+                ``cond_images_drop_prob`` is above 0.
             cond_video_frames, post_cond_video_frames: given frames before and behind the clip, which go on from them.
             inpaint_images (or inpaint_videos), inpaint_masks: known pictures or clips and where to keep them (true),
-                ``(b, h, w)`` or, per frame, ``(b, f, h, w)``; RePaint with ``inpaint_resample_times`` repeats (Lugmayr
-                et al. 2022, arXiv 2201.09865).
+                ``(b, h, w)`` or, per frame, ``(b, f, h, w)``; numbers are cut in the middle (0.5, or 128 of 0..255).
+                Known pixels are clipped to the range of pictures. RePaint with ``inpaint_resample_times`` repeats
+                (Lugmayr et al. 2022, arXiv 2201.09865).
             init_images: per-unet; start from these pictures, noised to the level reached by ``skip_steps`` or
                 ``strength`` (1 = from pure noise, 0 = the picture itself), both per-unet.
             batch_size: number of pictures; one caption serves all of them, several captions are one for each.
