@@ -83,6 +83,28 @@ def test_training_is_repeatable_and_leaves_the_global_state_alone():
     assert torch.equal(train_probe(images, captions, **options).similarity(images, captions), first)
 
 
+def test_training_seeds_the_generator_of_the_cpu_alone(monkeypatch):
+    def global_seed(seed):
+        pytest.fail("torch.manual_seed seeds every accelerator")
+
+    monkeypatch.setattr(torch, "manual_seed", global_seed)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", global_seed)
+    images, captions = squares(seed=0)
+    train_probe(images, captions, extractor=feature_extractor("pixels"), encoder=text_encoder("builtin:words"), steps=1)
+
+
+def test_features_take_uint8_and_refuse_what_lies_far_outside():
+    extractor, images = feature_extractor("pixels"), torch.rand(2, 3, 9, 7)
+    levels = (images * 255).round().to(torch.uint8)
+    torch.testing.assert_close(extractor(levels), extractor(levels.float() / 255))
+    torch.testing.assert_close(extractor(images + 0.5), extractor((images + 0.5).clamp(max=1)))
+    for wrong in (images * 255, images / 0, images * torch.nan, images - 2.5):
+        with pytest.raises(ValueError, match=r"images in \[0, 1\], got values from"):
+            extractor(wrong)
+    with pytest.raises(TypeError, match="uint8"):
+        extractor(levels.long())
+
+
 def test_text_features_do_not_depend_on_the_batch():
     encoder = text_encoder("builtin:words")
     texts = ["red", "a much longer caption with more words", "blue square"]

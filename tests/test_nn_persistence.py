@@ -146,6 +146,32 @@ def test_a_file_brings_back_class_arguments_and_weights(kind, tmp_path):
     assert set(torch.load(path, weights_only=True)) == {"type", "config", "state_dict"}
 
 
+@pytest.mark.parametrize("contents", [b"", b"no network", {"config": 3, "state_dict": {}}, [1]], ids=repr)
+def test_a_file_that_holds_no_network_is_refused(contents, tmp_path):
+    path = tmp_path / "net.pt"
+    path.write_bytes(contents) if isinstance(contents, bytes) else torch.save(contents, path)
+    with pytest.raises(ValueError, match="net.pt (is damaged, or|does not hold a network)"):
+        Unet.hydrate_from_file(path)
+
+
+def test_a_file_that_was_cut_is_refused_and_one_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    net, path = Unet(**SMALL), tmp_path / "net.pt"
+    net.persist_to_file(path)
+    whole = path.read_bytes()
+
+    def full(_, file):
+        file.write_bytes(whole[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        net.persist_to_file(path)
+    assert path.read_bytes() == whole and list(tmp_path.iterdir()) == [path]
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="net.pt is damaged"):
+        Unet.hydrate_from_file(path)
+
+
 def test_a_class_of_ones_own_is_read_by_itself(tmp_path):
     class Mine(Unet):
         pass

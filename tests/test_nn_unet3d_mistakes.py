@@ -66,6 +66,14 @@ MISTAKES = {
         r"frame_times must be \(batch, 6\) seconds, one for each frame, given ones included; got \(2, 4\)",
     ),
     "times of another batch": ({}, {"frame_times": torch.zeros(3, 4)}, r"frame_times must be .*got \(3, 4\)"),
+    "times that are no numbers": (
+        {},
+        {"frame_times": torch.tensor([[0.0, torch.nan, 0.2, 0.3]])},
+        "frame_times must be finite numbers of seconds",
+    ),
+    "no rate": ({}, {"fps": 0.0}, "fps must be positive numbers, got 0.0"),
+    "a rate that is no number": ({}, {"fps": torch.tensor([8.0, torch.nan])}, "fps must be positive numbers, got"),
+    "time of another batch": ({}, {"time": torch.zeros(3)}, "time must be one number for each of the 2 items"),
     "low resolution": (
         {"lowres_cond": True},
         {"lowres_cond_img": torch.zeros(2, 3, 3, 4, 4), "cond_video_frames": PRE},

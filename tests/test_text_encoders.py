@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -110,6 +111,38 @@ def test_new_captions_are_encoded_once_in_passes_of_similar_length():
     assert encoder.passes == [["b", "dd", "aaaa"], ["ccccc"]]
     encoder.encode(["b", "new"])
     assert encoder.passes[2:] == [["new"]]
+
+
+def test_threads_share_what_is_remembered():
+    memory, states = text_base.CaptionMemory(40 * 64), torch.ones(16)
+
+    def work(first):
+        for turn in range(300):
+            caption = str((first + turn) % 60)
+            if memory.get(caption) is None:
+                memory.put(caption, states)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(0, 60, 15)))
+    assert memory.used == 64 * len(memory) <= memory.limit
+    memory.put("0", states), memory.put("0", states)
+    assert memory.used == 64 * len(memory)
+
+
+@pytest.mark.parametrize("name", [*ENCODERS.names(), TINY_T5], ids=lambda name: Path(name).name)
+def test_lone_surrogates_in_a_caption_are_question_marks(name):
+    encoder = text_encoder(name)
+    embeds, mask = encoder.encode(["a \ud800 cat", "a ? cat"])
+    assert torch.equal(embeds[0], embeds[1]) and torch.equal(mask[0], mask[1])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_states_that_are_not_finite_are_refused_and_not_remembered(value, monkeypatch):
+    encoder = HashedWords()
+    monkeypatch.setattr(encoder, "states", lambda captions, device: [torch.full((1, 128), value) for _ in captions])
+    with pytest.raises(ValueError, match="\"builtin:words\" gives NaN or infinities for 'a cat'"):
+        encoder.encode(["a cat"])
+    assert not len(encoder.memory)
 
 
 def test_memory_is_bounded_and_forgets_what_was_not_used():

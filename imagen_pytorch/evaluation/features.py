@@ -7,10 +7,10 @@ from abc import ABC, abstractmethod
 from importlib.util import find_spec
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from ..images import resize
+from ..images import as_float, resize
 from ..registry import Registry
 
 EXTRACTORS: Registry[type[FeatureExtractor]] = Registry("feature extractor")
@@ -39,15 +39,20 @@ class FeatureExtractor(ABC):
         """Vectors of one batch of RGB pictures in [0, 1]."""
 
     @torch.no_grad()
-    def __call__(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        """Vectors of any number of grey or RGB pictures in [0, 1]; values outside are clipped.
+    def __call__(self, images: Shaped[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        """Vectors of any number of grey or RGB images, floats in [0, 1] or uint8; values a little outside are clipped.
 
         Raises:
-            ValueError: pictures with neither one nor three channels.
+            ValueError: images with neither one nor three channels, with values far outside or that are not finite.
+            TypeError: whole numbers that are not uint8.
         """
         if images.shape[1] not in (1, 3):
             raise ValueError(f"features need 1 or 3 channels, got {images.shape[1]}; lay transparency over white first")
-        rgb = images.detach().float().cpu().clamp(0, 1).expand(-1, 3, -1, -1)
+        floats = as_float(images.detach()).float().cpu()
+        if floats.numel() and not bool(((floats >= -1) & (floats <= 2)).all()):
+            low, high = floats.amin().item(), floats.amax().item()
+            raise ValueError(f"features need images in [0, 1], got values from {low:g} to {high:g}: divide by 255?")
+        rgb = floats.clamp(0, 1).expand(-1, 3, -1, -1)
         return torch.cat([self.extract(batch) for batch in rgb.split(self.batch_size)])
 
 

@@ -117,7 +117,7 @@ def train_probe(
     labels = torch.tensor([different[text] for text in captions])
     features = extractor(images), text_features(encoder, list(different))[labels]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed accelerators too
         towers = Tower(features[0]), Tower(features[1])
         _align(towers, features, labels, steps, min(batch_size, len(labels)))
     return CaptionProbe(extractor, encoder, *(tower.eval().requires_grad_(False) for tower in towers))

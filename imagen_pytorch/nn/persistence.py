@@ -83,11 +83,19 @@ class Persistent(nn.Module):
         return network
 
     def persist_to_file(self, path: str | os.PathLike[str]) -> None:
-        """Write class, arguments and weights to a file; its folder is made if it is missing."""
-        path = Path(path)
+        """Write class, arguments and weights to a file; its folder is made if it is missing.
+
+        A file of that name stays whole until the new one is.
+        """
+        path = Path(path).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
         config, state = self.to_config_and_state_dict()
-        torch.save({"type": class_name(self), "config": plain(config), "state_dict": state}, path)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            torch.save({"type": class_name(self), "config": plain(config), "state_dict": state}, unfinished)
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     @classmethod
     def hydrate_from_file(cls, path: str | os.PathLike[str]) -> Persistent:
@@ -95,13 +103,22 @@ class Persistent(nn.Module):
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: a network of a class that is not registered.
+            ValueError: a damaged file, one that holds something else, or a network of a class that is not registered.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no network at {Path(path).absolute()}")
+        path = Path(path).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"no network at {path.absolute()}")
         from . import presets as _registers_all_networks  # noqa: F401 - which are built on this module
 
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, MemoryError):  # trouble of the machine is no damage of the file
+            raise
+        # what damaged files raise depends on where the damage is
+        except Exception as error:
+            raise ValueError(f"{path} is damaged, or not a file of persist_to_file ({type(error).__name__})") from error
+        if not isinstance(stored, dict) or not all(isinstance(stored.get(it), dict) for it in ("config", "state_dict")):
+            raise ValueError(f"{path} does not hold a network: persist_to_file writes its config and its state_dict")
         name = stored.get("type", cls.__name__)
         kind = cls if name == cls.__name__ else UNETS[name]
         return kind.from_config_and_state_dict(stored["config"], stored["state_dict"])

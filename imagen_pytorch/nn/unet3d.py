@@ -271,9 +271,13 @@ class Unet3D(Unet):
         """Seconds of all frames, on the CPU, where double precision always exists.
 
         Raises:
-            ValueError: another number of times than frames.
+            ValueError: another number of times than frames; times that are not finite; a rate that is not positive.
         """
         slots, total = told.slots, told.total
+        seen = torch.as_tensor(1.0 if fps is None else fps)
+        looks = not torch.compiler.is_compiling() and seen.device.type == "cpu"
+        if looks and not bool((seen.isfinite() & (seen > 0)).all()):
+            raise ValueError(f"fps must be positive numbers, got {fps}")
         if given is None:
             times = usual_times(total, USUAL_FPS if fps is None else fps, first=-slots.start)
             # a network that is compiled or exported looks at no number
@@ -285,6 +289,8 @@ class Unet3D(Unet):
                 f"{tuple(given.shape)}"
             )
         times = given.cpu().double()
+        if not torch.compiler.is_compiling() and not bool(times.isfinite().all()):
+            raise ValueError("frame_times must be finite numbers of seconds, got NaN or infinities")
         if bool((times == times[:1]).all()):
             times = times[:1]  # one bias serves all clips
         return times

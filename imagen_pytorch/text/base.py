@@ -6,6 +6,7 @@ import functools
 import importlib
 import os
 import pkgutil
+import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ class TextCondition(NamedTuple):
 
 
 class CaptionMemory:
-    """States of captions that were encoded lately; the least recently used are forgotten first.
+    """States of captions that were encoded lately; the least recently used are forgotten first. Threads may share it.
 
     Args:
         limit: bytes that may be held.
@@ -53,28 +54,42 @@ class CaptionMemory:
         self.limit = limit
         self.used = 0
         self._states: OrderedDict[str, Tensor] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._states)
 
+    def __reduce__(self) -> tuple[type[CaptionMemory], tuple[int]]:
+        """A copy remembers nothing."""
+        return CaptionMemory, (self.limit,)
+
     def get(self, caption: str) -> Tensor | None:
         """The states ``(n, d)`` of a caption, if they are remembered."""
-        states = self._states.get(caption)
-        if states is not None:
-            self._states.move_to_end(caption)
+        with self._lock:
+            states = self._states.get(caption)
+            if states is not None:
+                self._states.move_to_end(caption)
         return states
 
     def put(self, caption: str, states: Tensor) -> None:
-        """Remember a caption that is not remembered yet."""
-        self._states[caption] = states
-        self.used += states.nbytes
-        while self.used > self.limit:
-            self.used -= self._states.popitem(last=False)[1].nbytes
+        """Remember a caption."""
+        with self._lock:
+            before = self._states.pop(caption, None)
+            self._states[caption] = states
+            self.used += states.nbytes - (0 if before is None else before.nbytes)
+            while self.used > self.limit:
+                self.used -= self._states.popitem(last=False)[1].nbytes
 
     def clear(self) -> None:
         """Forget everything."""
-        self._states.clear()
-        self.used = 0
+        with self._lock:
+            self._states.clear()
+            self.used = 0
+
+
+def encodable(caption: str) -> str:
+    """A caption without lone surrogates, which no file in UTF-8 has and no tokenizer takes: "?" in their place."""
+    return caption.encode("utf-8", "replace").decode()
 
 
 def check_captions(texts: Any) -> None:
@@ -136,7 +151,7 @@ class TextEncoder(ABC):
 
         Raises:
             TypeError: a single string, or something among the captions that is no string.
-            ValueError: no caption.
+            ValueError: no caption, or an encoder whose states are not finite.
             FileNotFoundError: the encoder's files can neither be found nor fetched.
         """
         check_captions(texts)
@@ -152,8 +167,13 @@ class TextEncoder(ABC):
         found = {}
         for first in range(0, len(captions), self.batch_size):
             part = captions[first : first + self.batch_size]
-            for caption, states in zip(part, self.states(part, device), strict=True):
+            for caption, states in zip(part, self.states([encodable(text) for text in part], device), strict=True):
                 found[caption] = states.float().cpu().clone()
+                if not bool(found[caption].isfinite().all()):
+                    raise ValueError(
+                        f'the text encoder "{self.name}" gives NaN or infinities for {caption[:100]!r}: its weights '
+                        "are damaged, or too imprecise (T5 overflows in float16)"
+                    )
                 self.memory.put(caption, found[caption])
         return found
 

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .base import TextEncoder, check_captions
+from .base import TextEncoder, check_captions, encodable
 
 DEFAULT_T5_NAME = "google/t5-v1_1-base"
 
@@ -346,7 +346,7 @@ class TransformersEncoder(TextEncoder):
             TypeError, ValueError: no list of captions.
         """
         check_captions(texts)
-        captions = [self.loaded.special.sub(" ", text) for text in texts]
+        captions = [self.loaded.special.sub(" ", encodable(text)) for text in texts]
         tokens = self.loaded.tokenizer(
             captions, padding="longest", truncation=True, max_length=self.limit, return_tensors="pt"
         )
