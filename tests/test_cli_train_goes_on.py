@@ -206,6 +206,26 @@ def test_a_tilde_is_the_home_of_the_user(folder, monkeypatch):
     assert not Path("~").exists() and not Path("home/out/~").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"checkpoint_path": "x\0y.pt"}, "checkpoint_path"),
+        ({"checkpoint_path": ""}, "checkpoint_path"),
+        ({"checkpoint_path": "~nobody9/x.pt"}, "there is no such user"),
+        ({"dataset_name": "x\0y"}, "dataset_name"),
+        ({"dataset_name": " "}, "dataset_name"),
+    ],
+)
+def test_names_that_lead_nowhere_are_refused(folder, changes, words):
+    write_config(model=SMALL, **changes)
+    refused(imagen("train", "--steps", 1, "-q"), 2, words)
+    assert sorted(os.listdir()) == ["imagen_config.json", "pictures"]
+
+
+def test_an_empty_caption_is_refused_before_anything_is_read(folder):
+    refused(imagen("train", "--steps", 1, "--text", " ", "--data", "nowhere", "-q"), 2, "--text")
+
+
 def test_a_store_that_ends_with_the_process_is_refused(folder):
     refused(imagen("train", "--steps", 1, "--checkpoint", "memory://run/a.pt", "-q"), 2, "memory://run/a.pt", "is gone")
     write_config(model=SMALL, checkpoint_path="memory://run/a.pt")

@@ -61,7 +61,7 @@ class Request:
     force: bool
 
     def check(self) -> None:
-        """Refuse options that contradict each other, and a learning rate that learns nothing.
+        """Refuse options that contradict each other, an empty caption, and a learning rate that learns nothing.
 
         Raises:
             click.UsageError: naming them.
@@ -70,6 +70,8 @@ class Request:
         given = [name for name, value in lengths.items() if value is not None]
         if len(given) > 1:
             raise click.UsageError(f"{' and '.join(given)} say how long to train: give one of them")
+        if not all(text.strip() for text in self.text):
+            raise click.UsageError("--text is a caption of a sample; it must not be empty")
         rates = self.lr if isinstance(self.lr, list) else [] if self.lr is None else [self.lr]
         if any(rate <= 0 for rate in rates):
             raise click.UsageError(f"--lr is a learning rate above 0, such as 1e-4; got {min(rates):g}")
@@ -180,6 +182,9 @@ def settle(request: Request) -> Settings:
         config = parse(TrainingConfig, values)
     except ConfigError as error:
         raise ConfigError(f"{choice.path}: {error}") from error
+    for key in ("checkpoint_path", "dataset_name"):
+        if not getattr(config, key).strip() or "\0" in getattr(config, key):
+            raise ConfigError(f"{choice.path}: {key}: a path or name must not be empty or hold a NUL character")
     count = len(config.imagen.unets)
     if request.unet is not None and request.unet > count:
         raise click.UsageError(f"--unet {request.unet}: the model has {count} U-Nets, numbered 1 to {count}")
@@ -212,8 +217,13 @@ def placed_checkpoint(config: TrainingConfig, request: Request) -> str:
 
     A relative path on the command line is one from the current folder; one in the configuration lies in the output
     folder.
+
+    Raises:
+        click.UsageError: "~" in front of the name of no user.
     """
     path = os.path.expanduser(config.checkpoint_path)
+    if path.startswith("~"):
+        raise click.UsageError(f'the checkpoint {path}: there is no such user; a name that begins so is "./{path}"')
     if "://" in path or os.path.isabs(path):
         return path
     return str(Path(path) if request.checkpoint is not None else request.folder / path)
