@@ -21,7 +21,7 @@ from .checkpoint import described_model
 from .storage import read_checkpoint
 from .tensors import Share
 from .training.arguments import check_arguments
-from .training.batches import check_images, check_keywords, check_tuple
+from .training.batches import apart_from_its_graph, check_images, check_keywords, check_tuple
 from .training.copying import copied
 from .training.data import TrainerData
 from .training.ema import make_average
@@ -133,8 +133,8 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
             raise ValueError(f'on_save_error must be "stop" or "warn", got {on_save_error!r}')
         warn_of_lion(use_lion)
         others = forwarded(options, tuple(inspect.signature(type(self)).parameters))
+        asked = others.accelerate.pop("mixed_precision", None)  # accelerate has one for the whole process
         self.processes, self.split_batches = Processes(others.accelerate, strategy), split_batches
-        asked = others.accelerate.get("mixed_precision")
         self.precision = Precision(chosen_precision(fp16, precision, self.processes.precision, asked), self.device)
         self.tracking = Tracking(self.processes, others.accelerate.get("log_with"))
         self.verbose, self.seed, self.max_grad_norm = verbose, seed, max_grad_norm
@@ -309,9 +309,10 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
         if self.training:
             self.wrap_unet(batch.unet_number)
         network = lane.network if self.training else None
-        pieces = self.processes.pieces(batch, max_batch_size, rows.most)
         total = torch.zeros((), device=self.device)
-        with lane.whole_batches(), lost_connections_named(), torch.set_grad_enabled(self.training):
+        whole = apart_from_its_graph(batch) if self.training else nullcontext(batch)
+        with lane.whole_batches(), lost_connections_named(), torch.set_grad_enabled(self.training), whole as apart:
+            pieces = self.processes.pieces(apart, max_batch_size, rows.most)
             for index, (piece, share) in enumerate(pieces):
                 with without_sync(network, last=index == len(pieces) - 1):
                     with self.precision.autocast():

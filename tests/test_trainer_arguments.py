@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import warnings
 
 import pytest
 import torch
@@ -226,3 +227,74 @@ def test_a_copy_of_a_trainer_trains_on_its_own():
     made.update()
     assert all(torch.equal(item, other.state_dict()[name]) for name, item in made.state_dict().items())
     assert other.get_lr(1) == made.get_lr(1)
+
+
+# -- what is said -----------------------------------------------------------------------------------------------------
+
+
+def test_a_loader_without_images_is_told_how_to_rename(model):
+    made = ImagenTrainer(model, verbose=False)
+    made.add_train_dataloader([{"image": pictures(), "texts": CAPTIONS}])
+    with pytest.raises(ValueError, match=r'yields "image", "texts" and no "images"; did you mean "image"\?; rename'):
+        made.train_step()
+    made = ImagenTrainer(model, verbose=False)
+    made.add_train_dataloader([{"images": pictures(), "texts": CAPTIONS, "label": torch.zeros(4)}])
+    with pytest.raises(TypeError, match='a batch has no "label"; it has images, texts'):
+        made.train_step()
+
+
+def test_labels_beside_images_are_no_embeddings(model):
+    made = ImagenTrainer(model, verbose=False)
+    made.add_train_dataloader([(pictures(), torch.arange(4))])
+    with pytest.raises(ValueError, match=r"entry 2 of the loader's tuple was taken for text_embeds.*got \(4,\)"):
+        made.train_step()
+
+
+def test_a_network_of_which_nothing_is_trained_is_named():
+    made = ImagenTrainer(small_imagen().requires_grad_(False), verbose=False)
+    with pytest.raises(ValueError, match="U-Net 1 has nothing to train: none of its parameters requires a gradient"):
+        made(pictures(), texts=CAPTIONS)
+
+
+def test_an_encoder_in_front_gets_the_gradient_of_all_pieces():
+    found = []
+    for pieces in (None, 2):
+        torch.manual_seed(0)
+        made = ImagenTrainer(small_imagen(unet={"text_embed_dim": 5}, text_embed_dim=5), verbose=False, seed=1)
+        with torch.no_grad():  # much of a new network is zero
+            for item in made.imagen.parameters():
+                item += 0.05 * torch.randn(item.shape)
+        encoder = torch.nn.Linear(3, 5)
+        made(pictures(), text_embeds=encoder(torch.ones(4, 2, 3)), max_batch_size=pieces)
+        found.append(encoder.weight.grad)
+    assert float(found[0].abs().max()) > 0
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-7)
+
+
+def test_saving_says_where_and_what_can_be_typed_with_it(tmp_path, capsys):
+    made = ImagenTrainer(small_imagen())
+    path = str(tmp_path / "my run.pt")
+    made.save(path)
+    said = capsys.readouterr().out
+    assert f"saved to {path}: trainer.load({path!r})" in said and f"imagen sample --model '{path}'" in said
+    made.verbose = False
+    made.save(path)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_rate_that_fell_to_zero_is_said_once():
+    made = ImagenTrainer(small_imagen(), verbose=False, cosine_decay_max_steps=2)
+
+    def steps(count):
+        for _ in range(count):
+            made(pictures(), texts=CAPTIONS)
+            made.update()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        steps(2)
+    with pytest.warns(UserWarning, match=r"rate of U-Net 1 fell to 0 at update 2, .*set_decay\(1, ...\)") as caught:
+        steps(2)
+    assert len(caught) == 1
+    made.set_decay(1, 10)
+    assert made.get_lr(1) > 0

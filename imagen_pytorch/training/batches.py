@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from ..cascade.batch import TrainingBatch
 from ..cascade.cascade import Cascade
 from ..registry import suggestion
 
@@ -60,3 +66,16 @@ def check_tuple(batch: Mapping[str, Any], names: tuple[str, ...]) -> None:
             f"{tuple(embeds.shape)}: name the entries in dl_tuple_output_keywords_names, or leave labels out with "
             "collate_fn"
         )
+
+
+@contextmanager
+def apart_from_its_graph(batch: TrainingBatch) -> Iterator[TrainingBatch]:
+    """A batch for several backward passes, though a graph in front of the network, such as that of an encoder that is
+    trained along, allows one: that graph gets the gradient of all passes together when the block ends.
+    """
+    made = {name: item for name, item in vars(batch).items() if isinstance(item, Tensor) and item.grad_fn is not None}
+    leaves = {name: item.detach().requires_grad_() for name, item in made.items()}
+    yield replace(batch, **leaves) if leaves else batch
+    reached = [name for name, leaf in leaves.items() if leaf.grad is not None]
+    if reached:
+        torch.autograd.backward([made[name] for name in reached], [leaves[name].grad for name in reached])

@@ -122,7 +122,15 @@ class Lane:
 
         The gradient of a loss that is not finite is made NaN, even where it happens to be a number: so every process
         learns from the common gradient that the update is to be skipped.
+
+        Raises:
+            ValueError: nothing of the network is to be trained.
         """
+        if not loss.requires_grad:
+            raise ValueError(
+                f"U-Net {self.number} has nothing to train: none of its parameters requires a gradient; call "
+                "requires_grad_() on those that are to be trained"
+            )
         fate = torch.where(loss.detach().isfinite(), 1.0, torch.nan)
         self._begun = True
         self.scaler.scale(loss * (fate / self.batches)).backward()

@@ -19,6 +19,7 @@ from ..diffusion.schedules import SCHEDULES
 from ..imagen import CASCADES, padded_schedules
 from ..nn.persistence import UNETS, Persistent
 from ..registry import Registry
+from ..wording import excerpt
 
 MEANING, TRAINING, SAMPLING, SHAPES = "meaning", "training", "sampling", "shapes"
 
@@ -158,8 +159,7 @@ def _lines(name: str, own: Sequence[Any], found: Sequence[Any], numbers: Sequenc
 
 
 def _line(name: str, own: Any, found: Any) -> str:
-    shown = [text if len(text) <= 80 else f"{text[:80]}..." for text in (repr(own), repr(found))]
-    return f"{name}: {shown[0]} (the checkpoint has {shown[1]})"
+    return f"{name}: {excerpt(repr(own), 80)} (the checkpoint has {excerpt(repr(found), 80)})"
 
 
 def _defaults(target: type) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def chosen_precision(fp16: bool, precision: str | None, otherwise: str, forwarde
         fp16: shorthand for ``precision="fp16"``.
         precision: "no", "fp16", "bf16" or None.
         otherwise: what holds if nothing was asked for, such as the choice of ``accelerate launch``.
-        forwarded: what was given to Accelerate, ``accelerate_mixed_precision``.
+        forwarded: the same choice by the name ``accelerate_mixed_precision``.
 
     Raises:
         ValueError: both arguments, or an unknown name.
@@ -28,6 +28,7 @@ def chosen_precision(fp16: bool, precision: str | None, otherwise: str, forwarde
             f"precision={'fp16' if fp16 else precision!r} and accelerate_mixed_precision={forwarded!r} contradict each "
             "other: give one of them"
         )
+    precision = precision or forwarded
     name = "fp16" if fp16 else otherwise if precision is None else precision
     return check_precision(name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -154,11 +155,16 @@ class TrainerCheckpoints:
                 fs, place = locate(path, self._fs, self._fs_kwargs)
                 kept = {"overwrite": overwrite, "keep_previous": keep_previous}
                 write_sharded(fs, place, *split_shared(contents), **kept)
-                return
-            contents = self.state.whole(contents, keep=self.processes.is_main)
-            if self.processes.is_main:
+            else:
+                contents = self.state.whole(contents, keep=self.processes.is_main)
                 target = (path, self._fs, self._fs_kwargs, overwrite, keep_previous)
-                self._write(contents, lambda held: write_checkpoint(held, *target), background)
+                if self.processes.is_main:
+                    self._write(contents, lambda held: write_checkpoint(held, *target), background)
+            done = "is being written" if background else "saved"
+            self.print(
+                f"checkpoint {done} to {path}: trainer.load({str(path)!r}) goes on from it, "
+                f'imagen sample --model {shlex.quote(str(path))} "..." draws with it'
+            )
 
     def writes_folder(self, path: str | Path) -> bool:
         """Whether `save` makes a path a folder that all processes write together: weights that are shared out, and a
