@@ -47,6 +47,24 @@ def test_numbers_that_are_none_are_refused_before_anything_is_done(command, opti
     assert not list(tmp_path.iterdir())
 
 
+#: options of which no number is too large: they end something, are a rate, or count what is made one after another
+ENDLESS = {"--num-images", "--unet", "--stop-at-unet", "--steps", "--max-steps", "--epochs", "--judge", "--valid",
+           "--log-every", "--save-every", "--sample-every", "--lr", "--fps"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [(command, option) for command, option in OPTIONS if option not in ENDLESS or (command, option) in (
+        ("sample", "--steps"), ("profile", "--steps"))],
+    ids=lambda word: word.strip("-"),
+)  # fmt: skip
+def test_numbers_that_no_memory_holds_are_refused_before_anything_is_done(command, option, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, [command, option, str(10**30)])
+    (line,) = done.stderr.splitlines()
+    assert done.exit_code == 2 and option in line and "unexpected" not in line and not list(tmp_path.iterdir())
+
+
 HOSTILE = "x\x1b]0;OWNED\x07\x1b[2J\x9b31m\u202e"
 MODEL = {
     "image_sizes": [8],

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 #: of random numbers, as far as torch counts
 SEED = click.IntRange(min=0, max=2**63 - 1)
+#: images or clips of a batch, and frames of a clip
+BATCH, FRAMES = click.IntRange(min=1, max=1_000_000), click.IntRange(min=1, max=100_000)
 #: guidance weight of `train`, `sample` and `demo` where neither an option nor the model states one
 USUAL_COND_SCALE = 3.0
 #: the largest guidance weight, and the most sampling steps

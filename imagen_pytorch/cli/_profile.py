@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _MOST, _LONGEST = 15, 56
 #: what a report calls the spans that hold what no other one does
 _NAMES = {"step": "everything else", "backward": "rest of the backward pass", "update": "gradient norm and checks"}
-#: parts in the order of a step; the others are next_free and stand where the last word is
+#: parts in the order of a step; the others are numbered and stand where the last word is
 _ORDER = ("data", "text conditioning", "noise level", "stem", "down", "middle", "up", "head", "rest of the network",
           "loss", "backward", "update", "optimizer", "EMA", "step")  # fmt: skip
 
@@ -113,7 +113,7 @@ def _check_unet(cascade: Cascade, number: int) -> None:
 
     count = len(cascade.unets)
     if number > count:
-        raise click.UsageError(f"--unet {number}: the model has {count} U-Nets, next_free 1 to {count}")
+        raise click.UsageError(f"--unet {number}: the model has {count} U-Nets, numbered 1 to {count}")
     if is_null(cascade.unets[number - 1]):
         raise click.UsageError(f"--unet {number} is a NullUnet placeholder, which does nothing")
 

@@ -6,17 +6,17 @@ from typing import Any
 
 import click
 
-COUNT = click.IntRange(min=1)
+from ._options import BATCH, FRAMES
 
 
 @click.command(short_help="Print parameters, FLOPs and memory of a model.")
 @click.argument("target", required=False)
 @click.option(
-    "--batch-size", type=COUNT, metavar="N", help="Pictures or clips per step.  [default: the configuration's, else 16]"
+    "--batch-size", type=BATCH, metavar="N", help="Pictures or clips per step.  [default: the configuration's, else 16]"
 )
-@click.option("--max-batch-size", type=COUNT, metavar="N", help="How many in memory at once.")
+@click.option("--max-batch-size", type=BATCH, metavar="N", help="How many in memory at once.")
 @click.option("--precision", type=click.Choice(["no", "fp16", "bf16"]), help="Mixed precision. Also --dtype.")
-@click.option("--frames", type=COUNT, metavar="N", help="Frames of each clip of a video model.")
+@click.option("--frames", type=FRAMES, metavar="N", help="Frames of each clip of a video model.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for programs; bytes and FLOPs are not rounded.")
 def info(**request: Any) -> None:
     """Print what TARGET is and what it costs: parameters, FLOPs, and the memory for training and for sampling.

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from ._options import device_option, quiet_option
+from ._options import BATCH, device_option, quiet_option
 
-COUNT = click.IntRange(min=1)
+COUNT, STEPS = click.IntRange(min=1), click.IntRange(min=1, max=1000)
 
 
 @click.command(short_help="Show where the time of a step goes.")
@@ -20,10 +20,10 @@ COUNT = click.IntRange(min=1)
 @click.option("-m", "--model", metavar="PATH", help="A checkpoint, in place of a configuration.")
 @click.option("--unet", type=COUNT, default=1, show_default=True, metavar="N", help="Which U-Net.")
 @click.option("--train/--sample", "training", default=True, help="Training steps (default), or guided sampling steps.")
-@click.option("--steps", type=COUNT, default=3, show_default=True, metavar="N", help="How many steps are looked at.")
+@click.option("--steps", type=STEPS, default=3, show_default=True, metavar="N", help="How many steps are looked at.")
 @click.option(
     "--batch-size",
-    type=COUNT,
+    type=BATCH,
     metavar="N",
     help="Pictures or clips at once.  [default: the configuration's, else 16; 1 for sampling]",
 )

@@ -6,11 +6,20 @@ from typing import Any
 
 import click
 
-from ._options import LARGEST_SCALE, MOST_STEPS, SEED, Caption, PerStage, Positive, device_option, quiet_option
+from ._options import (
+    BATCH,
+    FRAMES,
+    LARGEST_SCALE,
+    MOST_STEPS,
+    SEED,
+    Caption,
+    PerStage,
+    Positive,
+    device_option,
+    quiet_option,
+)
 
 COUNT = click.IntRange(min=1)
-#: images or frames that are in memory together
-AT_ONCE = click.IntRange(min=1, max=100_000)
 #: what `--load-ema` takes as its value; anything else after it is the caption
 _WORDS = {"true", "false", "t", "f", "yes", "no", "y", "n", "on", "off", "1", "0"}
 
@@ -86,7 +95,7 @@ class _Sample(click.Command):
     "dpmpp_2m_sde_heun, lms4.  [default: the model's own]",
 )
 @click.option(
-    "--frames", type=AT_ONCE, metavar="N", help="Frames of each video.  [default: as in the model's configuration]"
+    "--frames", type=FRAMES, metavar="N", help="Frames of each video.  [default: as in the model's configuration]"
 )
 @click.option(
     "--fps",
@@ -108,9 +117,7 @@ class _Sample(click.Command):
 @click.option("--stop-at-unet", type=COUNT, metavar="N", help="Stop after this U-Net.")
 @click.option("--save-stages", is_flag=True, help="Also write what every U-Net before the last one made.")
 @click.option("--grid", is_flag=True, help="Also write all of them with their captions on one sheet.")
-@click.option(
-    "--batch-size", type=AT_ONCE, metavar="N", default=16, show_default=True, help="How many are made at once."
-)
+@click.option("--batch-size", type=BATCH, metavar="N", default=16, show_default=True, help="How many are made at once.")
 @click.option(
     "--precision",
     type=click.Choice(["no", "fp16", "bf16"]),

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ._options import LARGEST_SCALE, SEED, USUAL_COND_SCALE, Caption, PerStage, device_option, quiet_option
+from ._options import BATCH, LARGEST_SCALE, SEED, USUAL_COND_SCALE, Caption, PerStage, device_option, quiet_option
 
 COUNT, PERIOD = click.IntRange(min=1), click.IntRange(min=0)
 
@@ -76,10 +76,10 @@ class UnetChoice(click.ParamType):
     "ready-made model of videos.",
 )
 @click.option(
-    "--batch-size", type=COUNT, metavar="N", help="Pictures or clips per step, in place of the configuration's."
+    "--batch-size", type=BATCH, metavar="N", help="Pictures or clips per step, in place of the configuration's."
 )
 @click.option(
-    "--max-batch-size", type=COUNT, metavar="N", help="How many in memory at once; the same result in more time."
+    "--max-batch-size", type=BATCH, metavar="N", help="How many in memory at once; the same result in more time."
 )
 @click.option(
     "--lr",
