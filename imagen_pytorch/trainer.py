@@ -368,9 +368,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
             check_tuple(named, names)
         return named
 
-    def train_step(
-        self, unet_number: int | None = None, *, max_batch_size: int | None = None, **batch: Any
-    ) -> float:
+    def train_step(self, unet_number: int | None = None, *, max_batch_size: int | None = None, **batch: Any) -> float:
         """The next batch of the training data, its loss and an update.
 
         Args:

@@ -213,6 +213,24 @@ def test_what_kills_every_worker_ends_with_advice(soon, tmp_path, monkeypatch):
     assert numbers(later, 4) == [[4, 5], [6, 7], [8, 9], [10, 11]]
 
 
+class Full(Slow):
+    """Worker processes find no shared memory, as in a container with a small /dev/shm."""
+
+    def read(self, index):
+        if multiprocessing.parent_process() is not None:
+            raise RuntimeError(
+                "unable to allocate shared memory(shm) for file </torch_7>: No space left on device (28)"
+            )
+        return super().read(index)
+
+
+def test_workers_without_shared_memory_end_with_advice(tmp_path):
+    stream = BatchStream(make_loader(Full(tmp_path, 0), 2, seed=4, num_workers=1), seed=4)
+    advice = r"unable to allocate shared memory.*4 times in all: set a smaller num_workers"
+    with pytest.warns(UserWarning, match="3 of 3 times"), pytest.raises(WorkersLost, match=advice):
+        next(stream)
+
+
 @NEEDS_FORK
 def test_workers_that_we_chose_never_end_a_training(eager, soon, tmp_path):
     stream = streamed(Dying(tmp_path, cache_memory_share=0.25), choose_workers=True)

@@ -73,8 +73,8 @@ class Heartbeat:
                     self._note(None)  # some have not come so far yet
                     continue
                 self._note(self._store.multi_get(self._keys))
-            except RuntimeError:  # the store has gone, or does not answer
-                continue
+            except RuntimeError:  # the store has gone for good: from now on there is silence
+                return
 
     def _note(self, values: list[bytes] | None) -> None:
         now = time.monotonic()
