@@ -32,7 +32,7 @@ from .diffusion.samplers import SAMPLERS
 from .diffusion.schedules import SCHEDULES
 from .imagen import CASCADES
 from .nn.presets import UNETS
-from .signatures import ConfigError, Configuration, model_from_signature, part
+from .signatures import ConfigError, Configuration, FieldError, model_from_signature, part
 from .storage.errors import reason
 from .trainer import ImagenTrainer
 from .training.options import forwarded
@@ -100,8 +100,13 @@ def _unet(values: Any) -> Configuration:
 
 
 @contextmanager
-def _at(place: str) -> Iterator[None]:
-    """Errors inside the block say where in the configuration they come from."""
+def _at(place: str, given: Mapping[str, Any]) -> Iterator[None]:
+    """Errors inside the block say where in the configuration they come from.
+
+    Args:
+        place: of the part whose object is made.
+        given: its entries.
+    """
     try:
         yield
     except TooLarge as error:
@@ -109,7 +114,40 @@ def _at(place: str) -> Iterator[None]:
     except NotImplementedError:  # a network that cannot be rehearsed
         raise
     except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
-        raise ConfigError(f"{place}: {reason(error)}") from error
+        text = reason(error)
+        key = _key_of(text, given)
+        raise ConfigError(f"{place}: {text}" if key is None else f"{place}.{key}: {_without(key, text)}") from error
+
+
+def _key_of(message: str, given: Mapping[str, Any]) -> str | None:
+    """Which entry a message is about: the first that it names, or else the only one whose value it repeats."""
+    named = {match.start(): key for key in given if (match := re.search(rf"\b{re.escape(key)}\b", message))}
+    if named:
+        return named[min(named)]
+
+    def repeats(value: Any) -> bool:
+        inner = value if isinstance(value, list | tuple) else ()
+        return any(message.endswith(f" {item!r}") for item in (value, *inner))
+
+    repeated = [key for key, value in given.items() if repeats(value)]
+    return repeated[0] if len(repeated) == 1 else None
+
+
+@contextmanager
+def _in_trainer(given: Mapping[str, Any]) -> Iterator[None]:
+    """As `_at`, of impossible values only: a trainer may also open a checkpoint, whose errors stay as they are."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        key = _key_of(str(error), given)
+        if type(error) not in (ValueError, TypeError) or key is None:
+            raise
+        raise ConfigError(f"trainer.{key}: {_without(key, str(error))}") from error
+
+
+def _without(key: str, message: str) -> str:
+    """A message that begins with the name of an entry, without it."""
+    return message.removeprefix(f"{key} ")
 
 
 class _CascadeBase(Configuration):
@@ -147,7 +185,7 @@ class _CascadeBase(Configuration):
         sizes = getattr(self, "image_sizes", None)
         count = len(sizes) if isinstance(sizes, list | tuple) else 1
         if count != len(self.unets) and not (len(self.unets) == 1 and count == 2):  # one (height, width)
-            raise ValueError(f"{len(self.unets)} unets need as many image_sizes, got {count}: {sizes}")
+            raise FieldError("image_sizes", f"{len(self.unets)} unets need as many image_sizes, got {count}: {sizes}")
         return self
 
     def create(self) -> Cascade:
@@ -177,9 +215,9 @@ class _CascadeBase(Configuration):
             arguments["image_sizes"] = [tuple(sizes)]
         unets = []
         for index, unet in enumerate(self.unets):
-            with _at(f"unets[{index}]"):
+            with _at(f"imagen.unets[{index}]", unet.given()):
                 unets.append(unet.create())
-        with _at("imagen"):
+        with _at("imagen", arguments):
             return self.target(unets, **arguments)
 
 
@@ -237,7 +275,9 @@ class ImagenTrainerConfig(TrainerOptions):  # type: ignore[misc, valid-type]
         """The trainer with a new model."""
         own = ("imagen", "elucidated", "video")
         options = {name: value for name, value in self.given().items() if name not in own}
-        return self.target(self.imagen.create(), **options)
+        imagen = self.imagen.create()
+        with _in_trainer(options):
+            return self.target(imagen, **options)
 
 
 # -- data -------------------------------------------------------------------------------------------------------------
@@ -375,7 +415,7 @@ class TrainingConfig(Configuration):
     def _one_count_per_unet(self) -> TrainingConfig:
         if isinstance(self.steps, list) and len(self.steps) != len(self.imagen.unets):
             count = len(self.imagen.unets)
-            raise ValueError(f"steps needs one number for each of the {count} U-Nets, got {self.steps}")
+            raise FieldError("steps", f"it needs one number for each of the {count} U-Nets, got {self.steps}")
         return self
 
     def total_steps(self, unet_number: int) -> int | None:
@@ -390,4 +430,6 @@ class TrainingConfig(Configuration):
 
     def create(self, **trainer_options: Any) -> ImagenTrainer:
         """The trainer with a new model; further options of `ImagenTrainer` override those of the configuration."""
-        return ImagenTrainer(self.imagen.create(), **{**self.trainer.given(), **trainer_options})
+        imagen, given = self.imagen.create(), self.trainer.given()
+        with _in_trainer(given):
+            return ImagenTrainer(imagen, **{**given, **trainer_options})

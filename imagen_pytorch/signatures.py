@@ -21,6 +21,19 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message is one line and says where the mistake is."""
 
 
+class FieldError(ValueError):
+    """A mistake in the value of one field, found where several are looked at.
+
+    Args:
+        field: its name.
+        message: what is wrong.
+    """
+
+    def __init__(self, field: str, message: object) -> None:
+        super().__init__(str(message))
+        self.field = field
+
+
 class _Nested(ValueError):
     """Carries the errors of a part of a configuration outwards, so that the whole path can be named."""
 
@@ -45,6 +58,8 @@ def _problems(error: ValidationError, path: str = "") -> dict[str, list[str]]:
         if isinstance(cause, _Nested):
             found |= _problems(cause.inner, where)
             continue
+        if isinstance(cause, FieldError):
+            where = f"{where}.{cause.field}" if where else cause.field
         found.setdefault(where, []).append(_message(item, cause))
     return found
 
@@ -119,7 +134,7 @@ class Configuration(BaseModel):
             cls._check_unknown({key: values[key] for key in values if key not in cls.model_fields})
             for key, value in values.items():
                 if cls.longest is not None and isinstance(value, list | tuple) and len(value) > cls.longest:
-                    raise ValueError(f"{key} has {len(value):,} entries, there can be {cls.longest}")
+                    raise FieldError(key, f"it has {len(value):,} entries, there can be {cls.longest}")
         return values
 
     @classmethod
@@ -138,7 +153,10 @@ class Configuration(BaseModel):
             value = getattr(self, field)
             for name in value if isinstance(value, list | tuple) else (value,):
                 if isinstance(name, str):
-                    self.families[field][name]
+                    try:
+                        self.families[field][name]
+                    except ValueError as error:
+                        raise FieldError(field, error) from None
         return self
 
     def given(self) -> dict[str, Any]:

@@ -201,18 +201,21 @@ MISTAKES = {
     ),
     "unknown schedule": (
         training(imagen=small(noise_schedules="cosin")),
-        r'^imagen: no .*schedule "cosin".*did you mean "cosine"',
+        r'^imagen.noise_schedules: no .*schedule "cosin".*did you mean "cosine"',
     ),
     "unknown schedule in a list": (
         training(imagen=small(noise_schedules=["cosin"])),
-        r'^imagen: no .*schedule "cosin"',
+        r'^imagen.noise_schedules: no .*schedule "cosin"',
     ),
     "unknown objective": (
         training(imagen=small(pred_objectives="nois")),
-        r'^imagen: no .*"nois".*did you mean "noise"',
+        r'^imagen.pred_objectives: no .*"nois".*did you mean "noise"',
     ),
-    "unknown sampler": (training(imagen=small(sampler="ddmp")), r'^imagen: no sampler "ddmp"'),
-    "counts": (training(imagen=small(image_sizes=[8, 16, 32])), r"^imagen: 1 unets need as many image_sizes, got 3"),
+    "unknown sampler": (training(imagen=small(sampler="ddmp")), r'^imagen.sampler: no sampler "ddmp"'),
+    "counts": (
+        training(imagen=small(image_sizes=[8, 16, 32])),
+        r"^imagen.image_sizes: 1 unets need as many image_sizes, got 3",
+    ),
     "missing value": (
         training(imagen=small(unets=[{"dim_mults": [1, 2]}])),
         r"^imagen\.unets\[0\]\.dim: it is missing$",
@@ -224,7 +227,7 @@ MISTAKES = {
         r"^imagen\.unets\[0\]\.dim_mults\[1\]",
     ),
     "no network": (training(imagen=small(unets=[8])), r"^imagen\.unets\[0\]: a U-Net is described by a dict"),
-    "steps": (training(steps=[1, 2]), r"^steps needs one number for each of the 1 U-Nets"),
+    "steps": (training(steps=[1, 2]), r"^steps: it needs one number for each of the 1 U-Nets"),
     "batch": (training(max_batch_size=0), r"^max_batch_size: .*greater than or equal to 1, got 0$"),
     "captions": (training(sample_texts="a heart"), r"^sample_texts: .*list, got 'a heart'$"),
     "no object": (training(imagen=3), r"^imagen: .* got 3$"),
