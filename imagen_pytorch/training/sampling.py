@@ -111,7 +111,8 @@ class TrainerSampling:
 
     @contextmanager
     def use_ema_unets(self) -> Iterator[None]:
-        """The model's U-Nets are the averaged ones inside the block."""
+        """The model's U-Nets are the averaged ones inside the block; calls of `sample` from other threads wait for its
+        end."""
         with self.imagen.turn, standing_in(self.imagen, self.unets):
             yield
 
