@@ -70,6 +70,15 @@ def test_a_decay_of_null_is_a_constant_rate_and_every_unet_has_its_own(folder):
     assert rates() == [1e-3, 1e-3, cosine(1, 2), cosine(2, 2)]
 
 
+def test_a_constant_rate_that_begins_to_fall_is_said(folder):
+    decaying(None)
+    succeed("train", "--steps", 2, *EACH)
+    write_config(model=SMALL)
+    done = succeed("train", "--steps", 2, *EACH)
+    assert "falls until step 4, where this run ends, from 0.0005 now (it was constant)" in done.stderr
+    assert rates() == [1e-3, 1e-3, cosine(3, 4), cosine(4, 4)]
+
+
 def test_an_interrupted_run_goes_on_to_its_own_end(folder, monkeypatch):
     """Neither the command nor the configuration says how long: 1000 steps, also in two runs."""
     import signal

@@ -163,7 +163,7 @@ class Run:
 
     def _resume(self) -> None:
         contents = self.saved.load(strict=not self.request.allow_mismatch)
-        for note in (*getattr(self.trainer, "resume_notes", ()), *change_of_data(contents.get(_DATA), self.data)):
+        for note in (*self.trainer.resume_notes, *change_of_data(contents.get(_DATA), self.data)):
             self.say(note)
 
     def save(self) -> None:
@@ -220,11 +220,11 @@ class Run:
                 return
             reason = f"trainer.cosine_decay_max_steps is {stated}"
         else:
-            reason = f"it ended at step {before}"
+            reason = "it was constant" if before is None else f"it ended at step {before}"
         if end == before:
             return
         self.trainer.set_decay(number, end)
-        if before is not None or self._states_decay():
+        if span.first or self._states_decay():
             rate = self.trainer.get_lr(number)
             self.say(
                 f"U-Net {number}: the learning rate falls until step {end}, where this run ends, from {rate:.2g} now "
