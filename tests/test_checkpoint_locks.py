@@ -10,8 +10,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from threading import Event
 
@@ -325,6 +323,7 @@ def test_a_link_and_its_file_have_one_lock(tmp_path):
         write_checkpoint(contents(step), path, keep_previous=True)
         assert step_of(read_checkpoint(real)) == step and link.is_symlink() and deep.is_symlink()
         assert previous_of(str(path)) == str(real.parent / "real.previous.pt") or not path.is_symlink()
+    assert previous_of(f"file://{deep}") == str(real.parent / "real.previous.pt")
     assert step_of(read_checkpoint(real.parent / "real.previous.pt")) == len(spellings) - 2
 
 
@@ -357,15 +356,12 @@ def test_a_file_that_is_no_note_is_neither_changed_nor_removed(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@NEEDS_FORK
-def test_fork_hooks_do_not_pile_up(tmp_path):
-    code = (
-        "import os, sys\ncalls = []\nos.register_at_fork = lambda **_: calls.append(1)\n"
-        "from imagen_pytorch.storage import lock_of, locks\nbefore = len(calls)\n"
-        "for _ in range(5):\n    with lock_of(sys.argv[1]):\n        pass\nprint(len(calls) - before)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.pt"], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["0"]
+def test_fork_hooks_do_not_pile_up(tmp_path, monkeypatch):
+    """The only one is registered when the module is imported."""
+    monkeypatch.setattr(os, "register_at_fork", lambda **_: pytest.fail("another hook"), raising=False)
+    for _ in range(5):
+        with lock_of(tmp_path / "a.pt"):
+            pass
 
 
 def test_a_copy_of_a_lock_is_not_held(tmp_path):

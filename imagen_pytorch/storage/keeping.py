@@ -21,7 +21,8 @@ from .temporaries import temporary_file, temporary_name
 def previous_of(path: str) -> str:
     """Where the file before the last write is kept: ``a.previous.pt`` for ``a.pt``, beside the file itself if it is a
     link."""
-    stem, suffix = os.path.splitext(os.path.realpath(path) if os.path.islink(path) else path)
+    local = path.removeprefix("file://")
+    stem, suffix = os.path.splitext(os.path.realpath(local) if os.path.islink(local) else path)
     return f"{stem}.previous{suffix}"
 
 
