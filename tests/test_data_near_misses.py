@@ -9,7 +9,7 @@ import types
 import pytest
 from PIL import Image, ImageFile
 
-from imagen_pytorch.data import DataError, Dataset, VideoDataset, decoding
+from imagen_pytorch.data import DataError, Dataset, TableDataset, VideoDataset, decoding
 from imagen_pytorch.data.local_folder import LocalFolder
 
 
@@ -208,3 +208,21 @@ def test_links_that_multiply_are_followed_once(tmp_path):
         for other in range(10):
             (tmp_path / str(number) / f"to{other}").symlink_to(tmp_path / str(other))
     assert len(LocalFolder(tmp_path).files()) == 10
+
+
+def test_captions_in_cells_have_the_same_limit():
+    rows = [{"image": Image.new("RGB", (8, 8)), "text": text} for text in ("x" * 10**7, ["x" * 2**19] * 3, "fine")]
+    data = TableDataset(rows, 4)
+    with pytest.warns(UserWarning, match="row [01] cannot be read and is left out: caption: larger than 1 MiB"):
+        assert [caption for _, caption in data] == ["fine"] * 3
+
+
+def test_animations_have_a_limit(tmp_path):
+    frames = [Image.new("L", (8, 8), level) for level in (0, 99)]
+    for name in ("a.gif", "b.gif", "c.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    for name in ("b.gif", "c.webp"):
+        with (tmp_path / name).open("ab") as file:
+            file.truncate(2**33)  # takes no room on the disk
+    with pytest.warns(UserWarning, match="2 of the clips .*larger than 256 MiB"):
+        assert len(VideoDataset(tmp_path, 4, 2)) == 1

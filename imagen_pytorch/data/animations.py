@@ -14,6 +14,9 @@ from .decoding import check_file, opened
 #: Milliseconds of a frame whose duration is given as 0; what browsers do.
 UNTIMED = 100
 
+#: Bytes of an animation, at most; it is read as a whole.
+LARGEST = 2**28
+
 #: Bytes after which a chunk of a WebP or PNG animation tells the duration of a frame.
 WEBP_DURATION, PNG_DURATION = 12, 20
 
@@ -32,10 +35,12 @@ def durations(source: Path | bytes) -> list[float]:
         source: the path, or the bytes of a file.
 
     Raises:
-        OSError: no picture, or a truncated one.
+        OSError: no picture, a truncated one, or one of more than 256 MiB.
     """
     if isinstance(source, Path):
         check_file(source)
+        if source.stat().st_size > LARGEST:
+            raise OSError(f"larger than {LARGEST // 2**20} MiB")
     content = source if isinstance(source, bytes) else source.read_bytes()
     if not content:
         raise OSError("empty file")

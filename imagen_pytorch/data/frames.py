@@ -219,6 +219,7 @@ class Film(Clip):
         """Some frames, turned upright."""
         wanted = [int(self.stamps[number]) for number in numbers] if len(self.stamps) else list(map(int, numbers))
         for frame in self._decoded(wanted):
+            check_pixels((frame.width, frame.height))  # a frame may be larger than the header says
             picture = frame.to_image()
             turn = getattr(frame, "rotation", 0)
             yield picture.rotate(turn, expand=True) if turn else picture

@@ -16,6 +16,7 @@ from urllib.request import HTTPHandler, HTTPSHandler, Request, build_opener
 from ..images import Size
 from .captions import is_text
 from .decoding import as_damage, decode, reason_of
+from .local_folder import LARGEST_TEXT
 from .skipping import DataError
 from .trouble import OWN
 
@@ -210,12 +211,14 @@ def captions_of(value: Any) -> tuple[str, ...]:
     """A cell of a table as captions: one string, or several in a list.
 
     Raises:
-        OSError: there is none.
+        OSError: there is none, or more than 1 Mi characters.
         TypeError: something else.
     """
     texts = [value] if value is None or isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(text is None or isinstance(text, str) for text in texts):
         raise TypeError(f"a caption is a string or a list of strings, got {type(value).__name__}: {value!r}")
+    if sum(len(text) for text in texts if text) > LARGEST_TEXT:
+        raise OSError(f"caption: larger than {LARGEST_TEXT // 2**20} MiB")
     kept = tuple(text.strip() for text in texts if text and text.strip() and is_text(text))
     if not kept:
         raise OSError("no caption")
