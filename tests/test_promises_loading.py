@@ -321,7 +321,10 @@ def test_a_small_file_that_describes_a_huge_model_is_refused_before_memory_is_ta
     described = contents["imagen_params"]
     described = {**described, "unets": [{**described["unets"][0], **unet}], **model}
     write_checkpoint({**contents, "imagen_params": described}, tmp_path / "a.pt")
-    words = "a.pt describes a model that has nothing to do with what it holds: its networks have more than"
+    words = (
+        "a.pt describes a model that (has nothing to do with what it holds: its networks have more than|"
+        "cannot be built: .* must be at most)"
+    )
     for load in (load_imagen_from_checkpoint, lambda path: ImagenTrainer(imagen_checkpoint_path=path)):
         with pytest.raises(CheckpointError, match=words):
             load(tmp_path / "a.pt")

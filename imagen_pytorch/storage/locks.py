@@ -241,8 +241,8 @@ def _let_go_in_child() -> None:
             lock._drop()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go_in_child)
+# systems without fork have no such function
+getattr(os, "register_at_fork", lambda **_: None)(after_in_child=_let_go_in_child)
 
 
 def check_locks(path: str) -> None:
