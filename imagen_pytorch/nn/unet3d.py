@@ -79,6 +79,13 @@ def _along_frames(order: Tensor, clips: Tensor) -> Tensor:
     return order[:, None, :, None, None].expand(clips.shape[0], clips.shape[1], -1, *clips.shape[3:])
 
 
+def _numbers(values: Tensor | float) -> list[float]:
+    """Numbers that can be looked at without waiting for an accelerator."""
+    if not isinstance(values, Tensor):
+        return [values]
+    return values.flatten().tolist() if values.device.type == "cpu" else []
+
+
 def gaps_between(
     times: Float[Tensor, "b m"], rising: bool = False
 ) -> tuple[Float[Tensor, "b m m"], Int[Tensor, "b m"] | None]:
@@ -274,9 +281,8 @@ class Unet3D(Unet):
             ValueError: another number of times than frames; times that are not finite; a rate that is not positive.
         """
         slots, total = told.slots, told.total
-        seen = torch.as_tensor(1.0 if fps is None else fps)
-        looks = not torch.compiler.is_compiling() and seen.device.type == "cpu"
-        if looks and not bool((seen.isfinite() & (seen > 0)).all()):
+        looks = fps is not None and not torch.compiler.is_compiling()
+        if looks and not all(0 < rate < math.inf for rate in _numbers(fps)):
             raise ValueError(f"fps must be positive numbers, got {fps}")
         if given is None:
             times = usual_times(total, USUAL_FPS if fps is None else fps, first=-slots.start)
