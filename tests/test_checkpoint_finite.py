@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from launching import run
 from toys import CAPTIONS, pictures, small_imagen
 
 from imagen_pytorch import ImagenTrainer
@@ -144,3 +145,8 @@ def test_weights_that_are_too_large_are_named_in_the_end():
     made(pictures(), texts=CAPTIONS)
     with pytest.raises(TrainingDiverged, match="2 updates in a row .*weights are too large .*earlier checkpoint"):
         made.update()
+
+
+@pytest.mark.slow
+def test_shards_on_two_processes_follow_the_same_rules(tmp_path):
+    run(2, "ruined_shards.py", tmp_path / "shards")
