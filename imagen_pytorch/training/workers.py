@@ -89,10 +89,10 @@ def usual_workers() -> int:
 
 @contextmanager
 def without_child_signals() -> Iterator[None]:
-    """The handler of SIGCHLD is the same after the block as before.
+    """Torch's handler of SIGCHLD does not outlive the block, whoever set it; any other one is as before.
 
-    Torch's loader sets one that raises an error wherever the training happens to be, in the middle of an update if need
-    be. Without it a lost worker is noticed where the next batch is asked for.
+    It raises an error wherever the training happens to be, in the middle of an update if need be. Without it a lost
+    worker is noticed where the next batch is asked for.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
         yield
@@ -101,8 +101,12 @@ def without_child_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        if before is not None and signal.getsignal(signal.SIGCHLD) is not before:
-            signal.signal(signal.SIGCHLD, before)
+        if _is_torchs(signal.getsignal(signal.SIGCHLD)):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None or _is_torchs(before) else before)
+
+
+def _is_torchs(handler: Any) -> bool:
+    return (getattr(handler, "__module__", None) or "").startswith("torch.utils.data.")
 
 
 def _known(thing: Any) -> bool:
