@@ -197,7 +197,7 @@ def _check_numbers(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], 
     """See that the weights are numbers of the kind that the model has.
 
     Raises:
-        CheckpointError: weights that are not finite.
+        CheckpointError: weights that are not finite in the precision of the model.
         CheckpointMismatch: whole numbers, booleans or complex ones where the model has floating ones, or the reverse.
     """
     other = [
@@ -207,7 +207,9 @@ def _check_numbers(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], 
     ]
     if other:
         raise CheckpointMismatch(f"{path} has weights of another kind of number ({len(other)}): {_first(other)}")
-    broken = nonfinite_tensors(weights)
+    broken = nonfinite_tensors(
+        {name: item.to(wanted[name].dtype) if name in wanted else item for name, item in weights.items()}
+    )
     if broken:
         raise CheckpointError(
             f"{path} has weights that are not finite (NaN or infinity; {len(broken)}): {_first(broken)}; take an "

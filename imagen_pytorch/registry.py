@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from typing import Generic, TypeVar
 
+from .wording import excerpt
+
 Member = TypeVar("Member")
 
 
@@ -57,7 +59,7 @@ class Registry(Generic[Member]):
         """
         if name not in self._members:
             known = self.names()
-            raise ValueError(f'no {self.family} "{name}"; known: {", ".join(known)}{suggestion(name, known)}')
+            raise ValueError(f'no {self.family} "{excerpt(name)}"; known: {", ".join(known)}{suggestion(name, known)}')
         return self._members[name]
 
     def __contains__(self, name: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from contextlib import suppress
 
 #: categories of characters that are escaped: control, lone surrogates, line and paragraph separators
@@ -29,3 +30,8 @@ def excerpt(value: object, most: int = LONGEST) -> str:
     """A value that comes out of a file, as it is shown: printable, and cut after ``most`` characters."""
     text = str(value)
     return printable(text) if len(text) <= most else f"{printable(text[:most])} ..."
+
+
+def first_of(names: Sequence[str]) -> str:
+    """The first of several names and how many follow: "a", "a and 2 more"."""
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]

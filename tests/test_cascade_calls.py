@@ -120,7 +120,7 @@ def test_a_long_video_that_cannot_be_finished_is_not_begun():
     assert "call 2 of" in (said := refused(causal, 9, 4, "hierarchical")) and "is causal" in said
     slower = video_cascade(stages=2, condition_on_text=False, temporal_downsample_factor=(2, 1))
     said = refused(slower, 9, 4)
-    assert "U-Net 1 makes every 2th frame" in said and "call 4 of 4" in said
+    assert "U-Net 1 makes one of 2 frames" in said and "call 4 of 4" in said
     assert "image model" in refused(cascade(condition_on_text=False), 9, 4)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cascade_toys import SMALL, sample
+from cascade_toys import SMALL, sample, video_cascade
 
 from imagen_pytorch import Imagen, Unet3D
 from imagen_pytorch.cascade.long_video import SCHEMES, Part, checked
@@ -128,5 +128,31 @@ def test_mistakes_get_a_sentence(arguments, message):
 
 
 def test_frames_are_not_named_twice():
-    with pytest.raises(ValueError, match="sample_long decides on video_frames itself"):
+    with pytest.raises(ValueError, match="each call of sample_long makes: it takes no video_frames"):
         video_model().sample_long(8, 4, video_frames=8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 1, "generator": torch.Generator()}, "seed or generator, not both"),
+        ({"init_images": torch.rand(1, 3, 8, 8, 8), "strength": 0.5}, "it takes no init_images"),
+        ({"inpaint_images": torch.rand(1, 3, 8, 8, 8), "inpaint_masks": torch.ones(1, 8, 8)}, "no inpaint_images, inp"),
+        ({"start_image_or_video": torch.rand(1, 3, 4, 4, 4), "start_at_unet_number": 2}, "no start_image_or_video"),
+        ({"stop_at_unet_number": 1}, "makes every frame, but U-Net 1 makes one of 2 .*stop_at_unet_number"),
+        ({"stop_at_unet_number": 3}, "cannot start at 1 and stop at 3"),
+        ({"bach_size": 2}, "bach_size"),
+    ],
+)
+def test_what_a_later_call_could_not_do_is_known_before_the_first(options, message):
+    model = video_cascade(stages=2, condition_on_text=False, temporal_downsample_factor=(2, 1))
+    steps = []
+    with pytest.raises((ValueError, TypeError), match=message):
+        model.sample_long(8, 4, callback=lambda *step: steps.append(step), use_tqdm=False, **options)
+    assert not steps
+
+
+@pytest.mark.parametrize("scheme", [[(0, 1, 2)], [((), ("a", "b"))], [((), (0.5,))], [3]])
+def test_a_scheme_is_a_name_or_pairs_of_frame_indices(scheme):
+    with pytest.raises(TypeError, match=r"^scheme must be a name or a list of \(given, new\) frame indices"):
+        checked(scheme, 4, 4)

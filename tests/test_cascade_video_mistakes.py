@@ -121,7 +121,7 @@ def test_impossible_models_get_a_sentence(name):
 SAMPLING = {
     "no frames": ({}, r"video model: say how many frames to make, video_frames=\.\.\."),
     "zero frames": ({"video_frames": 0}, "video_frames must be at least 1, got 0"),
-    "factor": ({"video_frames": 3}, r"U-Net 1 makes every 2th frame .*must be a multiple of that, got 3"),
+    "factor": ({"video_frames": 3}, r"U-Net 1 makes one of 2 frames .*must be a multiple of that, got 3"),
     "pillow": ({"video_frames": 4, "return_pil_images": True}, "return_pil_images is for pictures"),
     "frames of a known clip": (
         {"video_frames": 4, "inpaint_videos": clips(2, 6), "inpaint_masks": MASK},

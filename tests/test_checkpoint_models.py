@@ -63,6 +63,7 @@ def described(imagen, **more):
 NAME = "unets.0.final_conv.bias"
 ODD_NUMBERS = {
     "nan": (lambda item: torch.full_like(item, math.nan), rf"not finite \(NaN or infinity; 1\): {NAME}; take"),
+    "too large in the precision of the model": (lambda item: torch.full_like(item.double(), 1e300), "not finite"),
     "infinity": (lambda item: torch.full_like(item, math.inf), "not finite"),
     "int8": (lambda item: item.to(torch.int8), rf"another kind of number \(1\): {NAME}: int8 in the file"),
     "bool": (lambda item: item.bool(), "another kind of number"),

@@ -10,7 +10,8 @@ from toys import small_imagen
 
 from imagen_pytorch import ImagenTrainer
 from imagen_pytorch.checkpoint import read_checkpoint, write_checkpoint
-from imagen_pytorch.wording import excerpt, printable
+from imagen_pytorch.registry import Registry
+from imagen_pytorch.wording import excerpt, first_of, printable
 
 
 @pytest.mark.parametrize(
@@ -54,3 +55,15 @@ def test_a_trainer_says_the_version_of_a_file_safely(version, tmp_path, capsys):
     trainer.load(tmp_path / "b.pt")
     said = capsys.readouterr().out
     assert "the checkpoint is of version" in said and "\x1b" not in said and len(said) < 500
+
+
+def test_the_first_of_several_names():
+    assert [first_of(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and 1 more", "a and 2 more"]
+
+
+def test_an_unknown_name_is_shown_without_what_steers_a_terminal():
+    with pytest.raises(ValueError, match=r'^no part "x\\x1b\[2J"; known: $'):
+        Registry("part")["x\x1b[2J"]
+    with pytest.raises(ValueError, match="no part") as caught:
+        Registry("part")["x" * 10_000]
+    assert len(str(caught.value)) < 300

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -306,15 +307,16 @@ class Cascade(CascadeParts):
                 (0.23 instead of 0.72 and 0.89).
             inpaint: keep given frames by RePaint; any video network can do that. By default they are
                 ``cond_video_frames``, which a network has to be trained with (``given_frames_prob``).
-            arguments: of `sample`, but those that name frames.
+            arguments: of `sample`, but those that name or hold frames, and ``return_all_unet_outputs``.
 
         Returns:
             the clips of the last stage, as `sample`.
 
         Raises:
-            ValueError: as `sample`; a scheme that does not make every frame once from frames that exist.
+            ValueError, TypeError: as `sample`; a scheme that does not make every frame once from frames that exist, or
+                a call that could not be made; all known before the first step.
         """
-        named = ("video_frames", "cond_video_frames", "post_cond_video_frames", "frame_times", "inpaint_videos")
-        if taken := [name for name in (*named, "return_all_unet_outputs") if arguments.get(name) is not None]:
-            raise ValueError(f"sample_long decides on {', '.join(taken)} itself")
-        return sample_long(self, total_frames, window, scheme, inpaint, arguments)
+        bound = inspect.signature(Cascade.sample).bind(self, **arguments)
+        bound.apply_defaults()
+        options = SampleOptions.take(bound.arguments)
+        return sample_long(self, total_frames, window, scheme, inpaint, options, arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,11 +14,28 @@ from ..ranges import check_whole
 from ..registry import Registry
 from ..tensors import seeded
 from .counting import images_of
-from .limits import MOST_IMAGES
+from .limits import MOST_IMAGES, check_flag
+from .options import SampleOptions
+from .stage import Stage
 from .video import ClipFrames, check_frame_count, frame_rate
 
 if TYPE_CHECKING:
     from .cascade import Cascade
+
+
+#: arguments of `Cascade.sample` that name or hold the frames of one call, or change what it returns
+_DECIDED = (
+    "video_frames",
+    "cond_video_frames",
+    "post_cond_video_frames",
+    "frame_times",
+    "inpaint_videos",
+    "inpaint_images",
+    "inpaint_masks",
+    "init_images",
+    "start_image_or_video",
+    "return_all_unet_outputs",
+)
 
 
 class Part(NamedTuple):
@@ -79,13 +97,22 @@ def checked(scheme: str | Sequence[Any], total: int, window: int) -> list[Part]:
     Raises:
         ValueError: an unknown scheme; a frame that is made twice or never, or given before it is made; more frames in
             one call than a window.
+        TypeError: neither a name nor such pairs.
     """
     check_whole(total, "total_frames", 1, MOST_IMAGES)
     if check_whole(window, "window", 1, MOST_IMAGES) < 2:
         raise ValueError(f"a long video needs at least 1 frame and a window of 2, got {total} and {window}")
     if isinstance(scheme, str):
         return SCHEMES[scheme](total, window)
-    parts = [Part(tuple(sorted(given)), tuple(sorted(new))) for given, new in scheme]
+    try:
+        parts = [
+            Part(tuple(sorted(map(operator.index, given))), tuple(sorted(map(operator.index, new))))
+            for given, new in scheme
+        ]
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"scheme must be a name or a list of (given, new) frame indices, one pair for each call; got {scheme!r}"
+        ) from error
     made: set[int] = set()
     for number, (given, new) in enumerate(parts, start=1):
         if len(given) + len(new) > window:
@@ -108,16 +135,27 @@ def sample_long(
     window: int,
     scheme: str | Sequence[Any],
     inpaint: bool,
+    options: SampleOptions,
     arguments: dict[str, Any],
 ) -> Tensor:
-    """What `Cascade.sample_long` does."""
+    """What `Cascade.sample_long` does.
+
+    Args:
+        options: what the arguments mean to `Cascade.sample`.
+    """
     if not cascade.is_video:
         raise ValueError("sample_long is for video models; this is an image model")
+    if taken := [name for name in _DECIDED if arguments.get(name) is not None]:
+        raise ValueError(
+            f"the scheme decides which frames each call of sample_long makes: it takes no {', '.join(taken)}"
+        )
+    check_flag(inpaint, "inpaint")
     parts = checked(scheme, total_frames, window)
+    options.check(len(cascade.unets))
     arguments = _one_source_of_noise(arguments)
     fps = arguments.get("fps")
     rates = frame_rate(cascade.fps if fps is None else fps, images_of(arguments))[:, None]
-    _check_parts(cascade, parts, inpaint, rates, arguments)
+    _check_parts(cascade, cascade.stages[: options.stop_at_unet_number], parts, inpaint, rates)
     video: Tensor | None = None
     for given, new in parts:
         if inpaint:
@@ -132,14 +170,17 @@ def sample_long(
     return video
 
 
-def _check_parts(cascade: Cascade, parts: list[Part], inpaint: bool, rates: Tensor, arguments: dict[str, Any]) -> None:
+def _check_parts(cascade: Cascade, stages: Sequence[Stage], parts: list[Part], inpaint: bool, rates: Tensor) -> None:
     """Refuse what a later call could not make, before the first one.
 
     Raises:
-        ValueError: naming the call.
+        ValueError: naming the call, or the stage that leaves out frames.
     """
-    first = arguments.get("start_at_unet_number", 1)
-    stages = cascade.stages[first - 1 : arguments.get("stop_at_unet_number")]
+    if (last := stages[-1]).factor != 1:
+        raise ValueError(
+            f"sample_long makes every frame, but U-Net {last.number} makes one of {last.factor} "
+            "(temporal_downsample_factor): let stop_at_unet_number end at a later one"
+        )
     for number, (given, new) in enumerate(parts, start=1):
         shown, made = ((), sorted({*given, *new})) if inpaint else (given, new)
         times = torch.tensor([*shown, *made], dtype=torch.float64) / rates

@@ -135,7 +135,7 @@ def check_frame_count(stages: Sequence[Stage], count: int) -> None:
     for stage in stages:
         if count % stage.factor:
             raise ValueError(
-                f"U-Net {stage.number} makes every {stage.factor}th frame (temporal_downsample_factor): "
+                f"U-Net {stage.number} makes one of {stage.factor} frames (temporal_downsample_factor): "
                 f"video_frames must be a multiple of that, got {count}"
             )
 

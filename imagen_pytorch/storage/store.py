@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..wording import first_of
 from .background import settle
 from .contents import nonfinite_tensors
 from .errors import CheckpointError, CheckpointMissing, CheckpointUnreachable, reason
@@ -34,8 +35,7 @@ def read_finite(path: str, fs: Any) -> dict[str, Any]:
     contents = read_checkpoint(path, fs)
     trained = {name: value for name, value in contents.items() if _TRAINED.match(str(name))}
     if names := nonfinite_tensors(trained):
-        more = f" and {len(names) - 1} more tensors" if len(names) > 1 else ""
-        raise CheckpointError(f"{path}: it holds weights that are NaN or infinite, in {names[0]}{more}")
+        raise CheckpointError(f"{path}: it holds weights that are NaN or infinite, in {first_of(names)}")
     return contents
 
 

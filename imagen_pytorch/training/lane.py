@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..storage import nonfinite_tensors
+from ..wording import first_of
 from .checked import alike, are_counts, are_tensors, is_adams, is_scale, is_schedule, ruined_tensors
 from .optim import parameter_groups
 from .settings import PERIODS, changed, move_moments, optimizer_of, scheduler_of, settings_in
@@ -30,7 +31,7 @@ _ADVICE = "check the pictures and embeddings for NaN, lower lr, or set max_grad_
 
 def _among(names: list[str]) -> str:
     """Which tensors, in brackets; nothing if that is not known here."""
-    return f" ({names[0]} and {len(names) - 1} more)" if len(names) > 1 else "".join(f" ({name})" for name in names)
+    return f" ({first_of(names)})" if names else ""
 
 
 class TrainingDiverged(RuntimeError):

@@ -28,7 +28,7 @@ from ..storage.sharded import ShardedCheckpoint
 from ..storage.sharded_writing import remove_unfinished, write_sharded
 from ..storage.store import read_finite, verify_checkpoint
 from ..version import __version__
-from ..wording import excerpt
+from ..wording import excerpt, first_of
 from .identity import facts_of_checkpoint
 from .lane import Lane
 from .processes import Processes
@@ -180,7 +180,7 @@ class TrainerCheckpoints:
         names = self.state.ruined()
         if self.processes.all_true(not names) if self.processes.sharded else not names:
             return
-        where = f" in {names[0]} and {len(names) - 1} more tensors" if names else ""
+        where = f" in {first_of(names)}" if names else ""
         raise CheckpointNotWritten(
             f"{path} is not written, and what was there before is untouched: the weights are not finite or too large"
             f"{where}; go on from an earlier checkpoint, and lower lr or set max_grad_norm"

@@ -16,6 +16,7 @@ from ..cascade.cascade import Cascade
 from ..checkpoint import differences, fitting
 from ..storage import CheckpointError, CheckpointMismatch
 from ..storage.parts import local_part
+from ..wording import first_of
 from .checked import ruined_tensors, unusable_weights, wrong_entries
 from .ema import start_average
 from .lane import Lane
@@ -100,7 +101,7 @@ class TrainingState:
         if unusable := self._unusable(contents, numbers):
             raise CheckpointError(
                 f"{path} holds weights that cannot be used, nothing was loaded: NaN, infinities or another kind of "
-                f"number in {unusable[0]} and {len(unusable) - 1} more; go on from an earlier checkpoint"
+                f"number in {first_of(unusable)}; go on from an earlier checkpoint"
             )
         if unknown := [number for number in numbers if not 1 <= number <= len(self.lanes)]:
             raise CheckpointMismatch(
