@@ -29,7 +29,10 @@ CASCADES: Registry[type[Cascade]] = Registry("type of model")
 
 
 def _networks(unets: nn.Module | Sequence[nn.Module]) -> tuple[nn.Module, ...]:
-    return tuple(unets) if isinstance(unets, list | tuple | nn.ModuleList) else (unets,)
+    found = tuple(unets) if isinstance(unets, list | tuple | nn.ModuleList) else (unets,)
+    if not found:
+        raise ValueError("unets must hold at least one U-Net, got none")
+    return found
 
 
 def padded_schedules(given: str | Sequence[str], count: int) -> tuple[str, ...]:
@@ -313,7 +316,7 @@ class ElucidatedImagen(ElucidatedFormulas, Cascade):
         networks = _networks(unets)
         count = len(networks)
         for name, (low, high) in _RANGES.items():
-            check_each(arguments[name], count, name, check_number, low, high)
+            check_each(arguments[name], count, name, check_number, low, high, optional=False)
         check_each(num_sample_steps, count, "num_sample_steps", check_whole, 1, MOST_STEPS)
         for name in per_stage(sampler, count, "sampler"):
             check_name(name, "sampler")

@@ -43,6 +43,19 @@ class Share:
 Generators = torch.Generator | Sequence[torch.Generator] | Share | None
 
 
+def check_generators(given: Any) -> None:
+    """Refuse what no number can be drawn from.
+
+    Raises:
+        TypeError: neither a generator, nor one for each image, nor None.
+    """
+    several = isinstance(given, list | tuple)
+    if not several and isinstance(given, Share | None):
+        return
+    if not all(isinstance(each, torch.Generator) for each in (given if several else [given])):
+        raise TypeError(f"generator must be a torch.Generator, or one per picture; got {given!r}")
+
+
 def once(generator: Generators) -> torch.Generator | None:
     """The generator of what is drawn once for a whole batch."""
     if isinstance(generator, Share):

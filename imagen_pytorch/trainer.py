@@ -129,6 +129,8 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
         super().__init__()
         if (imagen is None) == (imagen_checkpoint_path is None):
             raise ValueError("give the trainer either imagen or imagen_checkpoint_path")
+        if imagen is not None and not hasattr(imagen, "unets"):
+            raise TypeError(f"imagen must be an Imagen or ElucidatedImagen, got {type(imagen).__name__}")
         if on_save_error not in ("stop", "warn"):
             raise ValueError(f'on_save_error must be "stop" or "warn", got {on_save_error!r}')
         warn_of_lion(use_lion)

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from ..diffusion.guidance import Guidance
 from ..images import check_channels, to_pil, unnormalize
 from ..ranges import check_whole
-from ..tensors import Generators
+from ..tensors import Generators, check_generators
 from .batch import TrainingBatch
 from .conditioning import text_input
 from .counting import images_of
 from .inputs import arrays_as_tensors, as_tensor, independent, sampling_inputs
+from .limits import check_flag
 from .long_video import sample_long
 from .lowres import target_space
 from .options import Callback, SampleOptions, check_text_count
@@ -92,6 +93,7 @@ class Cascade(CascadeParts):
             TypeError: whole numbers that are not uint8, or one string for captions.
         """
         stage = self._stage_to_train(unet_number)
+        check_generators(generator)
         images, noise = as_tensor(images, "images"), None if noise is None else as_tensor(noise, "noise")
         if texts is not None and text_embeds is None:
             check_text_count(texts, len(images))
@@ -144,6 +146,11 @@ class Cascade(CascadeParts):
             if text_embeds is not None:
                 raise TypeError("text_embeds were given twice: by name and behind the images")
             unet, text_embeds = None, unet
+        if unet is not None and not isinstance(unet, nn.Module):
+            raise TypeError(
+                f"behind the images come text_embeds or a network, got {type(unet).__name__}; write texts=[...] for "
+                "captions and unet_number=... for a number"
+            )
         batch = self.training_batch(
             images,
             unet_number=unet_number,
@@ -267,7 +274,8 @@ class Cascade(CascadeParts):
             TypeError: another kind of argument.
         """
         named = {name: value for name, value in locals().items() if name not in ("self", "max_batch_size")}
-        if return_pil_images and self.is_video:
+        check_flag(return_all_unet_outputs, "return_all_unet_outputs")
+        if check_flag(return_pil_images, "return_pil_images") and self.is_video:
             raise ValueError("return_pil_images is for pictures; a clip is returned as a tensor")
         if return_pil_images:
             check_channels(self.channels)

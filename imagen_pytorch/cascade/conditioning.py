@@ -55,8 +55,9 @@ def text_input(
         TypeError: one string instead of a list, or embeddings that are neither a tensor nor an array of floats.
     """
     if dim is None:
-        if texts is not None or embeds is not None:
-            raise ValueError("this model is unconditional (condition_on_text=False): it takes no texts or text_embeds")
+        given = {"texts": texts, "text_embeds": embeds, "text_masks": mask}
+        if taken := [name for name, value in given.items() if value is not None]:
+            raise ValueError(f"this model is unconditional (condition_on_text=False): it takes no {', '.join(taken)}")
         return None
     if mask is not None and embeds is None:
         raise ValueError("text_masks belong to text_embeds: give both, or texts alone")

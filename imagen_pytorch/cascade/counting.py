@@ -51,5 +51,5 @@ def images_of(arguments: Mapping[str, Any]) -> int:
     given = [arguments.get(name) for name in _COUNTED]
     init = arguments.get("init_images")
     given += init if isinstance(init, list | tuple) else [init]
-    counts = [len(item) for item in given if hasattr(item, "__len__")]
+    counts = [len(item) for item in given if hasattr(item, "__len__") and getattr(item, "ndim", 1)]
     return counts[0] if counts and stated == 1 else stated

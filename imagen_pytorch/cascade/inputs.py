@@ -45,6 +45,8 @@ def as_tensor(value: Any, name: str) -> Tensor:
     hint = ""
     if made_by == "PIL":
         hint = "; imagen_pytorch.images.from_pil(image)[None] makes a batch of one"
+    elif isinstance(value, list | tuple) and any(isinstance(item, str) for item in value):
+        hint = "; captions are texts=[...]"
     elif isinstance(value, list | tuple):
         hint = "; torch.stack(...) makes a batch of tensors"
     raise TypeError(f"{name} must be {_FITS} with an axis for the batch, got {type(value).__name__}{hint}")

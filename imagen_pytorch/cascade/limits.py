@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from ..ranges import check_number, plain_number
+from ..ranges import check_number, check_whole, plain_number
 from ..tensors import per_stage
 
 #: most sampling steps, noise levels of a run
@@ -87,13 +88,31 @@ def check_compile(value: Any) -> bool | str:
     return value
 
 
-def check_each(value: Any, count: int, name: str, check: Callable[..., Any], *range_: float) -> None:
-    """Check a per-U-Net argument; entries that are None are left out.
+def check_unet_number(value: Any, count: int, name: str = "unet_number") -> int:
+    """The 1-based number of one of ``count`` U-Nets.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: a fraction, or no such U-Net.
+    """
+    number = check_whole(value, name, -math.inf)
+    if not 1 <= number <= count:
+        raise ValueError(f"U-Nets are numbered 1 to {count}, got {name}={number}")
+    return number
+
+
+def check_each(
+    value: Any, count: int, name: str, check: Callable[..., Any], *range_: float, optional: bool = True
+) -> None:
+    """Check a per-U-Net argument.
+
+    Args:
+        optional: whether an entry may be None, which is not checked.
 
     Raises:
         TypeError: as ``check``.
         ValueError: as ``check``, or another number of entries than U-Nets.
     """
     for item in per_stage(value, count, name):
-        if item is not None:
+        if item is not None or not optional:
             check(item, name, *range_)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..diffusion.guidance import GUIDANCE, Guidance
@@ -16,7 +15,7 @@ from ..diffusion.samplers import SAMPLERS, Sampler
 from ..diffusion.schedules import SCHEDULES, Schedule
 from ..images import RESIZE_MODES, TEMPORAL_MODES, Size, as_size
 from ..ranges import check_whole
-from ..tensors import Generators, Share, per_stage, seeded
+from ..tensors import Generators, check_generators, per_stage, seeded
 from .inputs import check_rates, check_times
 from .limits import (
     MOST_IMAGES,
@@ -28,6 +27,7 @@ from .limits import (
     check_positive,
     check_scale,
     check_share,
+    check_unet_number,
 )
 from .placement import check_precision
 from .sizes import crop_entries, is_pair, stage_sizes
@@ -105,7 +105,10 @@ class SharedOptions(_Taken):
             check_flag(getattr(self, name), name)
         check_each(self.dynamic_thresholding, count, "dynamic_thresholding", check_flag)
         check_each(self.self_cond, count, "self_cond", check_flag)
-        check_each(self.lowres_sample_noise_level, count, "lowres_sample_noise_level", check_share)
+        levels = per_stage(self.lowres_sample_noise_level, count, "lowres_sample_noise_level")
+        for level in levels[1:]:  # the first U-Net has no low-resolution picture
+            check_share(level, "lowres_sample_noise_level")
+        check_each(levels[0], 1, "lowres_sample_noise_level", check_share)
         check_whole(self.channels, "channels", 1, 10_000)
         check_positive(self.fps, "fps")
         if self.text_embed_dim is not None:
@@ -118,9 +121,8 @@ class SharedOptions(_Taken):
             known = ", ".join(TEMPORAL_MODES)
             raise ValueError(f'no temporal_resize_mode "{self.temporal_resize_mode}"; known: {known}')
         self._check_guidance(count)
-        only = self.only_train_unet_number
-        if only is not None and not 1 <= check_whole(only, "only_train_unet_number", -math.inf) <= count:
-            raise ValueError(f"U-Nets are numbered 1 to {count}, got only_train_unet_number={only}")
+        if self.only_train_unet_number is not None:
+            check_unet_number(self.only_train_unet_number, count, "only_train_unet_number")
 
     def _check_guidance(self, count: int) -> None:
         method = GUIDANCE["cfg" if self.guidance is None else check_name(self.guidance, "guidance")]
@@ -314,9 +316,7 @@ class SampleOptions(_Taken):
         check_compile(self.compile)
         if self.callback is not None and not callable(self.callback):
             raise TypeError(f"callback must be callable, got {type(self.callback).__name__}")
-        sources = self.generator if isinstance(self.generator, list | tuple) else [self.generator]
-        if not all(isinstance(source, torch.Generator | Share | None) for source in sources):
-            raise TypeError(f"generator must be a torch.Generator, or one per picture; got {self.generator!r}")
+        check_generators(self.generator)
 
     @property
     def painted(self) -> Tensor | None:

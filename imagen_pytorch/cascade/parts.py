@@ -17,6 +17,7 @@ from ..images import as_float, normalize, unnormalize
 from ..tensors import per_stage
 from ..text import TextEncoder, as_encoder, check_name, text_encoder
 from .conditioning import Text
+from .limits import check_unet_number
 from .lowres import Augmentation
 from .options import SharedOptions
 from .placement import Turn, alone_on_device, device_of
@@ -157,11 +158,9 @@ class CascadeParts(nn.Module):
         """The network with this 1-based number; it stays where it is.
 
         Raises:
-            ValueError: no such number.
+            TypeError, ValueError: no such number.
         """
-        if not 1 <= unet_number <= len(self.unets):
-            raise ValueError(f"U-Nets are numbered 1 to {len(self.unets)}, got {unet_number}")
-        return self.unets[unet_number - 1]
+        return self.unets[check_unet_number(unet_number, len(self.unets)) - 1]
 
     def to_config(self) -> dict[str, Any]:
         """How the model was made, as plain containers: {"type", "unets": [{"type", ...}, ...], ...}.

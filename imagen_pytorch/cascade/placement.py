@@ -54,7 +54,7 @@ def check_precision(name: str) -> str:
     Raises:
         ValueError: there is none of that name.
     """
-    if name not in PRECISIONS:
+    if not isinstance(name, str) or name not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {name!r}")
     return name
 

@@ -46,6 +46,7 @@ class SamplingRun:
         self.batch = images_of(vars(options))
         self.text = None if self.text is None else self.text.repeated(self.batch)
         self.negative = self._negative()
+        self._say_what_is_not_guided()
         self.generator = options.generators(self.batch)
         self.known = self._known()
         self.clip = self._clip()
@@ -87,6 +88,19 @@ class SamplingRun:
         texts = [texts] * self.batch if isinstance(texts, str) else texts
         check_text_count(texts, self.batch, "negative_texts")
         return self.cascade.encode(texts)
+
+    def _say_what_is_not_guided(self) -> None:
+        scales = [self.choices[stage.number - 1].cond_scale for stage in self.stages]
+        if self.text is None and not self._guides_on_images() and any(scale not in (None, 1) for scale in scales):
+            warnings.warn(
+                "cond_scale does nothing here: the model takes no captions, and no conditioning images that training "
+                "drops (cond_images_drop_prob)",
+                stacklevel=5,
+            )
+
+    def _guides_on_images(self) -> bool:
+        """Whether conditioning images are given that training sometimes drops."""
+        return self.options.cond_images is not None and self.cascade.cond_images_drop_prob > 0
 
     def _known(self) -> tuple[Tensor, Tensor] | None:
         image, mask = self.options.painted, self.options.inpaint_masks

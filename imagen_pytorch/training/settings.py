@@ -65,7 +65,7 @@ def optimizer_of(unet: nn.Module, settings: Mapping[str, Any], separate: bool | 
         unet,
         lr=settings["lr"],
         eps=settings["eps"],
-        betas=(settings["beta1"], settings["beta2"]),
+        betas=(float(settings["beta1"]), float(settings["beta2"])),
         group_wd_params=settings["group_wd_params"],
         options=options,
         separate=separate,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..cascade.cascade import Cascade
+from ..cascade.limits import check_unet_number
 from ..cascade.placement import device_of
 from ..imagen import ElucidatedImagen
 from .lane import Lane
@@ -80,7 +81,7 @@ class TrainerStatus:
         """The number of the U-Net that is meant: the given one, the only one, or the only one that may be trained.
 
         Raises:
-            ValueError: it is not clear, or there is no such U-Net.
+            TypeError, ValueError: it is not clear, or there is no such U-Net.
         """
         number = unet_number
         if number is None:  # 0 is a mistake, no absence
@@ -89,9 +90,7 @@ class TrainerStatus:
             if self.num_unets > 1:
                 raise ValueError(f"say which U-Net: unet_number=1 to {self.num_unets}")
             number = 1
-        if not 1 <= number <= self.num_unets:
-            raise ValueError(f"U-Nets are numbered 1 to {self.num_unets}, got {number}")
-        return number
+        return check_unet_number(number, self.num_unets)
 
     def validate_and_set_unet_being_trained(self, unet_number: int | None = None) -> int:
         """The number of the U-Net that is trained from now on; another one may follow at any time.
