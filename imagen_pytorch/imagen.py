@@ -85,7 +85,8 @@ class Imagen(Cascade):
     Args:
         unets: one network or several, lowest resolution first.
         image_sizes: size of each stage, an int or (height, width).
-        text_encoder_name: hub name or folder of a T5 or any other transformers encoder, or an embedded one.
+        text_encoder_name: hub name or folder of a T5 or any other transformers encoder, or an embedded one. None: the
+            model is only given embeddings, of width ``text_embed_dim``.
         text_encoder: in place of a name, an encoder object or a function from a list of captions to embeddings
             ``(b, n, d)``, or to embeddings and a mask. Checkpoints do not hold it.
         text_embed_dim: width of caption embeddings; known from the encoder by default.
@@ -135,7 +136,7 @@ class Imagen(Cascade):
         unets: nn.Module | Sequence[nn.Module],
         *,
         image_sizes: int | Sequence[Any],
-        text_encoder_name: str = DEFAULT_T5_NAME,
+        text_encoder_name: str | None = DEFAULT_T5_NAME,
         text_encoder: TextEncoder | Callable[..., Any] | None = None,
         text_embed_dim: int | None = None,
         channels: int = 3,
@@ -271,7 +272,7 @@ class ElucidatedImagen(ElucidatedFormulas, Cascade):
         unets: nn.Module | Sequence[nn.Module],
         *,
         image_sizes: int | Sequence[Any],
-        text_encoder_name: str = DEFAULT_T5_NAME,
+        text_encoder_name: str | None = DEFAULT_T5_NAME,
         text_encoder: TextEncoder | Callable[..., Any] | None = None,
         text_embed_dim: int | None = None,
         channels: int = 3,
@@ -384,7 +385,7 @@ def _recorded_dim(arguments: Mapping[str, Any], unets: Sequence[nn.Module]) -> i
     if arguments.get("text_encoder") is not None:
         return None  # the caller's encoder tells
     name = arguments.get("text_encoder_name", DEFAULT_T5_NAME)
-    known = known_dim(name)
+    known = None if name is None else known_dim(name)
     if known is None:
         stated = (getattr(unet, "_locals", {}).get("text_embed_dim") for unet in unets)
         known = next((dim for dim in stated if dim is not None), None)

@@ -349,7 +349,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
         taken = self.lanes[number - 1].update(self.max_grad_norm)
         if taken:
             self.steps[number - 1] += 1
-            self.tracking.log(number, rate, int(self.steps.sum()))
+            self.tracking.log(number, rate, self.steps)
             self._save_if_due()
         return taken
 

@@ -83,3 +83,13 @@ def test_one_vector_per_caption_is_one_token_and_a_known_width_asks_nothing():
 def test_what_cannot_be_a_text_encoder_is_refused(given, error, message):
     with pytest.raises(error, match=message):
         as_encoder(given)
+
+
+def test_a_model_without_an_encoder_takes_embeddings_only():
+    imagen = small_imagen((8,), text_encoder_name=None, text_embed_dim=8)
+    assert imagen.to_config()["text_encoder_name"] is None
+    assert imagen(torch.rand(2, 3, 8, 8), text_embeds=torch.rand(2, 3, 8)).isfinite()
+    with pytest.raises(ValueError, match="no text encoder .*pass text_embeds= instead of texts"):
+        imagen.sample(texts=["a cat"], use_tqdm=False)
+    with pytest.raises(ValueError, match="and text_embed_dim= when the model is made"):
+        small_imagen((8,), text_encoder_name=None)

@@ -50,7 +50,7 @@ class SharedOptions(_Taken):
     """The constructor arguments that `Imagen` and `ElucidatedImagen` have in common (contract of both)."""
 
     image_sizes: Any
-    text_encoder_name: str
+    text_encoder_name: str | None
     text_encoder: Any
     text_embed_dim: int | None
     channels: int

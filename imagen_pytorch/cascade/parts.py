@@ -69,7 +69,8 @@ class CascadeParts(nn.Module):
         self.sample_channels = (shared.channels,) * count
         given = shared.text_encoder
         self._text_encoder = None if given is None else as_encoder(given, shared.text_embed_dim)
-        self.text_encoder_name = check_name(getattr(self._text_encoder, "name", shared.text_encoder_name))
+        name = getattr(self._text_encoder, "name", shared.text_encoder_name)
+        self.text_encoder_name = None if name is None else check_name(name)
         self.text_embed_dim = shared.text_embed_dim
         if self.condition_on_text and self.text_embed_dim is None:
             self.text_embed_dim = self.text_encoder.dim
@@ -197,7 +198,16 @@ class CascadeParts(nn.Module):
 
     @property
     def text_encoder(self) -> TextEncoder:
-        """The encoder of captions; its weights are loaded at the first caption."""
+        """The encoder of captions; its weights are loaded at the first caption.
+
+        Raises:
+            ValueError: the model has none, because ``text_encoder_name`` is None.
+        """
+        if self._text_encoder is None and self.text_encoder_name is None:
+            raise ValueError(
+                "this model has no text encoder (text_encoder_name=None): pass text_embeds= instead of texts, and "
+                "text_embed_dim= when the model is made"
+            )
         return self._text_encoder or text_encoder(self.text_encoder_name)
 
     def encode(self, texts: Sequence[str]) -> Text:

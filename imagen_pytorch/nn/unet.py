@@ -281,7 +281,7 @@ class Unet(Conditioned):
             raise ValueError(f"x must be (batch, {self.channels}, {space}), got {tuple(x.shape)}")
         if time.ndim != 1 or time.shape[0] != x.shape[0]:
             raise ValueError(f"time must be one number for each of the {x.shape[0]} items, got {tuple(time.shape)}")
-        if self_cond is not None and self.self_cond and self_cond.shape != x.shape:
+        if self.self_cond and self_cond is not None and self_cond.shape != x.shape:
             raise ValueError(f"self_cond must be {tuple(x.shape)} as x is, got {tuple(self_cond.shape)}")
 
     @staticmethod

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from .processes import Processes
 
 
@@ -37,7 +39,7 @@ class Tracking:
         if self.active:
             self._losses.append(loss)
 
-    def log(self, unet_number: int, rate: float, step: int) -> None:
+    def log(self, unet_number: int, rate: float, steps: Tensor) -> None:
         """Tell the trackers ``unet<number>/loss``, the mean since the last update, and ``unet<number>/lr``.
 
         All processes call this.
@@ -45,11 +47,11 @@ class Tracking:
         Args:
             unet_number: the U-Net that was updated.
             rate: with which it was updated.
-            step: updates of all U-Nets together.
+            steps: updates of each U-Net so far; logged as the step is their sum.
         """
         if not self.active or not self._losses:
             return
         loss = self.processes.mean(sum(self._losses) / len(self._losses))
         self._losses.clear()
         values = {f"unet{unet_number}/loss": loss, f"unet{unet_number}/lr": rate}
-        self.processes.accelerator.log(values, step=step)
+        self.processes.accelerator.log(values, step=int(steps.sum()))
