@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -146,27 +147,29 @@ def test_nothing_is_written_through_what_is_in_the_way(kind, obstacle, tmp_path)
     assert not [path for path in folder.iterdir() if path.suffix == ".tmp"]
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk():
-    """Files larger than a few bytes cannot be written."""
+    """Files larger than a few bytes cannot be written inside the block; pytest writes files of its own around it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("kind", [name for name in WRITERS if name not in ("trace", "video", "metrics")])
-def test_a_full_disk_leaves_no_part_of_a_file(kind, tmp_path, full_disk):
+def test_a_full_disk_leaves_no_part_of_a_file(kind, tmp_path):
     name, write = WRITERS[kind]
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError) as caught, full_disk():
         write(tmp_path / name)
     assert caught.value.errno == errno.EFBIG and described(caught.value).endswith("File too large")
     assert os.listdir(tmp_path) == []
 
 
-def test_a_full_disk_spares_what_is_there(tmp_path, full_disk):
+def test_a_full_disk_spares_what_is_there(tmp_path):
     (tmp_path / "loss.png").write_bytes(b"before")
-    with pytest.raises(OSError):
+    with pytest.raises(OSError), full_disk():
         write_over(picture(), tmp_path / "loss.png")
     assert (tmp_path / "loss.png").read_bytes() == b"before" and os.listdir(tmp_path) == ["loss.png"]
 
