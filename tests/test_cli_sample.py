@@ -121,6 +121,22 @@ def test_captions_from_a_file_and_from_standard_input(run):
     assert made(done) == ["out/zero.png", "out/one.png", "out/two.png"]
 
 
+def test_a_sheet_of_captions_from_a_file_has_the_name_of_the_file(run):
+    Path("animals.txt").write_text("one\ntwo\n")
+    assert made(run("--prompts", "animals.txt", "--grid")) == ["one.png", "two.png", "animals-grid.png"]
+    assert made(run("--prompts", "-", "--grid", text="a\nb\n")) == ["a.png", "b.png", "captions-grid.png"]
+    assert made(run("--prompts", "animals.txt", "--grid", "-o", "d.png"))[-1] == "d-grid.png"
+
+
+def test_a_png_says_what_was_asked_for(run):
+    words = "\u0447\u0451\u0440\u043d\u044b\u0439 \u732b"
+    made(run(words, "-n", 2, "--seed", 4, "--steps", 2, "--cond-scale", 2, "-o", "a.png"))
+    for name, seed in (("a.png", 4), ("a-1.png", 5)):
+        texts = Image.open(name).info
+        assert texts["Description"] == words and texts["Comment"].startswith("guidance cfg 2, sampler ")
+        assert texts["Comment"].endswith(f", 2 steps, seed {seed}")
+
+
 def test_captions_of_one_call_start_from_the_same_seed(run):
     Path("captions.txt").write_text("one\ntwo\n")
     made(run("--prompts", "captions.txt", "--seed", 4))
@@ -382,7 +398,7 @@ def test_a_file_that_is_no_list_of_captions_is_refused_before_it_is_read_whole(r
 def test_options_among_captions_are_said_not_to_be_read(run, line):
     Path("captions.txt").write_text(f"one\n{line}\n{line}\n")
     done = run("--prompts", "captions.txt")
-    assert len(made(done)) == 3 and done.stderr.count("options among captions are not read") == 1
+    assert len(made(done)) == 3 and done.stderr.count("options and JSON among captions are not read") == 1
     assert line in done.stderr
 
 

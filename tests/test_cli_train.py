@@ -28,7 +28,8 @@ def test_train_then_go_on_then_sample(folder):
     done = succeed("train", "--steps", 3)
     assert done.stdout == "imagen.pt\n" and "pictures: 4 pictures" in done.stderr
     assert steps() == [3, 0] and Path("loss.png").is_file()
-    assert "going on from imagen.pt after [3, 0] steps" in succeed("train", "--steps", 2).stderr
+    said = succeed("train", "--steps", 2).stderr
+    assert "going on from imagen.pt after 3 steps of U-Net 1, 0 steps of U-Net 2" in said
     assert steps() == [5, 0]
     assert [(entry["unet"], entry["step"]) for entry in metrics()] == [(1, 3), (1, 5)]
 

@@ -119,7 +119,7 @@ def test_the_one_before_is_taken_if_the_newest_is_gone(folder):
     succeed("train", "--steps", 3, "--save-every", 1)
     os.remove("imagen.pt")
     done = succeed("train", "--max-steps", 4)
-    assert "going on from imagen.previous.pt after [2] steps" in done.stderr
+    assert "going on from imagen.previous.pt after 2 steps" in done.stderr
     assert "warning: there is no checkpoint at" in done.stderr and "imagen.previous.pt is taken instead" in done.stderr
     assert steps() == [4] and steps("imagen.previous.pt") == [2]
 
@@ -177,10 +177,10 @@ def test_other_data_are_said(folder):
         assert "other" not in done.stderr
     os.remove("same/red.png")
     done = succeed("train", "--steps", 1, "--data", "same")
-    assert "other data than at the last save: same (3 items), then same (4)" not in done.stderr
+    assert "other data than at the last save" not in done.stderr
     assert "same holds 3 items, other ones than the 4 at the last save" in done.stderr
     done = succeed("train", "--steps", 1, "--data", "pictures")
-    assert "other data than at the last save: pictures (4 items), then same (3)" in done.stderr
+    assert "other data than at the last save: now pictures (4 items), before same (3); -o with" in done.stderr
     record = read_checkpoint("imagen.pt")["data_source"]
     assert (record["name"], record["count"]) == ("pictures", 4)
 

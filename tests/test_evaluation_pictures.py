@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from imagen_pytorch.evaluation import pictures
+from imagen_pytorch.evaluation.fonts import built_in
 from imagen_pytorch.evaluation.pictures import captioned_grid, log_ticks, loss_curve, smoothed, step_ticks, wrap
 
 
@@ -34,7 +35,7 @@ def test_grid_takes_tensors_of_any_channels_and_pillow(channels):
 
 
 def test_every_word_is_drawn_inside_the_sheet():
-    font = pictures._font(pictures.FONT_SIZE)
+    font = built_in(pictures.FONT_SIZE)
     text = "a 3d render of an extraordinarily " + "long" * 30 + " caption with many many many words"
     lines = wrap(text, pictures.CAPTION_WIDTH, font)
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
@@ -48,8 +49,8 @@ def test_every_word_is_drawn_inside_the_sheet():
 
 
 def test_accents_and_curly_quotes_become_letters_that_the_font_has():
-    assert wrap("S\u00e3o Tom\u00e9\u2019s  \u201cflag\u201d", 1000, pictures._font(13)) == ['Sao Tome\'s "flag"']
-    assert wrap("", 100, pictures._font(13)) == []
+    assert wrap("S\u00e3o Tom\u00e9\u2019s  \u201cflag\u201d", 1000, built_in(13)) == ['Sao Tome\'s "flag"']
+    assert wrap("", 100, built_in(13)) == []
 
 
 def test_rows_grow_with_their_longest_caption_and_notes_are_added():

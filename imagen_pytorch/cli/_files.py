@@ -10,7 +10,7 @@ import stat
 import sys
 import tempfile
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -291,14 +291,20 @@ def check_picture_name(path: Path) -> None:
         raise click.UsageError(f'"{path.suffix}" of {path} is no kind of picture; use .png, .webp or .jpg')
 
 
-def encoded(picture: Image.Image, suffix: str = ".png") -> bytes:
-    """A picture as the contents of a file with this suffix."""
+def encoded(picture: Image.Image, suffix: str = ".png", texts: Mapping[str, str] | None = None) -> bytes:
+    """A picture as the contents of a file with this suffix; a PNG holds the texts under their keywords."""
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     Image.init()
     kind = Image.registered_extensions()[suffix.lower()]
     if kind == "JPEG" and picture.mode not in ("L", "RGB"):
         picture = picture.convert("RGB")
     buffer = io.BytesIO()
-    picture.save(buffer, format=kind)
+    options = {}
+    if kind == "PNG" and texts:
+        options["pnginfo"] = PngInfo()
+        for keyword, text in texts.items():
+            options["pnginfo"].add_itxt(keyword, text)
+    picture.save(buffer, format=kind, **options)
     return buffer.getvalue()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,18 +50,18 @@ class Pictures:
         """
         check_picture_name(path)
 
-    def encode(self, item: Any, suffix: str, stage: int) -> bytes:
-        """What a stage (counted from 0) made, as the contents of a file."""
+    def encode(self, item: Any, suffix: str, stage: int, texts: Mapping[str, str] | None = None) -> bytes:
+        """What a stage (counted from 0) made, as the contents of a file; a PNG of an image holds the texts."""
         del stage  # pictures of all stages are alike
-        return encoded(item, suffix)
+        return encoded(item, suffix, texts)
 
-    def write(self, item: Any, path: Path, stage: int) -> list[Path]:
-        """New files with what a stage (counted from 0) made.
+    def write(self, item: Any, path: Path, stage: int, texts: Mapping[str, str] | None = None) -> list[Path]:
+        """New files with what a stage (counted from 0) made; PNG files hold the texts.
 
         Returns:
             where they are.
         """
-        return [write_new(self.encode(item, path.suffix, stage), path)]
+        return [write_new(self.encode(item, path.suffix, stage, texts), path)]
 
     def of_stage(self, written: Sequence[Path], path: Path, number: int) -> Path:
         """The name for what an earlier U-Net made of what was written."""
@@ -130,14 +130,15 @@ class Videos(Pictures):
         if not counts_frames(path):
             check_video(path.suffix, self.fps)
 
-    def encode(self, item: Any, suffix: str, stage: int) -> bytes:
-        """What a stage (counted from 0) made, as the contents of a file."""
+    def encode(self, item: Any, suffix: str, stage: int, texts: Mapping[str, str] | None = None) -> bytes:
+        """What a stage (counted from 0) made, as the contents of a file; videos hold no texts."""
         from ..evaluation.videos import encoded_video
 
+        del texts
         return encoded_video(item, suffix, self.rate(stage))
 
-    def write(self, item: Any, path: Path, stage: int) -> list[Path]:
-        """New files with what a stage (counted from 0) made: one, or one per frame.
+    def write(self, item: Any, path: Path, stage: int, texts: Mapping[str, str] | None = None) -> list[Path]:
+        """New files with what a stage (counted from 0) made: one, or one per frame; PNG frames hold the texts.
 
         Returns:
             where they are.
@@ -145,8 +146,8 @@ class Videos(Pictures):
         from ..evaluation.videos import as_frames
 
         if not counts_frames(path):
-            return super().write(item, path, stage)
-        return write_series([encoded(frame, path.suffix) for frame in as_frames(item)], path)
+            return super().write(item, path, stage, texts)
+        return write_series([encoded(frame, path.suffix, texts) for frame in as_frames(item)], path)
 
     def of_stage(self, written: Sequence[Path], path: Path, number: int) -> Path:
         """The name for what an earlier U-Net made of what was written."""

@@ -92,6 +92,6 @@ def find_config(given: str | None, data: str | None = None) -> ConfigChoice:
         return ConfigChoice(preset_path(given), True)
     hint = suggestion(given, preset_names())
     raise click.UsageError(
-        f"there is no configuration {given}{hint}; `imagen config --path {given}` writes one, and these are ready "
-        f"made: {', '.join(preset_names())}"
+        f"there is no configuration {given}; `imagen config --path {given}` writes one, and these are ready made: "
+        f"{', '.join(preset_names())}{hint}"
     )

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from ..version import __version__
+from ..wording import first_of
 from ._errors import USAGE, CommandFailed, say
 from ._files import check_place, counts_frames, slug, tell, write_new
 from ._models import find_model, load
@@ -77,9 +79,10 @@ class Request:
         found = [line for line in lines if line and not line.startswith("#")]
         if not found:
             raise click.UsageError(f"there is no caption in {self.prompts}")
-        odd = next((line for line in found if _OPTIONS.search(line)), None)
-        if odd is not None:
-            say(f"warning: options among captions are not read, the whole line is the caption: {odd}")
+        odd = [line for line in found if _OPTIONS.search(line)]
+        if odd:
+            shown = first_of(odd)
+            say(f"warning: options and JSON among captions are not read, the whole line is the caption: {shown}")
         return ([] if self.text is None else [self.text]) + found
 
 
@@ -216,15 +219,22 @@ def _target(request: Request, caption: str | None, suffix: str) -> Path:
     return given / name if is_folder else given
 
 
-def _write(request: Request, made: Made, outputs: Pictures, share: Share) -> None:
+def _texts(made: Made, words: str) -> dict[str, str]:
+    """What a PNG file says about itself: caption, seed and how it was sampled."""
+    caption = {} if made.wanted.caption is None else {"Description": made.wanted.caption}
+    return {**caption, "Comment": f"{words}, seed {made.wanted.seed}", "Software": f"imagen-pytorch {__version__}"}
+
+
+def _write(request: Request, made: Made, outputs: Pictures, share: Share, words: str) -> None:
+    texts = _texts(made, words)
     target = share.named(_target(request, made.wanted.caption, outputs.suffix), made.wanted.seed)
     last = len(made.stages) - 1
-    written = outputs.write(made.stages[last], target, last)
+    written = outputs.write(made.stages[last], target, last, texts)
     for path in written:
         tell(path)
     if request.save_stages:
         for number, item in enumerate(made.stages[:-1], start=1):
-            for path in outputs.write(item, outputs.of_stage(written, target, number), number - 1):
+            for path in outputs.write(item, outputs.of_stage(written, target, number), number - 1, texts):
                 tell(path)
 
 
@@ -232,7 +242,10 @@ def _write_grid(request: Request, made: list[Made], outputs: Pictures) -> None:
     captions = [item.wanted.caption or f"seed {item.wanted.seed}" for item in made]
     columns = request.num_images if request.num_images > 1 else min(len(made), 4)
     sheet = outputs.grid([item.stages[-1] for item in made], captions, columns)
-    path = outputs.grid_name(_target(request, made[0].wanted.caption, outputs.suffix))
+    name = made[0].wanted.caption
+    if request.prompts and len(set(captions)) > 1:  # the sheet is one of the file, not of its first caption
+        name = "captions" if request.prompts == "-" else Path(request.prompts).stem
+    path = outputs.grid_name(_target(request, name, outputs.suffix))
     tell(write_new(outputs.encode(sheet, path.suffix, len(made[0].stages) - 1), path))
 
 
@@ -285,9 +298,9 @@ def run(request: Request) -> None:
     for item in results(imagen, share.of(every), request.batch_size, {**arguments, **outputs.arguments()}):
         if to_stdout:
             stage = len(item.stages) - 1
-            sys.stdout.buffer.write(outputs.encode(item.stages[-1], outputs.suffix, stage))
+            sys.stdout.buffer.write(outputs.encode(item.stages[-1], outputs.suffix, stage, _texts(item, words)))
             continue
-        _write(request, item, outputs, share)
+        _write(request, item, outputs, share, words)
         if request.grid:
             made.append(item)
     if request.grid:

@@ -76,6 +76,12 @@ class SavedRun:
         """Training steps so far, of every U-Net."""
         return [int(steps) for steps in self.trainer.steps]
 
+    def _steps_in_words(self) -> str:
+        taken = self.taken()
+        if len(taken) == 1:
+            return f"{taken[0]} steps"
+        return ", ".join(f"{steps} steps of U-Net {number}" for number, steps in enumerate(taken, start=1))
+
     # -- going on -----------------------------------------------------------------------------------------------------
 
     def exists(self) -> bool:
@@ -101,7 +107,7 @@ class SavedRun:
             reason = described(error).replace("strict=False loads what fits", "--allow-mismatch goes on with what fits")
             raise CommandFailed(f"{hint}: {reason}", exit_code(error)) from error
         self.began_at = self.saved_at = self.taken()
-        self._say(f"going on from {found} after {self.taken()} steps")
+        self._say(f"going on from {found} after {self._steps_in_words()}")
         return contents
 
     # -- saving -------------------------------------------------------------------------------------------------------
@@ -171,4 +177,4 @@ class SavedRun:
             if not isinstance(other, type(error)):
                 warnings.warn(f"what was learned last could not be saved: {described(other)}", stacklevel=2)
         else:
-            self._say(f"saved to {self.path} after {self.taken()} steps, before the run ends")
+            self._say(f"saved to {self.path} after {self._steps_in_words()}, before the run ends")

@@ -87,4 +87,7 @@ def change_of_data(before: Any, now: Mapping[str, Any]) -> list[str]:
         return []
     if same_source(before["name"], now["name"]):
         return [f"{now['name']} holds {now['count']} items, other ones than the {count} at the last save"]
-    return [f"other data than at the last save: {now['name']} ({now['count']} items), then {name} ({count})"]
+    return [
+        f"other data than at the last save: now {now['name']} ({now['count']} items), before {name} ({count}); "
+        "-o with another folder starts a new model"
+    ]

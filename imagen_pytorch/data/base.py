@@ -222,7 +222,8 @@ class PictureDataset(TorchDataset):
         """List pictures as left out, with one warning that names a few."""
         self._left_out += skipped
         if skipped:
-            text = f"{len(skipped)} of the {self.kind}s in {of} are left out: {shown(skipped)}"
+            verb = "is" if len(skipped) == 1 else "are"
+            text = f"{len(skipped)} of the {self.kind}s in {of} {verb} left out: {shown(skipped)}"
             warnings.warn(text, stacklevel=4)
 
     def _fitted(self, picture: Image.Image) -> Float[Tensor, "c h w"]:

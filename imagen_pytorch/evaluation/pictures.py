@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..images import from_pil, to_pil
+from .fonts import built_in, font_for, letters_of
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
@@ -25,26 +25,10 @@ PICTURE_WIDTH, CAPTION_WIDTH, MARGIN, FONT_SIZE = 128, 128, 12, 13
 Curve = Sequence[tuple[int, float]]
 
 
-def _font(size: int) -> Any:
-    from PIL import ImageFont
-
-    try:
-        return ImageFont.load_default(size)
-    except (ImportError, OSError, TypeError):  # a Pillow without FreeType has one small bitmap font
-        return ImageFont.load_default()
-
-
-def _printable(text: str) -> str:
-    """Text in the letters of Pillow's built-in font: typographic signs become plain ones, accents are dropped."""
-    plain = text.translate({0x2019: "'", 0x2018: "'", 0x201C: '"', 0x201D: '"', 0x2013: "-", 0x2014: "-"})
-    letters = unicodedata.normalize("NFKD", plain)
-    return " ".join("".join(letter for letter in letters if not unicodedata.combining(letter)).split())
-
-
 def wrap(text: str, width: float, font: Any) -> list[str]:
     """Break a text into lines that fit into so many pixels; a word that is too long is cut into pieces."""
     lines, line = [], ""
-    for word in _printable(text).split():
+    for word in letters_of(text, font).split():
         joined = f"{line} {word}".strip()
         if font.getlength(joined) <= width:
             line = joined
@@ -92,6 +76,14 @@ class _Text:
         return y
 
 
+def _usual_columns(count: int) -> int:
+    """Columns of a grid that is square to twice as wide as high: the fewest empty cells, then the widest."""
+    return min(
+        range(math.ceil(math.sqrt(count)), math.ceil(math.sqrt(2 * count)) + 1),
+        key=lambda columns: (-count % columns, -columns),
+    )
+
+
 def captioned_grid(
     images: Tensor | Sequence[Image.Image],
     captions: Sequence[str],
@@ -106,7 +98,7 @@ def captioned_grid(
     Args:
         images: a tensor ``(b, c, h, w)`` in [0, 1], or Pillow images of one size.
         captions: one per picture; wrapped, never cut off.
-        columns: pictures in a row; by default the grid comes out about twice as wide as high.
+        columns: pictures in a row; by default the grid is up to twice as wide as high, with few cells empty.
         scale: whole number by which pixels are enlarged (nearest neighbour); by default small pictures become about
             128 pixels wide.
         title: a line above everything.
@@ -124,14 +116,14 @@ def captioned_grid(
         raise ValueError(f"{count} pictures need as many captions, got {len(captions)}, and notes, got {len(notes)}")
     width, height = pictures[0].size
     scale = scale or max(1, round(PICTURE_WIDTH / width))
-    columns = min(columns or math.ceil(math.sqrt(2 * count)), count)
+    columns = min(columns or _usual_columns(count), count)
     cell = max(width * scale, CAPTION_WIDTH) + MARGIN
-    font = _font(FONT_SIZE)
+    font = font_for([*captions, *notes], FONT_SIZE)
     texts = [
         (_Text(wrap(caption, cell - MARGIN, font), font, INK), _Text(wrap(note, cell - MARGIN, font), font, ACCENT))
         for caption, note in zip(captions, notes, strict=True)
     ]
-    head_font = _font(FONT_SIZE + 4)
+    head_font = font_for([title], FONT_SIZE + 4)
     head = _Text(wrap(title, columns * cell - MARGIN, head_font), head_font, INK)
     rows = [range(first, min(first + columns, count)) for first in range(0, count, columns)]
     heights = [height * scale + MARGIN + max(texts[i][0].height + texts[i][1].height for i in row) for row in rows]
@@ -214,7 +206,7 @@ def _axes(curves: Mapping[str, Curve], box: tuple[float, float, float, float]) -
 
 def _draw_axes(canvas: ImageDraw.ImageDraw, axes: _Axes, size: int) -> None:
     left, top, right, bottom = axes.box
-    font = _font(size)
+    font = built_in(size)
     for loss in log_ticks(*axes.losses):
         y, label = axes.y(loss), f"{loss:.3g}"
         canvas.line([(left, y), (right, y)], fill=FAINT, width=max(1, size // 13))
@@ -246,7 +238,7 @@ def loss_curve(history: Mapping[str, Curve], size: tuple[int, int] = (880, 480))
     sheet = Image.new("RGB", (width, height), PAPER)
     canvas = ImageDraw.Draw(sheet)
     _draw_axes(canvas, axes, letter)
-    font, legend = _font(letter), axes.box[2]
+    font, legend = font_for(curves, letter), axes.box[2]
     for index, (name, curve) in reversed(list(enumerate(curves.items()))):
         colour = COLOURS[index % len(COLOURS)]
         pale = tuple(round(255 - (255 - channel) * 0.3) for channel in colour)
@@ -255,7 +247,8 @@ def loss_curve(history: Mapping[str, Curve], size: tuple[int, int] = (880, 480))
             canvas.line(axes.line(smoothed(curve)), fill=colour, width=2 * fine + 1, joint="curve")
         for x, y in axes.line(curve) if len(curve) == 1 else ():
             canvas.ellipse([x - 3 * fine, y - 3 * fine, x + 3 * fine, y + 3 * fine], fill=colour)
-        last = f"{_printable(name)}: {smoothed(curve)[-1][1]:.3g}" if curve else f"{_printable(name)}: no steps"
+        last = f"{smoothed(curve)[-1][1]:.3g}" if curve else "no steps"
+        last = f"{letters_of(name, font)}: {last}"
         legend -= font.getlength(last)
         canvas.text((legend, letter), last, font=font, fill=colour)
         legend -= letter * 2
