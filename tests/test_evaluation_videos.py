@@ -128,7 +128,7 @@ def test_films_have_every_frame_at_an_even_size(suffix, height, width, fps, stor
 
 def test_films_without_pyav_say_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    with pytest.raises(ImportError, match=r'pip install "imagen-pytorch\[video\]"; \.gif and \.webp'):
+    with pytest.raises(ImportError, match=r"pip install av; \.gif and \.webp"):
         encoded_video(clips()["moving"], ".mp4")
 
 
