@@ -14,7 +14,8 @@ from ._options import LARGEST_SCALE, SEED, PerStage, device_option, quiet_option
     "--steps",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Training steps of the first U-Net; those of the others keep their proportion.  [default: steps]",
+    help="Training steps of the first U-Net; those of the others keep their proportion.  "
+    "[default: 1500 for emoji, else the configuration's]",
 )
 @click.option(
     "--config",
