@@ -45,6 +45,13 @@ _PARTS = {"optim": "optimizer", "scaler": "scaler", "scheduler": "scheduler", "w
 _PART = re.compile(rf"^({'|'.join(_PARTS)})(\d+)$")
 
 
+def _check_model(imagen: Any, path: str | Path | None) -> None:
+    if (imagen is None) == (path is None):
+        raise ValueError("give the trainer either imagen or imagen_checkpoint_path")
+    if imagen is not None and not hasattr(imagen, "unets"):
+        raise TypeError(f"imagen must be an Imagen or ElucidatedImagen, got {type(imagen).__name__}")
+
+
 class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampling, nn.Module):
     """Trains the U-Nets of a cascade, one at a time, in any order, each with its own optimizer, schedule and average.
 
@@ -127,10 +134,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
     ) -> None:
         check_arguments({**locals(), **options})
         super().__init__()
-        if (imagen is None) == (imagen_checkpoint_path is None):
-            raise ValueError("give the trainer either imagen or imagen_checkpoint_path")
-        if imagen is not None and not hasattr(imagen, "unets"):
-            raise TypeError(f"imagen must be an Imagen or ElucidatedImagen, got {type(imagen).__name__}")
+        _check_model(imagen, imagen_checkpoint_path)
         if on_save_error not in ("stop", "warn"):
             raise ValueError(f'on_save_error must be "stop" or "warn", got {on_save_error!r}')
         warn_of_lion(use_lion)
