@@ -247,6 +247,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
             TypeError, ValueError: no such U-Net, or no number of updates; nothing is changed.
         """
         number = self.validate_unet_number(unet_number)
+        check_arguments({"cosine_decay_max_steps": cosine_decay_max_steps}, per_unet=False)
         self.lanes[number - 1].set_decay(cosine_decay_max_steps, self.num_steps_taken(number))
 
     def set_accelerator_scaler(self, unet_number: int | None = None) -> None:

@@ -140,7 +140,7 @@ MISTAKES = {
     "cond_drop_prob must lie between 0 and 1, got 1.5": {"cond_drop_prob": 1.5},
     "lowres_sample_noise_level must lie between 0 and 1, got 2": {"lowres_sample_noise_level": (0.2, 2.0)},
     "dynamic_thresholding_percentile must lie": {"dynamic_thresholding_percentile": 95},
-    "got only_train_unet_number=3": {"only_train_unet_number": 3},
+    "only_train_unet_number: U-Nets are numbered 1 to 2, got 3": {"only_train_unet_number": 3},
     "lowres_residual: the first U-Net": {"lowres_residual": (0.5, 0.5)},
     "lowres_residual must be above 0": {"lowres_residual": (None, -1.0)},
     "channels must be at least 1, got 0": {"channels": 0},

@@ -7,9 +7,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from cascade_toys import cascade, pictures, sample, text, unchecked, unet
+from cascade_toys import DIM, cascade, pictures, sample, text, unchecked, unet
 
-from imagen_pytorch import ElucidatedImagen, Imagen, ImagenTrainer, Unet
+from imagen_pytorch import ElucidatedImagen, Imagen, ImagenTrainer, NullUnet, Unet
 
 
 def refused(match, call, *arguments, **options):
@@ -127,3 +127,58 @@ def test_decays_of_adam_may_be_whole_numbers(name):
     trainer = ImagenTrainer(cascade(condition_on_text=False), verbose=False, **{name: 0})
     trainer(pictures())
     assert trainer.update() and np.isfinite(trainer(pictures()))
+
+
+@pytest.mark.parametrize("size", ["2", 1.5, 0, -1, [1], True])
+def test_the_size_of_pieces_is_a_whole_number(size):
+    model = cascade(condition_on_text=False)
+    trainer = ImagenTrainer(model, verbose=False)
+    refused("max_batch_size must be", trainer, pictures(), max_batch_size=size)
+    refused("max_batch_size must be", model.sample, batch_size=3, max_batch_size=size)
+
+
+def test_captions_of_numpy_are_cut_into_pieces_too():
+    model, words = cascade(text_encoder=lambda captions: torch.ones(len(captions), 2, DIM)), np.array(["a", "b", "c"])
+    whole = sample(model, texts=["a", "b", "c"], negative_texts=["d", "e", "f"], cond_scale=2.0)
+    with unchecked():
+        pieces = sample(model, texts=words, negative_texts=np.array(["d", "e", "f"]), cond_scale=2.0, max_batch_size=2)
+    torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "mps:7"])
+def test_a_device_that_is_not_there_is_named(device):
+    refused(f'there is no device "{device}" on this machine', cascade(condition_on_text=False).sample, device=device)
+
+
+def test_a_placeholder_at_the_end_is_not_sampled_behind():
+    model = Imagen((unet(cond_on_text=False), NullUnet()), image_sizes=(4, 8), condition_on_text=False, timesteps=2)
+    refused(r"U-Net 2 is a NullUnet: stop sampling before it \(stop_at_unet_number\)", sample, model)
+    model = Imagen((NullUnet(), unet(cond_on_text=False)), image_sizes=(4, 8), condition_on_text=False, timesteps=2)
+    refused(r"U-Net 1 is a NullUnet: start sampling behind it \(start_at_unet_number\)", sample, model)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "match"),
+    [
+        ("pics", {}, "a data set has a length and items, got str; imagen_pytorch.data.Dataset reads a folder"),
+        (5, {}, "a data set has a length and items, got int"),
+        (None, {"batch_size": "4"}, "batch_size must be a whole number, got '4'"),
+        (None, {"batch_size": 2.5}, "batch_size must be a whole number, got 2.5"),
+        (None, {"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        (None, {"num_workers": "2"}, "num_workers must be a whole number, got '2'"),
+        (None, {"num_workers": -1}, "num_workers must be at least 0, got -1"),
+        (None, {"shuffle": "no"}, "shuffle must be True or False, got 'no'"),
+        (None, {"drop_last": "x"}, "drop_last must be True or False, got 'x'"),
+    ],
+)
+def test_data_and_their_options_are_checked_when_they_are_added(data, options, match):
+    trainer = ImagenTrainer(cascade(condition_on_text=False), verbose=False)
+    for add in (trainer.add_train_dataset, trainer.add_valid_dataset):
+        refused(match, add, list(pictures()) if data is None else data, **options)
+
+
+@pytest.mark.parametrize("end", [[], (), [1], (None,), "x", 2.5, True])
+def test_the_end_of_a_decay_is_one_number(end):
+    trainer = ImagenTrainer(cascade(condition_on_text=False), verbose=False)
+    refused("cosine_decay_max_steps must be", trainer.set_decay, 1, end)
+    assert trainer.decay_steps(1) is None

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ranges import check_whole
+
 
 @dataclass(frozen=True)
 class TrainingBatch:
@@ -69,12 +71,10 @@ class TrainingBatch:
         """Pieces of at most ``max_batch_size`` items, in order.
 
         Raises:
-            ValueError: a size below one.
+            TypeError, ValueError: a size that is no whole number from 1 on.
         """
-        if max_batch_size is None or max_batch_size >= len(self):
+        if max_batch_size is None or check_whole(max_batch_size, "max_batch_size") >= len(self):
             return [self]
-        if max_batch_size < 1:
-            raise ValueError(f"max_batch_size must be at least 1, got {max_batch_size}")
         return [self.rows(slice(first, first + max_batch_size)) for first in range(0, len(self), max_batch_size)]
 
     def to(self, device: torch.device | str) -> TrainingBatch:

@@ -32,7 +32,10 @@ def as_tensor(value: Any, name: str) -> Tensor:
 
     Raises:
         TypeError: anything else, or an array of something that a tensor cannot hold.
+        ValueError: a tensor without axes.
     """
+    if isinstance(value, Tensor) and not value.ndim:
+        raise ValueError(f"{name} must be {_FITS} with an axis for the batch, got a single number")
     if isinstance(value, Tensor):
         return value
     if isinstance(value, np.ndarray):
@@ -53,11 +56,14 @@ def as_tensor(value: Any, name: str) -> Tensor:
 
 
 def arrays_as_tensors(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments with NumPy arrays of numbers as tensors."""
-    return {
-        name: as_tensor(value, name) if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" else value
-        for name, value in arguments.items()
-    }
+    """Arguments with NumPy arrays of numbers as tensors, and arrays of captions as lists."""
+
+    def without_numpy(value: Any, name: str) -> Any:
+        if not isinstance(value, np.ndarray):
+            return value
+        return as_tensor(value, name) if value.dtype.kind in "biuf" else value.tolist()
+
+    return {name: without_numpy(value, name) for name, value in arguments.items()}
 
 
 def check_range(images: Tensor, name: str, bottom: float, *, sampling: bool) -> None:

@@ -97,7 +97,7 @@ def check_unet_number(value: Any, count: int, name: str = "unet_number") -> int:
     """
     number = check_whole(value, name, -math.inf)
     if not 1 <= number <= count:
-        raise ValueError(f"U-Nets are numbered 1 to {count}, got {name}={number}")
+        raise ValueError(f"{name}: U-Nets are numbered 1 to {count}, got {number}")
     return number
 
 

@@ -26,12 +26,19 @@ def chosen_device(device: torch.device | str | None) -> torch.device | None:
     """The device that a caller names, if one is named.
 
     Raises:
-        ValueError: no such kind of device.
+        ValueError: no such kind of device, or none that this machine has.
     """
+    if device is None:
+        return None
     try:
-        return None if device is None else torch.device(device)
+        chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f'device must be such as "cpu" or "cuda:0", got {device!r}') from error
+    try:
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        raise ValueError(f'there is no device "{chosen}" on this machine, or torch was built without it') from error
+    return chosen
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:

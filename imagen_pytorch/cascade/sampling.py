@@ -56,7 +56,9 @@ class SamplingRun:
         networks = [self.cascade.unets[stage.number - 1] for stage in self.stages]
         for stage, unet in zip(self.stages, networks, strict=True):
             if is_null(unet):
-                raise ValueError(f"U-Net {stage.number} is a NullUnet: start sampling behind it (start_at_unet_number)")
+                behind = any(not is_null(other) for other in self.cascade.unets[stage.number :])
+                cure = "start sampling behind it (start_at" if behind else "stop sampling before it (stop_at"
+                raise ValueError(f"U-Net {stage.number} is a NullUnet: {cure}_unet_number)")
         if self.options.cond_images is not None and not any(takes_pictures(unet) for unet in networks):
             raise ValueError("cond_images were given, but every U-Net was built without cond_images_channels")
 

@@ -98,11 +98,12 @@ def check_number(value: Any, name: str, fits: Range) -> None:
         raise ValueError(f"{name} must {fits.limits}, got {value!r}")
 
 
-def check_arguments(given: Mapping[str, Any]) -> None:
+def check_arguments(given: Mapping[str, Any], per_unet: bool = True) -> None:
     """Refuse impossible numbers and switches among the arguments of a trainer.
 
     Args:
         given: by name; what is in neither table is passed over.
+        per_unet: whether those that each U-Net has may be lists.
 
     Raises:
         TypeError, ValueError: as `check_number`; a switch that is neither True nor False.
@@ -110,7 +111,7 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     for name, fits in NUMBERS.items():
         if name in given:
             value = given[name]
-            several = name in _PER_UNET and isinstance(value, list | tuple)
+            several = per_unet and name in _PER_UNET and isinstance(value, list | tuple)
             for item in value if several else (value,):
                 check_number(item, name, fits)
     for name in SWITCHES:

@@ -22,6 +22,8 @@ from torch.utils.data import (
     random_split,
 )
 
+from ..cascade.limits import check_flag
+from ..ranges import check_whole
 from .identity import items_of
 from .order import EpochOrder, SeededItems, ShareOfBatches, rows_from, size_of_batch
 from .processes import Processes, Rows, rows_of, share_of
@@ -75,17 +77,23 @@ def make_loader(dataset: Any, batch_size: int, seed: int, **options: Any) -> Dat
         options: of torch's constructor; ``sampler``, ``batch_sampler`` and ``generator`` mean an order of your own.
 
     Raises:
+        TypeError: no data set, or options of another kind.
         ValueError: a batch without items.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if isinstance(dataset, str | bytes) or not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__iter__")):
+        raise TypeError(
+            f"a data set has a length and items, got {type(dataset).__name__}; imagen_pytorch.data.Dataset reads a "
+            "folder"
+        )
+    batch_size = check_whole(batch_size, "batch_size")
+    check_whole(options.get("num_workers", 0), "num_workers", 0)
     if isinstance(dataset, IterableDataset):
         return DataLoader(dataset, batch_size=batch_size, **options)
     batch_size = min(batch_size, max(1, len(dataset)))
     if any(options.get(name) is not None for name in _OWN_ORDER):
         sizes = {} if options.get("batch_sampler") is not None else {"batch_size": batch_size}
         return DataLoader(dataset, **sizes, **options)
-    shuffle, drop_last = bool(options.pop("shuffle", False)), bool(options.pop("drop_last", False))
+    shuffle, drop_last = (check_flag(options.pop(name, False), name) for name in ("shuffle", "drop_last"))
     order = EpochOrder(len(dataset), batch_size, shuffle, drop_last, seed)
     return DataLoader(SeededItems(dataset), batch_sampler=order, **options)
 
