@@ -52,7 +52,8 @@ def check_generators(given: Any) -> None:
     several = isinstance(given, list | tuple)
     if not several and isinstance(given, Share | None):
         return
-    if not all(isinstance(each, torch.Generator) for each in (given if several else [given])):
+    sources = given if several else [given]
+    if not sources or not all(isinstance(each, torch.Generator) for each in sources):
         raise TypeError(f"generator must be a torch.Generator, or one per picture; got {given!r}")
 
 

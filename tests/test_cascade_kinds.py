@@ -44,7 +44,7 @@ def test_captions_in_the_place_of_embeddings_are_told_where_they_belong():
     refused(r"text_embeds must be .*, got list; captions are texts=\[\.\.\.\]", trainer, pictures(), ["a", "b"])
 
 
-@pytest.mark.parametrize("generator", [5, "a", [1, 2], (None, None)])
+@pytest.mark.parametrize("generator", [5, "a", [], [1, 2], (None, None)])
 def test_a_source_of_noise_is_a_generator(generator):
     model = cascade(condition_on_text=False)
     for call in (model, model.training_batch, model.sample):
