@@ -35,7 +35,7 @@ def test_writes_a_small_configuration_where_peers_expect_it(run, tmp_path):
         "preset emoji" in done.stderr and "edit dataset_name" in done.stderr and "moving-digits, paper" in done.stderr
     )
     assert "next: imagen train --config imagen_config.json" in done.stderr
-    run("config", "--preset", "paper", "--path", "paper.json")
+    run("config", "--preset", "paper", "-o", "paper.json")
     assert read_json(tmp_path / "paper.json") == read_json(ROOT / "imagen_pytorch" / "default_config.json")
 
 

@@ -31,6 +31,25 @@ OPTIONS = [
 ]
 
 
+def option_of(command: str, name: str) -> click.Parameter:
+    return next(option for option in main.get_command(CONTEXT, command).params if option.name == name)
+
+
+PRECISE = ("info", "profile", "sample", "train")
+
+
+@pytest.mark.parametrize("command", PRECISE)
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("no", "no"), ("fp32", "no"), ("float32", "no"), ("fp16", "fp16"), ("float16", "fp16"), ("bf16", "bf16"),
+     ("bfloat16", "bf16")],
+)  # fmt: skip
+def test_precisions_have_the_names_of_other_libraries_too(command, given, meant):
+    assert option_of(command, "precision").type.convert(given, None, None) == meant
+    with pytest.raises(click.BadParameter, match="'fp8' is not one of 'no', 'fp16', 'bf16'"):
+        option_of(command, "precision").type.convert("fp8", None, None)
+
+
 def test_all_commands_have_options_with_numbers():
     assert {command for command, _ in OPTIONS} == set(main.list_commands(CONTEXT)) - {"config"} and len(OPTIONS) > 25
 

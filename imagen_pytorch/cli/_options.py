@@ -18,6 +18,8 @@ BATCH, FRAMES = click.IntRange(min=1, max=1_000_000), click.IntRange(min=1, max=
 USUAL_COND_SCALE = 3.0
 #: the largest guidance weight, and the most sampling steps
 LARGEST_SCALE, MOST_STEPS = 1e6, 100_000
+#: other names of kinds of precision
+_PRECISIONS = {"fp32": "no", "float32": "no", "float16": "fp16", "bfloat16": "bf16"}
 
 
 class Positive(click.ParamType):
@@ -89,6 +91,21 @@ class Caption(click.ParamType):
         except UnicodeEncodeError:
             self.fail(f"{value!a} is no text in UTF-8", param, ctx)
         return value
+
+
+class Precision(click.Choice):
+    """A kind of mixed precision; other spellings of the three are taken, too."""
+
+    def __init__(self) -> None:
+        super().__init__(["no", "fp16", "bf16"])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """One of no, fp16 and bf16.
+
+        Raises:
+            click.BadParameter: it is none of them.
+        """
+        return super().convert(_PRECISIONS.get(value, value), param, ctx)
 
 
 device_option = click.option(

@@ -18,7 +18,16 @@ _EDIT = "dataset_name (a folder of images with captions), image_sizes, steps and
 
 
 @click.command(short_help="Write a configuration to start from.")
-@click.option("--path", default=f"./{USUAL}", show_default=True, metavar="FILE", help="Where to write it; - shows it.")
+@click.option(
+    "--path",
+    "-o",
+    "--output",
+    "path",
+    default=f"./{USUAL}",
+    show_default=True,
+    metavar="FILE",
+    help="Where to write it; - shows it.",
+)
 @click.option("--force", is_flag=True, help="Replace the file if there is one.")
 @click.option(
     "--preset",

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ._options import BATCH, FRAMES
+from ._options import BATCH, FRAMES, Precision
 
 
 @click.command(short_help="Print parameters, FLOPs and memory of a model.")
@@ -15,7 +15,7 @@ from ._options import BATCH, FRAMES
     "--batch-size", type=BATCH, metavar="N", help="Pictures or clips per step.  [default: the configuration's, else 16]"
 )
 @click.option("--max-batch-size", type=BATCH, metavar="N", help="How many in memory at once.")
-@click.option("--precision", type=click.Choice(["no", "fp16", "bf16"]), help="Mixed precision. Also --dtype.")
+@click.option("--precision", type=Precision(), help="Mixed precision. Also --dtype.")
 @click.option("--frames", type=FRAMES, metavar="N", help="Frames of each clip of a video model.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for programs; bytes and FLOPs are not rounded.")
 def info(**request: Any) -> None:

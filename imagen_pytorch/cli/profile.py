@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ._options import BATCH, device_option, quiet_option
+from ._options import BATCH, Precision, device_option, quiet_option
 
 COUNT, STEPS = click.IntRange(min=1), click.IntRange(min=1, max=1000)
 
@@ -27,7 +27,7 @@ COUNT, STEPS = click.IntRange(min=1), click.IntRange(min=1, max=1000)
     metavar="N",
     help="Pictures or clips at once.  [default: the configuration's, else 16; 1 for sampling]",
 )
-@click.option("--precision", type=click.Choice(["no", "fp16", "bf16"]), help="Of the training. Also --dtype.")
+@click.option("--precision", type=Precision(), help="Of the training. Also --dtype.")
 @click.option("-o", "--output", default=".", show_default=True, metavar="FOLDER", help="For trace.json.")
 @click.option("--force", is_flag=True, help="Run although the memory seems too small for it.")
 @device_option

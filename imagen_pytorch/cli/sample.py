@@ -15,6 +15,7 @@ from ._options import (
     Caption,
     PerStage,
     Positive,
+    Precision,
     device_option,
     quiet_option,
 )
@@ -120,7 +121,7 @@ class _Sample(click.Command):
 @click.option("--batch-size", type=BATCH, metavar="N", default=16, show_default=True, help="How many are made at once.")
 @click.option(
     "--precision",
-    type=click.Choice(["no", "fp16", "bf16"]),
+    type=Precision(),
     default="no",
     show_default=True,
     help="Compute in half precision: faster where the hardware has it. Also --dtype.",

@@ -6,7 +6,17 @@ from typing import Any
 
 import click
 
-from ._options import BATCH, LARGEST_SCALE, SEED, USUAL_COND_SCALE, Caption, PerStage, device_option, quiet_option
+from ._options import (
+    BATCH,
+    LARGEST_SCALE,
+    SEED,
+    USUAL_COND_SCALE,
+    Caption,
+    PerStage,
+    Precision,
+    device_option,
+    quiet_option,
+)
 
 COUNT, PERIOD = click.IntRange(min=1), click.IntRange(min=0)
 
@@ -41,10 +51,9 @@ class UnetChoice(click.ParamType):
     "--epochs",
     type=COUNT,
     metavar="N",
-    help="Train for so many passes over the data now. Also --epoches. (The first versions called a single step an "
-    "epoch: --steps is that number.)",
+    help="Train for N passes over the data now. Also --epoches.",
 )
-@click.option("--steps", type=COUNT, metavar="N", help="Train for so many steps now.")
+@click.option("--steps", type=COUNT, metavar="N", help="Train for N steps now.")
 @click.option(
     "--max-steps",
     type=COUNT,
@@ -102,7 +111,7 @@ class UnetChoice(click.ParamType):
 @click.option(
     "--seed", type=SEED, metavar="N", help="Start of all random numbers; the same one gives the same training."
 )
-@click.option("--precision", type=click.Choice(["no", "fp16", "bf16"]), help="Mixed precision. Also --dtype.")
+@click.option("--precision", type=Precision(), help="Mixed precision. Also --dtype.")
 @click.option("--compile", is_flag=True, help="Compile the networks first: minutes, worth it for long trainings.")
 @click.option(
     "--strategy",
