@@ -78,3 +78,18 @@ def test_an_address_that_nothing_can_open_is_a_bad_argument(tmp_path, monkeypatc
     done = CliRunner().invoke(main, [*command.split(), address])
     assert done.exit_code == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1, done.stderr
     assert all(word in done.stderr for word in (address, *words)) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--resume", "no option --resume is needed: training goes on from its checkpoint"),
+        ("--resume_from_checkpoint=latest", "--checkpoint names it"),
+        ("--fresh", "-o with another folder, or --checkpoint with another name, starts a new model"),
+        ("--frseh", "No such option"),
+    ],
+)
+def test_options_of_other_programs_are_answered_with_what_does_the_same(option, words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["train", option])
+    assert words in capsys.readouterr().err

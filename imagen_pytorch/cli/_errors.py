@@ -83,9 +83,19 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {text} (unexpected; --debug shows where)"
 
 
+#: options of other programs that are not options here, and what does the same
+_ABSENT = {
+    "--resume": "training goes on from its checkpoint where there is one",
+    "--resume-from-checkpoint": "training goes on from its checkpoint where there is one; --checkpoint names it",
+    "--fresh": "-o with another folder, or --checkpoint with another name, starts a new model",
+}
+
+
 def one_line(error: click.ClickException) -> str:
     """What click would print in several lines: the command, what is wrong, where to read on."""
-    text = " ".join(error.format_message().split()).removesuffix(".")
+    absent = _ABSENT.get(error.option_name) if isinstance(error, click.NoSuchOption) else None
+    message = error.format_message() if absent is None else f"no option {error.option_name} is needed: {absent}"
+    text = " ".join(message.split()).removesuffix(".")
     cut = "" if len(text) <= LONGEST else " ... (--debug shows the rest)"
     text = f"{printable(text[:LONGEST])}{cut}"
     context = getattr(error, "ctx", None)
