@@ -25,7 +25,7 @@ from .training.batches import apart_from_its_graph, check_images, check_keywords
 from .training.copying import copied
 from .training.data import TrainerData
 from .training.ema import make_average
-from .training.identity import facts_of_model
+from .training.identity import facts_of_model, facts_of_trainer
 from .training.lane import Lane
 from .training.loaders import BatchStream, named_batch
 from .training.options import forwarded, warn_of_lion
@@ -177,6 +177,8 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
         shared = {"beta1": beta1, "beta2": beta2, "group_wd_params": group_wd_params, **others.adam}
         settings = enumerate(settings_per_unet(self.num_unets, per_unet, shared), start=1)
         self.lanes = tuple(self._lane(number, each, max_skipped_steps) for number, each in settings)
+        advice = "give every process the same arguments"
+        self.processes.check_same("the arguments of their trainer", facts_of_trainer(self, others.ema), advice)
         agree = self.processes.agree if self.is_distributed else None
         self.randomness = TrainingRandomness(seed, self.device, agree)
         kind = ShardedState if self.processes.sharded else TrainingState

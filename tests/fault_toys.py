@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -275,8 +276,9 @@ def _become(job: dict[str, Any]) -> None:
     # what the interpreter does at its end, but for taking apart everything that was imported, which takes a second
     threading._shutdown()
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError):  # closed, or on a full disk
+            stream.flush()
     os._exit(code)
 
 

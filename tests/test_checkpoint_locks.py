@@ -180,8 +180,27 @@ def test_the_last_run_has_a_remote_folder(tmp_path):
     assert step_of(CheckpointStore(url).read()[1]) == 33 and second.steps() == [3, 2, 1]
     second.unlock()
     second.unlock()
-    assert not second.fs.exists(f"{second.folder}/run.lock")
     second.write(4, contents(4))  # a store that was never locked, or no longer is, asks nobody
+
+
+def test_a_remote_folder_that_another_run_had_meanwhile_is_not_taken_back(tmp_path):
+    """The other one has ended before the first looks again; what it saved stays."""
+    url = f"memory://{tmp_path.name}/run"
+    first, second = CheckpointStore(url), CheckpointStore(url)
+    first.lock()
+    first.write(1, contents(1))
+    second.lock()
+    second.write(2, contents(22))
+    second.unlock()
+    with pytest.raises(CheckpointLocked, match=f"has taken over {url}"):
+        first.write(2, contents(2))
+    first.unlock()
+    assert step_of(CheckpointStore(url).read()[1]) == 22
+    third = CheckpointStore(f"{url}-alone")
+    third.lock()
+    assert third.fs.exists(f"{third.folder}/run.lock")
+    third.unlock()
+    assert not third.fs.exists(f"{third.folder}/run.lock")
 
 
 def test_a_claim_that_cannot_be_seen_stops_the_write(tmp_path, monkeypatch):

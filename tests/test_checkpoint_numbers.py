@@ -50,7 +50,9 @@ PLACES = {
     "skipped_steps": (("state", "skipped_steps"), NOT_COUNTS),
     "warmup_steps": (("state", "settings", "warmup_steps"), [[0], [-1], [1.5], ["x"], [2**60], 5]),
     "max_grad_norm": (("state", "settings", "max_grad_norm"), [0, -1, math.nan, math.inf, "x"]),
-    "averages": (("state", "settings", "averages"), [{"beta": math.nan}, {"step": 1}, 5]),
+    "averages": (("state", "settings", "averages"), [{"beta": math.nan}, {"beta": 7}, {"step": 1}, 5]),
+    "update_every": (("state", "settings", "averages", "update_every"), [0, 1.5, -1, True, "x"]),
+    "inv_gamma": (("state", "settings", "averages", "inv_gamma"), [0, -1.0, math.inf]),
     "scale": (("scaler0", "scale"), [0.0, -1.0, math.nan, math.inf, "x"]),
     "growth_factor": (("scaler0", "growth_factor"), [0.5, math.nan]),
     "last_epoch": (("scheduler0", "last_epoch"), [-1, 2**53, math.nan]),
@@ -76,6 +78,7 @@ def tensor_values(tensor):
         ruined.view(-1)[0] = value
         yield ruined
     yield from (tensor.to(torch.int8), tensor > 0, tensor.to(torch.complex64), tensor.double().fill_(1e300))
+    yield from (torch.full_like(tensor, 1e25), torch.full_like(tensor.double(), 1e25))  # their squares are infinite
 
 
 def loaded(monkeypatch, made, contents, **options):

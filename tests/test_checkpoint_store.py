@@ -49,6 +49,15 @@ def add_folder(store, step, whole=True):
 # -- order and number -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["007", "9" * 20, "\u0663", "-1", "1e3"])
+def test_other_spellings_of_a_number_are_names_of_others(url, name):
+    """One that counted as a checkpoint would have those before it removed in its favour."""
+    store = filled(url, 1, 2, keep=2)
+    store.fs.pipe_file(f"{store.folder}/checkpoint.{name}.pt", b"mine")
+    store.write(3, contents(3))
+    assert store.steps() == [3, 2] and store.fs.cat_file(f"{store.folder}/checkpoint.{name}.pt") == b"mine"
+
+
 def test_steps_count_as_numbers_and_the_newest_stay(url):
     store = filled(url, 8, 9, 10, 11, keep=3)
     assert store.steps() == [11, 10, 9]

@@ -183,6 +183,22 @@ ImagenTrainer.train_step = closed
 """
 
 
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "import sys; sys.stdout = None",
+        "import sys; sys.stderr = None",
+        "import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 2)",
+    ],
+)
+def test_nobody_has_to_listen(nursery, tmp_path, lost):
+    """Standard output or error is closed before the start, or a file on a full disk."""
+    folder = make_folder(tmp_path / "run")
+    ended = nursery.run(folder, *TRAIN, *QUIETLY, before=lost)
+    assert (ended.code, steps(folder / "imagen.pt")) == (0, 9), ended
+    assert ended.out == ("" if "stdout" in lost else "imagen.pt\n")
+
+
 @pytest.mark.parametrize(("numbers", "out"), [((2,), "imagen.pt\n"), ((1, 2), "")])
 def test_a_closed_pipe_ends_the_training_saved(nursery, tmp_path, numbers, out):
     folder = make_folder(tmp_path / "run")

@@ -138,7 +138,7 @@ def test_the_one_before_is_taken_if_the_newest_holds_weights_that_are_not_finite
     next(iter(contents["model"].values())).fill_(float("nan"))
     write_checkpoint(contents, "imagen.pt")
     done = succeed("train", "--max-steps", 4)
-    assert "NaN or infinite" in done.stderr and "imagen.previous.pt is taken instead" in done.stderr
+    assert "NaN, infinite or too large" in done.stderr and "imagen.previous.pt is taken instead" in done.stderr
     assert steps() == [4]
 
 

@@ -11,6 +11,7 @@ from storage_toys import contents, filled, step_of
 
 from imagen_pytorch.checkpoint import CheckpointError, CheckpointStore
 from imagen_pytorch.storage import keeping, locate, own_files, previous_of, read_checkpoint, write_checkpoint
+from imagen_pytorch.storage.store import verify_checkpoint
 
 DAMAGE = {
     "cut off": lambda data: data[: len(data) // 2],
@@ -57,6 +58,33 @@ def test_a_file_elsewhere_that_cannot_be_read(tmp_path):
         write_checkpoint(contents(3), url, keep_previous=True)
     assert fs.cat_file(place.replace("a.pt", "a.unreadable.pt")) == held
     assert step_of(read_checkpoint(url)) == 3 and step_of(read_checkpoint(previous_of(url))) == 1
+
+
+def flipped(data):
+    return data[:700] + bytes([data[700] ^ 1]) + data[701:]
+
+
+@pytest.mark.parametrize("place", ["{path}/a.pt", "memory://{name}/a.pt"])
+@pytest.mark.parametrize("fault", ["one bit", "NaN", "too large"])
+def test_a_file_from_which_one_could_not_go_on_never_replaces_the_one_before(tmp_path, place, fault):
+    """Also where the next write fails after the one before would have been replaced."""
+    url = place.format(path=tmp_path, name=tmp_path.name)
+    fs, path = locate(url)
+    write_checkpoint(contents(1), url)
+    if fault == "one bit":
+        write_checkpoint(contents(2), url, keep_previous=True)
+        tampered(fs, path, flipped)
+    else:
+        ruined = contents(2)
+        ruined["model"]["a.weight"][0, 0] = float("nan") if fault == "NaN" else 1e30
+        write_checkpoint(ruined, url, keep_previous=True)
+    with pytest.raises(CheckpointError, match="checksum" if fault == "one bit" else r"too large, in model/a.weight$"):
+        verify_checkpoint(url, fs)
+    with pytest.warns(UserWarning, match="is kept as .*/a.unreadable.pt"):
+        write_checkpoint(contents(3), url, keep_previous=True)
+    assert step_of(read_checkpoint(url)) == 3 and step_of(read_checkpoint(previous_of(url))) == 1
+    write_checkpoint(contents(4), url, keep_previous=True)
+    assert step_of(read_checkpoint(previous_of(url))) == 3
 
 
 def test_a_folder_sets_aside_what_it_could_not_read(tmp_path):

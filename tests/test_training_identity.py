@@ -208,6 +208,9 @@ def test_processes_that_differ_are_all_told_in_what(tmp_path):
         "seed": "model: the seed is 0 on process 0 and 1 on process 1",
         "width": "model: the digest of its weights' names and shapes is",
         "settings": "model: the digest of its construction is",
+        "rate": "arguments of their trainer: lr of U-Net 1 is 0.0001 on process 0 and 0.0002 on process 1; give every",
+        "averages": "arguments of their trainer: ema_beta is 0.9 on process 0 and 0.91 on process 1",
+        "norm": "arguments of their trainer: max_grad_norm is None on process 0 and 1.0 on process 1",
         "checkpoint": "own.pt: the number of its steps is [2] on process 0 and [3] on process 1; put the same file",
     }
     assert {name for name, text in told[0].items() if text is None} == {"equal data", "equal folders"} | {

@@ -43,10 +43,11 @@ def refuse_fleeting(fs: Any, path: str) -> None:
 
 def _verify(path: str) -> None:
     from ..storage import locate
+    from ..storage.places import is_local
     from ..storage.store import verify_checkpoint
 
     fs, place = locate(path)
-    verify_checkpoint(place, fs)
+    verify_checkpoint(place if is_local(fs) else path, fs)
 
 
 def whole_or_previous(path: str) -> str:

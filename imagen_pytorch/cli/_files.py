@@ -73,7 +73,8 @@ def next_free(path: Path) -> Path:
 
 def tell(path: str | Path) -> None:
     """Print where a result is: to programs the path as it is, on a terminal without characters that steer it."""
-    click.echo(printable(path) if sys.stdout.isatty() else os.fsencode(path))
+    if sys.stdout is not None:  # closed before the start
+        click.echo(printable(path) if sys.stdout.isatty() else os.fsencode(path))
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from ._program import program
 from ._progress import Progress, Span
 from ._samples import Samples, borrowed_captions
 from ._saving import SavedRun
-from ._settings import Request, placed_checkpoint, settle
+from ._settings import Request, Settings, placed_checkpoint, settle
 from ._signals import Interruption, is_main_process
 from ._sources import change_of_data, data_record
 
@@ -265,6 +265,8 @@ class Run:
         Whatever ends it is raised after what was learned has been saved.
         """
         span = self.span = Span(number, self.taken()[number - 1], self.goal(number))
+        advice = "start every process with the same options"
+        self.processes.check_same("the options of the training", self._facts(span), advice)
         if span.first >= span.last:
             self.say(f"U-Net {number} has been trained for {span.first} steps; --steps N trains it further")
             return
@@ -293,6 +295,11 @@ class Run:
                     if period and step > before and step % period == 0 and not stops:
                         duty(number, step, progress)
                 progress.pause(time.monotonic() - began)
+
+    def _facts(self, span: Span) -> dict[str, Any]:
+        """What several processes must have in common to do the same at every step."""
+        names = ("max_batch_size", "save_at_every", "validate_at_every", "sample_at_every")
+        return {"the last step": span.last, **{name: getattr(self.config, name) for name in names}}
 
     def _duties(self) -> tuple[tuple[int, Callable[[int, int, Progress], None]], ...]:
         """What is due now and then, with its period; saving comes first, before anything that may fail."""
@@ -416,11 +423,14 @@ def run(request: Request) -> int:
     """
     if not is_main_process():
         request = replace(request, quiet=True)
-    settings = settle(request)
+    with Interruption() as interruption:
+        return _run(request, settle(request), interruption)
+
+
+def _run(request: Request, settings: Settings, interruption: Interruption) -> int:
     with (
         Run(request, settings.config, may_drop_text=not settings.states_text) as training,
         _smaller_batches_suggested(training.config),
-        Interruption() as interruption,
     ):
         training.prepare()
         for number in training.numbers:

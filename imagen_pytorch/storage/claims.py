@@ -20,6 +20,7 @@ class FolderClaim:
     """The right to save to a folder or a file of an object store, where the last run that claims it has it.
 
     Object stores have no locks: a claim is a file with a random name of the run, which is looked at before each write.
+    One that took the place of another stays there after its run, which may have ended before the other one looks.
 
     Args:
         fs: the filesystem.
@@ -32,6 +33,7 @@ class FolderClaim:
         self.fs, self.folder, self.place, self.name = fs, folder.rstrip("/"), place, name
         self.path = f"{self.folder}/run.lock" if name is None else f"{self.folder}/.{name}.lock"
         self._run: str | None = None
+        self._stays = False
 
     def __deepcopy__(self, _: dict[int, Any]) -> FolderClaim:
         return type(self)(self.fs, self.folder, self.place, self.name)
@@ -50,6 +52,10 @@ class FolderClaim:
         if self._run is not None:
             return
         run = uuid.uuid4().hex
+        try:
+            self._stays = self._read() is not None
+        except CheckpointNotWritten:  # there may be one
+            self._stays = True
         text = json.dumps({"run": run, **myself()}).encode()
         try:
             attempts(lambda: self.fs.pipe_file(self.path, text))
@@ -86,10 +92,10 @@ class FolderClaim:
             raise CheckpointNotWritten(f"cannot see who saves into {self.place}: {reason(error)}") from error
 
     def release(self) -> None:
-        """Give the claim up; a second call does nothing."""
+        """Give the claim up; a second call does nothing. It is removed if it was the first."""
         run, self._run = self._run, None
         _CLAIMS.discard(self)
-        if run is None:
+        if run is None or self._stays:
             return
         with suppress(CheckpointError):
             if run.encode() in (self._read() or b""):

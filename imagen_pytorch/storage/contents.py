@@ -160,3 +160,21 @@ def _is_finite(tensor: Tensor) -> bool:
         tensor = tensor.float()
     # the sum needs no memory; finite values can add up to an infinity, so only a finite sum is an answer
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
+def overflowing_tensors(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of tensors that are not finite, or whose squares are not: beyond 1e19 numbers cannot be multiplied.
+
+    Of a ``DTensor`` the local part is read; tensors without data pass.
+    """
+    local = {name: local_part(item)[0].detach() for name, item in tensors.items()}
+    local = {
+        name: item.float() if item.dtype.itemsize in (1, 8) else item  # no arithmetic for 8-bit floats
+        for name, item in local.items()
+        if item.is_floating_point() and item.numel() and not item.is_meta
+    }
+    # one number for all of them, for which a GPU is waited for once; it is finite in all but rare cases
+    if not local or bool(torch.isfinite(torch.nn.utils.get_total_norm(list(local.values())))):
+        return []
+    norms = ((name, torch.linalg.vector_norm(item, dtype=torch.float32)) for name, item in local.items())
+    return [name for name, norm in norms if not bool(torch.isfinite(norm))]

@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import CheckpointError, CheckpointUnreachable
 from .outlines import read_outline
-from .own_files import is_own
+from .own_files import is_own, why_unusable
 from .places import is_local
 from .ptfiles import to_disk
 from .reading import check_local
@@ -37,10 +37,13 @@ def _aside_of(fs: Any, path: str) -> str:
 
 
 def _unreadable(fs: Any, path: str) -> CheckpointError | None:
-    """Why a file is no checkpoint that can be read; None if it is one.
+    """Why a file is no checkpoint from which one can go on; None if it is one.
 
-    A local file that this process wrote is believed, any other is read once. Of a remote one the description is read.
+    A local file that this process wrote is believed, any other is read once. Of a remote one the description is read,
+    unless this process has tried to go on from it.
     """
+    if why := why_unusable(fs, path):
+        return CheckpointError(why)
     if is_local(fs) and is_own(path):
         return None
     try:

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 from .archives import check, read_archive
 from .background import settle
 from .errors import CheckpointError, CheckpointMissing, CheckpointUnreachable, reason
+from .own_files import note_unusable
 from .places import check_room, is_local, locate
 from .ptfiles import read_pt
 from .remote import attempts, get_file, kind_of
@@ -114,6 +115,8 @@ def read_checkpoint(path: str | Path, fs: Any = None, fs_kwargs: Mapping[str, An
     except FileNotFoundError as error:  # gone since it was looked for
         raise CheckpointMissing(missing) from error
     except CheckpointError as error:
+        if not isinstance(error, CheckpointUnreachable):
+            note_unusable(fs, place, f"cannot read the checkpoint {path}: {error}")
         raise type(error)(f"cannot read the checkpoint {path}: {error}") from error
     except OSError as error:
         # a disk that cannot read its own file has lost a part of it

@@ -21,7 +21,7 @@ from .errors import CheckpointError, CheckpointNotWritten, CheckpointUnreachable
 from .keeping import previous_of, set_aside
 from .locks import check_locks
 from .manifest import PLAIN, Entry, File, Manifest, Part, read_manifest, sha256_of, sizes_in
-from .own_files import is_own, remember
+from .own_files import is_own, note_replaced, remember, why_unusable
 from .parts import local_part
 from .places import check_room, is_local, make_folder, parent_of, sync_folder
 from .reading import MANIFEST, is_sharded
@@ -265,7 +265,9 @@ def _partial(where: str) -> str:
 
 
 def _unreadable(fs: Any, folder: str) -> CheckpointError | None:
-    """Why a folder is no checkpoint that can be read; None if it is one, or empty."""
+    """Why a folder is no checkpoint from which one can go on; None if it is one, or empty."""
+    if why := why_unusable(fs, folder):
+        return CheckpointError(why)
     try:
         if is_sharded(fs, folder):
             checkpoint = ShardedCheckpoint(fs, folder)
@@ -291,6 +293,7 @@ def _commit_remote(
     elif keep_previous and is_sharded(fs, folder):
         _copy(fs, folder, previous_of(folder))
     attempts(lambda: fs.pipe_file(f"{folder}/{MANIFEST}", data))
+    note_replaced(fs, folder)
     _remove_all_but(fs, folder, own)
 
 

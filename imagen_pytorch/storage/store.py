@@ -11,31 +11,36 @@ from typing import Any, NamedTuple
 
 from ..wording import first_of
 from .background import settle
-from .contents import nonfinite_tensors
+from .contents import named_tensors, nonfinite_tensors, overflowing_tensors
 from .errors import CheckpointError, CheckpointMissing, CheckpointUnreachable, reason
 from .keeping import set_aside
 from .locks import lock_of_folder
+from .own_files import note_unusable
 from .places import is_local, locate, make_folder
 from .reading import MANIFEST, is_sharded, read_checkpoint
 from .remote import attempts, forget_listings, kind_of
 from .writing import write_checkpoint
 
-_FILE = re.compile(r"^checkpoint\.(\d+)\.pt$")
-_FOLDER = re.compile(r"^checkpoint\.(\d+)$")
+_FILE = re.compile(r"^checkpoint\.(0|[1-9][0-9]{0,17})\.pt$")
+_FOLDER = re.compile(r"^checkpoint\.(0|[1-9][0-9]{0,17})$")
 #: entries of a checkpoint that training changes at every step
-_TRAINED = re.compile(r"^(model|ema|optim\d+)$")
+_WEIGHTS, _MOMENTS = ("model", "ema"), re.compile(r"^optim\d+$")
 
 
 def read_finite(path: str, fs: Any) -> dict[str, Any]:
     """The contents of a file whose weights, averages and moments are finite numbers.
 
     Raises:
-        CheckpointError: as `read_checkpoint`, or they hold NaN or infinities: training cannot go on from them.
+        CheckpointError: as `read_checkpoint`, or they hold NaN or infinities, or weights that are too large to be
+            multiplied: training cannot go on from them.
     """
     contents = read_checkpoint(path, fs)
-    trained = {name: value for name, value in contents.items() if _TRAINED.match(str(name))}
-    if names := nonfinite_tensors(trained):
-        raise CheckpointError(f"{path}: it holds weights that are NaN or infinite, in {first_of(names)}")
+    moments = {name: value for name, value in contents.items() if _MOMENTS.match(name)}
+    weights = dict(named_tensors({name: contents[name] for name in _WEIGHTS if name in contents}))
+    if names := overflowing_tensors(weights) + nonfinite_tensors(moments):
+        text = f"{path}: it holds weights that are NaN, infinite or too large, in {first_of(names)}"
+        note_unusable(*locate(path, fs), text)
+        raise CheckpointError(text)
     return contents
 
 
@@ -45,14 +50,21 @@ def verify_checkpoint(path: str, fs: Any) -> None:
     Raises:
         CheckpointError: as `read_finite`.
     """
-    if not is_sharded(fs, path):
+    place = locate(path, fs)[1]
+    if not is_sharded(fs, place):
         read_finite(path, fs)
         return
     from .sharded import ShardedCheckpoint
 
-    checkpoint = ShardedCheckpoint(fs, path)
-    checkpoint.verify()
-    checkpoint.plain()
+    try:
+        checkpoint = ShardedCheckpoint(fs, place)
+        checkpoint.verify()
+        checkpoint.plain()
+    except CheckpointUnreachable:
+        raise
+    except CheckpointError as error:
+        note_unusable(fs, place, str(error))
+        raise
 
 
 class _Found(NamedTuple):

@@ -15,7 +15,7 @@ from .contents import plain_contents, room_for, size_of
 from .errors import CheckpointError, CheckpointLocked, CheckpointNotWritten, reason
 from .keeping import keep, publish
 from .locks import check_locks
-from .own_files import remember
+from .own_files import note_replaced, remember
 from .places import check_room, is_local, locate, make_folder, parent_of, sync_folder
 from .ptfiles import write_pt
 from .remote import kind_of, put_file
@@ -55,6 +55,7 @@ def _write_remote(plain: Mapping[str, Any], fs: Any, path: str, keep_previous: b
         if keep_previous:
             keep(fs, path)
         put_file(fs, file.name, path)
+        note_replaced(fs, path)
 
 
 def write_checkpoint(

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..storage import nonfinite_tensors
-from ..storage.parts import local_part
+from ..storage.contents import overflowing_tensors
+from .arguments import NUMBERS, check_number
 from .settings import AVERAGES, PERIODS
 
 #: counts beyond this are not exact as floating-point numbers, in which optimizers keep theirs
@@ -101,8 +102,17 @@ def _are_settings(found: Any) -> bool:
         all(isinstance(items, list | tuple) for items in periods)
         and all(item is None or (are_counts([item]) and item > 0) for items in periods for item in items)
         and (norm is None or (is_number(norm, 0) and norm > 0))
-        and all(name in AVERAGES and is_number(value, 0) for name, value in found.get("averages", {}).items())
+        and all(name in AVERAGES and _fits(f"ema_{name}", value) for name, value in found.get("averages", {}).items())
     )
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Whether a trainer can be given this number."""
+    try:
+        check_number(value, name, NUMBERS[name])
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 #: the numbers of a group of parameters with the limits of Adam, and its switches
@@ -190,9 +200,11 @@ def _is_finite(tensor: Tensor) -> bool:
 
 def unusable_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
     """The names of tensors that cannot take the place of those of the same name: whole or complex numbers for
-    real ones, or values that are not finite in the wanted precision.
+    real ones, or values that are not finite in the wanted precision, or too large to be multiplied.
     """
-    return [name for name, item in found.items() if name in wanted and not _is_usable(item, wanted[name])]
+    common = {name: item for name, item in found.items() if name in wanted}
+    other = [name for name, item in common.items() if not _is_usable(item, wanted[name])]
+    return other or overflowing_tensors(common)
 
 
 def ruined_tensors(weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> list[str]:
@@ -202,19 +214,8 @@ def ruined_tensors(weights: Mapping[str, Tensor], moments: Mapping[str, Tensor])
         weights: also averages; beyond 1e19 their squares are no numbers any more.
         moments: of optimizers.
     """
-    return _overflowing(weights, exact=False) + _overflowing(moments, exact=True)
-
-
-def _overflowing(tensors: Mapping[str, Tensor], exact: bool) -> list[str]:
-    local = {name: local_part(item)[0].detach() for name, item in tensors.items()}
-    local = {name: item for name, item in local.items() if item.is_floating_point() and item.numel()}
-    # one number for all of them, for which a GPU is waited for once; it is finite in all but rare cases
-    if not local or bool(torch.isfinite(torch.nn.utils.get_total_norm(list(local.values())))):
-        return []
-    if exact:
-        return [name for name, item in local.items() if not _is_finite(item)]
-    norms = ((name, torch.linalg.vector_norm(item, dtype=torch.float32)) for name, item in local.items())
-    return [name for name, norm in norms if not bool(torch.isfinite(norm))]
+    suspects = {name: moments[name] for name in overflowing_tensors(moments)}
+    return overflowing_tensors(weights) + nonfinite_tensors(suspects)
 
 
 def _is_usable(item: Tensor, wanted: Tensor) -> bool:

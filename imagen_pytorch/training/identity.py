@@ -70,6 +70,19 @@ def facts_of_model(model: nn.Module, seed: int | None) -> dict[str, Any]:
     return {**facts, "the seed": seed}
 
 
+def facts_of_trainer(trainer: Any, averages: Mapping[str, Any]) -> dict[str, Any]:
+    """What several processes must have in common to take the same steps: the arguments of an ``ImagenTrainer``.
+
+    Args:
+        trainer: whose optimizers are made.
+        averages: options of its averages.
+    """
+    facts = {f"{name} of U-Net {lane.number}": value for lane in trainer.lanes for name, value in lane.settings.items()}
+    facts |= {f"ema_{name}": value for name, value in averages.items()}
+    names = ("use_ema", "max_grad_norm", "split_batches", "checkpoint_every", "on_save_error")
+    return facts | {"precision": trainer.precision.name} | {name: getattr(trainer, name, None) for name in names}
+
+
 def facts_of_checkpoint(contents: Mapping[str, Any]) -> dict[str, Any]:
     """What several processes must have in common to go on from a checkpoint."""
     steps = contents.get("steps")

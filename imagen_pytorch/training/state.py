@@ -100,8 +100,8 @@ class TrainingState:
         numbers = self.numbers_in(contents)
         if unusable := self._unusable(contents, numbers):
             raise CheckpointError(
-                f"{path} holds weights that cannot be used, nothing was loaded: NaN, infinities or another kind of "
-                f"number in {first_of(unusable)}; go on from an earlier checkpoint"
+                f"{path} holds weights that cannot be used, nothing was loaded: NaN, infinities, numbers that are too "
+                f"large or of another kind in {first_of(unusable)}; go on from an earlier checkpoint"
             )
         if unknown := [number for number in numbers if not 1 <= number <= len(self.lanes)]:
             raise CheckpointMismatch(

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -29,9 +30,10 @@ def items(count: int) -> list[torch.Tensor]:
     return list(torch.zeros(count, 3, 4, 4))
 
 
-def trainer(seed: int | None = 5, **model: object) -> ImagenTrainer:
+def trainer(seed: int | None = 5, options: dict[str, Any] | None = None, **model: object) -> ImagenTrainer:
     torch.manual_seed(RANK)
-    return ImagenTrainer(small_imagen((4,), condition_on_text=False, **model), seed=seed, verbose=False)
+    made = small_imagen((4,), condition_on_text=False, **model)
+    return ImagenTrainer(made, seed=seed, verbose=False, **(options or {}))
 
 
 def folder(place: Path, *names: str) -> Dataset:
@@ -85,6 +87,9 @@ def main() -> None:
     check("seed", lambda: trainer(seed=RANK))
     check("width", lambda: trainer(unet={"dim": 8 + 8 * RANK}))
     check("settings", lambda: trainer(timesteps=4 + RANK))
+    check("rate", lambda: trainer(options={"lr": 1e-4 * (1 + RANK)}))
+    check("averages", lambda: trainer(options={"ema_beta": 0.9 + RANK / 100}))
+    check("norm", lambda: trainer(options={"max_grad_norm": 1.0} if RANK else {}))
     check("equal checkpoints", lambda: trainer().load(same))
     check("checkpoint", lambda: trainer().load(path))
     Path(sys.argv[1], f"{RANK}.json").write_text(json.dumps(told))
