@@ -124,7 +124,7 @@ def test_what_ends_a_training_saves_first(folder, monkeypatch, kind):
     done = imagen("train", "--steps", 9)
     lines = done.stderr.splitlines()
     assert done.exit_code == code and words in lines[-1] and lines[-1].startswith("imagen: "), done.stderr
-    assert lines[-2] == "saved to imagen.pt after [2] steps, before the run ends" and steps() == [2]
+    assert lines[-2] == "saved to imagen.pt after 2 steps, before the run ends" and steps() == [2]
 
 
 def test_what_ends_a_training_at_its_first_step_has_nothing_to_save(folder, monkeypatch):
