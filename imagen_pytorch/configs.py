@@ -301,10 +301,22 @@ _LOADER = {
 }
 
 
+#: arguments of the loader that only worker processes have
+_WORKERS = ("timeout", "persistent_workers", "prefetch_factor", "multiprocessing_context")
+
+
 class _DatasetOptions(Configuration):
     """The entries of ``dataset``: values of the very type, for there is no number in "2" and no choice in "no"."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _options_of_workers(self) -> _DatasetOptions:
+        """What only worker processes have is refused without them, before torch does so in its own words."""
+        for key in _WORKERS if not getattr(self, "num_workers", None) else ():
+            if getattr(self, key, None):
+                raise FieldError(key, "it needs reading processes: set num_workers to 1 or more, or leave it out")
+        return self
 
 
 def _no_object(_: Any) -> Any:

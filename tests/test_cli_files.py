@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 import pytest
 from PIL import Image
 
-from imagen_pytorch.cli._files import check_picture_name, encoded, next_free, set_aside, slug, write_new
+from imagen_pytorch.cli._files import check_picture_name, encoded, picture_suffixes, slug, write_new
+from imagen_pytorch.lines import next_free, set_aside
 
 
 @pytest.mark.parametrize(
@@ -76,3 +79,18 @@ def test_pictures_of_every_mode_can_be_written(mode, suffix, tmp_path):
 def test_a_suffix_that_is_no_picture_is_refused(tmp_path):
     with pytest.raises(click.UsageError, match=r'"\.txt" .* no kind of picture'):
         check_picture_name(tmp_path / "x.txt")
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_what_cannot_be_written_is_refused_beforehand(mode):
+    """Of all suffixes that Pillow can write in principle: each is refused by name, or holds the picture."""
+    refused = set()
+    for suffix in sorted(picture_suffixes()):
+        try:
+            check_picture_name(Path(f"x{suffix}"), mode)
+        except click.UsageError as error:
+            refused.add(suffix)
+            assert f'"{suffix}" of x{suffix} cannot hold pictures of the mode {mode}' in str(error)
+        else:
+            assert encoded(Image.new(mode, (5, 3)), suffix)
+    assert refused >= {".wmf", ".xbm"} and not refused & {".png", ".jpg", ".jpeg", ".webp", ".gif", ".tiff", ".avif"}

@@ -20,20 +20,19 @@ from imagen_pytorch.cli import main
 from imagen_pytorch.cli._errors import described
 from imagen_pytorch.cli._files import (
     OUTPUTS,
-    append_line,
     check_place,
     encoded,
     listed_outputs,
-    next_free,
     put_before_number,
     replace_file,
-    set_aside,
+    set_output_aside,
     slug,
     tell,
     write_new,
     write_over,
     write_series,
 )
+from imagen_pytorch.lines import append_lines, next_free, set_aside
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="links and pipes as POSIX has them")
 
@@ -61,7 +60,7 @@ def over(write: Callable[[bytes, Path], None]) -> Callable[[Path], list[Path]]:
 
 
 def metrics(path: Path) -> list[Path]:
-    append_line('{"step": 1}', path)  # what fails here is a warning of the training, which goes on
+    append_lines(['{"step": 1}'], path)  # what fails here is a warning of the training, which goes on
     return [path]
 
 
@@ -288,9 +287,25 @@ def test_a_list_that_cannot_be_written_spoils_nothing(obstacle, tmp_path):
     assert os.listdir(outside) == ["file"] and (outside / "file").read_bytes() == OUTSIDE
 
 
+def test_a_curve_that_is_set_aside_stays_an_output(tmp_path):
+    """A later training on the images of its own folder does not take it for one of them."""
+    write_over(b"x", tmp_path / "loss.png")
+    (tmp_path / "mine.png").write_bytes(b"x")
+    for name in ("loss.png", "mine.png", "nowhere.png"):
+        set_output_aside(tmp_path / name)
+    assert sorted(os.listdir(tmp_path)) == [OUTPUTS, "loss-1.png", "mine-1.png"]
+    assert listed_outputs(tmp_path) - {""} == {"loss.png", "loss-1.png"}
+
+
+def test_names_that_are_no_text_are_listed(tmp_path):
+    path = write_new(b"x", tmp_path / os.fsdecode(b"\xff.png"))
+    write_over(b"x", path)
+    assert (tmp_path / OUTPUTS).read_bytes() == b"\xff.png\n" and path.name in listed_outputs(tmp_path)
+
+
 def test_lines_are_appended_to_a_file_of_ours(tmp_path):
     for text in ("one", "ü"):
-        append_line(text, tmp_path / "deep" / "log")
+        append_lines([text], tmp_path / "deep" / "log")
     assert (tmp_path / "deep" / "log").read_text(encoding="utf-8") == "one\nü\n"
 
 

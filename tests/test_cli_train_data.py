@@ -139,3 +139,10 @@ def test_a_configuration_that_asks_for_captions_is_refused_with_the_cure(folder,
 def test_a_record_from_elsewhere_is_only_looked_at(record):
     lines = change_of_data(record, {"name": "pictures", "count": 4, "digest": "d"})
     assert len(lines) <= 1 and all("\x1b" not in line and len(line) < 400 for line in lines)
+
+
+@pytest.mark.parametrize("value", ["x", 5, [], [["shuffle", True]]])
+@pytest.mark.parametrize("key", ["dataset", "trainer"])
+def test_a_part_of_the_configuration_that_is_no_object_is_named(key, value, folder):
+    write_config(**{key: value})
+    refused(imagen("train", "--steps", 1), 2, f"imagen_config.json: {key}: it is an object with entries, got {value!r}")

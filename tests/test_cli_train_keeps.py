@@ -90,7 +90,7 @@ def test_a_log_that_cannot_be_written_is_a_warning(folder, monkeypatch):
     def full(line, path):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(_metrics, "append_line", full)
+    monkeypatch.setattr(_metrics, "append_lines", full)
     done = succeed("train", "--steps", 3, "--log-every", 1)
     assert steps() == [3] and done.stderr.count("cannot write metrics.jsonl: metrics.jsonl: No space left") == 1
 

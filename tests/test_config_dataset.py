@@ -30,6 +30,8 @@ VALUES = [
     b"x",
     object(),
 ]
+#: what only worker processes have, and a value of each
+OF_WORKERS = {"timeout": 5, "persistent_workers": True, "prefetch_factor": 2, "multiprocessing_context": "fork"}
 OBJECTS = {"sampler", "batch_sampler", "collate_fn", "worker_init_fn", "generator", "fs"}
 
 
@@ -56,15 +58,16 @@ def may_be(annotation, value):
 @pytest.mark.parametrize(("name", "key"), OPTIONS)
 def test_every_option_with_values_of_every_kind(name, key):
     annotation = dataset_model(NAMES[name]).model_fields[key].annotation
+    others = {"num_workers": 1} if key in OF_WORKERS else {}
     for value in VALUES:
         try:
-            taken = config(name, **{key: value})
+            taken = config(name, **others, **{key: value})
         except ConfigError as error:
             assert str(error).startswith(f"dataset.{key}: ") and "\n" not in str(error)
             fits = key not in OBJECTS and may_be(annotation, value)
             assert not fits or key in ("image_size", "multiprocessing_context", "batch_size")
         else:
-            assert key not in OBJECTS and may_be(annotation, value) and taken.dataset == {key: value}
+            assert key not in OBJECTS and may_be(annotation, value) and taken.dataset == {**others, key: value}
 
 
 @pytest.mark.parametrize(
@@ -84,6 +87,16 @@ def test_sentences(dataset, words):
     with pytest.raises(ConfigError) as caught:
         config("a folder", **dataset)
     assert str(caught.value) == words
+
+
+@pytest.mark.parametrize("key", OF_WORKERS)
+def test_what_only_worker_processes_have_is_refused_without_them(key):
+    """Torch tells it when a loader is made, or not before the first batch, and in words about its classes."""
+    value = OF_WORKERS[key]
+    for others in ({}, {"num_workers": 0}):
+        with pytest.raises(ConfigError, match=f"^dataset.{key}: it needs reading processes: set num_workers to 1 or"):
+            config("a folder", **others, **{key: value})
+    assert config("a folder", num_workers=2, **{key: value}).dataset[key] == value
 
 
 def test_a_source_that_is_known_is_asked_alone():

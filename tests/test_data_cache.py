@@ -366,14 +366,15 @@ def test_a_disk_with_too_little_room_is_left_alone(folder, tmp_path, monkeypatch
 def test_files_that_no_run_has_opened_for_long_are_removed(folder, tmp_path):
     place = tmp_path / "cache"
     place.mkdir()
-    old, new, foreign = place / ("a" * 64), place / ("b" * 64), place / "notes.txt"
-    for path in (old, new, foreign):
+    old, new = place / f"{'a' * 64}.images", place / f"{'b' * 64}.images"
+    foreign = [place / "notes.txt", place / ("c" * 64)]  # other programs name files by digests, too
+    for path in (old, new, *foreign):
         path.write_bytes(b"x")
     long_ago = time.time() - room.UNUSED - 60
-    for path in (old, foreign):
+    for path in (old, *foreign):
         os.utime(path, (long_ago, long_ago))
     as_folder(folder, cache_folder=place)
-    assert not old.exists() and new.exists() and foreign.exists()
+    assert not old.exists() and new.exists() and all(path.exists() for path in foreign)
 
 
 def write_and_look(place):
@@ -408,3 +409,34 @@ def test_a_folder_that_has_gone_is_no_damage_although_other_images_are_kept(fold
         data[1]
     (tmp_path / "elsewhere").rename(folder)
     assert not data.skipped and equal(drawn(data), drawn(as_folder(folder, cache_memory_share=0)))
+
+
+def test_without_a_home_folder_images_are_kept_in_memory_alone(folder, monkeypatch):
+    """As in a container whose user has no name: "~" leads nowhere."""
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda _: {}["no such user"])
+    monkeypatch.chdir(folder)
+    assert as_folder(folder, cache_memory_share=1e-15).cache.capacity == 0
+    assert not (folder / "~").exists()
+
+
+UNUSABLE = [("file", "Not a directory"), ("\0", "null"), ("~nobody9", "no such user")]
+
+
+@pytest.mark.parametrize(("place", "reason"), UNUSABLE)
+def test_a_stated_folder_that_cannot_be_used_is_said(place, reason, folder, tmp_path):
+    """Once, where the data set is made; not again in the processes that it is handed to."""
+    (tmp_path / "file").write_bytes(b"precious")
+    place = place if place[0] == "~" else tmp_path / place / "cache"
+    with pytest.warns(UserWarning, match=f"no images are kept in the cache_folder .*{reason}.*memory is used instead"):
+        data = as_folder(folder, cache_folder=place)
+    drawn(data)
+    assert data.kept().all()
+
+
+def test_that_a_table_cannot_be_kept_in_files_is_said(folder, tmp_path):
+    with pytest.warns(UserWarning, match="nothing tells these images from other versions of themselves"):
+        data = as_table(folder, cache_folder=tmp_path / "cache")
+    drawn(data)
+    assert data.kept().all() and not files(tmp_path / "cache")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import struct
 import sys
 import warnings
 
@@ -303,3 +304,25 @@ def test_clips_opened_as_pictures_say_what_is_missing(tmp_path, name):
 
 def test_every_ending_is_known():
     assert {"gif", "webp", "png", "apng", "avif", "mp4", "webm", "mov", "mkv", "avi", "jpg"} <= set(CLIP_EXTENSIONS)
+
+
+@pytest.mark.parametrize("seconds", [65535, 60])
+def test_a_header_that_claims_centuries_takes_no_memory(seconds, tmp_path):
+    """Durations cost some bytes each: at 24 frames a second these would be more frames than fit in memory."""
+    animate(tmp_path / "a.gif")
+    frame = struct.pack(">IIIIIHHBB", 0, 8, 8, 0, 0, seconds, 1, 0, 0)
+    parts = [struct.pack(">I4s", len(frame), b"fcTL") + frame + b"crc_"] * 4000
+    header = struct.pack(">I4sIIBBBBBI", 13, b"IHDR", 8, 8, 8, 2, 0, 0, 0, 0)
+    (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + b"".join(parts) + b"\0\0\0\0IENDcrc_")
+    with pytest.warns(UserWarning, match="b.png .too long: .* seconds at 24 per second, 4,194,304 frames are the most"):
+        data = VideoDataset(tmp_path, 8, 2, fps=24)
+    assert [path.name for path in data.paths] == ["a.gif"]
+
+
+def test_a_rate_that_makes_too_many_frames_is_refused(tmp_path):
+    animate(tmp_path / "a.gif")
+    with pytest.raises(DataError, match=r"a\.gif: too long: .* seconds at 1e\+12 per second, 4,194,304 frames are the"):
+        VideoDataset(tmp_path, 8, 2, fps=1e12)
+    for rate in (float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="fps is a positive number, got"):
+            VideoDataset(tmp_path, 8, 2, fps=rate)

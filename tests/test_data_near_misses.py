@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import types
 
 import pytest
 from PIL import Image, ImageFile
 
-from imagen_pytorch.data import DataError, Dataset, TableDataset, VideoDataset, decoding
+from imagen_pytorch.data import DataError, Dataset, TableDataset, VideoDataset, decoding, open_source
 from imagen_pytorch.data.local_folder import LocalFolder
 
 
@@ -226,3 +227,29 @@ def test_animations_have_a_limit(tmp_path):
             file.truncate(2**33)  # takes no room on the disk
     with pytest.warns(UserWarning, match="2 of the clips .*larger than 256 MiB"):
         assert len(VideoDataset(tmp_path, 4, 2)) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="links as POSIX has them")
+@pytest.mark.parametrize("target", ["nowhere", "metadata.csv"])
+def test_a_table_that_leads_nowhere_is_no_missing_table(target, tmp_path):
+    """Its captions are meant, and not those of text files beside the images, or none."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "metadata.csv").symlink_to(target)
+    with pytest.raises(DataError, match=r"metadata\.csv cannot be read: "):
+        Dataset(tmp_path, 8)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("caption_extension", ""), ("caption_extension", "/txt"), ("exts", ""), ("exts", [])]
+)
+def test_impossible_endings_are_named(key, value, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=f"^{key}: "):
+        Dataset(tmp_path, 8, **{key: value})
+
+
+def test_a_file_is_no_data_set_of_the_hub(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(DataError, match="a.png is a file; data are a folder, or a data set by its name"):
+        open_source(str(tmp_path / "a.png"))

@@ -44,14 +44,14 @@ def test_outputs_do_not_silence_the_images_beside_captions(tmp_path):
 
 
 def test_what_earlier_versions_wrote_is_known_by_its_name_where_a_run_was(tmp_path):
-    outputs = ("sample-1.png", "sample-20-unet2.png", "loss.png", "sample-3.gif")
+    outputs = ("sample-1.png", "sample-20-unet2.png", "loss.png", "sample-3.gif", "loss-1.png", "sample-1-1.png")
     data = ("a.png", "sample-x.png", "sample-1-unet.png", "my-sample-1.png", "loss.jpg")
     save(tmp_path, *data, *outputs, *(f"other/{name}" for name in outputs))
     (tmp_path / "metrics.jsonl").touch()
     found = Dataset(tmp_path, 4)
-    assert names_of(found) == sorted((*data, *(f"other/{name}" for name in outputs))) and found.outputs == 4
+    assert names_of(found) == sorted((*data, *(f"other/{name}" for name in outputs))) and found.outputs == 6
     (tmp_path / "metrics.jsonl").unlink()
-    assert len(Dataset(tmp_path, 4)) == 13 and Dataset(tmp_path, 4).outputs == 0
+    assert len(Dataset(tmp_path, 4)) == 17 and Dataset(tmp_path, 4).outputs == 0
 
 
 def test_clips_too(tmp_path):

@@ -256,3 +256,28 @@ def test_more_reasons_than_there_is_room_for(tmp_path, monkeypatch):
         warnings.simplefilter("ignore")
         assert all(torch.equal(item[0], data[2][0]) for item in data)
     assert [item.reason for item in data.skipped] == ["cannot be read"] * 2
+
+
+OTHERS = {
+    "link": lambda path, other: path.symlink_to(other),
+    "dangling link": lambda path, other: path.symlink_to(other.with_name("nowhere")),
+    "pipe": lambda path, _: os.mkfifo(path),
+    "link to a pipe": lambda path, _: (os.mkfifo(path.with_name("pipe")), path.symlink_to("pipe")),
+    "link to a device": lambda path, _: path.symlink_to("/dev/zero"),
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="links and pipes as POSIX has them")
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_has_the_name_of_the_list_and_is_no_file_is_set_aside(kind, tmp_path):
+    """Nothing is written through it, nothing waits for it, and no device is read to its end."""
+    folder_of(tmp_path / "pictures", good=4, broken=("z.png",))
+    other = tmp_path / "other"
+    other.write_bytes(b"precious")
+    (tmp_path / "run").mkdir()
+    OTHERS[kind](tmp_path / "run" / FILE, other)
+    report = SkippedReport(Dataset(tmp_path / "pictures", 8), tmp_path / "run", 1.0)
+    assert report.update() == 1 and other.read_bytes() == b"precious" and not (tmp_path / "nowhere").exists()
+    path = tmp_path / "run" / FILE
+    assert not path.is_symlink() and len(path.read_text(encoding="utf-8").splitlines()) == 1
+    assert os.path.lexists(path.with_name("skipped-1.jsonl"))

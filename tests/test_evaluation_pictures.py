@@ -119,3 +119,13 @@ def test_a_falling_loss_is_drawn_falling():
     columns = np.flatnonzero(blue.any(0))
     height = [np.flatnonzero(blue[:, column]).mean() for column in columns]
     assert height[-5] > height[5] + 100 and np.all(np.diff(height) >= -1)
+
+
+def test_a_caption_of_any_length_is_a_sheet_of_bounded_size():
+    """Writing without spaces is one word; a caption may have a million letters."""
+    font = pictures._font(pictures.FONT_SIZE)
+    lines = wrap("x" * 1_000_000, pictures.CAPTION_WIDTH, font)
+    assert "".join(lines) == "x" * pictures.MOST_LETTERS + " ..."
+    assert all(font.getlength(line) <= pictures.CAPTION_WIDTH for line in lines)
+    assert all(font.getlength(f"{line}x") > pictures.CAPTION_WIDTH for line in lines[:-1])
+    assert captioned_grid(torch.ones(1, 3, 8, 8), ["\ufdfa" * 1_000_000]).height < 60_000

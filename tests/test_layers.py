@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "imagen_pytorch"
 
 LAYERS = (
-    ("version", "wording", "registry", "tensors", "images", "construction", "ranges"),
+    ("version", "wording", "registry", "tensors", "images", "construction", "ranges", "lines"),
     ("diffusion", "nn", "text", "data"),
     ("cascade",),
     ("imagen",),

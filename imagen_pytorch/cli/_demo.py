@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..lines import set_aside
 from ..signatures import ConfigError, read_json
 from ._data import caption_of, images_of, open_data
 from ._errors import USAGE, CommandFailed, say
-from ._files import check_place, replace_file, set_aside, slug, tell, write_over
+from ._files import check_place, replace_file, slug, tell, write_over
 from ._options import guidance_weight
 from ._presets import READY_MADE, find_config
 from ._program import program

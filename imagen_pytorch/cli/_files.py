@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..lines import append_lines, next_free, set_aside
 from ..wording import printable
 
 if TYPE_CHECKING:
@@ -50,25 +51,6 @@ def slug(caption: str) -> str:
     name = _UNSAFE.sub("_", name).strip("-_./\\~")
     name = name.encode("utf-8")[: _LONGEST - _ROOM].decode("utf-8", errors="ignore").rstrip("-_. ")
     return _DEVICES.sub(r"\1_", name, count=1) if _DEVICES.match(name) else name or "sample"
-
-
-def next_free(path: Path) -> Path:
-    """The path itself or, if it exists, the first of its name with -1, -2 and so on after its stem that does not.
-
-    A link counts as a file that exists, also one that leads nowhere. The end of a long row is found by halving; a gap
-    in the row may be passed over.
-    """
-
-    def name(number: int) -> Path:
-        return path.with_name(f"{path.stem}-{number}{path.suffix}") if number else path
-
-    taken, free = -1, 0
-    while os.path.lexists(name(free)):
-        taken, free = free, max(2 * free, 1)
-    while free - taken > 1:
-        middle = (taken + free) // 2
-        taken, free = (middle, free) if os.path.lexists(name(middle)) else (taken, middle)
-    return name(free)
 
 
 def tell(path: str | Path) -> None:
@@ -148,31 +130,10 @@ def write_over(contents: bytes, path: Path) -> None:
         remember([path])
 
 
-def append_line(line: str, path: Path) -> None:
-    """Add a line to a file of ours; what else has its name, a link or a pipe, is renamed and not written through.
-
-    A last line that a crash has torn stays by itself.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
-        set_aside(path)
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    with open(os.open(path, flags, 0o666), "ab+") as file:
-        torn = False
-        if file.seek(0, os.SEEK_END):
-            file.seek(-1, os.SEEK_END)
-            torn = file.read(1) != b"\n"
-        file.write(b"\n" * torn + f"{line}\n".encode())
-
-
 def remember(paths: Sequence[Path]) -> None:
     """Add names of one folder to the list of outputs in it; that it cannot be written spoils nothing."""
-    names = [path.name for path in paths if "\n" not in path.name]
     with suppress(OSError, UnicodeError):
-        append_line("\n".join(names), paths[0].parent / OUTPUTS)
+        append_lines([path.name for path in paths if "\n" not in path.name], paths[0].parent / OUTPUTS)
 
 
 def listed_outputs(folder: Path) -> set[str]:
@@ -180,8 +141,16 @@ def listed_outputs(folder: Path) -> set[str]:
     listed = folder / OUTPUTS
     with suppress(OSError, UnicodeError):
         if stat.S_ISREG(os.lstat(listed).st_mode):
-            return set(listed.read_text(encoding="utf-8").split("\n"))
+            return set(listed.read_bytes().decode("utf-8", "surrogateescape").split("\n"))
     return set()
+
+
+def set_output_aside(path: Path) -> None:
+    """Rename a file that these commands write, if there is one; it stays in the list of outputs under its new name."""
+    is_listed = path.name in listed_outputs(path.parent)
+    renamed = set_aside(path)
+    if renamed is not None and is_listed:
+        remember([renamed])
 
 
 def check_place(path: Path) -> None:
@@ -195,14 +164,9 @@ def check_place(path: Path) -> None:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        reason = os.strerror(error.errno)
+        is_file = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "it is a file, or below one" if is_file else os.strerror(error.errno)
         raise click.UsageError(f"cannot write to the folder {path.parent}: {reason}; choose another one") from error
-
-
-def set_aside(path: Path) -> None:
-    """Rename a file, folder or link to the next free name, if there is one."""
-    if os.path.lexists(path):
-        os.rename(path, next_free(path))
 
 
 # -- series of frames -------------------------------------------------------------------------------------------------
@@ -282,14 +246,22 @@ def picture_suffixes() -> set[str]:
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE}
 
 
-def check_picture_name(path: Path) -> None:
-    """Refuse a file name whose suffix is no kind of picture that can be written.
+def check_picture_name(path: Path, mode: str = "RGB") -> None:
+    """Refuse a file name whose suffix is no kind of picture, or of one that cannot hold pictures of this mode.
 
     Raises:
         click.UsageError: naming some that can.
     """
+    from PIL import Image
+
     if path.suffix.lower() not in picture_suffixes():
         raise click.UsageError(f'"{path.suffix}" of {path} is no kind of picture; use .png, .webp or .jpg')
+    try:
+        encoded(Image.new(mode, (8, 8)), path.suffix)
+    except (OSError, ValueError, KeyError) as error:  # formats of one bit, and those that need another program
+        raise click.UsageError(
+            f'"{path.suffix}" of {path} cannot hold pictures of the mode {mode} ({error}); use .png, .webp or .jpg'
+        ) from error
 
 
 def encoded(picture: Image.Image, suffix: str = ".png", texts: Mapping[str, str] | None = None) -> bytes:

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..lines import append_lines, lines_of
 from ._errors import described
-from ._files import append_line
 
 #: entries of a row that hold a loss, and what their curves are called beside the U-Net
 _LOSSES = {"loss": "", "valid_loss": " validation"}
@@ -44,7 +44,7 @@ class MetricsLog:
         if not self.writes:
             return
         try:
-            append_line(json.dumps(values), self.path)
+            append_lines([json.dumps(values)], self.path)
         except OSError as error:
             if not self._warned:
                 warnings.warn(f"cannot write {self.path}: {described(error)}; the training goes on", stacklevel=2)
@@ -52,9 +52,7 @@ class MetricsLog:
 
     def _rows(self) -> Iterator[Mapping[str, Any]]:
         """The rows that belong to curves; damaged lines are passed over."""
-        if not self.path.is_file():
-            return
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in lines_of(self.path):
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -73,6 +74,25 @@ class PerStage(click.ParamType):
         if self.most is not None and max(values) > self.most:
             self.fail(f"{value!r} is above {self.most:,}", param, ctx)
         return values[0] if len(values) == 1 else values
+
+
+class Place(click.ParamType):
+    """A path, an address or "-"; "~" is the home folder wherever it comes from, not only where a shell expands it."""
+
+    name = "path"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The path with the home folder in it.
+
+        Raises:
+            click.BadParameter: it is empty, or begins with "~" and the name of no user.
+        """
+        if not value.strip() or "\0" in value:
+            self.fail("a path must not be empty or hold a NUL character", param, ctx)
+        path = os.path.expanduser(value)
+        if path.startswith("~"):
+            self.fail(f'{value}: there is no such user; a name that begins so is "./{value}"', param, ctx)
+        return path
 
 
 class Caption(click.ParamType):

@@ -27,11 +27,20 @@ _KINDS = ".gif, .webp, .png, .avif, .mp4, .webm, or frame-%04d.png for single fr
 
 
 class Pictures:
-    """Pictures, one to a file."""
+    """Pictures, one to a file.
+
+    Args:
+        channels: of the model.
+    """
 
     #: of files whose name nobody gives
     suffix = ".png"
     noun = "picture"
+
+    def __init__(self, channels: int = 3) -> None:
+        from ..images import MODES
+
+        self.mode = MODES.get(channels, "RGB")  # a model of other channels makes no pictures that can be written
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of `Cascade.sample`."""
@@ -48,7 +57,7 @@ class Pictures:
         Raises:
             click.UsageError: naming suffixes that fit.
         """
-        check_picture_name(path)
+        check_picture_name(path, self.mode)
 
     def encode(self, item: Any, suffix: str, stage: int, texts: Mapping[str, str] | None = None) -> bytes:
         """What a stage (counted from 0) made, as the contents of a file; a PNG of an image holds the texts."""
@@ -94,6 +103,7 @@ class Videos(Pictures):
     noun = "clip"
 
     def __init__(self, imagen: Cascade, frames: int | None = None, fps: float | None = None) -> None:
+        super().__init__(imagen.channels)
         self.frames = imagen.video_frames if frames is None else frames
         self.fps = float(imagen.fps if fps is None else fps)
         self.factors = tuple(imagen.temporal_downsample_factor)
@@ -127,7 +137,9 @@ class Videos(Pictures):
         from ..evaluation.videos import check_video
 
         check_video_name(path)
-        if not counts_frames(path):
+        if counts_frames(path):
+            check_picture_name(path, self.mode)
+        else:
             check_video(path.suffix, self.fps)
 
     def encode(self, item: Any, suffix: str, stage: int, texts: Mapping[str, str] | None = None) -> bytes:
@@ -192,7 +204,7 @@ def check_name(path: Path) -> None:
     if path.suffix.lower() not in {*picture_suffixes(), *FORMATS}:
         raise click.UsageError(
             f'"{path.suffix}" of {path} is no kind of picture or video; use .png, .webp or .jpg for pictures, and for '
-            f"videos {_KINDS}"
+            f"videos {_KINDS}; the name of a folder with a dot in it ends with /"
         )
 
 
@@ -206,4 +218,4 @@ def outputs_of(imagen: Cascade, frames: int | None = None, fps: float | None = N
         return Videos(imagen, frames, fps)
     if frames is not None or fps is not None:
         raise click.UsageError("this model makes pictures: it takes no --frames and no --fps")
-    return Pictures()
+    return Pictures(imagen.channels)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from ..lines import next_free
 from ..signatures import ConfigError, parse, read_json
 from ._errors import say
-from ._files import check_place, next_free, tell
+from ._files import check_place, tell
 from ._memory import MemoryCheck
 from ._options import chosen_device
 from ._presets import find_config

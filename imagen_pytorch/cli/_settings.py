@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from ..signatures import ConfigError, parse, read_json
+from ..wording import excerpt
 from ._errors import say
 from ._presets import ConfigChoice, are_shipped, find_config
 from ._sources import kept_arguments, kind_of_source, same_source
@@ -79,7 +80,7 @@ class Request:
     @property
     def folder(self) -> Path:
         """The output folder."""
-        return Path(os.path.expanduser(self.output))
+        return Path(self.output)
 
 
 class Settings(NamedTuple):
@@ -103,6 +104,18 @@ def _with_frames(model: Any, count: int | None) -> Any:
     return model
 
 
+def _entries(values: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
+    """A part of a configuration that has entries of its own; empty where it is missing.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    part = values.get(key)
+    if part is not None and not isinstance(part, Mapping):
+        raise ConfigError(f"{path}: {key}: it is an object with entries, got {excerpt(repr(part), 40)}")
+    return dict(part or {})
+
+
 def _with_data(values: dict[str, Any], name: str, choice: ConfigChoice) -> tuple[dict[str, Any], list[str]]:
     """The configuration with other data; and the names of the entries that are dropped, for they do not fit them."""
     from ..configs import loader_arguments
@@ -110,7 +123,7 @@ def _with_data(values: dict[str, Any], name: str, choice: ConfigChoice) -> tuple
     before = values.get("dataset_name", "emoji64")
     if isinstance(before, str) and same_source(before, name):
         return {**values, "dataset_name": name}, []
-    dataset = dict(values.get("dataset") or {})
+    dataset = _entries(values, "dataset", choice.path)
     alike = isinstance(before, str) and kind_of_source(before) == kind_of_source(name)
     takes = loader_arguments() | (kept_arguments(name, dataset) if alike else frozenset())
     dropped = [f"dataset.{key}" for key in dataset if key not in takes and key != "num_frames"]  # which the model keeps
@@ -133,7 +146,7 @@ def _overridden(values: dict[str, Any], request: Request, choice: ConfigChoice) 
             values[key] = getattr(request, option)
     if request.data is not None:
         values, dropped = _with_data(values, request.data, choice)
-    dataset, trainer = dict(values.get("dataset") or {}), dict(values.get("trainer") or {})
+    dataset, trainer = (_entries(values, key, choice.path) for key in ("dataset", "trainer"))
     if request.batch_size is not None:
         dataset["batch_size"] = request.batch_size
     if request.lr is not None:
@@ -168,7 +181,7 @@ def settle(request: Request) -> Settings:
         ConfigError: the configuration has a mistake; the message names file and place.
     """
     request.check()
-    choice = find_config(None if request.config is None else os.path.expanduser(request.config), request.data)
+    choice = find_config(request.config, request.data)
     given = read_json(choice.path)
     values, dropped = _overridden(given, request, choice)
     if not request.quiet:
@@ -201,7 +214,7 @@ def refuse_the_former_place(request: Request) -> None:
     from ._checkpoints import has_checkpoint
 
     given = request.checkpoint
-    if given is None or "://" in given or os.path.isabs(os.path.expanduser(given)):
+    if given is None or "://" in given or os.path.isabs(given):
         return
     former = request.folder / given
     if os.path.normpath(former) == os.path.normpath(given) or has_checkpoint(given) or not has_checkpoint(str(former)):

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..lines import set_aside
 from ._data import informed, noun_of, open_data, open_or_adapt, stage_size, without_text
 from ._errors import MEMORY, CommandFailed, described, exit_code, say
-from ._files import encoded, set_aside, tell, write_over
+from ._files import encoded, set_output_aside, tell, write_over
 from ._memory import MemoryCheck
 from ._metrics import MetricsLog
 from ._options import chosen_device
@@ -127,7 +128,7 @@ class Run:
             self._resume()
         elif is_main_process():
             set_aside(self.log.path)
-            set_aside(self.folder / "loss.png")
+            set_output_aside(self.folder / "loss.png")
 
     def _open(self) -> tuple[Dataset, str]:
         """The data, and what their items are; the configuration comes to fit them, which is said."""

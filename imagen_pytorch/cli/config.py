@@ -10,6 +10,7 @@ import click
 
 from ._errors import say
 from ._files import check_place, replace_file, tell
+from ._options import Place
 from ._presets import DEFAULT, READY_MADE, USUAL, preset_names, preset_path
 from ._program import program
 
@@ -23,6 +24,7 @@ _EDIT = "dataset_name (a folder of images with captions), image_sizes, steps and
     "-o",
     "--output",
     "path",
+    type=Place(),
     default=f"./{USUAL}",
     show_default=True,
     metavar="FILE",

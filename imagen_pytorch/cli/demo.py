@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ._options import LARGEST_SCALE, SEED, PerStage, device_option, quiet_option
+from ._options import LARGEST_SCALE, SEED, PerStage, Place, device_option, quiet_option
 
 
 @click.command(short_help="Train a small model on embedded data, and draw.")
@@ -19,6 +19,7 @@ from ._options import LARGEST_SCALE, SEED, PerStage, device_option, quiet_option
 )
 @click.option(
     "--config",
+    type=Place(),
     default="emoji",
     show_default=True,
     metavar="FILE",
@@ -41,6 +42,7 @@ from ._options import LARGEST_SCALE, SEED, PerStage, device_option, quiet_option
 @click.option(
     "-o",
     "--output",
+    type=Place(),
     default="runs/demo",
     show_default=True,
     metavar="FOLDER",

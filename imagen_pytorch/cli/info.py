@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from ._options import BATCH, FRAMES, Precision
+from ._options import BATCH, FRAMES, Place, Precision
 
 
 @click.command(short_help="Print parameters, FLOPs and memory of a model.")
-@click.argument("target", required=False)
+@click.argument("target", required=False, type=Place())
 @click.option(
     "--batch-size", type=BATCH, metavar="N", help="Pictures or clips per step.  [default: the configuration's, else 16]"
 )

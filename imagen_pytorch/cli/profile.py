@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ._options import BATCH, Precision, device_option, quiet_option
+from ._options import BATCH, Place, Precision, device_option, quiet_option
 
 COUNT, STEPS = click.IntRange(min=1), click.IntRange(min=1, max=1000)
 
@@ -15,9 +15,10 @@ COUNT, STEPS = click.IntRange(min=1), click.IntRange(min=1, max=1000)
 @click.option(
     "--config",
     metavar="FILE",
+    type=Place(),
     help="Configuration file or name of a ready-made one.  [default: ./imagen_config.json if there is one, else emoji]",
 )
-@click.option("-m", "--model", metavar="PATH", help="A checkpoint, in place of a configuration.")
+@click.option("-m", "--model", metavar="PATH", type=Place(), help="A checkpoint, in place of a configuration.")
 @click.option("--unet", type=COUNT, default=1, show_default=True, metavar="N", help="Which U-Net.")
 @click.option("--train/--sample", "training", default=True, help="Training steps (default), or guided sampling steps.")
 @click.option("--steps", type=STEPS, default=3, show_default=True, metavar="N", help="How many steps are looked at.")
@@ -28,7 +29,7 @@ COUNT, STEPS = click.IntRange(min=1), click.IntRange(min=1, max=1000)
     help="Pictures or clips at once.  [default: the configuration's, else 16; 1 for sampling]",
 )
 @click.option("--precision", type=Precision(), help="Of the training. Also --dtype.")
-@click.option("-o", "--output", default=".", show_default=True, metavar="FOLDER", help="For trace.json.")
+@click.option("-o", "--output", type=Place(), default=".", show_default=True, metavar="FOLDER", help="For trace.json.")
 @click.option("--force", is_flag=True, help="Run although the memory seems too small for it.")
 @device_option
 @quiet_option

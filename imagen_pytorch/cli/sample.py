@@ -14,6 +14,7 @@ from ._options import (
     SEED,
     Caption,
     PerStage,
+    Place,
     Positive,
     Precision,
     device_option,
@@ -44,6 +45,7 @@ class _Sample(click.Command):
     "-m",
     "--model",
     metavar="PATH",
+    type=Place(),
     help="A checkpoint, a folder of checkpoints, or their address.  [default: ./imagen.pt, else the newest imagen.pt "
     "or checkpoint.<steps>.pt in a folder below this one]",
 )
@@ -58,12 +60,14 @@ class _Sample(click.Command):
     "-o",
     "--output",
     metavar="PATH",
+    type=Place(),
     help="A file, a folder, or - for standard output. Without it, the caption is the name: ./a_red_heart.png, or .gif. "
     "A video is what the suffix says: .gif, .webp, .png, .avif, .mp4, .webm, or frame-%04d.png for single frames.",
 )
 @click.option(
     "--prompts",
     metavar="FILE",
+    type=Place(),
     help="Captions from a file, one per line, or from standard input with -; empty lines and those with # are skipped.",
 )
 @click.option(

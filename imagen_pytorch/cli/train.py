@@ -13,6 +13,7 @@ from ._options import (
     USUAL_COND_SCALE,
     Caption,
     PerStage,
+    Place,
     Precision,
     device_option,
     quiet_option,
@@ -43,6 +44,7 @@ class UnetChoice(click.ParamType):
 @click.option(
     "--config",
     metavar="FILE",
+    type=Place(),
     help="Configuration file or name of a ready-made one. Without it: ./imagen_config.json if there is one, else "
     "emoji, a small cascade for the embedded pictures.",
 )
@@ -121,6 +123,7 @@ class UnetChoice(click.ParamType):
 @click.option(
     "--checkpoint",
     metavar="PATH",
+    type=Place(),
     help="Where the model is kept: a path from the current folder, or a URL.  [default: checkpoint_path, in the output "
     "folder]",
 )
@@ -132,6 +135,7 @@ class UnetChoice(click.ParamType):
 @click.option(
     "-o",
     "--output",
+    type=Place(),
     default=".",
     show_default=True,
     metavar="FOLDER",

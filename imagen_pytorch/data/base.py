@@ -20,6 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..images import MODES, Size, as_size, resize
 from ..registry import Registry, suggestion
+from ..wording import printable
 from .cache import ImageCache, from_levels, image_key, levels
 from .decoding import check_pixels, pixels, reason_of
 from .skipping import SHOWN, DataError, DataUnavailable, SharedTexts, Skipped, shown
@@ -364,6 +365,8 @@ def open_source(
         of = Dataset if arguments.get("num_frames") is None else VideoDataset
         source, labels = functools.partial(of, os.path.expanduser(name)), {"text_label": text_label}
     else:
+        if os.path.isfile(os.path.expanduser(name)):
+            raise DataError(f"{printable(name)} is a file; data are a folder, or a data set by its name")
         source = functools.partial(hub_dataset, name)
     check_arguments(source, name, arguments)
     return source(**{key: value for key, value in labels.items() if value is not None}, **arguments)

@@ -9,6 +9,7 @@ import shutil
 import stat
 import tempfile
 import time
+import warnings
 import weakref
 import zlib
 from collections.abc import Callable, Iterable
@@ -24,6 +25,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from ..version import __version__
+from ..wording import printable
 
 #: Share of the available memory that the images of one data set may take where nothing else is stated.
 SHARE = 0.25
@@ -34,8 +36,11 @@ DISK_SHARE = 0.5
 #: Seconds after which a cache file that no run has opened is removed.
 UNUSED = 30 * 24 * 3600
 
-#: Name of a cache file: the digest of everything that its contents depend on.
-NAME = re.compile(r"[0-9a-f]{64}")
+#: Ending of cache files. Their stem is the digest of everything that their contents depend on.
+ENDING = ".images"
+
+#: Name of a cache file; nothing else in its folder is ever touched.
+NAME = re.compile(rf"[0-9a-f]{{64}}{re.escape(ENDING)}")
 
 #: Bytes of the checksum of one image.
 CHECKSUM = 4
@@ -70,9 +75,25 @@ def available_memory() -> int:
     return max(min(found, default=0), 0)
 
 
+def _expanded(folder: str | Path) -> Path:
+    """A folder with the user's home folder in place of "~".
+
+    Raises:
+        ValueError: there is no such user, or nobody knows where the home folder is.
+    """
+    path = os.path.expanduser(folder)
+    if path.startswith("~"):
+        raise ValueError('no such user, or no home folder, for "~"')
+    return Path(path)
+
+
 def usual_folder() -> Path:
-    """Where cache files are if no folder is given: ``imagen_pytorch/images`` in the user's cache directory."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "imagen_pytorch" / "images"
+    """Where cache files are if no folder is given: ``imagen_pytorch/images`` in the user's cache directory.
+
+    Raises:
+        ValueError: nobody knows where that is.
+    """
+    return _expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "imagen_pytorch" / "images"
 
 
 def digest_of(parts: Iterable[object]) -> str:
@@ -104,8 +125,9 @@ class ImageCache:
 
     Without a folder the images are kept in memory while all of them fit into ``share`` of what is available, else in a
     file of the user's cache directory if they can be told from other versions of themselves (``key``) and the disk has
-    room, else as many as fit in memory. With a folder they are kept in a file there. Such a file serves every run with
-    the same data and may be deleted at any time; one that no run has opened for 30 days is removed.
+    room, else as many as fit in memory. With a folder they are kept in a file there; a warning says why if they cannot
+    be. Such a file serves every run with the same data and may be deleted at any time; one that no run has opened for
+    30 days is removed.
 
     Args:
         count: number of images.
@@ -141,24 +163,39 @@ class ImageCache:
         together = max(int(os.environ.get("LOCAL_WORLD_SIZE") or 1), 1)
         room = int(share * available_memory() / together) // (self._size + CHECKSUM)
         name = key() if folder is not None or room < count else None
+        reason: object = "nothing tells these images from other versions of themselves"
         if name is not None:
-            self._path = (usual_folder() if folder is None else Path(folder).expanduser()) / name
-            self.capacity = count
-            self._open()
+            try:
+                self._path = (usual_folder() if folder is None else _expanded(folder)) / f"{name}{ENDING}"
+                self.capacity = count
+                self._open()
+            except (OSError, ValueError) as error:
+                self._file, reason = None, getattr(error, "strerror", None) or error
         if self._file is None:
+            if folder is not None:
+                text = f"no images are kept in the cache_folder {printable(folder)}: {reason}; memory is used instead"
+                warnings.warn(text, stacklevel=5)
             self._path, self.capacity = None, min(room, count)
-            self._open()
+            self._open_again()
 
     # -- the file, which may be one in memory -------------------------------------------------------------------------
 
     def _open(self) -> None:
-        """Open the file, or make it; without success there is no cache."""
-        if not self.capacity:
-            return
-        try:
+        """Open the file, or make it, if there is room for anything.
+
+        Raises:
+            OSError: that is impossible.
+            ValueError: a path that no system can have.
+        """
+        if self.capacity:
             self._keep(_in_memory() if self._path is None else _on_disk(self._path, self._bytes))
             os.ftruncate(self._file, self._bytes)  # type: ignore[arg-type]
-        except (OSError, ValueError):  # also of a path that no system can have
+
+    def _open_again(self) -> None:
+        """Open the file where it is known to be possible; if it is no longer, there is no cache."""
+        try:
+            self._open()
+        except (OSError, ValueError):
             self._file, self.capacity = None, 0
 
     def _keep(self, file: int) -> None:
@@ -179,7 +216,7 @@ class ImageCache:
         self.__dict__.update(state)
         received, self._received = self._received, None
         if received is None:
-            self._open()
+            self._open_again()
         else:
             self._keep(received.detach())
 
@@ -245,12 +282,12 @@ def _on_disk(path: Path, size: int) -> int:
     if not path.exists():
         _remove_unused(path.parent)
         if size > DISK_SHARE * shutil.disk_usage(path.parent).free:
-            raise OSError(f"no room for {path}")
+            raise OSError("the disk has too little room")
     file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
     found = os.fstat(file)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         os.close(file)
-        raise OSError(f"{path} is no file of its own")
+        raise OSError(f"{path.name} is no file of its own")
     with suppress(OSError):
         os.utime(path)  # used today
     return file

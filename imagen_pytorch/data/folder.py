@@ -78,6 +78,10 @@ class FolderDataset(PictureDataset):
     ) -> None:
         self.place = place
         endings = words_of(exts)
+        if not any(ending.strip(".") for ending in endings):
+            raise ValueError(f"exts: at least one ending of {self.kind}s, such as png; got {exts!r}")
+        if not caption_extension.strip(". ") or {"/", "\\", "\0"} & set(caption_extension):
+            raise ValueError(f"caption_extension: the ending of text files, such as .txt; got {caption_extension!r}")
         found = self._find(endings)
         unread = self._find_unread(endings, found)
         if not found and unread:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,17 +41,20 @@ COUNTED = ("avi",)
 #: A video whose last frame ends so many seconds before the time that its header tells has lost its end.
 MISSING_END = 0.25
 
+#: Frames of a clip at the rate that is asked for, at most: two days at 24 per second. A header may claim centuries.
+MOST_FRAMES = 2**22
+
 #: The reason for which a video file is left out where PyAV is not installed.
 NEEDS_AV = "reading it needs PyAV: pip install av"
 
 
 def check_positive(name: str, value: Any, kinds: type | tuple[type, ...]) -> None:
-    """Refuse what is no positive number.
+    """Refuse what is no positive finite number.
 
     Raises:
         ValueError: the message names it.
     """
-    if not isinstance(value, kinds) or isinstance(value, bool) or not value > 0:
+    if not isinstance(value, kinds) or isinstance(value, bool) or not 0 < value < math.inf:
         kind = "a positive whole number" if kinds is int else "a positive number"
         raise ValueError(f"{name} is {kind}, got {value!r}")
 
@@ -100,11 +104,17 @@ class Clip:
 
         Each is the frame nearest in time. One that is shown for long is not left before half a step ahead of the next,
         so that still scenes keep their length.
+
+        Raises:
+            OSError: there would be more than `MOST_FRAMES`.
         """
         if fps is None:
             return np.arange(len(self.starts)), self.rate
         # a hair's breadth, so that ties do not depend on rounding
         hair = 1e-6
+        if self.length * fps > MOST_FRAMES:
+            most = f"{MOST_FRAMES:,} frames are the most"
+            raise OSError(f"too long: {self.length:g} seconds at {fps:g} per second, {most}")
         times = np.arange(max(1, int(np.ceil(self.length * fps - hair)))) / fps
         begins = self.starts[1:] - np.minimum(np.diff(self.starts), 1 / fps) / 2
         return np.searchsorted(begins, times - hair, side="right"), float(fps)

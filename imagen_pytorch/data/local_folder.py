@@ -29,7 +29,7 @@ DEEPEST = 100
 OUTPUTS, LARGEST_LIST = ".imagen-outputs", 2**26
 
 #: Files that earlier versions wrote into a folder with ``metrics.jsonl``.
-USUAL_OUTPUTS = re.compile(r"loss\.png|sample-[0-9]+(-unet[0-9]+)?\.[^.]+")
+USUAL_OUTPUTS = re.compile(r"(loss(-[0-9]+)?\.png|sample-[0-9]+(-unet[0-9]+)?(-[0-9]+)?\.[^.]+)")
 
 
 class Place(ABC):
@@ -208,8 +208,7 @@ class LocalFolder(Place):
 
     def named(self, stem: str) -> list[Path]:
         """The files of that name, whatever their ending."""
-        inside = (path for path in self.files() if "/" not in path and path.lower().startswith(f"{stem}."))
-        return sorted(path for path in map(Path, inside) if (self.root / path).is_file())
+        return sorted(Path(path) for path in self.files() if "/" not in path and path.lower().startswith(f"{stem}."))
 
     def at(self, path: Path) -> Path:
         """A file's whole path."""

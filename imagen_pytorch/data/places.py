@@ -178,7 +178,7 @@ def place_of(folder: str | Path, fs: Any = None, fs_kwargs: Mapping[str, Any] | 
         PackageMissing: the file system needs a package that is not installed.
     """
     if fs is None and "://" not in str(folder):
-        return LocalFolder(Path(folder).expanduser())
+        return LocalFolder(Path(os.path.expanduser(folder)))
     from fsspec.implementations.local import LocalFileSystem
 
     make = partial(_made, str(folder), dict(fs_kwargs or {})) if fs is None else partial(_copied, str(folder), fs)

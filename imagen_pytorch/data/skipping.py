@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -12,6 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from ..lines import append_lines, lines_of
+from ..wording import printable
 
 #: The file that lists what was left out, one JSON object per line.
 FILE = "skipped.jsonl"
@@ -163,12 +165,8 @@ class SkippedReport:
 
     def _listed(self) -> set[str]:
         """The names in the file; lines that are none of ours are passed over."""
-        try:
-            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return set()
         names = set()
-        for line in lines:
+        for line in lines_of(self.path):
             try:
                 names.add(json.loads(line)["name"])
             except (ValueError, KeyError, TypeError, RecursionError):
@@ -176,17 +174,10 @@ class SkippedReport:
         return names
 
     def _append(self, items: list[Skipped]) -> None:
+        # in one piece, so that processes which share the file do not tear each other's lines
+        lines = [printable(json.dumps(item._asdict(), ensure_ascii=False)) for item in items]
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab+") as file:
-                file.seek(0, os.SEEK_END)
-                torn = b""
-                if file.tell():
-                    file.seek(-1, os.SEEK_END)
-                    torn = b"" if file.read(1) == b"\n" else b"\n"
-                lines = "".join(json.dumps(item._asdict(), ensure_ascii=False) + "\n" for item in items)
-                # in one piece, so that processes which share the file do not tear each other's lines
-                file.write(torn + lines.encode("utf-8", "backslashreplace"))
+            append_lines(lines, self.path)
         except OSError as error:
             warnings.warn(f"cannot write {self.path}: {error.strerror or error}", stacklevel=3)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -22,13 +23,20 @@ COLOURS = ((31, 95, 170), (200, 80, 20), (40, 135, 70), (140, 60, 150), (110, 11
 #: Pixels: an upscaled picture is at least about this wide, and a caption gets at least this much room.
 PICTURE_WIDTH, CAPTION_WIDTH, MARGIN, FONT_SIZE = 128, 128, 12, 13
 
+#: Letters of a caption that are shown, at most: a page of text; more of it would only make a sheet of gigabytes.
+MOST_LETTERS = 2000
+
 Curve = Sequence[tuple[int, float]]
 
 
 def wrap(text: str, width: float, font: Any) -> list[str]:
-    """Break a text into lines that fit into so many pixels; a word that is too long is cut into pieces."""
+    """Break a text into lines that fit into so many pixels; a word that is too long is cut into pieces.
+
+    Of more than `MOST_LETTERS` the rest is left out.
+    """
     lines, line = [], ""
-    for word in letters_of(text, font).split():
+    whole = text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]} ..."
+    for word in letters_of(whole, font).split():
         joined = f"{line} {word}".strip()
         if font.getlength(joined) <= width:
             line = joined
@@ -36,7 +44,7 @@ def wrap(text: str, width: float, font: Any) -> list[str]:
         if line:
             lines.append(line)
         while font.getlength(word) > width and len(word) > 1:
-            fits = max(1, next(n for n in range(len(word), 0, -1) if n == 1 or font.getlength(word[:n]) <= width))
+            fits = max(1, bisect_right(range(1, len(word)), width, key=lambda n, word=word: font.getlength(word[:n])))
             lines.append(word[:fits])
             word = word[fits:]
         line = word
@@ -93,11 +101,11 @@ def captioned_grid(
     title: str = "",
     notes: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Pictures in rows, each with its whole caption below it.
+    """Pictures in rows, each with its caption below it.
 
     Args:
         images: a tensor ``(b, c, h, w)`` in [0, 1], or Pillow images of one size.
-        captions: one per picture; wrapped, never cut off.
+        captions: one per picture; wrapped, and cut off after 2,000 letters.
         columns: pictures in a row; by default the grid is up to twice as wide as high, with few cells empty.
         scale: whole number by which pixels are enlarged (nearest neighbour); by default small pictures become about
             128 pixels wide.
