@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from imagen_pytorch.checkpoint import CheckpointError, CheckpointMisaddressed, CheckpointMismatch, CheckpointMissing
 from imagen_pytorch.cli import main
 from imagen_pytorch.cli._errors import LONGEST, CommandFailed, described, exit_code, one_line, warnings_as_lines
+from imagen_pytorch.data import DataUnavailable
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,36 @@ def test_an_unforeseen_error_says_how_to_see_more():
 def test_errors_of_the_operating_system_name_the_file():
     assert described(FileNotFoundError(errno.ENOENT, "no", "a.png")) == "a.png: No such file or directory"
     assert "free some space" in described(OSError(errno.ENOSPC, "full"))
+
+
+class Failing(torch.utils.data.Dataset):
+    """Items that cannot be read, for one of several reasons."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, _):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (DataUnavailable("a.png: the folder is gone"), 3, "a.png: the folder is gone"),
+        (OSError("a.png: damaged"), 1, "a.png: damaged"),
+        (RuntimeError("size: 3"), 1, "RuntimeError: size: 3 (unexpected; --debug shows where)"),
+    ],
+)
+def test_an_error_of_a_reading_process_is_told_without_its_traceback(error, code, words):
+    """Torch puts the traceback in front of the message; cut to a line, nothing else would be left."""
+    loader = torch.utils.data.DataLoader(Failing(error), num_workers=1)
+    with pytest.raises(type(error)) as caught:
+        list(loader)
+    assert "Traceback" in str(caught.value)
+    assert (described(caught.value), exit_code(caught.value)) == (words, code)
 
 
 def test_messages_become_one_line_of_bounded_length():

@@ -132,6 +132,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.seen.append((self.path, self.headers["User-Agent"]))
+        if self.path.startswith("/to/"):
+            self.send_response(302)
+            self.send_header("Location", self.path.removeprefix("/to/"))
+            return self.end_headers()
         status = {"/gone": 404, "/broken": 500}.get(self.path, 200)
         if self.path == "/moody" and sum(path == "/moody" for path, _ in self.seen) == 1:
             status = 503
@@ -179,6 +183,14 @@ def test_dead_addresses_are_left_out(server):
     reasons = {item.name: item.reason for item in collate.skipped}
     assert reasons["/page"] == "no picture" and reasons["/cut"] == "truncated"
     assert reasons["ftp"] == "not an http address: ftp://x/y" and reasons["none"] == "not an http address: None"
+
+
+@pytest.mark.parametrize("other", ["ftp://127.0.0.1:1/x", "file:///etc/hostname", "data:,x", "unknown:x"])
+def test_a_redirection_leads_to_http_addresses_only(other, server):
+    """A server of another kind would answer as long as it likes."""
+    with pytest.raises(OSError, match=r"unknown url type|not allowed"):
+        fetch(f"{server}/to/{other}", timeout=5)
+    assert fetch(f"{server}/to/{server}/fine", timeout=5) == encoded()
 
 
 def test_a_refusal_is_final_and_a_mishap_is_tried_again(server):

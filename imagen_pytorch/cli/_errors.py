@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ FAILED, USAGE, DATA, CHECKPOINT, MEMORY = 1, 2, 3, 4, 5
 
 #: characters of one message, at most
 LONGEST = 600
+
+#: how torch begins the message of an error that a reading process met
+_OF_A_WORKER = re.compile(r"Caught \w+ in DataLoader worker process \d+\.\nOriginal Traceback")
 
 #: exit codes by the name of an exception's class or nearest parent; by name, so that nothing has to be imported
 CODES = {
@@ -68,9 +72,17 @@ def exit_code(error: BaseException) -> int:
     return next((CODES[name] for name in names if name in CODES), FAILED)
 
 
+def _told(error: BaseException) -> str:
+    """What an exception says; of one of a reading process, where torch puts its traceback in front, the last line."""
+    text = str(error) or type(error).__name__
+    if _OF_A_WORKER.match(text):
+        text = re.sub(r"^[\w.]+: ", "", text.rstrip().splitlines()[-1])
+    return text
+
+
 def described(error: BaseException) -> str:
     """An exception as a sentence; one that nobody foresaw says how to see its traceback."""
-    text = str(error) or type(error).__name__
+    text = _told(error)
     if exit_code(error) == MEMORY:
         return f"out of memory: {text.splitlines()[0]}"
     if isinstance(error, OSError) and error.errno is not None:

@@ -292,7 +292,8 @@ class PictureDataset(TorchDataset):
             self._mark_all(failed, answered=read)
             return item
         self._mark_all(failed)
-        raise DataError(f"none of the {self.count} {self.kind}s can be read; the first is {self.name(0)}")
+        first = f"{self.name(0)}: {self._reason(0)}"
+        raise DataError(f"none of the {self.count} {self.kind}s can be read; the first is {first}")
 
 
 def cycle(loader: Iterable[Batch]) -> Iterator[Batch]:

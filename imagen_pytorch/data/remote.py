@@ -11,7 +11,17 @@ from functools import partial
 from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
-from urllib.request import HTTPHandler, HTTPSHandler, Request, build_opener
+from urllib.request import (
+    HTTPDefaultErrorHandler,
+    HTTPErrorProcessor,
+    HTTPHandler,
+    HTTPRedirectHandler,
+    HTTPSHandler,
+    OpenerDirector,
+    ProxyHandler,
+    Request,
+    UnknownHandler,
+)
 
 from ..images import Size
 from .captions import is_text
@@ -97,6 +107,15 @@ class _Until(HTTPHandler, HTTPSHandler):
         return self.do_open(partial(self._connection, HTTPSConnection), request, context=self._context)
 
 
+def _opener(end: float) -> OpenerDirector:
+    """Opens http(s) addresses until a moment, and follows redirections to other ones alone: ftp knows no moment."""
+    opener = OpenerDirector()
+    for handler in (ProxyHandler(), UnknownHandler(), HTTPDefaultErrorHandler(), HTTPRedirectHandler(),
+                    HTTPErrorProcessor(), _Until(end)):  # fmt: skip
+        opener.add_handler(handler)
+    return opener
+
+
 def fetch(address: str | None, timeout: float, attempts: int = 2) -> bytes:
     """What is behind an http(s) address.
 
@@ -114,7 +133,7 @@ def fetch(address: str | None, timeout: float, attempts: int = 2) -> bytes:
     if not isinstance(address, str) or not address.lower().startswith(("http://", "https://")):
         raise OSError(f"not an http address: {address}")
     end = time.monotonic() + SLOWEST * timeout
-    opener = build_opener(_Until(end))
+    opener = _opener(end)
     for attempt in range(1, attempts + 1):
         try:
             left = max(end - time.monotonic(), 0.001)
