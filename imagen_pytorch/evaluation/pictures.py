@@ -29,14 +29,15 @@ MOST_LETTERS = 2000
 Curve = Sequence[tuple[int, float]]
 
 
-def wrap(text: str, width: float, font: Any) -> list[str]:
-    """Break a text into lines that fit into so many pixels; a word that is too long is cut into pieces.
+def _page(text: str) -> str:
+    """A text without what goes beyond `MOST_LETTERS`."""
+    return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]} ..."
 
-    Of more than `MOST_LETTERS` the rest is left out.
-    """
+
+def wrap(text: str, width: float, font: Any) -> list[str]:
+    """Break a text into lines that fit into so many pixels; a word that is too long is cut into pieces."""
     lines, line = [], ""
-    whole = text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]} ..."
-    for word in letters_of(whole, font).split():
+    for word in letters_of(text, font).split():
         joined = f"{line} {word}".strip()
         if font.getlength(joined) <= width:
             line = joined
@@ -122,6 +123,7 @@ def captioned_grid(
     notes = list(notes) if notes is not None else [""] * count
     if not count or count != len(captions) or count != len(notes):
         raise ValueError(f"{count} pictures need as many captions, got {len(captions)}, and notes, got {len(notes)}")
+    captions, notes = ([_page(text) for text in texts] for texts in (captions, notes))
     width, height = pictures[0].size
     scale = scale or max(1, round(PICTURE_WIDTH / width))
     columns = min(columns or _usual_columns(count), count)
