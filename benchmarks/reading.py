@@ -162,6 +162,7 @@ def main() -> None:
             "threads": torch.get_num_threads(),
             "workers": usual_workers(),
             "photographs": f"{options.images} JPEGs of {LARGE[0]}x{LARGE[1]}",
+            "epochs of each": options.rounds,
             "model": f"Unet(dim={options.dim}) at {SIDE}x{SIDE}, batches of {BATCH}",
         }
         RESULT.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n")

@@ -395,3 +395,9 @@ def test_the_licence_comes_along():
 def test_mistakes_are_named(options, words):
     with pytest.raises(ValueError, match=words):
         MovingDigits(**options)
+
+
+@pytest.mark.parametrize("name", ["num_frames", "num_digits", "distractors"])
+def test_numbers_that_no_memory_holds_are_refused_before_it_is_taken(name):
+    with pytest.raises(ValueError, match=f"^{name}: .*1,000,000,000"):
+        open_source("moving-digits", image_size=16, **{name: 10**9})

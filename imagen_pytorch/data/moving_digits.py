@@ -6,6 +6,7 @@ scikit-learn; its licence is in ``digits/LICENSE-digits.txt``.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,8 +19,12 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..images import MODES, Size
 from .base import SOURCES, check_known, item_size, words_of
+from .decoding import MOST_PIXELS
 from .frames import check_positive, strides_of
 from .sprites import CELLS, Sprites, handwriting, render
+
+#: Digits, or distractors, of one clip, at most.
+MOST_SPRITES = 1000
 
 #: Directions of motion as (down, right).
 DIRECTIONS = {
@@ -196,11 +201,18 @@ class MovingDigits(TorchDataset):
         check_positive("length", length, int)
         check_positive("fps", fps, (int, float))
         self.size = item_size(image_size)
+        if num_frames * math.prod(self.size) > MOST_PIXELS:
+            raise ValueError(
+                f"num_frames: {num_frames:,} frames of {self.size[0]}x{self.size[1]} pixels are too many for one clip"
+            )
         if min(self.size) < LEAST_SIDE:
             raise ValueError(f"image_size must be at least {LEAST_SIDE} for digits to be readable, got {image_size}")
         self.num_frames, self.fps, self.strides = num_frames, float(fps), strides_of(frame_stride)
         self.num_digits = _span("num_digits", num_digits, int, 1)
         self.distractors = _span("distractors", distractors, int, 0)
+        for name, span in (("num_digits", self.num_digits), ("distractors", self.distractors)):
+            if max(span) > MOST_SPRITES:
+                raise ValueError(f"{name}: {MOST_SPRITES} in a clip are the most, got {max(span):,}")
         self.speed = _span("speed", speed, (int, float), 0)
         self.directions, self.digits = _names("direction", directions, DIRECTIONS), _classes(digits)
         self.colours = _names("colour", tuple(COLOURS) if colours is True else colours, COLOURS) if colours else ()
