@@ -154,9 +154,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
         if imagen is None:
             contents = read_checkpoint(imagen_checkpoint_path, checkpoint_fs, fs_kwargs)
             imagen = described_model(contents, imagen_checkpoint_path, compare=True)
-        if self.processes.count > 1:
-            advice = "make it from the same configuration and seed on each of them"
-            self.processes.check_same("their model", facts_of_model(imagen, seed), advice)
+        self._same_model(imagen)
         self.imagen = imagen.to(self.device)
         self.processes.equalise(self.imagen)
         self.num_unets = len(imagen.unets)
@@ -192,6 +190,12 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
         self._init_checkpoints(checkpoint_path, checkpoint_every)
         if self.store is not None:
             self.load_from_checkpoint_folder()
+
+    def _same_model(self, imagen: Cascade) -> None:
+        """See that all processes have made the same model."""
+        if self.processes.count > 1:
+            advice = "make it from the same configuration and seed on each of them"
+            self.processes.check_same("their model", facts_of_model(imagen, self.seed), advice)
 
     def _lane(self, number: int, settings: Mapping[str, Any], max_skipped: int) -> Lane:
         return Lane(
