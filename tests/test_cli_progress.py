@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import math
 import os
@@ -148,14 +149,16 @@ def test_clock(seconds, text):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_the_first_signal_is_remembered(number, code):
-    before = signal.getsignal(number)
+def test_the_first_signal_is_remembered(number, code, request):
+    # what runs in the background or under nohup inherits others
+    usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    request.addfinalizer(functools.partial(signal.signal, number, signal.signal(number, usual)))
     with Interruption() as interruption:
         assert not interruption and interruption.exit_code() == 0
         os.kill(os.getpid(), number)
         assert interruption and interruption.exit_code() == code
-        assert signal.getsignal(number) is before  # the second one acts at once
-    assert signal.getsignal(number) is before
+        assert signal.getsignal(number) is usual  # the second one acts at once
+    assert signal.getsignal(number) is usual
 
 
 class Broken:
