@@ -47,13 +47,13 @@ def check_generators(given: Any) -> None:
     """Refuse what no number can be drawn from.
 
     Raises:
-        TypeError: neither a generator, nor one for each image, nor None.
+        TypeError: neither a generator, nor one for each image, nor a function from a tensor to noise, nor None.
     """
     several = isinstance(given, list | tuple)
     if not several and isinstance(given, Share | None):
         return
     sources = given if several else [given]
-    if not sources or not all(isinstance(each, torch.Generator) for each in sources):
+    if not sources or not all(isinstance(each, torch.Generator) or callable(each) for each in sources):
         raise TypeError(f"generator must be a torch.Generator, or one per picture; got {given!r}")
 
 

@@ -110,7 +110,7 @@ def interrupted_after(monkeypatch, steps):
     monkeypatch.setattr(ImagenTrainer, "train_step", train_step)
 
 
-@pytest.mark.parametrize("steps", [2, 5], ids=["in the first U-Net", "in the second one"])
+@pytest.mark.parametrize("steps", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_an_interrupted_demo_goes_on(tmp_path, monkeypatch, steps):
     config = tiny_config(tmp_path)
     whole, parted = tmp_path / "whole", tmp_path / "parted"

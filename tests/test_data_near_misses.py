@@ -194,6 +194,7 @@ def test_a_caption_of_a_hundred_megabytes_is_left_out_without_being_read(tmp_pat
         assert Dataset(tmp_path, 16).captions == ["fine"]
 
 
+@pytest.mark.slow
 def test_folders_within_folders_have_a_limit(tmp_path):
     folder(tmp_path)
     deep = tmp_path.joinpath(*["d"] * 105)
@@ -202,6 +203,7 @@ def test_folders_within_folders_have_a_limit(tmp_path):
         assert len(Dataset(tmp_path, 16)) == 1
 
 
+@pytest.mark.slow
 def test_links_that_multiply_are_followed_once(tmp_path):
     """Ten folders that each hold links to all ten: ten million ways of seven steps."""
     for number in range(10):

@@ -166,6 +166,7 @@ def test_a_frozen_process_is_not_waited_for_without_end(nursery, folder, referen
     finish(nursery, folder, reference)
 
 
+@pytest.mark.slow
 def test_work_of_one_process_alone_may_take_long(nursery, folder, reference):
     """The others wait for it far longer than for a sign of life."""
     slow = QUICKLY + (

@@ -167,8 +167,10 @@ def soon(monkeypatch):
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
 
 
-@pytest.mark.parametrize("persistent", [False, True])
-@pytest.mark.parametrize("own_order", [False, True])
+@pytest.mark.parametrize(
+    ("own_order", "persistent"),
+    [(True, True), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((True, False), (False, True), (False, False)))],
+)
 def test_a_worker_that_is_killed_is_replaced(own_order, persistent, soon, tmp_path):
     """No item is lost or comes twice, also where the loader's order is not ours."""
 
@@ -200,6 +202,7 @@ class Dying(Slow):
         return super().read(index)
 
 
+@pytest.mark.slow
 def test_what_kills_every_worker_ends_with_advice(soon, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "RESTARTS", 1)
     data = Dying(tmp_path, 0)
@@ -224,6 +227,7 @@ class Full(Slow):
         return super().read(index)
 
 
+@pytest.mark.slow
 def test_workers_without_shared_memory_end_with_advice(tmp_path):
     stream = BatchStream(make_loader(Full(tmp_path, 0), 2, seed=4, num_workers=1), seed=4)
     advice = r"unable to allocate shared memory.*4 times in all: set a smaller num_workers"
@@ -244,6 +248,7 @@ def test_other_handlers_of_child_signals_stay(tmp_path):
 
 
 @NEEDS_FORK
+@pytest.mark.slow
 def test_workers_that_we_chose_never_end_a_training(eager, soon, tmp_path):
     stream = streamed(Dying(tmp_path, cache_memory_share=0.25), choose_workers=True)
     plain = numbers(streamed(Slow(tmp_path, 0)), 12)
@@ -266,6 +271,7 @@ def test_other_errors_of_workers_stay_what_they_are():
 # -- how much time it takes -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_share_of_waiting(tmp_path):
     """It takes 40 ms to read and 10 ms to work, and a pause in between does not count."""
     stream = streamed(Slow(tmp_path, 0.02))

@@ -266,8 +266,7 @@ class TrainerCheckpoints:
             advice = "put the same file where each of them reads it"
             self.processes.check_same(f"the checkpoint {path}", facts_of_checkpoint(contents), advice)
         left, notes = self.state.check(contents, only_model, strict, path)
-        if left:
-            notes.append(f"loaded what fits; left out: {'; '.join(left)}")
+        notes += [f"loaded what fits; left out: {each}" for each in left]
         if contents.get("version", __version__) != __version__:
             found = excerpt(contents["version"], _SHORT)
             notes.append(f"the checkpoint is of version {found}, this is version {__version__}")
