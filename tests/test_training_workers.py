@@ -167,10 +167,8 @@ def soon(monkeypatch):
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
 
 
-@pytest.mark.parametrize(
-    ("own_order", "persistent"),
-    [(True, True), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((True, False), (False, True), (False, False)))],
-)
+@pytest.mark.parametrize("persistent", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("own_order", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_worker_that_is_killed_is_replaced(own_order, persistent, soon, tmp_path):
     """No item is lost or comes twice, also where the loader's order is not ours."""
 
