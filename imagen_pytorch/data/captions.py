@@ -199,7 +199,8 @@ def _unfit(place: Place, table: Path, text_column: str) -> str | None:
     """Why the table of a subfolder is none of captions; None if it is one."""
     try:
         where, row = again(lambda: next(_rows(place, table), ("", {})), printable(table))
-        check_columns(row, (PATH_COLUMN, text_column), where or printable(table))
+        # the caller names the table, and a reason is short
+        check_columns(row, (PATH_COLUMN, text_column), where.rpartition(", ")[2] or "it")
     except (OSError, ValueError) as error:
         if isinstance(error, DataError) or not isinstance(error, ValueError):
             return reason_of(error)
