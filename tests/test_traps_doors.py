@@ -23,7 +23,7 @@ from toys import WORDS, small_imagen
 from imagen_pytorch import Imagen, ImagenTrainer
 from imagen_pytorch.checkpoint import read_checkpoint
 from imagen_pytorch.cli import _demo, main
-from imagen_pytorch.cli._options import Caption
+from imagen_pytorch.cli._options import Caption, Place
 from imagen_pytorch.data import remote
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,6 +93,8 @@ def value_of_no_use(option):
     """Something that this option cannot mean; None if it takes any text, which the command itself looks at."""
     if isinstance(option.type, Caption):
         return "\udcff"
+    if isinstance(option.type, Place):
+        return ""
     return None if "str" in option.type.name or option.type.name == "text" else "???"
 
 
