@@ -306,7 +306,7 @@ _WORKERS = ("timeout", "persistent_workers", "prefetch_factor", "multiprocessing
 
 
 class _DatasetOptions(Configuration):
-    """The entries of ``dataset``: values of the very type, for there is no number in "2" and no choice in "no"."""
+    """The entries of ``dataset``. Types are strict: "2" is not a number, "no" is not a bool."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 

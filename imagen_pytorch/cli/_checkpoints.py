@@ -54,7 +54,7 @@ def whole_or_previous(path: str) -> str:
     """A checkpoint, or if it is damaged or gone the one before it, which is said in a warning.
 
     Raises:
-        CheckpointUnreachable: nobody can tell now.
+        CheckpointUnreachable: the storage does not answer.
         CheckpointError: neither can be read.
     """
     from ..storage import CheckpointError, CheckpointMissing, CheckpointUnreachable, previous_of
@@ -85,7 +85,7 @@ def has_checkpoint(path: str) -> bool:
     """Whether there is something to go on from: a checkpoint, or the one before it.
 
     Raises:
-        CheckpointUnreachable: nobody can tell now.
+        CheckpointUnreachable: the storage does not answer.
     """
     from ..storage import kind_of, locate, previous_of
 

@@ -179,7 +179,7 @@ def file_facts(outline: Outline) -> dict[str, Any]:
         head, _, rest = str(name).partition(".")
         place = rest.split(".", 1)[0] if head == "unets" else ""
         counts[place] = counts.get(place, 0) + (item.numel() if hasattr(item, "numel") else 0)
-        if re.fullmatch(r"0|[1-9][0-9]{0,3}", place):  # anything else is no number of a U-Net
+        if re.fullmatch(r"0|[1-9][0-9]{0,3}", place):  # anything else does not number a U-Net
             numbers.add(int(place) + 1)
     steps = _steps(outline)
     return {

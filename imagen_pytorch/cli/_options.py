@@ -39,7 +39,7 @@ class Positive(click.ParamType):
         except ValueError:
             number = math.nan
         if not 0 < number < math.inf:
-            self.fail(f"{value!r} is no number above 0", param, ctx)
+            self.fail(f"{value!r} is not a number above 0", param, ctx)
         return number
 
 

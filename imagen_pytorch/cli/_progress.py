@@ -48,7 +48,7 @@ class Progress:
         quiet: show nothing.
         unit: what the batches consist of.
         mean: of a number over all processes of the run; all of them call it when a line is due.
-        reading_share: of the time of the last steps, spent waiting for data; None where nobody knows it.
+        reading_share: fraction of the time of the last steps spent waiting for data; None where it is unknown.
     """
 
     def __init__(

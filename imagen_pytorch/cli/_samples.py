@@ -82,7 +82,7 @@ class Samples:
         return self._examples
 
     def _arguments(self, number: int) -> dict[str, Any]:
-        """What is sampled: the captions, so many images, or images of the data enlarged."""
+        """Return what is sampled: the captions, a number of images, or enlarged images of the data."""
         if self.needs_examples(number):
             images, texts = self._borrowed()
             start = {"start_at_unet_number": number, "start_image_or_video": images}

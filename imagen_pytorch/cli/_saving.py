@@ -134,7 +134,7 @@ class SavedRun:
             CheckpointNotWritten: it cannot be written, though ``on_save_error`` let earlier failures pass.
         """
         self.trainer.wait_for_saves()
-        if self.trainer.on_save_error != "stop":  # nobody knows whether the last one was written
+        if self.trainer.on_save_error != "stop":  # it is unknown whether the last one was written
             self.trainer.on_save_error, self.saved_at = "stop", self.began_at
         self.save()
 

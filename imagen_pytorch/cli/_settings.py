@@ -165,7 +165,7 @@ def _overridden(values: dict[str, Any], request: Request, choice: ConfigChoice) 
 
 
 def _states_text(values: Mapping[str, Any]) -> bool:
-    """Whether a configuration asks for captions in so many words; a default does not."""
+    """Whether a configuration states that it needs captions; a default does not count."""
     model = values.get("imagen")
     if not isinstance(model, Mapping) or model.get("condition_on_text") is False:
         return False

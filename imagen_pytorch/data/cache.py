@@ -79,7 +79,7 @@ def _expanded(folder: str | Path) -> Path:
     """A folder with the user's home folder in place of "~".
 
     Raises:
-        ValueError: there is no such user, or nobody knows where the home folder is.
+        ValueError: there is no such user, or the home folder is unknown.
     """
     path = os.path.expanduser(folder)
     if path.startswith("~"):
@@ -91,7 +91,7 @@ def usual_folder() -> Path:
     """Where cache files are if no folder is given: ``imagen_pytorch/images`` in the user's cache directory.
 
     Raises:
-        ValueError: nobody knows where that is.
+        ValueError: the place is unknown.
     """
     return _expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "imagen_pytorch" / "images"
 
@@ -287,7 +287,7 @@ def _on_disk(path: Path, size: int) -> int:
     found = os.fstat(file)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         os.close(file)
-        raise OSError(f"{path.name} is no file of its own")
+        raise OSError(f"{path.name} is not a regular file with a single link")
     with suppress(OSError):
         os.utime(path)  # used today
     return file

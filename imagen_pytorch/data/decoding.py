@@ -36,7 +36,7 @@ MANY_PIXELS = 2**24
 #: how large the image is that will be unpacked (BLP, ICNS, ICO).
 REFUSED = ("BLP", "BUFR", "EPS", "FITS", "GRIB", "HDF5", "ICNS", "ICO", "IPTC", "MPEG", "PCD", "SPIDER", "WMF")
 
-#: A tile of a TIFF is unpacked as a whole: so many pixels it may have, or so many times those of the image.
+#: Limits of a TIFF tile, which is unpacked as a whole: pixels, and multiples of the image's pixels.
 TILE_PIXELS, TILE_SHARE = 2**22, 4
 
 #: Packages that teach Pillow further formats once they are imported; what to call then, if anything.
