@@ -1,1 +1,1 @@
-"""Looking at results: grids with captions, loss curves, and how well pictures fit their captions."""
+"""Looking at results: grids with captions, loss curves, distances to real images, and how well images fit captions."""
