@@ -39,9 +39,9 @@ def brute_kid(a: torch.Tensor, b: torch.Tensor) -> float:
     return mean(itertools.permutations(a, 2)) + mean(itertools.permutations(b, 2)) - 2 * mean(itertools.product(a, b))
 
 
-@pytest.mark.parametrize("chunk", [2, 1024])
-def test_kid_is_the_sum_over_pairs(chunk, monkeypatch):
-    monkeypatch.setattr(distances, "CHUNK", chunk)
+@pytest.mark.parametrize("cells", [12, 2**23])
+def test_kid_is_the_sum_over_pairs(cells, monkeypatch):
+    monkeypatch.setattr(distances, "CELLS", cells)
     a, b = normal(0, 7, 3), normal(1, 5, 3) + 0.5
     assert kid(a, b).value == pytest.approx(brute_kid(a, b), rel=1e-12)
     assert kid(b, a).value == pytest.approx(kid(a, b).value, rel=1e-12)
@@ -123,9 +123,9 @@ def brute_neighbourhoods(real: torch.Tensor, generated: torch.Tensor, k: int) ->
     }
 
 
-@pytest.mark.parametrize("chunk", [4, 1024])
-def test_precision_and_recall_are_those_of_brute_force(chunk, monkeypatch):
-    monkeypatch.setattr(distances, "CHUNK", chunk)
+@pytest.mark.parametrize("cells", [99, 2**23])
+def test_precision_and_recall_are_those_of_brute_force(cells, monkeypatch):
+    monkeypatch.setattr(distances, "CELLS", cells)
     real, generated = normal(0, 30, 2), 0.6 * normal(1, 22, 2) + 0.8
     for k in (1, 3, 5):
         assert precision_recall(real, generated, k=k) == pytest.approx(brute_neighbourhoods(real, generated, k))

@@ -18,8 +18,13 @@ from .intervals import Estimate, quantile_ends
 
 Figure = TypeVar("Figure")
 
-#: Rows of a table of kernels or distances that are in memory at once.
-CHUNK = 1024
+#: Numbers of a table of kernels or distances that are in memory at once: 64 MB.
+CELLS = 2**23
+
+
+def chunk_rows(columns: int) -> int:
+    """Return how many rows of a table of a table are computed at once."""
+    return max(1, CELLS // columns)
 
 
 def as_features(features: Float[Tensor, "n d"], name: str, least: int = 2) -> Float[Tensor, "n d"]:
@@ -55,8 +60,8 @@ def both(
 
 
 def distance_chunks(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Iterator[Float[Tensor, "c m"]]:
-    """Yield the Euclidean distances of all ``a`` to all ``b``, `CHUNK` rows at a time."""
-    for rows in a.split(CHUNK):
+    """Yield the Euclidean distances of all ``a`` to all ``b``, `chunk_rows` of ``a`` at a time."""
+    for rows in a.split(chunk_rows(len(b))):
         yield torch.cdist(rows, b)
 
 
@@ -68,7 +73,8 @@ def _kernel_sums(
 ) -> Float[Tensor, " s"]:
     """Sum ``w_i v_j k(a_i, b_j)`` over all pairs for each row ``w, v`` of both weights ``(s, n)`` and ``(s, m)``."""
     total = torch.zeros(len(weights[0]), dtype=torch.float64)
-    for rows, parts in zip(a.split(CHUNK), weights[0].split(CHUNK, dim=1), strict=True):
+    size = chunk_rows(len(b))
+    for rows, parts in zip(a.split(size), weights[0].split(size, dim=1), strict=True):
         kernel = (rows @ b.T / a.shape[1] + 1) ** 3
         total += (parts @ kernel * weights[1]).sum(1)
     return total
@@ -155,9 +161,7 @@ def _radii(x: Float[Tensor, "n d"], k: int) -> Float[Tensor, " n"]:
     return torch.cat([rows.topk(k + 1, dim=1, largest=False).values[:, -1] for rows in distance_chunks(x, x)])
 
 
-def precision_recall(
-    real: Float[Tensor, "n d"], generated: Float[Tensor, "m d2"], *, k: int = 5
-) -> dict[str, float]:
+def precision_recall(real: Float[Tensor, "n d"], generated: Float[Tensor, "m d2"], *, k: int = 5) -> dict[str, float]:
     """Compute how good and how diverse generated images are, from balls that reach to the k-th nearest neighbour.
 
     Args:
@@ -179,7 +183,7 @@ def precision_recall(
     real_radii, generated_radii = _radii(real, k), _radii(generated, k)
     covered = torch.zeros(len(generated), dtype=torch.long)
     recalled, reached = [], []
-    for rows, radii in zip(distance_chunks(real, generated), real_radii.split(CHUNK), strict=True):
+    for rows, radii in zip(distance_chunks(real, generated), real_radii.split(chunk_rows(len(generated))), strict=True):
         inside = rows <= radii[:, None]
         covered += inside.sum(0)
         reached.append(inside.any(1))
