@@ -45,9 +45,10 @@ class Heartbeat:
         self._store, self._rank = store, rank
         self._keys = [f"imagen_pytorch/alive/{number}" for number in range(count)]
         self._ended = threading.Event()
-        self._values: list[bytes] | None = None
+        self._values = [b""] * count
         self._heard = [time.monotonic()] * count
         self._main = threading.main_thread().ident
+        store.add(self._keys[rank], 1)  # before anything else: a process that freezes at once is missed too
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._watch)]
         for thread in self._threads:
             thread.start()
@@ -69,23 +70,26 @@ class Heartbeat:
         while not self._ended.wait(BEAT):
             try:
                 self._store.add(self._keys[self._rank], 1)
-                if not self._store.check(self._keys):
-                    self._note(None)  # some have not come so far yet
-                    continue
-                self._note(self._store.multi_get(self._keys))
+                self._note(self._read())
             except RuntimeError:  # the store has gone for good: from now on there is silence
                 return
 
-    def _note(self, values: list[bytes] | None) -> None:
+    def _read(self) -> list[bytes]:
+        """Return the counter of every process, empty for one that has not begun to count."""
+        if self._store.check(self._keys):
+            return self._store.multi_get(self._keys)
+        return [self._store.get(key) if self._store.check([key]) else b"" for key in self._keys]
+
+    def _note(self, values: list[bytes]) -> None:
         now = time.monotonic()
-        for rank in range(len(self._keys)):
-            if values is None or self._values is None or values[rank] != self._values[rank]:
+        for rank, value in enumerate(values):
+            if value != self._values[rank]:
                 self._heard[rank] = now
         self._values = values
 
     def _watch(self) -> None:
         place, since, before = None, time.monotonic(), time.monotonic()
-        while not self._ended.wait(1.0):
+        while not self._ended.wait(BEAT / 3):
             now = time.monotonic()
             if now - before > SILENCE / 2:  # this process itself was frozen: it has heard nobody
                 self._heard = [now] * len(self._keys)
