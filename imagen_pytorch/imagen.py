@@ -120,6 +120,10 @@ class Imagen(Cascade):
         given_frames_prob: share of training batches in which some frames are given and the rest is learned: with
             causal networks the first ones, else any. `sample` can then go on from ``cond_video_frames``.
         resize_mode: of every resize, antialiased for "bilinear" and "bicubic".
+        spectral_loss: per-unet; a loss of the error by spatial frequency, added to the plain one: ``{"table": "jpeg85",
+            "weight": 1.0}`` or the name of a table, "jpeg85" (low frequencies count most), "sharp" (high ones) or
+            "flat". It does not move the minimiser of ``loss_type="l2"`` (Ma et al. 2025, arXiv 2511.19365; see
+            `SpectralLoss`).
         min_snr_loss_weight, min_snr_gamma: per-unet min-SNR weight (Hang et al. 2023, arXiv 2303.09556).
         p2_loss_weight_gamma, p2_loss_weight_k: per-unet P2 weight in its place (Choi et al. 2022, arXiv 2204.00227).
 
@@ -169,6 +173,7 @@ class Imagen(Cascade):
         fps_drop_prob: float = 0.1,
         given_frames_prob: float = 0.0,
         resize_mode: str = "bilinear",
+        spectral_loss: str | Mapping[str, Any] | Sequence[Any] | None = None,
         min_snr_loss_weight: bool | Sequence[bool] = True,
         min_snr_gamma: float | Sequence[float] = 5.0,
         p2_loss_weight_gamma: float | Sequence[float | None] | None = None,
@@ -300,6 +305,7 @@ class ElucidatedImagen(ElucidatedFormulas, Cascade):
         fps_drop_prob: float = 0.1,
         given_frames_prob: float = 0.0,
         resize_mode: str = "bilinear",
+        spectral_loss: str | Mapping[str, Any] | Sequence[Any] | None = None,
         sampler: str | Sequence[str] = "edm",
         num_sample_steps: int | Sequence[int] = 32,
         sigma_min: float | Sequence[float] = 0.002,

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..diffusion.guidance import GUIDANCE, Guidance
 from ..diffusion.samplers import SAMPLERS, Sampler
 from ..diffusion.schedules import SCHEDULES, Schedule
+from ..diffusion.spectral import SpectralLoss
 from ..images import RESIZE_MODES, TEMPORAL_MODES, Size, as_size
 from ..ranges import check_whole
 from ..tensors import Generators, check_generators, per_stage, seeded
@@ -29,6 +30,7 @@ from .limits import (
     check_share,
     check_unet_number,
 )
+from .objects import option_objects
 from .placement import check_precision
 from .sizes import crop_entries, is_pair, stage_sizes
 
@@ -78,6 +80,7 @@ class SharedOptions(_Taken):
     fps_drop_prob: float
     given_frames_prob: float
     resize_mode: str
+    spectral_loss: Any
 
     def check(self, count: int) -> None:
         """Refuse what lies outside its range.
@@ -206,6 +209,14 @@ class SharedOptions(_Taken):
             raise ValueError("lowres_residual: the first U-Net has no low-resolution picture, its entry must be None")
         check_each(scales, count, "lowres_residual", check_positive)
         return scales
+
+    def spectral_losses(self, count: int) -> tuple[SpectralLoss | None, ...]:
+        """Return the frequency-weighted loss of each stage, None where there is none.
+
+        Raises:
+            ValueError, TypeError: as `option_objects`.
+        """
+        return option_objects(SpectralLoss, self.spectral_loss, count, "spectral_loss")
 
 
 @dataclass(frozen=True)

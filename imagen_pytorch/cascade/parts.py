@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -60,6 +61,8 @@ class CascadeParts(nn.Module):
         shared.check(count)
         for process in processes:
             process.check_times()
+        losses = shared.spectral_losses(count)
+        processes = [replace(process, spectral=loss) for process, loss in zip(processes, losses, strict=True)]
         self.condition_on_text = shared.condition_on_text
         self.cond_drop_prob = shared.cond_drop_prob
         self.cond_images_drop_prob = shared.cond_images_drop_prob

@@ -16,6 +16,7 @@ from .losses import LOSSES, NoiseLevels, Weighting
 from .objectives import Objective
 from .samplers import SAMPLERS, Known, Noises, Sampler, StepCallback, corrupt, fresh_noise
 from .schedules import Level, Schedule
+from .spectral import SpectralLoss
 
 #: ``net(c_in x_t, c_noise (b,), x0_before) -> prediction``
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -33,6 +34,7 @@ class DiffusionProcess:
         sampler: used unless another is asked for.
         loss_type: "l1", "l2" or "huber".
         steps: number of sampling steps of ``sampler``; None leaves it to the sampler.
+        spectral: a loss of the same residual by frequency, added to the plain one before the level is weighted.
 
     Raises:
         ValueError: an unknown loss, or an objective that says nothing about x0 where the schedule is all noise.
@@ -47,6 +49,7 @@ class DiffusionProcess:
     steps: int | None = None
     #: ready samplers, taken where one of their kind is asked for by name
     prepared: tuple[Sampler, ...] = ()
+    spectral: SpectralLoss | None = None
 
     def __post_init__(self) -> None:
         LOSSES[self.loss_type]
@@ -131,6 +134,8 @@ class DiffusionProcess:
         prediction = self.predict(net, x_t, level, estimate)
         target = self.objective.target(x0, noise, _as(level, x0))
         error = LOSSES[self.loss_type](prediction.float(), target.float()).flatten(1).mean(1)
+        if self.spectral is not None:
+            error = error + self.spectral(prediction.float() - target.float())
         factor = self.weighting.factor(level, self.objective.coefficients(level).c_out)
         return error * factor.flatten().to(error)
 
