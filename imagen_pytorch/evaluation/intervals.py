@@ -1,4 +1,4 @@
-"""Figures with an interval, by bootstrap (Efron 1979)."""
+"""Figures with an interval, by bootstrap (Efron 1979) or, for fractions, by the formula of Wilson (1927)."""
 
 from __future__ import annotations
 
@@ -57,6 +57,27 @@ def mean_interval(
     count = len(values)
     means = [values[torch.randint(count, (count,), generator=generator)].mean() for _ in range(resamples)]
     return Estimate(float(values.mean()), *quantile_ends(torch.stack(means), confidence))
+
+
+def fraction_interval(fraction: float, count: int, z: float = 1.96) -> Estimate:
+    """Estimate the probability of success from ``count`` independent trials, such as an R@k from ``count`` images.
+
+    Unlike a bootstrap, the interval of Wilson (1927) also has a width where the fraction is 0 or 1.
+
+    Args:
+        fraction: of successes, 0 to 1.
+        count: number of trials, at least 1.
+        z: quantile of the normal distribution; 1.96 gives 95 %.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+    check_whole(count, "count")
+    check_number(fraction, "fraction", 0, 1)
+    spread = z**2 / count
+    middle = (fraction + spread / 2) / (1 + spread)
+    half = z * ((fraction * (1 - fraction) + spread / 4) / count) ** 0.5 / (1 + spread)
+    return Estimate(fraction, max(0.0, middle - half), min(1.0, middle + half))
 
 
 def paired_interval(

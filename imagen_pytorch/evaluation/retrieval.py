@@ -1,26 +1,37 @@
-"""Do pictures fit their captions? A small probe learns it from real pictures, then looks for each caption.
+"""Do images fit their captions? A small probe learns it from real images, then looks for each caption.
 
 The idea is CLIP's (Radford et al. 2021, arXiv 2103.00020) at the size of a data set: two small networks on top of
-frozen picture features and a frozen text encoder map both into one space. How often the right caption is among the k
-nearest to a picture is R@k. The same figure for real pictures is what a perfect model can reach.
+frozen image features and a frozen text encoder map both into one space. How often the right caption is among the k
+nearest to an image is R@k. The same metric for real images is what a perfect model can reach, and for real images with
+small defects (`reference_images`) it shows how much the judge holds against defects that have nothing to do with the
+caption.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..images import Size
 from ..text.base import TextEncoder
+from .augmentation import Augmentation, reduced, with_noise
 from .features import FeatureExtractor
+from .intervals import fraction_interval
 
 #: The k of R@k.
 RANKS = (1, 5, 10)
+
+#: Augmented versions of each image that `train_probe` learns beside the image itself.
+VERSIONS = 4
+
+#: Standard deviations of the noise on the real images of `reference_images`.
+NOISE = (0.02, 0.04)
 
 
 def ranks(similarity: Float[Tensor, "n m"], truth: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
@@ -67,6 +78,17 @@ class Tower(nn.Module):
         return F.normalize(self.layers((features - self.mean) / self.std), dim=1)
 
 
+class CaptionJudge(Protocol):
+    """Anything that compares images with captions: a `CaptionProbe`, or the embedded `Emoji64Probe`."""
+
+    @property
+    def networks(self) -> dict[str, str]:
+        """Names of the "extractor" and the "encoder"."""
+
+    def similarity(self, images: Float[Tensor, "n c h w"], captions: Sequence[str]) -> Float[Tensor, "n m"]:
+        """Similarity of every image in [0, 1] with every caption; the largest fits best."""
+
+
 @dataclass(frozen=True)
 class CaptionProbe:
     """A trained pair of towers with the frozen networks below them; made by `train_probe`."""
@@ -75,6 +97,11 @@ class CaptionProbe:
     encoder: TextEncoder
     picture_tower: Tower
     text_tower: Tower
+
+    @property
+    def networks(self) -> dict[str, str]:
+        """Names of the frozen networks."""
+        return {"extractor": self.extractor.name, "encoder": self.encoder.name}
 
     @torch.no_grad()
     def similarity(self, images: Float[Tensor, "n c h w"], captions: Sequence[str]) -> Float[Tensor, "n m"]:
@@ -103,19 +130,34 @@ def train_probe(
     steps: int = 200,
     batch_size: int = 256,
     seed: int = 0,
+    augment: bool = False,
 ) -> CaptionProbe:
-    """Learn from real pictures in [0, 1] which caption belongs to which picture.
+    """Learn from real images in [0, 1] which caption belongs to which image.
 
     Symmetric contrastive loss with a learned temperature. Torch's global random state is left as it was.
 
+    Args:
+        images: real images.
+        captions: one each.
+        extractor, encoder: frozen networks.
+        steps, batch_size: of the training.
+        seed: of all random numbers.
+        augment: learn `VERSIONS` augmented versions of each image as well, with noise, blur, shifts, resampling and
+            changed colours (`Augmentation`), so that the judge looks past such defects. Every version costs a pass of
+            the extractor.
+
     Raises:
-        ValueError: fewer than two pictures, or another number of captions.
+        ValueError: fewer than two images, or another number of captions.
     """
     if len(images) != len(captions) or len(images) < 2:
         raise ValueError(f"a probe needs two or more pictures with a caption each, got {len(images)}, {len(captions)}")
     different = {text: index for index, text in enumerate(dict.fromkeys(captions))}
     labels = torch.tensor([different[text] for text in captions])
-    features = extractor(images), text_features(encoder, list(different))[labels]
+    generator, augmentation = torch.Generator().manual_seed(seed), Augmentation()
+    seen = [extractor(images)]
+    seen += [extractor(augmentation(images, generator)) for _ in range(VERSIONS if augment else 0)]
+    labels = labels.repeat(len(seen))
+    features = torch.cat(seen), text_features(encoder, list(different))[labels]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed accelerators too
         towers = Tower(features[0]), Tower(features[1])
@@ -146,46 +188,96 @@ def _align(
             schedule.step()
 
 
+def reference_images(
+    real: Float[Tensor, "n c h w"], small_size: int | Size, *, seed: int = 0
+) -> dict[str, Float[Tensor, "n c h w"]]:
+    """Real images as they are and with known defects, to be judged beside generated ones.
+
+    Args:
+        real: images in [0, 1].
+        small_size: of the stage before, in pixels; "enlarged" images are shrunk to it and enlarged bicubically.
+        seed: of the noise.
+
+    Returns:
+        "real", "enlarged", and one entry for each standard deviation of `NOISE`, such as "noise 0.02".
+    """
+    generator = torch.Generator().manual_seed(seed)
+    noisy = {f"noise {sigma:g}": with_noise(real, sigma, generator) for sigma in NOISE}
+    return {"real": real, "enlarged": reduced(real, small_size), **noisy}
+
+
+def reference_rows(
+    judge: CaptionJudge,
+    real: Float[Tensor, "n c h w"],
+    captions: Sequence[str],
+    *,
+    candidates: Sequence[str],
+    small_size: int | Size,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """R@1, R@5 and R@10 of each kind of `reference_images`.
+
+    Raises:
+        ValueError: as `caption_retrieval`.
+    """
+    known, truth = _places(captions, candidates, len(real))
+    return {
+        name: recall_at(judge.similarity(images, known), truth)
+        for name, images in reference_images(real, small_size, seed=seed).items()
+    }
+
+
 def caption_retrieval(
-    probe: CaptionProbe,
+    probe: CaptionJudge,
     generated: Float[Tensor, "n c h w"],
     captions: Sequence[str],
     *,
     candidates: Sequence[str],
     real: Float[Tensor, "n c h2 w2"] | None = None,
+    small_size: int | Size | None = None,
 ) -> dict[str, Any]:
-    """R@1, R@5 and R@10 of finding its own caption for each generated picture.
+    """R@1, R@5 and R@10 of finding its own caption for each generated image.
 
     Args:
-        probe: from `train_probe`.
-        generated: pictures in [0, 1].
+        probe: from `train_probe`, or the embedded `Emoji64Probe`.
+        generated: images in [0, 1].
         captions: what each was asked to show.
         candidates: the captions to choose from; repeated ones count once.
-        real: true pictures of the same captions, for the ceiling.
+        real: true images of the same captions, for the ceiling.
+        small_size: of the stage before; with it, the real images are also judged with defects (`reference_images`).
 
     Returns:
-        A dict of plain values: "generated", "chance" and, given real pictures, "ceiling", each with "R@1", "R@5" and
-        "R@10" in [0, 1]; "pictures" and "candidates" are counts; "extractor" and "encoder" name what was used.
+        A dict of plain values: "generated", "chance" and, given real images, "ceiling", each with "R@1", "R@5" and
+        "R@10" in [0, 1]; "intervals" with the 95 % interval ``[low, high]`` of each of those but chance; "references"
+        with the rows of `reference_rows`, given ``small_size``; "pictures" and "candidates" are counts; "extractor"
+        and "encoder" name what was used.
 
     Raises:
-        ValueError: a caption that is no candidate, or as many captions as pictures are not given.
+        ValueError: a caption that is not a candidate, or another number of captions than of images.
     """
+    known, truth = _places(captions, candidates, len(generated))
+    rows = {"generated": recall_at(probe.similarity(generated, known), truth)}
+    report: dict[str, Any] = {"pictures": len(generated), "candidates": len(known), **probe.networks}
+    if real is not None:
+        rows["ceiling"] = recall_at(probe.similarity(real, known), truth)
+        if small_size is not None:
+            report["references"] = reference_rows(probe, real, captions, candidates=known, small_size=small_size)
+    return {**report, "chance": chance(len(known)), **rows, "intervals": intervals(rows, len(generated))}
+
+
+def intervals(rows: dict[str, dict[str, float]], count: int) -> dict[str, dict[str, list[float]]]:
+    """Return the 95 % interval ``[low, high]`` (`fraction_interval`) of every R@k of rows of ``count`` images each."""
+    ends = {name: {key: fraction_interval(value, count) for key, value in row.items()} for name, row in rows.items()}
+    return {name: {key: [end.low, end.high] for key, end in row.items()} for name, row in ends.items()}
+
+
+def _places(captions: Sequence[str], candidates: Sequence[str], images: int) -> tuple[list[str], Tensor]:
+    """Different candidates, and the place among them of each image's caption."""
     known = {text: index for index, text in enumerate(dict.fromkeys(candidates))}
     missing = [text for text in captions if text not in known]
-    if missing or len(captions) != len(generated):
+    if missing or len(captions) != images:
         raise ValueError(
-            f"{len(generated)} pictures need as many captions, all of them candidates; got {len(captions)}"
+            f"{images} pictures need as many captions, all of them candidates; got {len(captions)}"
             + (f", of which {missing[0]!r} is no candidate" if missing else "")
         )
-    truth = torch.tensor([known[text] for text in captions])
-    report: dict[str, Any] = {
-        "pictures": len(generated),
-        "candidates": len(known),
-        "extractor": probe.extractor.name,
-        "encoder": probe.encoder.name,
-        "chance": chance(len(known)),
-        "generated": recall_at(probe.similarity(generated, list(known)), truth),
-    }
-    if real is not None:
-        report["ceiling"] = recall_at(probe.similarity(real, list(known)), truth)
-    return report
+    return list(known), torch.tensor([known[text] for text in captions])
