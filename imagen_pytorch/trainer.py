@@ -66,7 +66,10 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
         max_grad_norm: scale gradients down to this norm.
         group_wd_params: with ``weight_decay``, decay matrices and convolutions only.
         warmup_steps: per-unet; the rate rises linearly and is full from this update on.
-        cosine_decay_max_steps: per-unet; the rate falls to 0 at this update and stays there.
+        cosine_decay_max_steps: per-unet; the rate falls to 0 at this update and stays there. The fall is a half cosine
+            from the first update on.
+        cooldown_steps: per-unet; keep the rate constant and let it fall over this number of last updates only, so that
+            a run can be prolonged. Without ``cosine_decay_max_steps`` it falls once `set_decay` names an end.
         only_train_unet_number: refuse training any other U-Net.
         fp16, precision: mixed precision: "no", "fp16" (with loss scaling) or "bf16"; ``fp16=True`` is short for "fp16".
         split_batches: for runs on several processes: the loader's batch is that of all of them together, so that their
@@ -109,6 +112,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
         group_wd_params: bool = True,
         warmup_steps: int | Sequence[int | None] | None = None,
         cosine_decay_max_steps: int | Sequence[int | None] | None = None,
+        cooldown_steps: int | Sequence[int | None] | None = None,
         only_train_unet_number: int | None = None,
         fp16: bool = False,
         precision: str | None = None,
@@ -171,6 +175,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
             "eps": eps,
             "warmup_steps": warmup_steps,
             "cosine_decay_max_steps": cosine_decay_max_steps,
+            "cooldown_steps": cooldown_steps,
         }
         shared = {"beta1": beta1, "beta2": beta2, "group_wd_params": group_wd_params, **others.adam}
         settings = enumerate(settings_per_unet(self.num_unets, per_unet, shared), start=1)
@@ -243,7 +248,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
             lane.network = self.processes.wrap(lane.unet)
 
     def set_decay(self, unet_number: int, cosine_decay_max_steps: int | None) -> None:
-        """Change the end of the cosine decay of one U-Net; its present rate becomes that of the new schedule.
+        """Change the end of the decay of one U-Net; its present rate becomes that of the new schedule.
 
         Args:
             unet_number: 1-based.

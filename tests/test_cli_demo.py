@@ -150,11 +150,13 @@ def test_steps_scale_all_that_is_counted_in_steps():
         "steps": [2000, 500],
         "sample_at_every": 400,
         "save_at_every": 0,
-        "trainer": {"lr": 1.0, "warmup_steps": 50, "cosine_decay_max_steps": [2000, None]},
+        "trainer": {"lr": 1.0, "warmup_steps": 50, "cosine_decay_max_steps": [2000, None], "cooldown_steps": 300},
     }
     longer = scaled(values, 4000)
     assert longer["steps"] == [4000, 1000] and longer["sample_at_every"] == 800 and longer["save_at_every"] == 0
-    assert longer["trainer"] == {"lr": 1.0, "warmup_steps": 50, "cosine_decay_max_steps": [4000, None]}
+    assert longer["trainer"] == {
+        "lr": 1.0, "warmup_steps": 50, "cosine_decay_max_steps": [4000, None], "cooldown_steps": 600,
+    }  # fmt: skip
     assert scaled(values, None) is values and values["steps"] == [2000, 500]
     assert scaled({"steps": 10}, 1) == {"steps": 1, "trainer": {}}
 

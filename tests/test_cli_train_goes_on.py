@@ -79,6 +79,23 @@ def test_a_constant_rate_that_begins_to_fall_is_said(folder):
     assert rates() == [1e-3, 1e-3, cosine(3, 4), cosine(4, 4)]
 
 
+def test_a_cool_down_ends_where_the_run_ends_and_a_longer_run_moves_it(folder):
+    write_config(model=SMALL, trainer={"lr": 1e-3, "cooldown_steps": 2})
+    succeed("train", "--max-steps", 4, *EACH)
+    falling = pytest.approx(1e-3 * (1 - 0.5**0.5))
+    assert rates() == [1e-3, 1e-3, 1e-3, falling]
+    done = succeed("train", "--max-steps", 8, *EACH)
+    assert rates()[4:] == [1e-3, 1e-3, 1e-3, falling]
+    words = "the learning rate is constant until step 6 and falls until step 8, where this run ends, from 0.001 now"
+    assert f"U-Net 1: {words} (it ended at step 4)" in done.stderr
+
+
+def test_a_cool_down_without_an_end_is_said(folder):
+    write_config(model=SMALL, trainer={"lr": 1e-3, "cooldown_steps": 2, "cosine_decay_max_steps": None})
+    done = succeed("train", "--max-steps", 3, *EACH)
+    assert rates() == [1e-3] * 3 and "stays constant: trainer.cosine_decay_max_steps is null" in done.stderr
+
+
 def test_an_interrupted_run_goes_on_to_its_own_end(folder, monkeypatch):
     """Neither the command nor the configuration says how long: 1000 steps, also in two runs."""
     import signal

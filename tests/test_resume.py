@@ -62,6 +62,7 @@ CASES = {
     "last batch dropped": {"loader": {"drop_last": True}},
     "elucidated": {"kind": ElucidatedImagen},
     "rates": {"warmup_steps": 3, "cosine_decay_max_steps": 7, "max_grad_norm": 0.1},
+    "cool-down": {"cosine_decay_max_steps": 7, "cooldown_steps": 4},
     "decay": {"weight_decay": 0.1},
     "dropout": {"model": {"unet": {"dropout": 0.2}}},
     "self-conditioning": {"model": {"self_cond": True}},

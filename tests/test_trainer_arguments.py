@@ -41,7 +41,7 @@ def test_every_number_refuses_what_is_impossible_by_its_name(model, name):
     for value in values:
         with pytest.raises((ValueError, TypeError), match=f"{name} must .*, got "):
             ImagenTrainer(model, **{name: value})
-        if name in ("lr", "eps", "warmup_steps", "cosine_decay_max_steps"):
+        if name in ("lr", "eps", "warmup_steps", "cosine_decay_max_steps", "cooldown_steps"):
             with pytest.raises((ValueError, TypeError), match=f"{name} must .*, got "):
                 ImagenTrainer(model, **{name: [value]})
 

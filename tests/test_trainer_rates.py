@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from toys import CAPTIONS, pictures, small_imagen
 
 from imagen_pytorch import ImagenTrainer
 from imagen_pytorch.checkpoint import read_checkpoint, write_checkpoint
+from imagen_pytorch.training.optim import rate_factor
 
 
 def trainer(sizes=(8,), **options):
@@ -69,6 +73,74 @@ def test_a_rate_that_was_set_by_hand_is_the_one_that_decays():
     assert made.get_lr(1) == pytest.approx(5e-3)
 
 
+# -- constant, with a cool-down at the end ----------------------------------------------------------------------------
+
+
+def cooled(step, end, length):
+    begin = max(0, end - length)
+    return 1 - math.sqrt(min(1, max(0, step - begin) / (end - begin)))
+
+
+@pytest.mark.parametrize(("end", "length", "warmup"), [(8, 3, None), (8, 3, 4), (4, 9, None), (5, 5, 2), (6, 1, None)])
+def test_the_rate_is_constant_until_the_cool_down_and_ends_at_zero(end, length, warmup):
+    made = trainer(cosine_decay_max_steps=end, cooldown_steps=length, warmup_steps=warmup)
+    assert (made.decay_steps(1), made.cooldown_steps(1)) == (end, length)
+    rates = []
+    for _ in range(end + 2):
+        rates.append(made.get_lr(1) / 1e-3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the rate is 0 at the end
+            step(made)
+    rise = [min(1, (taken + 1) / warmup) if warmup else 1 for taken in range(end + 2)]
+    assert rates == pytest.approx([rise[taken] * cooled(taken, end, length) for taken in range(end + 2)], abs=1e-12)
+    assert rates[end:] == [0, 0] and all(
+        rate == pytest.approx(rise[taken]) for taken, rate in enumerate(rates[: max(0, end - length) + 1])
+    )
+
+
+@given(end=st.integers(1, 200), length=st.integers(1, 300), warmup=st.none() | st.integers(1, 50))
+def test_the_cool_down_never_rises_and_a_longer_run_begins_like_a_shorter_one(end, length, warmup):
+    rates = [rate_factor(taken, None, end, length) for taken in range(end + 2)]
+    assert rates[0] == 1 and rates[end] == 0 and rates == sorted(rates, reverse=True)
+    for taken in range(max(0, end - length) + 1):
+        assert rate_factor(taken, warmup, end, length) == rate_factor(taken, warmup, end + 17, length)
+
+
+def test_a_cool_down_waits_for_an_end():
+    made = trainer(cooldown_steps=2)
+    step(made, 3)
+    assert made.get_lr(1) == 1e-3 and made.decay_steps(1) is None
+    made.set_decay(1, 5)
+    assert [round(made.get_lr(1) / 1e-3, 6), made.cooldown_steps(1)] == [1, 2]
+    step(made)
+    assert made.get_lr(1) == pytest.approx(1e-3 * (1 - math.sqrt(0.5)))
+
+
+def test_every_unet_has_its_cool_down():
+    made = trainer((8, 16), cosine_decay_max_steps=4, cooldown_steps=(1, None))
+    assert [made.cooldown_steps(number) for number in (1, 2)] == [1, None]
+    step(made, number=1)
+    step(made, number=2)
+    assert made.get_lr(1) == 1e-3 and made.get_lr(2) == pytest.approx(1e-3 * cosine(1, 4))
+
+
+def test_a_cool_down_goes_on_from_a_checkpoint_and_to_a_new_end(tmp_path):
+    made = trainer(cosine_decay_max_steps=4, cooldown_steps=2)
+    step(made, 3)
+    made.save(tmp_path / "a.pt")
+    other = ImagenTrainer(small_imagen(), verbose=False)
+    other.load(tmp_path / "a.pt")
+    assert other.cooldown_steps(1) == 2 and other.get_lr(1) == made.get_lr(1) == pytest.approx(1e-3 * cooled(3, 4, 2))
+    other.set_decay(1, 10)
+    assert other.get_lr(1) == 1e-3
+    contents = read_checkpoint(tmp_path / "a.pt")
+    del contents["state"]["settings"]["cooldown_steps"]  # as versions without it wrote it
+    write_checkpoint(contents, tmp_path / "b.pt")
+    older = ImagenTrainer(small_imagen(), verbose=False)
+    older.load(tmp_path / "b.pt")
+    assert older.cooldown_steps(1) is None and older.get_lr(1) == pytest.approx(1e-3 * cosine(3, 4))
+
+
 # -- going on: what is stated wins, the rest comes from the checkpoint ------------------------------------------------
 
 #: a setting, its value in the run that is saved, and the one that is stated when it goes on
@@ -82,6 +154,7 @@ STATED = {
     "group_wd_params": (True, False),
     "warmup_steps": (4, 10),
     "cosine_decay_max_steps": (20, 8),
+    "cooldown_steps": (None, 3),
     "max_grad_norm": (1.0, 0.5),
     "ema_beta": (0.9, 0.5),
     "ema_update_every": (2, 3),
@@ -99,7 +172,7 @@ def setting(made, name):
         return group.get("initial_lr", group["lr"])
     if name == "group_wd_params":
         return len(made.optim0.param_groups) == 2
-    if name in ("warmup_steps", "cosine_decay_max_steps"):
+    if name in ("warmup_steps", "cosine_decay_max_steps", "cooldown_steps"):
         return made.scheduler0.lr_lambdas[0].keywords[name]
     if name.startswith("ema_"):
         return getattr(made.ema_unets[0], name.removeprefix("ema_"))

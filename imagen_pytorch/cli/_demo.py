@@ -81,8 +81,8 @@ def scaled(values: dict[str, Any], steps: int | None) -> dict[str, Any]:
         return value if value is None else max(1, round(value * steps / first))
 
     trainer = dict(values.get("trainer") or {})
-    if "cosine_decay_max_steps" in trainer:
-        trainer["cosine_decay_max_steps"] = stretch(trainer["cosine_decay_max_steps"])
+    for name in {"cosine_decay_max_steps", "cooldown_steps"} & trainer.keys():
+        trainer[name] = stretch(trainer[name])
     counted = ("steps", "sample_at_every", "save_at_every")
     return {**values, **{name: stretch(values[name]) for name in counted if values.get(name)}, "trainer": trainer}
 

@@ -210,13 +210,19 @@ class Run:
 
     def _fit_decay(self, span: Span) -> None:
         """Let the learning rate fall until the run's goal, unless the configuration says that it falls more slowly or
-        not at all: no step is computed at a rate of 0.
+        not at all: no step is computed at a rate of 0. With ``cooldown_steps`` it falls at the end of the run only.
         """
         number, end = span.unet_number, span.last
-        before = self.trainer.decay_steps(number)
+        before, cooldown = self.trainer.decay_steps(number), self.trainer.cooldown_steps(number)
         if self._states_decay():
             stated = self.config.trainer.cosine_decay_max_steps
             stated = stated[number - 1] if isinstance(stated, list | tuple) else stated
+            if stated is None and cooldown is not None:
+                self.say(
+                    f"U-Net {number}: the learning rate stays constant: trainer.cosine_decay_max_steps is null, so "
+                    "cooldown_steps has no effect; leave cosine_decay_max_steps out for a cool-down at the end of the "
+                    "run"
+                )
             if stated is None or stated >= end:
                 return
             reason = f"trainer.cosine_decay_max_steps is {stated}"
@@ -227,9 +233,11 @@ class Run:
         self.trainer.set_decay(number, end)
         if span.first or self._states_decay():
             rate = self.trainer.get_lr(number)
+            begin = 0 if cooldown is None else max(0, end - cooldown)
+            constant = f"is constant until step {begin} and " if begin > span.first else ""
             self.say(
-                f"U-Net {number}: the learning rate falls until step {end}, where this run ends, from {rate:.2g} now "
-                f"({reason})"
+                f"U-Net {number}: the learning rate {constant}falls until step {end}, where this run ends, from "
+                f"{rate:.2g} now ({reason})"
             )
 
     # -- training -----------------------------------------------------------------------------------------------------

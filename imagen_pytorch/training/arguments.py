@@ -61,6 +61,7 @@ NUMBERS = {
     "max_grad_norm": Range(0, open=True, optional=True),
     "warmup_steps": Range(1, whole=True, optional=True),
     "cosine_decay_max_steps": Range(1, whole=True, optional=True),
+    "cooldown_steps": Range(1, whole=True, optional=True),
     "only_train_unet_number": Range(1, whole=True, optional=True),
     "split_valid_fraction": Range(0, 1),
     "split_random_seed": Range(whole=True),
@@ -80,7 +81,7 @@ NUMBERS = {
 }
 SWITCHES = ("use_ema", "group_wd_params", "fp16", "split_batches", "verbose", "split_valid_from_train",
             "save_in_background", "use_lion", "amsgrad", "maximize", "decoupled_weight_decay")  # fmt: skip
-_PER_UNET = ("lr", "eps", "warmup_steps", "cosine_decay_max_steps")
+_PER_UNET = ("lr", "eps", "warmup_steps", "cosine_decay_max_steps", "cooldown_steps")
 
 
 def check_number(value: Any, name: str, fits: Range) -> None:

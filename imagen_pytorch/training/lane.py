@@ -107,6 +107,8 @@ class Lane:
     def set_decay(self, end: int | None, taken: int) -> None:
         """Let the rate fall to 0 at update ``end``, or not at all; the present rate becomes the one of that schedule.
 
+        With a cool-down the fall begins ``cooldown_steps`` before the end.
+
         Args:
             end: counted from the first update; None for no decay.
             taken: number of updates so far.

@@ -68,20 +68,41 @@ def make_optimizer(
     return kind(groups, lr=lr, eps=eps, betas=betas, **options)
 
 
-def rate_factor(step: int, warmup_steps: int | None = None, cosine_decay_max_steps: int | None = None) -> float:
-    """Share of the full learning rate after ``step`` updates.
+def rate_factor(
+    step: int,
+    warmup_steps: int | None = None,
+    cosine_decay_max_steps: int | None = None,
+    cooldown_steps: int | None = None,
+) -> float:
+    """Compute the fraction of the full learning rate after ``step`` updates.
 
-    Rises linearly and is 1 from update ``warmup_steps`` on; falls with a half cosine, counted from the first update,
-    to 0 at ``cosine_decay_max_steps`` and stays there.
+    It rises linearly and is 1 from update ``warmup_steps`` on. It falls to 0 at ``cosine_decay_max_steps`` and stays
+    there: with a half cosine from the first update, or with ``cooldown_steps`` only over that number of last updates,
+    as 1 - sqrt(fraction of the cool-down that has passed) (Hägele et al. 2024, arXiv 2405.18392). Before the cool-down
+    the rate does not depend on the length of the run.
+
+    Args:
+        step: number of updates so far.
+        warmup_steps: length of the rise; None for none.
+        cosine_decay_max_steps: end of the fall, counted from the first update; None for no fall.
+        cooldown_steps: length of the fall; it is the whole run if that is shorter.
     """
     rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
-    if not cosine_decay_max_steps:
+    end = cosine_decay_max_steps
+    if not end:
         return rise
-    return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / cosine_decay_max_steps)))
+    if cooldown_steps is None:
+        return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / end)))
+    begin = max(0, end - cooldown_steps)
+    return rise * (1 - math.sqrt(min(1.0, max(0, step - begin) / (end - begin))))
 
 
 def make_scheduler(
-    optimizer: Optimizer, warmup_steps: int | None, cosine_decay_max_steps: int | None, taken: int = 0
+    optimizer: Optimizer,
+    warmup_steps: int | None,
+    cosine_decay_max_steps: int | None,
+    cooldown_steps: int | None = None,
+    taken: int = 0,
 ) -> LambdaLR | None:
     """The learning-rate schedule of `rate_factor`; None for a constant rate.
 
@@ -89,18 +110,23 @@ def make_scheduler(
 
     Args:
         optimizer: its rates become those of the schedule.
-        warmup_steps, cosine_decay_max_steps: as for `rate_factor`; None leaves that part out.
+        warmup_steps, cosine_decay_max_steps, cooldown_steps: as for `rate_factor`; None leaves that part out.
         taken: number of updates so far.
 
     Raises:
         TypeError, ValueError: numbers that are none of steps; nothing is changed then.
     """
-    check_arguments({"warmup_steps": warmup_steps, "cosine_decay_max_steps": cosine_decay_max_steps})
+    periods = {
+        "warmup_steps": warmup_steps,
+        "cosine_decay_max_steps": cosine_decay_max_steps,
+        "cooldown_steps": cooldown_steps,
+    }
+    check_arguments(periods)
     for group in optimizer.param_groups:
         group["lr"] = group.pop("initial_lr", group["lr"])
     if warmup_steps is None and cosine_decay_max_steps is None:
         return None
-    factor = partial(rate_factor, warmup_steps=warmup_steps, cosine_decay_max_steps=cosine_decay_max_steps)
+    factor = partial(rate_factor, **periods)
     scheduler = LambdaLR(optimizer, factor)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor(taken)

@@ -16,7 +16,7 @@ from ..tensors import per_stage
 from .optim import make_optimizer, make_scheduler
 
 #: names of what the schedule is made of
-PERIODS = ("warmup_steps", "cosine_decay_max_steps")
+PERIODS = ("warmup_steps", "cosine_decay_max_steps", "cooldown_steps")
 #: names of what the trainer itself gives to `make_optimizer`; everything else is for Adam
 _NAMED = ("lr", "eps", "beta1", "beta2", "group_wd_params")
 #: settings of the averages that may change while they are taken; attributes of ema-pytorch's ``EMA``
@@ -73,12 +73,12 @@ def optimizer_of(unet: nn.Module, settings: Mapping[str, Any], separate: bool | 
 
 
 def scheduler_of(optimizer: Optimizer, settings: Mapping[str, Any], taken: int = 0) -> LambdaLR | None:
-    """The schedule of an optimizer after ``taken`` updates, from ``warmup_steps`` and ``cosine_decay_max_steps``.
+    """Make the schedule of an optimizer after ``taken`` updates, from the settings that `PERIODS` names.
 
     Raises:
         TypeError, ValueError: as `make_scheduler`.
     """
-    return make_scheduler(optimizer, *(settings[name] for name in PERIODS), taken)
+    return make_scheduler(optimizer, **{name: settings[name] for name in PERIODS}, taken=taken)
 
 
 def settings_in(contents: Mapping[str, Any], index: int, scheduled: bool) -> dict[str, Any]:

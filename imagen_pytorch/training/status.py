@@ -113,8 +113,12 @@ class TrainerStatus:
         return float(self.lanes[self.validate_unet_number(unet_number) - 1].optimizer.param_groups[0]["lr"])
 
     def decay_steps(self, unet_number: int) -> int | None:
-        """The update at which the cosine decay of a U-Net ends, counted from its first; None without a decay."""
+        """Return the update at which the rate of a U-Net reaches 0, counted from its first; None if it never does."""
         return self.lanes[self.validate_unet_number(unet_number) - 1].settings["cosine_decay_max_steps"]
+
+    def cooldown_steps(self, unet_number: int) -> int | None:
+        """Return the number of last updates over which the rate of a U-Net falls; None if it falls from the first."""
+        return self.lanes[self.validate_unet_number(unet_number) - 1].settings["cooldown_steps"]
 
     def get_ema_unet(self, unet_number: int | None = None) -> nn.Module:
         """The averaged weights of a U-Net, or its own without averages."""
