@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -135,6 +136,71 @@ device_option = click.option(
     metavar="auto|cpu|cuda|cuda:N|mps",
     help="Where to compute; auto takes the fastest there is.",
 )
+
+cond_scale_option = click.option(
+    "--cond-scale",
+    type=PerStage(float, 0, LARGEST_SCALE),
+    help="Guidance weight, one or one per U-Net; 1 turns guidance off. Also --cond_scale.  [default: the model's own, "
+    "else 3]",
+)
+
+guidance_option = click.option(
+    "--guidance",
+    metavar="NAME",
+    help="Guidance method: cfg, interval (only at middle noise levels), rescale (keeps the contrast), apg (large "
+    "weights without oversaturation), cfgpp (weights of 0 to 1).  [default: the model's own, else cfg]",
+)
+
+steps_option = click.option(
+    "--steps",
+    type=PerStage(int, 1, MOST_STEPS),
+    help="Sampling steps, one number or one per U-Net.  [default: the model's own, or the sampler's if one is given]",
+)
+
+sampler_option = click.option(
+    "--sampler",
+    type=PerStage(str),
+    help="Sampler, one or one per U-Net: ddpm, ddim, heun, edm, ab2, ab3, pc2, pc3, dpmpp_2m, dpmpp_2s, dpmpp_2m_sde, "
+    "dpmpp_2m_sde_heun, lms4.  [default: the model's own]",
+)
+
+precision_option = click.option(
+    "--precision",
+    type=Precision(),
+    default="no",
+    show_default=True,
+    help="Compute in half precision: faster where the hardware has it. Also --dtype.",
+)
+
+compile_option = click.option(
+    "--compile", is_flag=True, help="Compile the networks first: minutes, worth it for many images."
+)
+
+cache_interval_option = click.option(
+    "--cache-interval",
+    type=PerStage(int, 1, MOST_STEPS),
+    default="1",
+    show_default=True,
+    help="Compute the inner levels of the networks only at every Nth call, one number or one per U-Net: faster, less "
+    "exact.",
+)
+
+
+def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of sampling: guidance, steps, sampler, precision and what makes it faster."""
+    options = (
+        cond_scale_option,
+        guidance_option,
+        steps_option,
+        sampler_option,
+        precision_option,
+        compile_option,
+        cache_interval_option,
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
 
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print only results and errors.")
 

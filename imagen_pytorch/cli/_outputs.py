@@ -77,15 +77,21 @@ class Pictures:
         del path
         return written[0].with_name(f"{written[0].stem}-unet{number}{written[0].suffix}")
 
-    def grid_name(self, path: Path) -> Path:
-        """The name for a sheet with all of them."""
-        return path.with_name(f"{path.stem}-grid{path.suffix}")
+    def grid_name(self, path: Path, word: str = "grid") -> Path:
+        """The name for a sheet with all of them, with a word at its end."""
+        return path.with_name(f"{path.stem}-{word}{path.suffix}")
 
     def grid(self, items: Any, captions: Sequence[str], columns: int | None = None, **texts: Any) -> Any:
         """All items of one stage with their captions on one sheet, as an item; ``texts`` as for `captioned_grid`."""
         from ..evaluation.pictures import captioned_grid
 
         return captioned_grid(items, captions, columns, **texts)
+
+    def table(self, rows: Sequence[Sequence[Any]], labels: Sequence[str], columns: Sequence[str], title: str) -> Any:
+        """Arrange the items of one stage in a sheet with a label for each row and column, as an item."""
+        from ..evaluation.sheets import labelled_grid
+
+        return labelled_grid(rows, labels, columns, title=title)
 
 
 class Videos(Pictures):
@@ -167,9 +173,9 @@ class Videos(Pictures):
             return put_before_number(path, f"unet{number}")
         return super().of_stage(written, path, number)
 
-    def grid_name(self, path: Path) -> Path:
+    def grid_name(self, path: Path, word: str = "grid") -> Path:
         """The name for a sheet with all of them; that of single frames is a GIF."""
-        return super().grid_name(without_number(path).with_suffix(self.suffix) if counts_frames(path) else path)
+        return super().grid_name(without_number(path).with_suffix(self.suffix) if counts_frames(path) else path, word)
 
     def grid(self, items: Any, captions: Sequence[str], columns: int | None = None, **texts: Any) -> Any:
         """All items of one stage with their captions on one moving sheet; ``texts`` as for `captioned_video_grid`."""
@@ -178,6 +184,11 @@ class Videos(Pictures):
         from ..evaluation.videos import captioned_video_grid
 
         return captioned_video_grid(torch.stack(list(items)), captions, columns=columns, **texts)
+
+    def table(self, rows: Sequence[Sequence[Any]], labels: Sequence[str], columns: Sequence[str], title: str) -> Any:
+        """Arrange the items of one stage in a moving sheet, each with the labels of its row and column below it."""
+        captions = [", ".join(filter(None, (column, row))) for row in labels for column in columns]
+        return self.grid([item for row in rows for item in row], captions, len(columns), title=title)
 
 
 def check_video_name(path: Path) -> None:

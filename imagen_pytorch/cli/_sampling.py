@@ -24,12 +24,13 @@ from ._shares import Share, this_share
 
 if TYPE_CHECKING:
     from ..cascade.cascade import Cascade
+    from ._assignments import Axis
 
 
 #: bytes of the captions of one call
 _MOST_PROMPTS = 1 << 26
-#: images on one sheet
-_MOST_CELLS = 4096
+#: images on one sheet, at most
+MOST_CELLS = 4096
 #: a line of captions that looks like one with options behind the caption, or like an object of JSON
 _OPTIONS = re.compile(r"(^|\s)--[a-z]{1,16}[ =]\S|^\{.*\}$")
 
@@ -61,6 +62,7 @@ class Request:
     output: str | None
     device: str
     quiet: bool
+    sweep: tuple[Axis, ...] = ()
 
     def captions(self) -> list[str]:
         """All captions that were given, in order.
@@ -118,6 +120,22 @@ class Made(NamedTuple):
     stages: list[Any]
 
 
+def check_arguments(imagen: Cascade, arguments: dict[str, Any]) -> None:
+    """Refuse arguments of `Cascade.sample` that lie outside of their range, before anything is made.
+
+    Raises:
+        ValueError: with what came and what fits.
+    """
+    import inspect
+
+    from ..cascade.cascade import Cascade
+    from ..cascade.options import SampleOptions
+
+    bound = inspect.signature(Cascade.sample).bind(imagen, **arguments)
+    bound.apply_defaults()
+    SampleOptions.take(bound.arguments).check(len(imagen.unets))
+
+
 def _check_captions(imagen: Cascade, captions: list[str], negative: str | None) -> list[str | None]:
     if imagen.unconditional:
         if captions or negative:
@@ -128,15 +146,21 @@ def _check_captions(imagen: Cascade, captions: list[str], negative: str | None) 
     return list(captions)
 
 
-def _last_unet(request: Request, imagen: Cascade, model: str) -> int | None:
-    """The U-Net to stop after: the given one, or the last one before which all are trained; None for the whole cascade.
+def last_unet(imagen: Cascade, model: str, stop: int | None = None) -> int | None:
+    """Return the U-Net to stop after, or None for the whole cascade: the given one, or the last of the trained ones.
+
+    Args:
+        imagen: the model.
+        model: where it is, for messages.
+        stop: the U-Net that an option states.
 
     Raises:
+        click.UsageError: the model has no such U-Net.
         CommandFailed: the first U-Net has not been trained: everything would be noise.
     """
     from ..training.sampling import last_trained, untrained
 
-    count, stop = len(imagen.unets), request.stop_at_unet
+    count = len(imagen.unets)
     if stop is not None and stop > count:
         raise click.UsageError(f"--stop-at-unet {stop}: the model has {count} U-Nets")
     trained = last_trained(list(imagen.unets), [0] * count)
@@ -153,15 +177,21 @@ def _last_unet(request: Request, imagen: Cascade, model: str) -> int | None:
     return trained if stop is None and trained < count else stop
 
 
-def _arguments(request: Request, imagen: Cascade, stop: int | None) -> dict[str, Any]:
-    """Arguments of `Cascade.sample` that are the same for everything that is made."""
+def sample_arguments(request: Any, imagen: Cascade, stop: int | None) -> dict[str, Any]:
+    """Arguments of `Cascade.sample` that are the same for everything that is made.
+
+    Args:
+        request: the options of a command, those of `sampling_options` among its attributes.
+        imagen: the model.
+        stop: the U-Net to stop after, or None.
+    """
     return {
         "cond_scale": guidance_weight(imagen, request.cond_scale, request.guidance),
         "steps": request.steps,
         "sampler": request.sampler,
         "guidance": request.guidance,
         "stop_at_unet_number": stop,
-        "negative_texts": request.negative,
+        "negative_texts": getattr(request, "negative", None),
         "precision": request.precision,
         "compile": request.compile,
         "cache_interval": request.cache_interval,
@@ -207,8 +237,8 @@ def results(imagen: Cascade, wanted: Iterable[Wanted], batch_size: int, argument
             yield Made(item, list(outputs))
 
 
-def _target(request: Request, caption: str | None, suffix: str) -> Path:
-    """The file name of a result, were it free."""
+def target_path(request: Request, caption: str | None, suffix: str) -> Path:
+    """Return the file name of a result; the file may exist."""
     name = f"{slug(caption or '')}{suffix}"
     if counts_frames(Path(name)):  # a caption about percents
         name = name.replace("%", "_")
@@ -227,14 +257,14 @@ def _texts(made: Made, words: str) -> dict[str, str]:
 
 def _write(request: Request, made: Made, outputs: Pictures, share: Share, words: str) -> None:
     texts = _texts(made, words)
-    target = share.named(_target(request, made.wanted.caption, outputs.suffix), made.wanted.seed)
+    name = share.named(target_path(request, made.wanted.caption, outputs.suffix), made.wanted.seed)
     last = len(made.stages) - 1
-    written = outputs.write(made.stages[last], target, last, texts)
+    written = outputs.write(made.stages[last], name, last, texts)
     for path in written:
         tell(path)
     if request.save_stages:
         for number, item in enumerate(made.stages[:-1], start=1):
-            for path in outputs.write(item, outputs.of_stage(written, target, number), number - 1, texts):
+            for path in outputs.write(item, outputs.of_stage(written, name, number), number - 1, texts):
                 tell(path)
 
 
@@ -245,7 +275,7 @@ def _write_grid(request: Request, made: list[Made], outputs: Pictures) -> None:
     name = made[0].wanted.caption
     if request.prompts and len(set(captions)) > 1:  # the sheet is one of the file, not of its first caption
         name = "captions" if request.prompts == "-" else Path(request.prompts).stem
-    path = outputs.grid_name(_target(request, name, outputs.suffix))
+    path = outputs.grid_name(target_path(request, name, outputs.suffix))
     tell(write_new(outputs.encode(sheet, path.suffix, len(made[0].stages) - 1), path))
 
 
@@ -254,18 +284,66 @@ def _check_output(request: Request, share: Share, captions: list[str]) -> None:
     to_stdout = request.output == "-"
     if to_stdout and (len(captions) > 1 or request.num_images > 1 or request.grid or request.save_stages):
         raise click.UsageError("--output - takes a single picture or video; give a folder for several")
-    if request.grid and max(len(captions), 1) * request.num_images > _MOST_CELLS:
-        raise click.UsageError(f"a sheet has room for {_MOST_CELLS:,} of them: leave out --grid, or make fewer")
+    if request.grid and max(len(captions), 1) * request.num_images > MOST_CELLS:
+        raise click.UsageError(f"a sheet has room for {MOST_CELLS:,} of them: leave out --grid, or make fewer")
     if share.count > 1 and (to_stdout or request.grid):
         raise click.UsageError(f"{share.count} processes write files of their own: leave out --grid and --output -")
     if share.count > 1 and request.seed is None:
         raise click.UsageError(f"{share.count} processes need --seed, so that each of them makes other pictures")
     if to_stdout:
         return
-    target = _target(request, "name", Pictures.suffix)
-    check_name(target)
+    path = target_path(request, "name", Pictures.suffix)
+    check_name(path)
     if request.frames is not None or request.fps is not None:
-        check_video_name(target)
+        check_video_name(path)
+
+
+@dataclass(frozen=True)
+class Session:
+    """A loaded model and what is asked of it.
+
+    Attributes:
+        imagen: the model, on its device.
+        outputs: the files that its results become.
+        texts: the captions; one None for a model without text.
+        seed: of the first image of each caption.
+        stop: the U-Net to stop after, or None.
+        place: the model and its device in words.
+    """
+
+    imagen: Cascade
+    outputs: Pictures
+    texts: list[str | None]
+    seed: int
+    stop: int | None
+    place: str
+
+    def wanted(self, num_images: int) -> Iterator[Wanted]:
+        """Yield everything to make: each caption with ``num_images`` seeds."""
+        return (Wanted(caption, self.seed + index) for caption in self.texts for index in range(num_images))
+
+
+def open_session(request: Request, share: Share) -> Session:
+    """Load the model and check the request against it; the output's folder is made.
+
+    Raises:
+        click.ClickException: anything that the user can put right.
+    """
+    captions = request.captions()
+    model = find_model(request.model)
+    _check_output(request, share, captions)
+    device = chosen_device(share.device(request.device))
+    imagen = load(model, request.load_ema).to(device)
+    outputs = outputs_of(imagen, request.frames, request.fps)
+    named = request.output != "-"
+    if named:
+        outputs.check(target_path(request, "name", outputs.suffix))
+    texts = _check_captions(imagen, captions, request.negative)
+    stop = last_unet(imagen, model, request.stop_at_unet)
+    if named:
+        check_place(target_path(request, "name", outputs.suffix))
+    seed = secrets.randbelow(2**31) if request.seed is None else request.seed
+    return Session(imagen, outputs, texts, seed, stop, f"{model} on {device}")
 
 
 def run(request: Request) -> None:
@@ -274,28 +352,15 @@ def run(request: Request) -> None:
     Raises:
         click.ClickException: anything that the user can put right.
     """
-    captions = request.captions()
-    model = find_model(request.model)
     share, to_stdout = this_share(), request.output == "-"
-    _check_output(request, share, captions)
-    device = chosen_device(share.device(request.device))
-
-    imagen = load(model, request.load_ema).to(device)
-    outputs = outputs_of(imagen, request.frames, request.fps)
-    if not to_stdout:
-        outputs.check(_target(request, "name", outputs.suffix))
-    texts = _check_captions(imagen, captions, request.negative)
-    stop = _last_unet(request, imagen, model)
-    if not to_stdout:
-        check_place(_target(request, "name", outputs.suffix))
-    seed = secrets.randbelow(2**31) if request.seed is None else request.seed
-    arguments = _arguments(request, imagen, stop)
-    words = settings(imagen, arguments)
+    session = open_session(request, share)
+    outputs, arguments = session.outputs, sample_arguments(request, session.imagen, session.stop)
+    words = settings(session.imagen, arguments)
     if not request.quiet and share.rank == 0:
-        say(f"{model} on {device}: {words}, seed {seed}")
-    every = (Wanted(caption, seed + index) for caption in texts for index in range(request.num_images))
+        say(f"{session.place}: {words}, seed {session.seed}")
+    every = share.of(session.wanted(request.num_images))
     made = []
-    for item in results(imagen, share.of(every), request.batch_size, {**arguments, **outputs.arguments()}):
+    for item in results(session.imagen, every, request.batch_size, {**arguments, **outputs.arguments()}):
         if to_stdout:
             stage = len(item.stages) - 1
             sys.stdout.buffer.write(outputs.encode(item.stages[-1], outputs.suffix, stage, _texts(item, words)))

@@ -6,19 +6,17 @@ from typing import Any
 
 import click
 
+from ._assignments import SweepAxis, is_axis
 from ._options import (
     BATCH,
     FRAMES,
-    LARGEST_SCALE,
-    MOST_STEPS,
     SEED,
     Caption,
-    PerStage,
     Place,
     Positive,
-    Precision,
     device_option,
     quiet_option,
+    sampling_options,
 )
 
 COUNT = click.IntRange(min=1)
@@ -26,17 +24,28 @@ COUNT = click.IntRange(min=1)
 _WORDS = {"true", "false", "t", "f", "yes", "no", "y", "n", "on", "off", "1", "0"}
 
 
+def _with_both_axes(args: list[str], ctx: click.Context) -> list[str]:
+    """Write ``--sweep`` before an axis that follows another one as a word of its own."""
+    found: list[str] = []
+    for word in args:
+        if len(found) > 1 and found[-2] == "--sweep" and is_axis(found[-1], ctx) and is_axis(word, ctx):
+            found.append("--sweep")
+        found.append(word)
+    return found
+
+
 class _Sample(click.Command):
     """The command, whose bare ``--load-ema`` does not take the caption after it for its value."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments, with the value written to a bare ``--load-ema``."""
+        """Parse the arguments, with the value written to a bare ``--load-ema`` and ``--sweep`` before every axis."""
         end = args.index("--") if "--" in args else len(args)
         for index, word in enumerate(args[:end]):
             following = args[index + 1].lower() if index + 1 < len(args) else ""
             if word.replace("_", "-") == "--load-ema" and following not in _WORDS:
                 args = [*args[:index], f"{word}=true", *args[index + 1 :]]
-        return super().parse_args(ctx, args)
+        end = args.index("--") if "--" in args else len(args)
+        return super().parse_args(ctx, [*_with_both_axes(args[:end], ctx), *args[end:]])
 
 
 @click.command(cls=_Sample, short_help="Draw with a trained model.")
@@ -76,29 +85,7 @@ class _Sample(click.Command):
     metavar="TEXT",
     help="What the image must not show (needs a --cond-scale other than 1).",
 )
-@click.option(
-    "--cond-scale",
-    type=PerStage(float, 0, LARGEST_SCALE),
-    help="Guidance weight, one or one per U-Net; 1 turns guidance off. Also --cond_scale.  [default: the model's own, "
-    "else 3]",
-)
-@click.option(
-    "--guidance",
-    metavar="NAME",
-    help="Guidance method: cfg, interval (only at middle noise levels), rescale (keeps the contrast), apg (large "
-    "weights without oversaturation), cfgpp (weights of 0 to 1).  [default: the model's own, else cfg]",
-)
-@click.option(
-    "--steps",
-    type=PerStage(int, 1, MOST_STEPS),
-    help="Sampling steps, one number or one per U-Net.  [default: the model's own, or the sampler's if one is given]",
-)
-@click.option(
-    "--sampler",
-    type=PerStage(str),
-    help="Sampler, one or one per U-Net: ddpm, ddim, heun, edm, ab2, ab3, pc2, pc3, dpmpp_2m, dpmpp_2s, dpmpp_2m_sde, "
-    "dpmpp_2m_sde_heun, lms4.  [default: the model's own]",
-)
+@sampling_options
 @click.option(
     "--frames", type=FRAMES, metavar="N", help="Frames of each video.  [default: as in the model's configuration]"
 )
@@ -124,20 +111,12 @@ class _Sample(click.Command):
 @click.option("--grid", is_flag=True, help="Also write all of them with their captions on one sheet.")
 @click.option("--batch-size", type=BATCH, metavar="N", default=16, show_default=True, help="How many are made at once.")
 @click.option(
-    "--precision",
-    type=Precision(),
-    default="no",
-    show_default=True,
-    help="Compute in half precision: faster where the hardware has it. Also --dtype.",
-)
-@click.option("--compile", is_flag=True, help="Compile the networks first: minutes, worth it for many images.")
-@click.option(
-    "--cache-interval",
-    type=PerStage(int, 1, MOST_STEPS),
-    default="1",
-    show_default=True,
-    help="Compute the inner levels of the networks only at every Nth call, one number or one per U-Net: faster, less "
-    "exact.",
+    "--sweep",
+    type=SweepAxis(),
+    multiple=True,
+    metavar="NAME=VALUE,...",
+    help="Instead of single images, write a sheet for each caption and seed in which an option takes these values: "
+    "cond_scale, guidance, steps, sampler or cache_interval. A second one is the other axis of the sheet.",
 )
 @device_option
 @quiet_option
@@ -151,7 +130,12 @@ def sample(no_load_ema: bool, load_ema: bool, **request: Any) -> None:
     imagen sample "a 3d render of a bear on a white background" -n 4 --grid
     imagen sample --prompts captions.txt --output pictures/ --cond-scale 3,1
     imagen sample "the digit 3 moves left" --frames 16 --fps 8 --output three.mp4
+    imagen sample "a red heart" --sweep cond_scale=1,2,4 steps=8,16
     """
-    from ._sampling import Request, run
+    if request["sweep"]:
+        from ._sweep import run
+    else:
+        from ._sampling import run
+    from ._sampling import Request
 
     run(Request(load_ema=load_ema and not no_load_ema, **request))

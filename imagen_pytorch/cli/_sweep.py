@@ -1,0 +1,96 @@
+"""``imagen sample --sweep``: one sheet per caption and seed in which one or two options take several values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._errors import say
+from ._files import tell, write_new
+from ._sampling import (
+    MOST_CELLS,
+    Request,
+    Wanted,
+    check_arguments,
+    open_session,
+    results,
+    sample_arguments,
+    settings,
+    target_path,
+)
+from ._shares import this_share
+
+if TYPE_CHECKING:
+    from ._assignments import Axis
+
+#: the word at the end of a sheet's name
+_WORD = "sweep"
+
+
+def _labels(axis: Axis | None) -> list[str]:
+    return [""] if axis is None else [f"{axis.name} {text}" for text in axis.texts]
+
+
+def _settings_of(axis: Axis | None) -> list[dict[str, Any]]:
+    return [{}] if axis is None else [{axis.name: value} for value in axis.values]
+
+
+def _check(request: Request) -> None:
+    """Refuse what a sweep cannot do, before a model is loaded."""
+    names = [axis.name for axis in request.sweep]
+    if len(names) > 2:
+        raise click.UsageError(f"a sheet has two axes, got --sweep with {', '.join(names)}")
+    if len(set(names)) < len(names):
+        raise click.UsageError(f"--sweep has {names[0]} twice: give all of its values at once")
+    usual = {"cache_interval": 1}
+    for name in names:
+        if getattr(request, name) != usual.get(name):
+            raise click.UsageError(f"--sweep {name}=... and --{name.replace('_', '-')} contradict each other")
+    if request.output == "-" or request.grid or request.save_stages:
+        raise click.UsageError("--sweep writes sheets alone: leave out --grid, --save-stages and --output -")
+    if this_share().count > 1:
+        raise click.UsageError("--sweep is for one process: start it without a launcher")
+
+
+def run(request: Request) -> None:
+    """Make and write the sheets.
+
+    Raises:
+        click.ClickException: anything that the user can put right.
+        ValueError: a value that the model does not take; raised before anything is made.
+    """
+    _check(request)
+    columns, rows = (*request.sweep, None)[:2]
+    session = open_session(request, this_share())
+    imagen, outputs = session.imagen, session.outputs
+    wanted = list(session.wanted(request.num_images))
+    cells = [{**column, **row} for row, column in product(_settings_of(rows), _settings_of(columns))]
+    if len(cells) * len(wanted) > MOST_CELLS:
+        raise click.UsageError(f"{len(cells) * len(wanted):,} images are too many for sheets: at most {MOST_CELLS:,}")
+    calls = [sample_arguments(replace(request, **cell), imagen, session.stop) for cell in cells]
+    for call in calls:
+        check_arguments(imagen, call)
+    if not request.quiet:
+        names = " and ".join(axis.name for axis in request.sweep)
+        fixed = settings(imagen, sample_arguments(request, imagen, session.stop))
+        say(f"{session.place}: {fixed} but for {names}, seed {session.seed}")
+    made = []
+    for call in calls:
+        items = results(imagen, wanted, request.batch_size, {**call, **outputs.arguments()})
+        made.append([item.stages[-1] for item in items])
+    width = len(_labels(columns))
+    for index, item in enumerate(wanted):
+        images = [cell[index] for cell in made]
+        table = [images[first : first + width] for first in range(0, len(images), width)]
+        stage = (session.stop or len(imagen.unets)) - 1
+        sheet = outputs.table(table, _labels(rows), _labels(columns), _title(item))
+        path = outputs.grid_name(target_path(request, item.caption, outputs.suffix), _WORD)
+        tell(write_new(outputs.encode(sheet, path.suffix, stage), path))
+
+
+def _title(item: Wanted) -> str:
+    seed = f"seed {item.seed}"
+    return seed if item.caption is None else f"{item.caption} ({seed})"

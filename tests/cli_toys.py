@@ -1,0 +1,20 @@
+"""Tiny trained models for tests of the command line."""
+
+from __future__ import annotations
+
+import torch
+
+from imagen_pytorch import ElucidatedImagen, Imagen, ImagenTrainer, Unet
+
+
+def write_model(path: str, *, trained: int = 2, kind: type = ElucidatedImagen, **changes) -> None:
+    """Write a tiny two-stage cascade whose first ``trained`` U-Nets have weights that are not zero at the end."""
+    torch.manual_seed(0)
+    small = {"dim": 8, "dim_mults": (1, 2), "layer_attns": False, "layer_cross_attns": False, "attn_heads": 2}
+    arguments = {"text_encoder_name": "builtin:words", "image_sizes": (4, 8), **changes}
+    arguments |= {"timesteps": 2} if kind is Imagen else {"num_sample_steps": 2}
+    imagen = kind([Unet(**small) for _ in arguments["image_sizes"]], **arguments)
+    for unet in imagen.unets[:trained]:
+        for item in unet.parameters():
+            item.data += 0.2 * torch.randn_like(item)
+    ImagenTrainer(imagen, use_ema=False).save(path)
