@@ -33,7 +33,9 @@ setup(
     package_dir={"imagen_pytorch.presets": "configs"},
     include_package_data=False,
     package_data={
-        "imagen_pytorch": ["default_config.json", "py.typed", "data/digits/*", "data/emoji64/*"],
+        "imagen_pytorch": [
+            "default_config.json", "py.typed", "data/digits/*", "data/emoji64/*", "text/minilm_static/*"
+        ],
         "imagen_pytorch.presets": ["*.json"],
     },
     python_requires=">=3.10",
@@ -52,6 +54,7 @@ setup(
         "pydantic>=2.5",
         "safetensors>=0.4",
         "sentencepiece>=0.1.99",
+        "tokenizers>=0.20",
         "torch>=2.4",
         "tqdm>=4.65",
         "transformers>=4.45",

@@ -2,6 +2,7 @@
 
 from .base import ENCODERS, TextCondition, TextEncoder, check_name, known_dim, text_encoder
 from .own import OwnEncoder, as_encoder
+from .static import StaticPieces
 from .t5 import DEFAULT_T5_NAME, MAX_LENGTH, TransformersEncoder
 from .words import HashedWords
 
@@ -11,6 +12,7 @@ __all__ = [
     "HashedWords",
     "MAX_LENGTH",
     "OwnEncoder",
+    "StaticPieces",
     "TextCondition",
     "TextEncoder",
     "TransformersEncoder",
