@@ -5,8 +5,8 @@
 
 The source is sentence-transformers/all-MiniLM-L6-v2 (Apache License 2.0), as the Python package carries it. The vector
 of a token is the mean state of the model for that token alone, as in Model2Vec (Tulkens and van Dongen 2024), reduced
-by a principal component analysis and weighted by its smooth inverse frequency (Arora, Liang and Ma 2017, equation 3). It
-takes about 40 CPU seconds.
+by a principal component analysis and weighted by its smooth inverse frequency (Arora, Liang and Ma 2017, equation 3).
+It takes about 40 CPU seconds.
 """
 
 from __future__ import annotations
