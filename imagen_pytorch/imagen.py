@@ -124,6 +124,9 @@ class Imagen(Cascade):
             "weight": 1.0}`` or the name of a table, "jpeg85" (low frequencies count most), "sharp" (high ones) or
             "flat". It does not move the minimiser of ``loss_type="l2"`` (Ma et al. 2025, arXiv 2511.19365; see
             `SpectralLoss`).
+        crop_coordinates: per-unet, of upsamplers: give the network x and y of every pixel in the full image, so that it
+            knows where a crop of ``random_crop_sizes`` was cut (Wang et al. 2023, "Patch Diffusion", arXiv 2304.12526).
+            By default it is as the U-Net was built.
         min_snr_loss_weight, min_snr_gamma: per-unet min-SNR weight (Hang et al. 2023, arXiv 2303.09556).
         p2_loss_weight_gamma, p2_loss_weight_k: per-unet P2 weight in its place (Choi et al. 2022, arXiv 2204.00227).
 
@@ -174,6 +177,7 @@ class Imagen(Cascade):
         given_frames_prob: float = 0.0,
         resize_mode: str = "bilinear",
         spectral_loss: str | Mapping[str, Any] | Sequence[Any] | None = None,
+        crop_coordinates: bool | Sequence[bool | None] | None = None,
         min_snr_loss_weight: bool | Sequence[bool] = True,
         min_snr_gamma: float | Sequence[float] = 5.0,
         p2_loss_weight_gamma: float | Sequence[float | None] | None = None,
@@ -306,6 +310,7 @@ class ElucidatedImagen(ElucidatedFormulas, Cascade):
         given_frames_prob: float = 0.0,
         resize_mode: str = "bilinear",
         spectral_loss: str | Mapping[str, Any] | Sequence[Any] | None = None,
+        crop_coordinates: bool | Sequence[bool | None] | None = None,
         sampler: str | Sequence[str] = "edm",
         num_sample_steps: int | Sequence[int] = 32,
         sigma_min: float | Sequence[float] = 0.002,

@@ -160,6 +160,11 @@ def crop(x: Shaped[Tensor, "b c *space"], offsets: list[tuple[int, int]], size: 
     return torch.stack([item[..., top : top + height, left : left + width] for item, (top, left) in pairs])
 
 
+def crop_windows(offsets: list[tuple[int, int]], crop: Size, size: Size) -> Float[Tensor, "b 4"]:
+    """Return top, left, height and width of crops at ``offsets`` as fractions of an image of ``size``."""
+    return torch.tensor([(*corner, *crop) for corner in offsets], dtype=torch.float32) / torch.tensor(size * 2)
+
+
 def check_channels(channels: int) -> str:
     """The Pillow mode of images with this number of channels.
 

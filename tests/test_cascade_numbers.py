@@ -164,7 +164,7 @@ FLAGS = {
     "self", "unets", "text_encoder_name", "text_encoder", "self_cond", "guidance", "loss_type", "noise_schedules",
     "pred_objectives", "lowres_noise_schedule", "per_sample_random_aug_noise_level", "condition_on_text", "sampler",
     "auto_normalize_img", "dynamic_thresholding", "resize_cond_video_frames", "temporal_resize_mode", "resize_mode",
-    "min_snr_loss_weight",
+    "min_snr_loss_weight", "crop_coordinates",
 }  # fmt: skip
 SAID = {"image_sizes": "size", "random_crop_sizes": "crop|size", "sigma_max": "sigma_max"}
 

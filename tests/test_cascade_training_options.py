@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cascade_toys import KINDS, cascade, changed, clips, pictures, stir, text, unchecked, video_cascade
+from cascade_toys import KINDS, Net, cascade, changed, clips, pictures, text, unchecked, unet, video_cascade, video_unet
 
 from imagen_pytorch.imagen import Imagen, imagen_from_config
 
 #: each option with a value for a cascade of two stages
 OPTIONS = {
     "spectral_loss": {"spectral_loss": (None, {"table": "sharp", "weight": 0.5})},
+    "crop_coordinates": {"crop_coordinates": True, "random_crop_sizes": (None, 8)},
 }
 each_option = pytest.mark.parametrize("name", OPTIONS)
 
@@ -99,6 +100,88 @@ def test_it_trains_and_samples_videos(kind, name):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_flat_table_adds_its_weight_to_the_plain_loss(kind):
     models = [cascade(kind, stages=2, spectral_loss=value) for value in (None, [None, {"table": "flat", "weight": 2}])]
-    losses = [stir(made).loss(batch_of(made, generator=torch.Generator().manual_seed(1))) for made in models]
+    losses = [made.loss(batch_of(made, generator=torch.Generator().manual_seed(1))) for made in models]
     torch.testing.assert_close(losses[1], 3 * losses[0])
     assert [stage.process.spectral is None for stage in models[1].stages] == [True, False]
+
+
+# -- coordinates of crops ---------------------------------------------------------------------------------------------
+
+
+def ramps(size, channels=3):
+    """Images whose first two channels are x and y in [0, 1], at the centres of pixels."""
+    places = [(torch.arange(side) + 0.5) / side for side in size]
+    y, x = torch.meshgrid(*places, indexing="ij")
+    return torch.stack([x, y, torch.zeros_like(x)]).expand(3, channels, *size)
+
+
+@pytest.mark.parametrize("video", [False, True])
+def test_coordinates_are_those_of_the_pixels_in_the_full_image(video):
+    """An image that is its own coordinates: after any crop the network sees in it what the channels say."""
+    made = (video_cascade if video else cascade)(
+        stages=2, image_sizes=((8, 12), (16, 24)), condition_on_text=False, crop_coordinates=True,
+        random_crop_sizes=(None, (6, 10)),
+    )  # fmt: skip
+    images = ramps((16, 24))
+    batch = made.training_batch(images, unet_number=2)
+    assert len({tuple(row) for row in batch.crop_window.tolist()}) > 1
+    given = batch.conditioning()
+    size = {"size": (6, 10), **({"frames": 1} if video else {})}
+    told = made.unets[1].condition(batch=3, **size, **given)
+    torch.testing.assert_close(told.coordinates, batch.x0.reshape(3, 3, 6, 10)[:, :2], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("make", [unet, video_unet])
+def test_a_network_that_is_given_no_window_sees_a_full_image(make):
+    network = make(lowres_cond=False, cond_on_text=False, crop_coordinates=True)
+    frames = {"frames": 2} if network.is_video else {}
+    told = network.condition(batch=2, size=(4, 5), **frames)
+    torch.testing.assert_close((told.coordinates[0] + 1) / 2, ramps((4, 5))[0, :2])
+    whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2)
+    x = torch.randn(2, 3, *frames.values(), 4, 5)
+    torch.nn.init.normal_(network.final_conv.weight)
+    answers = [network(x, torch.zeros(2), **named) for named in ({}, {"crop_window": whole})]
+    torch.testing.assert_close(*answers)
+    other = network(x, torch.zeros(2), crop_window=whole * 0.5)
+    assert not torch.allclose(answers[0], other)
+
+
+def test_coordinates_are_given_for_crops_only_and_only_to_networks_that_take_them():
+    for options, expected in (({}, False), ({"crop_coordinates": True}, False),
+                              ({"crop_coordinates": [None, True], "random_crop_sizes": (None, 8)}, True)):  # fmt: skip
+        model = cascade(stages=2, **options)
+        assert (batch_of(model).crop_window is not None) == expected
+        assert not model.unets[0].crop_coordinates and model.unets[1].crop_coordinates == bool(options)
+    with pytest.raises(ValueError, match="crop_window was given, but only a U-Net that has channels of coordinates"):
+        unet(cond_on_text=False)(torch.zeros(1, 3, 4, 4), torch.zeros(1), crop_window=torch.zeros(1, 4))
+    network = unet(cond_on_text=False, crop_coordinates=True)
+    with pytest.raises(ValueError, match=r"crop_window must be \(batch, 4\)"):
+        network(torch.zeros(1, 3, 4, 4), torch.zeros(1), crop_window=torch.zeros(1, 2))
+
+
+def test_coordinates_are_for_upsamplers_and_agree_with_the_network():
+    with pytest.raises(ValueError, match="crop_coordinates: the first U-Net makes full images"):
+        cascade(crop_coordinates=True)
+    with pytest.raises(ValueError, match="crop_coordinates: the first U-Net makes full images"):
+        cascade(stages=2, crop_coordinates=[True, True])
+    with pytest.raises(ValueError, match="built with crop_coordinates=False, the model with crop_coordinates=True"):
+        cascade(stages=2, crop_coordinates=True, unet_options={"crop_coordinates": False})
+    assert cascade(unet_options={"crop_coordinates": True}).unets[0].crop_coordinates
+
+
+def test_without_the_option_weights_and_draws_are_as_before():
+    torch.manual_seed(0)
+    plain = unet()
+    torch.manual_seed(0)
+    located = unet(crop_coordinates=True)
+    names = plain.state_dict().keys()
+    assert names == located.state_dict().keys()
+    assert located.init_conv.weight.shape[1] == plain.init_conv.weight.shape[1] + 2
+    model = cascade(stages=2, random_crop_sizes=(None, 8))
+    net = Net()
+    model.loss(batch_of(model), net)
+    assert "crop_window" not in vars(net.calls[0])
+    drawn = [batch_of(made, generator=torch.Generator().manual_seed(3))
+             for made in (model, cascade(stages=2, crop_coordinates=True, random_crop_sizes=(None, 8)))]  # fmt: skip
+    for field, value in drawn[0]._tensors().items():
+        assert torch.equal(value, getattr(drawn[1], field)), field

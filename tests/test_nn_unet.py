@@ -108,6 +108,7 @@ OPTIONS = {
     "final_resnet_block": (False, lambda net: net.final_res_block is None),
     "final_conv_kernel_size": (5, lambda net: net.final_conv.kernel_size == (5, 5)),
     "self_cond": (True, lambda net: net.init_conv.convs[0].in_channels == 6),
+    "crop_coordinates": (True, lambda net: net.init_conv.convs[0].in_channels == 5),
     "resize_mode": ("bilinear", lambda net: net.resize_mode == "bilinear"),
     "combine_upsample_fmaps": (True, lambda net: net.final_res_block.conv1.in_channels == 8 + 2 * 8),
     "pixel_shuffle_upsample": (False, lambda net: count(net, NearestUpsample) == 1),

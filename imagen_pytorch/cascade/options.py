@@ -81,6 +81,7 @@ class SharedOptions(_Taken):
     given_frames_prob: float
     resize_mode: str
     spectral_loss: Any
+    crop_coordinates: Any
 
     def check(self, count: int) -> None:
         """Refuse what lies outside its range.
@@ -108,6 +109,7 @@ class SharedOptions(_Taken):
             check_flag(getattr(self, name), name)
         check_each(self.dynamic_thresholding, count, "dynamic_thresholding", check_flag)
         check_each(self.self_cond, count, "self_cond", check_flag)
+        check_each(self.crop_coordinates, count, "crop_coordinates", check_flag)
         levels = per_stage(self.lowres_sample_noise_level, count, "lowres_sample_noise_level")
         for level in levels[1:]:  # the first U-Net has no low-resolution picture
             check_share(level, "lowres_sample_noise_level")
@@ -202,13 +204,25 @@ class SharedOptions(_Taken):
         Raises:
             ValueError: a scale for the first stage, or one that is not positive.
         """
-        scales = per_stage(self.lowres_residual, count, "lowres_residual")
-        if scales[0] is not None and count > 1 and not isinstance(self.lowres_residual, list | tuple):
-            scales = (None, *scales[1:])
+        scales = _of_upsamplers(self.lowres_residual, count, "lowres_residual")
         if scales[0] is not None:
             raise ValueError("lowres_residual: the first U-Net has no low-resolution picture, its entry must be None")
         check_each(scales, count, "lowres_residual", check_positive)
         return scales
+
+    def choices_of_networks(self, count: int) -> tuple[dict[str, bool | None], ...]:
+        """Return the arguments of each network that the model states in its place, None where it states none.
+
+        Raises:
+            ValueError: coordinates of crops for the first stage, which sees full images.
+        """
+        located = _of_upsamplers(self.crop_coordinates, count, "crop_coordinates")
+        if located[0]:
+            raise ValueError("crop_coordinates: the first U-Net makes full images, its entry must be None or False")
+        recurrent = per_stage(self.self_cond, count, "self_cond")
+        return tuple(
+            {"self_cond": each, "crop_coordinates": place} for each, place in zip(recurrent, located, strict=True)
+        )
 
     def spectral_losses(self, count: int) -> tuple[SpectralLoss | None, ...]:
         """Return the frequency-weighted loss of each stage, None where there is none.
@@ -217,6 +231,12 @@ class SharedOptions(_Taken):
             ValueError, TypeError: as `option_objects`.
         """
         return option_objects(SpectralLoss, self.spectral_loss, count, "spectral_loss")
+
+
+def _of_upsamplers(value: Any, count: int, name: str) -> tuple[Any, ...]:
+    """Return a value for each stage; one for all of several stages is meant for those after the first."""
+    values = per_stage(value, count, name)
+    return (None, *values[1:]) if count > 1 and not isinstance(value, list | tuple) else values
 
 
 @dataclass(frozen=True)

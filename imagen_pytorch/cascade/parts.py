@@ -103,10 +103,9 @@ class CascadeParts(nn.Module):
         columns = (range(1, count + 1), processes, sizes, crops, limits, residuals, factors)
         self.stages = tuple(Stage(*row) for row in zip(*columns, strict=True))
         embed_dim = self.text_embed_dim if self.condition_on_text else None
-        self_cond = per_stage(shared.self_cond, count, "self_cond")
         self.unets = nn.ModuleList(
             fitted(unet, index, self.channels, embed_dim, wanted)
-            for index, (unet, wanted) in enumerate(zip(unets, self_cond, strict=True))
+            for index, (unet, wanted) in enumerate(zip(unets, shared.choices_of_networks(count), strict=True))
         )
         if all(is_null(unet) for unet in self.unets):
             raise ValueError("at least one U-Net must be more than a NullUnet placeholder")

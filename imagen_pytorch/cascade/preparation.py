@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..images import crop, crop_offsets, resize
+from ..images import crop, crop_offsets, crop_windows, resize
 from ..tensors import Generators, bernoulli, once, rand, randn_like
 from .batch import TrainingBatch
 from .conditioning import Text, conditioning_pictures, null_text
@@ -67,7 +67,7 @@ class Request:
 def build_batch(cascade: CascadeParts, stage: Stage, request: Request, generator: Generators) -> TrainingBatch:
     """Resize, crop and draw everything that is random; see `Cascade.training_batch`."""
     unet = cascade.unets[stage.number - 1]
-    device, batch, mode = device_of(unet), len(request.images), cascade.resize_mode
+    device, batch = device_of(unet), len(request.images)
     common = once(generator)
     images, clip = as_clips(cascade, request)
     whole = checked_pictures(cascade, images, stage, device)
@@ -78,12 +78,7 @@ def build_batch(cascade: CascadeParts, stage: Stage, request: Request, generator
         shown = frames.at(stage.factor)
         picture, companion, shown = with_given(cascade, stage, clip, shown, (picture, companion), common)
     pictures, are_given = conditioning_pictures(cascade, request.cond_images, unet, batch, device)
-    if stage.crop is not None:
-        offsets = crop_offsets(stage.size, stage.crop, rand((batch, 2), generator))
-        picture, companion, pictures = (
-            None if item is None else crop(resize(item, stage.size, mode), offsets, stage.crop)
-            for item in (picture, companion, pictures)
-        )
+    (picture, companion, pictures), window = cropped(cascade, stage, (picture, companion, pictures), generator)
     x0 = target_space(companion, stage.residual).encode(picture)
     x0, given = split_given(stage, x0, shown)
     noise = request.noise
@@ -109,6 +104,7 @@ def build_batch(cascade: CascadeParts, stage: Stage, request: Request, generator
         lowres_cond_img=lowres,
         lowres_noise_times=lowres_times,
         base=base if base is None or shown is None else base[:, :, shown.slots],
+        crop_window=window,
     )
 
 
@@ -170,6 +166,25 @@ def with_given(
     shown, order = in_front(shown, draw_given(count, cascade.unets[stage.number - 1].is_causal, generator))
     order = order.to(picture.device)
     return picture[:, :, order], None if companion is None else companion[:, :, order], shown
+
+
+def cropped(
+    cascade: CascadeParts, stage: Stage, items: tuple[Tensor, Tensor | None, Tensor | None], generator: Generators
+) -> tuple[tuple[Tensor, Tensor | None, Tensor | None], Tensor | None]:
+    """Return the same random window of each item, and the windows ``(b, 4)`` for a network that takes coordinates.
+
+    Without ``random_crop_sizes`` all items are returned as they are.
+    """
+    if stage.crop is None:
+        return items, None
+    offsets = crop_offsets(stage.size, stage.crop, rand((len(items[0]), 2), generator))
+    picture, companion, pictures = (
+        None if item is None else crop(resize(item, stage.size, cascade.resize_mode), offsets, stage.crop)
+        for item in items
+    )
+    located = getattr(cascade.unets[stage.number - 1], "crop_coordinates", False)
+    window = crop_windows(offsets, stage.crop, stage.size).to(items[0].device) if located else None
+    return (picture, companion, pictures), window
 
 
 def split_given(stage: Stage, x0: Tensor, shown: StageFrames | None) -> tuple[Tensor, dict[str, Tensor]]:

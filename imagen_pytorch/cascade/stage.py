@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -44,30 +45,35 @@ def bounded(picture: Tensor, percentile: float | None) -> Tensor:
     return static_threshold(picture) if percentile is None else dynamic_threshold(picture, percentile)
 
 
-def fitted(unet: nn.Module, index: int, channels: int, text_embed_dim: int | None, self_cond: bool | None) -> nn.Module:
+def fitted(
+    unet: nn.Module, index: int, channels: int, text_embed_dim: int | None, choices: Mapping[str, bool | None]
+) -> nn.Module:
     """A U-Net as its place in the cascade needs it: one without text if there is no width of its embeddings.
+
+    ``choices`` are arguments of the network that the model may state in its place; None leaves them as they are.
 
     A network from ``torch.compile`` is compiled in place after the fitting, with torch's default settings, so that the
     names in its state dict stay plain; ``imagen.unets[0].compile(...)`` takes other settings.
 
     Raises:
         TypeError: not a network of this package.
-        ValueError: the network was built with another ``self_cond`` than the model wants.
+        ValueError: the network was built with another one of the ``choices`` than the model wants.
     """
     compiled = hasattr(unet, "_orig_mod")
     inner = unet._orig_mod if compiled else unet
     if not hasattr(inner, "cast_model_parameters"):
         raise TypeError(f"U-Net {index + 1} must be a Unet, Unet3D or NullUnet, got {type(inner).__name__}")
-    own = getattr(inner, "_locals", {}).get("self_cond")
-    if None not in (own, self_cond) and own != self_cond:
-        raise ValueError(f"U-Net {index + 1} was built with self_cond={own}, the model with self_cond={self_cond}")
+    for name, wanted in choices.items():
+        own = getattr(inner, "_locals", {}).get(name)
+        if None not in (own, wanted) and own != wanted:
+            raise ValueError(f"U-Net {index + 1} was built with {name}={own}, the model with {name}={wanted}")
     cast = inner.cast_model_parameters(
         lowres_cond=index > 0,
         text_embed_dim=text_embed_dim,
         channels=channels,
         channels_out=channels,
         cond_on_text=text_embed_dim is not None,
-        self_cond=self_cond,
+        **choices,
     )
     if compiled:
         cast.compile()

@@ -16,7 +16,7 @@ from ..images import Size, resize
 from ..tensors import token_mask
 from .attention import KeysValues
 from .blocks import Context, ReadsContext
-from .embeddings import FourierFeatures, PerceiverResampler, masked_mean
+from .embeddings import FourierFeatures, PerceiverResampler, masked_mean, pixel_coordinates
 from .persistence import Persistent
 
 
@@ -29,6 +29,7 @@ class Conditioning:
         static: keys and values of low-resolution and text tokens, per attention layer.
         mask: ``(b, n)``, true at those of the tokens that count.
         pictures: conditioning pictures at working size; lowres: the low-resolution picture.
+        coordinates: x and y of every pixel in the full image, ``(b, 2, h, w)``, or ``(1, 2, h, w)`` for all items.
     """
 
     hidden: Tensor | None = None
@@ -36,6 +37,7 @@ class Conditioning:
     mask: Tensor | None = None
     pictures: Tensor | None = None
     lowres: Tensor | None = None
+    coordinates: Tensor | None = None
 
     def rows(self, rows: slice) -> Conditioning:
         """The conditioning of some items of the batch."""
@@ -65,6 +67,7 @@ class Conditioned(Persistent):
     is_video = False
     has_cond_image: bool
     cond_images_channels: int
+    crop_coordinates: bool
     max_text_len: int
     resize_mode: str
 
@@ -125,6 +128,7 @@ class Conditioned(Persistent):
         lowres_noise_times: Float[Tensor, " b"] | None = None,
         cond_images: Float[Tensor, "b c2 h2 w2"] | None = None,
         cond_images_keep: Bool[Tensor, " b"] | None = None,
+        crop_window: Float[Tensor, "b 4"] | None = None,
     ) -> Conditioning:
         """Everything that does not depend on the noise level, once.
 
@@ -135,12 +139,15 @@ class Conditioned(Persistent):
             text_keep: false replaces a caption by the learned null text, as does an empty one.
             lowres_cond_img, lowres_noise_times: low-resolution picture, noised, and the log-SNR of that noise.
             cond_images, cond_images_keep: conditioning pictures of any size; false blanks one out.
+            crop_window: top, left, height and width of each image as fractions of the full image that it was cut from;
+                by default each is a full image. For networks with ``crop_coordinates``.
 
         Raises:
             ValueError: what the network needs is missing, what it does not take is given, or shapes do not fit.
         """
         text, enlarges = "is conditioned on text (cond_on_text)", "enlarges a picture (lowres_cond)"
         sees = "sees another picture (cond_images_channels)"
+        located = "has channels of coordinates (crop_coordinates)"
         space = ("frames", "height", "width") if self.is_video else ("height", "width")
         taken = {
             "text_embeds": (text_embeds, self.cond_on_text, text, ("tokens", self.text_embed_dim)),
@@ -149,6 +156,7 @@ class Conditioned(Persistent):
             "cond_images": (cond_images, self.has_cond_image, sees, None),
             "cond_images_keep": (cond_images_keep, cond_images_keep is not None, sees, ()),
             "text_keep": (text_keep, text_keep is not None, text, ()),
+            "crop_window": (crop_window, crop_window is not None and self.crop_coordinates, located, (4,)),
         }
         for name, (value, wanted, what, fits) in taken.items():
             _check(name, value, wanted, what, batch, fits)
@@ -164,7 +172,15 @@ class Conditioned(Persistent):
             static = tuple(reader.attention.context(normed) for reader in self._readers)
         pictures = self._pictures(cond_images, cond_images_keep, size)
         lowres = None if lowres_cond_img is None else resize(lowres_cond_img, size)
-        return Conditioning(all_told.hidden, static, all_told.mask, pictures, lowres)
+        coordinates = self._coordinates(crop_window, size)
+        return Conditioning(all_told.hidden, static, all_told.mask, pictures, lowres, coordinates)
+
+    def _coordinates(self, window: Tensor | None, size: Size) -> Tensor | None:
+        if not self.crop_coordinates:
+            return None
+        if window is None:
+            window = torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=self.to_time_cond.weight.device)
+        return pixel_coordinates(window, size)
 
     def _lowres_level(self, times: Tensor) -> Told:
         hidden = self.to_lowres_time_hiddens(times)

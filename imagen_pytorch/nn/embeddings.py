@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ..images import Size
 from .attention import Attention, FeedForward
 
 
@@ -39,6 +40,22 @@ def masked_mean(tokens: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None
         return tokens.mean(dim=1)
     weight = mask.to(tokens.dtype)[..., None]
     return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+def pixel_coordinates(window: Float[Tensor, "b 4"], size: Size) -> Float[Tensor, "b 2 h w"]:
+    """Return x and y of the centre of every pixel, in coordinates that go from -1 to 1 over the full image.
+
+    Args:
+        window: top, left, height and width of what is seen, as fractions of the full image.
+        size: height and width in pixels of what is seen.
+    """
+    corner, extent = (2 * part.double() for part in window.split(2, dim=1))
+    height, width = (
+        corner[:, axis, None] + extent[:, axis, None] * (torch.arange(side, device=window.device) + 0.5) / side - 1
+        for axis, side in enumerate(size)
+    )
+    shape = (len(window), *size)
+    return torch.stack([width[:, None, :].expand(shape), height[:, :, None].expand(shape)], dim=1).to(window.dtype)
 
 
 class PerceiverResampler(nn.Module):

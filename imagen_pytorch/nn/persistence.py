@@ -25,6 +25,7 @@ class Persistent(nn.Module):
     _locals: dict[str, Any]
     cond_on_text: bool
     self_cond: bool
+    crop_coordinates: bool
     lowres_cond: bool
     channels: int
     channels_out: int
@@ -39,17 +40,21 @@ class Persistent(nn.Module):
         channels_out: int,
         cond_on_text: bool,
         self_cond: bool | None = None,
+        crop_coordinates: bool | None = None,
     ) -> Network:
         """Itself if it fits already, else a new network with these choices and every weight that still fits.
 
-        None leaves ``self_cond`` as it is. A weight that was trained and does not fit any more is named in a warning.
+        None leaves ``self_cond`` and ``crop_coordinates`` as they are. A weight that was trained and does not fit any
+        more is named in a warning.
         """
+        optional = {"self_cond": self_cond, "crop_coordinates": crop_coordinates}
         wanted = {
             "lowres_cond": lowres_cond,
             "channels": channels,
             "channels_out": channels_out,
             "cond_on_text": cond_on_text,
-        } | ({} if self_cond is None else {"self_cond": self_cond})
+            **{name: value for name, value in optional.items() if value is not None},
+        }
         same_text = not cond_on_text or self.text_embed_dim == text_embed_dim
         if same_text and all(getattr(self, name) == value for name, value in wanted.items()):
             return self

@@ -59,6 +59,8 @@ class Unet(Conditioned):
         scale_skip_connection: multiply skips by ``2**-0.5``.
         final_resnet_block, final_conv_kernel_size: the end; the last convolution starts at zero.
         self_cond: take an earlier estimate of the picture.
+        crop_coordinates: take x and y of every pixel in the full image, for training on crops (Wang et al. 2023, "Patch
+            Diffusion", arXiv 2304.12526, section 3.1).
         resize_mode: of conditioning pictures.
         combine_upsample_fmaps: concatenate the maps of all upward levels before the end.
         pixel_shuffle_upsample: sub-pixel upsampling instead of nearest and convolution.
@@ -127,6 +129,7 @@ class Unet(Conditioned):
         final_resnet_block: bool = True,
         final_conv_kernel_size: int = 3,
         self_cond: bool = False,
+        crop_coordinates: bool = False,
         resize_mode: str = "nearest",
         combine_upsample_fmaps: bool = False,
         pixel_shuffle_upsample: bool = True,
@@ -147,6 +150,7 @@ class Unet(Conditioned):
             raise ValueError(f'no resize_mode "{resize_mode}"; known: {", ".join(RESIZE_MODES)}')
         self.channels, self.channels_out = channels, channels if channels_out is None else channels_out
         self.lowres_cond, self.self_cond, self.cond_on_text = lowres_cond, self_cond, cond_on_text
+        self.crop_coordinates = crop_coordinates
         self.cond_images_channels, self.has_cond_image = cond_images_channels, cond_images_channels > 0
         self.text_embed_dim, self.max_text_len, self.resize_mode = text_embed_dim, max_text_len, resize_mode
         self.gradient_checkpointing = gradient_checkpointing
@@ -174,6 +178,7 @@ class Unet(Conditioned):
 
     def _build_stem(self, given: dict[str, Any], init_dim: int, options: BlockOptions, temporal: bool) -> None:
         taken = self.channels * (1 + self.lowres_cond + self.self_cond) + self.cond_images_channels + self._marks
+        taken += 2 * self.crop_coordinates
         self.init_conv = (
             self.geometry.cross_embed(taken, init_dim, given["init_cross_embed_kernel_sizes"])
             if given["init_cross_embed"]
@@ -237,6 +242,7 @@ class Unet(Conditioned):
         lowres_noise_times: Float[Tensor, " b"] | None = None,
         cond_images: Float[Tensor, "b c2 h2 w2"] | None = None,
         cond_images_keep: Bool[Tensor, " b"] | None = None,
+        crop_window: Float[Tensor, "b 4"] | None = None,
         inner: Sequence[Tensor] | None = None,
         return_inner: bool = False,
     ) -> Float[Tensor, "b c4 h w"] | tuple[Float[Tensor, "b c4 h w"], list[Tensor]]:
@@ -265,6 +271,7 @@ class Unet(Conditioned):
             "lowres_noise_times": lowres_noise_times,
             "cond_images": cond_images,
             "cond_images_keep": cond_images_keep,
+            "crop_window": crop_window,
         }
         conditioning = self._settled(conditioning, named, batch=x.shape[0], size=tuple(x.shape[-2:]))
         stacked = self._stack(x, self_cond, conditioning)
@@ -339,6 +346,8 @@ class Unet(Conditioned):
             parts.append(torch.zeros_like(x) if self_cond is None else self_cond.to(x.dtype))
         if conditioning.lowres is not None:
             parts.append(conditioning.lowres.to(x.dtype))
+        if conditioning.coordinates is not None:
+            parts.append(conditioning.coordinates.to(x.dtype).expand(len(x), -1, -1, -1))
         return torch.cat(parts, dim=1) if len(parts) > 1 else x
 
     def _pad(self, x: Tensor) -> Tensor:

@@ -331,8 +331,8 @@ class Unet3D(Unet):
             time, conditioning, self_cond, cond_drop_prob, text_keep, inner, return_inner: as for `Unet.forward`.
             conditions: without a ready ``conditioning``, the other arguments of `condition`: ``text_embeds``,
                 ``text_mask``, ``lowres_cond_img``, ``lowres_noise_times``, ``cond_images``, ``cond_images_keep``,
-                ``cond_video_frames``, ``post_cond_video_frames``, ``frame_times``, ``fps``, ``fps_keep`` and
-                ``ignore_time``.
+                ``crop_window``, ``cond_video_frames``, ``post_cond_video_frames``, ``frame_times``, ``fps``,
+                ``fps_keep`` and ``ignore_time``.
 
         Raises:
             ValueError: as `Unet.forward` and `condition`.
@@ -358,6 +358,9 @@ class Unet3D(Unet):
         if told.pictures is not None:
             pictures = told.pictures[:, :, None].to(x.dtype)
             parts.insert(0, pictures.expand(-1, -1, told.total, -1, -1))
+        if told.coordinates is not None:
+            coordinates = told.coordinates[:, :, None].to(x.dtype)
+            parts.append(coordinates.expand(len(x), -1, told.total, -1, -1))
         marks = x.new_ones(x.shape[0], 1, told.total, *x.shape[3:])
         marks[:, :, told.slots] = 0
         return torch.cat([*parts, marks], dim=1)

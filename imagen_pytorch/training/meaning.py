@@ -41,7 +41,7 @@ CASCADE = _table(
     sampling="timesteps sampler cond_scale guidance lowres_sample_noise_level dynamic_thresholding "
     "dynamic_thresholding_percentile video_frames fps num_sample_steps sigma_min sigma_max rho S_churn S_tmin S_tmax "
     "S_noise",
-    shapes="unets text_embed_dim channels",
+    shapes="unets text_embed_dim channels crop_coordinates",
 )
 
 #: and of a network; what a cascade may change when it takes a network in shows in the shapes
@@ -56,7 +56,8 @@ NETWORK = _table(
     shapes="dim text_embed_dim num_resnet_blocks cond_dim out_dim dim_mults cond_images_channels channels channels_out "
     "ff_mult lowres_cond layer_attns layer_attns_depth layer_mid_attns_depth mid_cross_attn layer_cross_attns "
     "cond_on_text init_dim init_conv_kernel_size init_cross_embed init_cross_embed_kernel_sizes "
-    "cross_embed_downsample_kernel_sizes final_resnet_block final_conv_kernel_size self_cond image_embed_dim",
+    "cross_embed_downsample_kernel_sizes final_resnet_block final_conv_kernel_size self_cond image_embed_dim "
+    "crop_coordinates",
 )
 
 
