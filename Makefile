@@ -21,10 +21,10 @@ video-demo: $(VENV)/.ready-for-video  ## train configs/moving-digits.json on the
 	$(VENV)/bin/imagen demo --config moving-digits --output runs/video-demo $(if $(STEPS),--steps $(STEPS)) $(ARGS)
 
 test: $(VENV)/.ready-for-tests lint  ## everything but the slow tests; TESTS=tests/test_x.py picks some
-	$(RUN) -m pytest -q -n $(WORKERS) -m "not slow" $(TESTS)
+	$(RUN) -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow" $(TESTS)
 
 test-all: $(VENV)/.ready-for-tests lint
-	$(RUN) -m pytest -q -n $(WORKERS) $(TESTS)
+	$(RUN) -m pytest -q -n $(WORKERS) --dist loadfile $(TESTS)
 
 lint: $(VENV)/.ready-for-tests
 	$(RUN) -m ruff check --quiet .

@@ -287,7 +287,7 @@ def test_a_server_that_sends_a_byte_now_and_then_is_left_in_time_and_not_asked_a
 
 def test_a_network_that_is_down_marks_no_row(server):
     rows = [{"URL": f"{server}/fast"} for _ in range(20)]
-    data = TableDataset(rows, 4, url_label="URL", timeout=1, cache_memory_share=0)
+    data = TableDataset(rows, 4, url_label="URL", fetch_timeout=1, cache_memory_share=0)
     assert data[0].shape == (3, 4, 4)
     data.rows = [{"URL": "http://127.0.0.1:9/x"} for _ in range(20)]  # nobody listens there
     with pytest.raises(DataUnavailable, match=r"row 0, row 1, row 2 cannot be read .* no address answers \(Connection"):
@@ -319,3 +319,9 @@ def test_trouble_in_a_batch(tmp_path, monkeypatch):
     with pytest.raises(DataUnavailable, match="Stale file handle"):
         collate([{"image": str(tmp_path / "a.png"), "text": "a"}])
     assert collate.num_skipped == 0
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
+def test_waiting_for_an_image_takes_some_time_and_not_for_ever(seconds):
+    with pytest.raises(ValueError, match=r"fetch_timeout must be a finite number of seconds above 0, got"):
+        TableDataset([{"URL": "http://127.0.0.1/a.png"}], 4, url_label="URL", fetch_timeout=seconds)

@@ -46,13 +46,14 @@ class TableDataset(PictureDataset):
         url_label: column of http addresses; if given, pictures are fetched from there.
         channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA.
         random_flip: mirror every other picture; default: only without captions.
-        timeout: seconds to wait for a picture that is fetched.
+        fetch_timeout: seconds to wait for an image that is fetched.
         cache_memory_share: share of the available memory for images that have been read; 0 reads them anew each time.
         cache_folder: keep those of a ``datasets.Dataset`` in files there instead, which later runs use too; see
             `ImageCache`.
 
     Raises:
         DataError: no rows, or a column that does not exist; the message lists those that do.
+        ValueError: a time that is not positive and finite.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class TableDataset(PictureDataset):
         url_label: str | None = None,
         channels: int = 3,
         random_flip: bool | None = None,
-        timeout: float = 10.0,
+        fetch_timeout: float = 10.0,
         cache_memory_share: float = SHARE,
         cache_folder: str | Path | None = None,
     ) -> None:
@@ -80,7 +81,9 @@ class TableDataset(PictureDataset):
                 f"which column has the pictures? set image_label or url_label to one of: {', '.join(columns)}"
             )
         flip = self.text_label is None if random_flip is None else random_flip
-        self.rows, self.timeout = rows, timeout
+        if not 0 < fetch_timeout < float("inf"):
+            raise ValueError(f"fetch_timeout must be a finite number of seconds above 0, got {fetch_timeout}")
+        self.rows, self.fetch_timeout = rows, fetch_timeout
         # a table of another kind may be an open file or a connection
         self.any_process = isinstance(rows, list | tuple) or hasattr(rows, "select_columns")
         self._answered: int | None = None
@@ -105,7 +108,7 @@ class TableDataset(PictureDataset):
         value = row.get(self.url_label or self.image_label)
         if self.url_label is None:
             return picture_of(value, self.size), captions
-        content = fetch(value, self.timeout)
+        content = fetch(value, self.fetch_timeout)
         self._answered = index
         return picture_of(content, self.size), captions
 
@@ -115,7 +118,7 @@ class TableDataset(PictureDataset):
             return None
         known = () if self._answered is None else (self._answered,)
         tried = (*known, *range(0, self.count, -(-self.count // ASKED)))
-        return silence((self.rows[index].get(self.url_label) for index in tried), self.timeout)
+        return silence((self.rows[index].get(self.url_label) for index in tried), self.fetch_timeout)
 
     def _captions_of(self, row: dict[str, Any]) -> tuple[str, ...]:
         return () if self.text_label is None else captions_of(row.get(self.text_label))
@@ -143,7 +146,7 @@ def hub_dataset(
     url_label: str | None = None,
     channels: int = 3,
     random_flip: bool | None = None,
-    timeout: float = 10.0,
+    fetch_timeout: float = 10.0,
     cache_memory_share: float = SHARE,
     cache_folder: str | Path | None = None,
 ) -> TableDataset:
@@ -154,7 +157,7 @@ def hub_dataset(
         split: part of the data set, in the library's notation ("train[:1000]").
         subset: configuration, of a data set that has several.
         revision: branch, tag or commit.
-        image_size, image_label, text_label, url_label, channels, random_flip, timeout: as in `TableDataset`.
+        image_size, image_label, text_label, url_label, channels, random_flip, fetch_timeout: as in `TableDataset`.
         cache_memory_share, cache_folder: as in `TableDataset`.
 
     Raises:
@@ -182,7 +185,7 @@ def hub_dataset(
         url_label=url_label,
         channels=channels,
         random_flip=random_flip,
-        timeout=timeout,
+        fetch_timeout=fetch_timeout,
         cache_memory_share=cache_memory_share,
         cache_folder=cache_folder,
     )
