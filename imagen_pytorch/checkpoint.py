@@ -41,6 +41,7 @@ __all__ = [
     "CheckpointNotWritten",
     "CheckpointStore",
     "CheckpointUnreachable",
+    "export_model",
     "load_imagen_from_checkpoint",
     "read_checkpoint",
     "write_checkpoint",
@@ -247,13 +248,52 @@ def load_imagen_from_checkpoint(
     described = _Described(contents, checkpoint_path, text_encoder)
     if not load_weights:
         return described.build()
-    weights = _weights(contents, "model", checkpoint_path)
-    averaged = load_ema_if_available and contents.get("ema")
-    averages = _averaged_weights(_weights(contents, "ema", checkpoint_path)) if averaged else {}
-    weights |= averages
-    logger.info("loading the %s weights of %s", "averaged" if averages else "trained", checkpoint_path)
+    weights = _sampling_weights(contents, checkpoint_path, load_ema_if_available)
     wanted = described.refuse_other(weights, _is_part(contents))
     _check_numbers(weights, wanted, checkpoint_path)
     imagen = described.build()
     imagen.load_state_dict(fitting(weights, wanted), strict=False)
     return imagen
+
+
+def _sampling_weights(contents: Mapping[str, Any], path: str | Path, averaged: bool) -> dict[str, Tensor]:
+    """Return the weights to sample with: the averaged ones where they are wanted and the checkpoint has them."""
+    averages = _averaged_weights(_weights(contents, "ema", path)) if averaged and contents.get("ema") else {}
+    logger.info("loading the %s weights of %s", "averaged" if averages else "trained", path)
+    return _weights(contents, "model", path) | averages
+
+
+def export_model(
+    checkpoint_path: str | Path, path: str | Path, *, half: bool = True, averaged: bool = True, overwrite: bool = False
+) -> None:
+    """Write the model of a checkpoint without anything that only training needs: a file to share.
+
+    The file is a checkpoint as well: every function and command that opens one takes it. Half precision halves its size
+    again; networks compute in single precision all the same once it is loaded.
+
+    Args:
+        checkpoint_path: the checkpoint of a training, a local path or any fsspec URL.
+        path: the file to write; ``.safetensors`` at its end chooses that format.
+        half: store floating-point weights in float16.
+        averaged: take the averaged weights if the checkpoint has them.
+        overwrite: whether an existing file may be replaced.
+
+    Raises:
+        CheckpointMissing, CheckpointError, CheckpointMismatch: as `load_imagen_from_checkpoint` does.
+        ValueError: weights that float16 cannot hold.
+        CheckpointNotWritten: the file exists and must not be replaced, or it cannot be written.
+    """
+    contents = read_checkpoint(checkpoint_path)
+    described = _Described(contents, checkpoint_path)
+    weights = _sampling_weights(contents, checkpoint_path, averaged)
+    wanted = described.refuse_other(weights, _is_part(contents))
+    _check_numbers(weights, wanted, checkpoint_path)
+    weights = fitting(weights, wanted)
+    if half:
+        weights = {name: item.half() if item.is_floating_point() else item for name, item in weights.items()}
+        if broken := nonfinite_tensors(weights):
+            raise ValueError(f"weights beyond the range of float16 ({len(broken)}): {_first(broken)}; pass half=False")
+    kept = ("version", "imagen_type", "imagen_params", "steps")
+    state = {"state": {"unet_numbers": contents["state"]["unet_numbers"]}} if _is_part(contents) else {}
+    exported = {**{name: contents[name] for name in kept if name in contents}, **state, "model": weights}
+    write_checkpoint(exported, path, overwrite=overwrite)
