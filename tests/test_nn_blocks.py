@@ -63,6 +63,64 @@ def test_attention_is_the_textbook_formula_with_a_null_token(cosine, dim):
     torch.testing.assert_close(layer.tokens(x, [layer.context(other)], mask), expected, rtol=1e-5, atol=1e-5)
 
 
+def with_all_heads(kind, grouped, *shape, **options):
+    """The same layer with a key and a value head of its own for each query head: the shared ones repeated."""
+    full, heads = kind(*shape, **options), grouped.heads
+    groups, inner = heads // grouped.kv_heads, full.to_out.weight.shape[1]
+
+    def repeated(weight):
+        parts = weight.unflatten(0, (2, grouped.kv_heads, inner // heads))
+        return parts.repeat_interleave(groups, 1).flatten(0, 2)
+
+    def matched(own, mine):
+        if own.shape == mine.shape:
+            return mine
+        if own.ndim == 3 and own.shape[0] == 2:  # the null token
+            return mine.repeat_interleave(groups, dim=1)
+        return torch.cat([mine[: own.shape[0] % (2 * inner)], repeated(mine[own.shape[0] % (2 * inner) :])])
+
+    mine = grouped.state_dict()
+    full.load_state_dict({name: matched(item, mine[name]) for name, item in full.state_dict().items()})
+    return full
+
+
+@LINEAR
+@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize(
+    ("dim", "options"), [(8, {}), (3, {}), (8, {"cosine": True}), (8, {"attend_self": False}),
+                         (3, {"attend_self": False})],
+)  # fmt: skip
+def test_shared_keys_and_values_are_repeated_ones(kind, kv_heads, dim, options):
+    """Also in the width of the tokens, where the CPU works in it."""
+    if kind is LinearAttention and "cosine" in options:
+        options = {}
+    shape = (dim, 4, 5, 6)
+    grouped = awake(kind(*shape, kv_heads=kv_heads, **options)).double()
+    full = with_all_heads(kind, grouped, *shape, **options).double()
+    assert sum(map(torch.numel, grouped.parameters())) < sum(map(torch.numel, full.parameters()))
+    x, other = torch.randn(4, dim, 2, 3).double(), torch.randn(2, 3, 6).double()
+    mask = torch.tensor([[True, False, True], [True, True, False]])
+    answers = [layer(x, [layer.context(other[:, :1]), layer.context(other[:, 1:])], mask) for layer in (grouped, full)]
+    torch.testing.assert_close(*answers)
+    if kind is Attention:
+        keys, _ = grouped.context(other)
+        assert keys.shape[1] == (4 if grouped.narrow else kv_heads)
+        grouped.narrow = False
+        torch.testing.assert_close(
+            grouped(x, [grouped.context(other[:, :1]), grouped.context(other[:, 1:])], mask), answers[1]
+        )
+
+
+@LINEAR
+def test_as_many_key_and_value_heads_as_heads_is_the_layer_without_the_option(kind):
+    layers = []
+    for options in ({}, {"kv_heads": 2}):
+        torch.manual_seed(0)
+        layers.append(kind(8, 2, 4, 6, **options))
+    one, other = (layer.state_dict() for layer in layers)
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
 class Adapter(nn.Module):
     """What is put in the place of a layer: it, and something more."""
 

@@ -286,12 +286,14 @@ FULL_GRAPH = """
 import torch
 from imagen_pytorch import Unet
 torch.set_num_threads(1)
-net = Unet(dim=8, dim_mults=(1,), attn_heads=2, attn_dim_head=4, text_embed_dim=6, attn_pool_num_latents=2)
-for parameter in net.parameters():
-    torch.nn.init.normal_(parameter, std=0.1)
-given = dict(x=torch.randn(2, 3, 5, 8), time=torch.randn(2), text_embeds=torch.randn(2, 3, 6))
-expected = net(**given)
-torch.testing.assert_close(torch.compile(net, backend="eager", fullgraph=True)(**given), expected)
+shape = dict(dim=8, dim_mults=(1,), attn_heads=2, attn_dim_head=4, text_embed_dim=6, attn_pool_num_latents=2)
+for kv_heads in (None, 1):
+    net = Unet(**shape, attn_kv_heads=kv_heads)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    given = dict(x=torch.randn(2, 3, 5, 8), time=torch.randn(2), text_embeds=torch.randn(2, 3, 6))
+    expected = net(**given)
+    torch.testing.assert_close(torch.compile(net, backend="eager", fullgraph=True)(**given), expected)
 """
 
 

@@ -76,6 +76,7 @@ OPTIONS = {
     "channels": (1, lambda net: net.channels == net.channels_out == 1),
     "channels_out": (5, lambda net: net.channels_out == 5 and net.channels == 3),
     "attn_dim_head": (8, lambda net: net.mid_attn.layers[0].attention.null_kv.shape == (2, 2, 8)),
+    "attn_kv_heads": (1, lambda net: net.mid_attn.layers[0].attention.null_kv.shape == (2, 1, 4)),
     "attn_heads": (4, lambda net: net.mid_attn.layers[0].attention.null_kv.shape == (2, 4, 4)),
     "ff_mult": (3.0, lambda net: net.mid_attn.layers[0].feed_forward.expand.out_features == 48),
     "lowres_cond": (True, lambda net: net.to_lowres_time_cond.in_features == 8 * 8),
@@ -180,6 +181,8 @@ def test_a_small_network_does_not_nag():
     ("options", "message"),
     [
         ({"attn_heads": 1}, "attn_heads must be at least 2, got 1"),
+        ({"attn_heads": 6, "attn_kv_heads": 4}, r"must divide attn_heads=6 \(1, 2, 3, 6\), got 4"),
+        ({"attn_kv_heads": 0}, "attn_kv_heads must be at least 1, got 0"),
         ({"text_embed_dim": None}, "text_embed_dim must be given"),
         ({"num_resnet_blocks": (1, 2, 3)}, "num_resnet_blocks needs one value or 2, one for each of dim_mults; got 3"),
         ({"learned_sinu_pos_emb_dim": 5}, "learned_sinu_pos_emb_dim must be even, got 5"),

@@ -40,6 +40,7 @@ FLAGS = [
 VARIANTS = {name: {name: not TOY.get(name, inspect.signature(Unet).parameters[name].default)} for name in FLAGS} | {
     "as it comes": {},
     "layers of attention": {"layer_attns": True, "layer_attns_depth": 2, "use_linear_cross_attn": True},
+    "shared keys": {"layer_attns": True, "attn_kv_heads": 1},
     "linear layers": {"layer_attns": False, "use_linear_attn": True},
     "pictures beside": {"cond_images_channels": 2, "lowres_cond": True, "self_cond": True, "memory_efficient": True},
 }

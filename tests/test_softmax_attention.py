@@ -43,6 +43,22 @@ def test_products_of_matrices_are_the_textbook_formula(shape, masked, shared, at
     torch.testing.assert_close(attend(*parts), textbook(*parts))
 
 
+@pytest.mark.parametrize("at_once", [1, 2**19])
+@pytest.mark.parametrize("form", ["plain", "masked", "biased", "biased and trained"])
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_fewer_keys_than_queries_serve_consecutive_heads(kv_heads, form, at_once, monkeypatch):
+    monkeypatch.setattr(softmax_attention, "_AT_ONCE", at_once)
+    query, _, _, scale, mask = given("map", masked=form == "masked")
+    query = torch.cat([query, query.flip(1), query[:, :2] * 2], dim=1)[:, :6]
+    keys, values = (torch.randn(2, kv_heads, 51, 8, dtype=torch.float64) for _ in range(2))
+    bias = torch.randn(1, 6, 40, 51, dtype=torch.float64) if "biased" in form else None
+    if bias is not None:
+        bias.requires_grad_("trained" in form)
+    repeated = (part.repeat_interleave(6 // kv_heads, dim=1) for part in (keys, values))
+    expected = textbook(query, *repeated, scale, mask, 0 if bias is None else bias)
+    torch.testing.assert_close(attend(query, keys, values, scale, mask, bias), expected)
+
+
 @pytest.mark.parametrize("faster", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)

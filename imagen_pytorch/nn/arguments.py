@@ -21,6 +21,7 @@ WHOLE = {
     **dict.fromkeys(("init_conv_kernel_size", "init_cross_embed_kernel_sizes", "final_conv_kernel_size"), (1, _MOST)),
     **dict.fromkeys(("resnet_groups", "temporal_strides", "time_rel_pos_bias_depth"), (1, _MOST)),
     "attn_heads": (2, _MOST),
+    "attn_kv_heads": (1, _MOST),
     "attn_pool_num_latents": (1, _WIDEST),
     "cond_images_channels": (0, _WIDEST),
     "cross_embed_downsample_kernel_sizes": (2, _MOST),
@@ -66,6 +67,11 @@ def check_arguments(init: Callable[..., None], given: Mapping[str, Any]) -> None
         if given.get(name) is not None:
             for item in _entries(given[name], name):
                 check_whole(item, name, low, high)
+    kv_heads = given.get("attn_kv_heads")
+    if kv_heads is not None and given["attn_heads"] % kv_heads:
+        heads = given["attn_heads"]
+        fits = ", ".join(str(count) for count in range(1, heads + 1) if heads % count == 0)
+        raise ValueError(f"attn_kv_heads must divide attn_heads={heads} ({fits}), got {kv_heads}")
     if "dim" in given:
         _check_widths(given)
 

@@ -15,7 +15,7 @@ from .norms import GroupNorm
 from .plain import is_plain
 from .softmax_attention import attend
 
-#: Keys and values of context tokens, each ``(b, heads, n, d)``: computed once per sampling call.
+#: Keys and values of context tokens, each ``(b, kv_heads, n, d)``: computed once per sampling call.
 KeysValues = tuple[Tensor, Tensor]
 
 
@@ -43,6 +43,13 @@ def joined(groups: Sequence[KeysValues]) -> KeysValues:
     """Keys and values of several groups of tokens as one."""
     keys, values = (torch.cat([group[part] for group in groups], dim=2) for part in (0, 1))
     return keys, values
+
+
+def split_heads(x: Float[Tensor, "b n c"], *heads: int) -> tuple[Tensor, ...]:
+    """Split fused projections into tensors ``(b, count, n, d)``, one for each count of ``heads``."""
+    width = x.shape[-1] // sum(heads)
+    parts = x.split([count * width for count in heads], dim=-1)
+    return tuple(part.unflatten(-1, (count, width)).transpose(1, 2) for part, count in zip(parts, heads, strict=True))
 
 
 class FeedForward(nn.Module):
@@ -94,6 +101,8 @@ class Attention(nn.Module):
         attend_self: whether tokens attend to each other.
         cosine: unit queries and keys, scaled by 16.
         zero: start with an update of zero; for whatever is no part of a block that starts as its shortcut already.
+        kv_heads: number of key and value heads; each serves ``heads / kv_heads`` consecutive query heads (Ainslie et
+            al. 2023, arXiv 2305.13245). None: as many as ``heads``.
     """
 
     def __init__(
@@ -105,26 +114,23 @@ class Attention(nn.Module):
         attend_self: bool = True,
         cosine: bool = False,
         zero: bool = True,
+        kv_heads: int | None = None,
     ) -> None:
         super().__init__()
-        inner = heads * dim_head
-        self.heads, self.attend_self, self.cosine = heads, attend_self, cosine
+        self.heads, self.kv_heads = heads, heads if kv_heads is None else kv_heads
+        inner, shared = heads * dim_head, 2 * self.kv_heads * dim_head
+        self.attend_self, self.cosine = attend_self, cosine
         self.scale = 16.0 if cosine else dim_head**-0.5
         self.narrow = not cosine and dim <= dim_head
         self.norm = nn.LayerNorm(dim)
-        self.to_qkv = nn.Linear(dim, inner * (3 if attend_self else 1), bias=False)
-        self.null_kv = nn.Parameter(torch.randn(2, heads, dim_head) * 0.02)
+        self.to_qkv = nn.Linear(dim, inner + shared if attend_self else inner, bias=False)
+        self.null_kv = nn.Parameter(torch.randn(2, self.kv_heads, dim_head) * 0.02)
         self.norm_context = None if context_dim is None else nn.LayerNorm(context_dim)
-        self.to_context = None if context_dim is None else nn.Linear(context_dim, inner * 2, bias=False)
+        self.to_context = None if context_dim is None else nn.Linear(context_dim, shared, bias=False)
         self.to_out = nn.Linear(inner, dim)
         if zero:
             nn.init.zeros_(self.to_out.weight)
         nn.init.zeros_(self.to_out.bias)
-
-    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """Fused projections to ``parts`` tensors of ``(b, heads, n, dim_head)``."""
-        batch, count, _ = x.shape
-        return x.view(batch, count, parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
     def _narrows(self, device: torch.device) -> bool:
         """Whether attention works in the width of the tokens."""
@@ -136,32 +142,38 @@ class Attention(nn.Module):
         queries = self.to_qkv.weight[: self.to_out.in_features]
         return queries.view(self.heads, -1, dim), self.to_out.weight.view(dim, self.heads, -1).permute(1, 2, 0)
 
+    def _repeated(self, x: Shaped[Tensor, "*b heads n d"]) -> Shaped[Tensor, "*b heads2 n d"]:
+        """Repeat keys or values, or their weights, for every query head that they serve."""
+        groups = self.heads // self.kv_heads
+        return x if groups == 1 else x.repeat_interleave(groups, dim=-3)
+
     def _narrowed(self, keys: Tensor, values: Tensor) -> KeysValues:
         """Keys and values in the width in which they are attended to."""
         if not self._narrows(keys.device):
             return keys, values
         to_keys, to_values = self._inward()
+        keys, values = self._repeated(keys), self._repeated(values)
         return keys @ to_keys.to(keys.dtype), values @ to_values.to(values.dtype)
 
     def context(self, tokens: Float[Tensor, "b n d"]) -> KeysValues:
         """Keys and values of context tokens."""
-        keys, values = self._split(self.to_context(self.norm_context(tokens)), 2)
+        keys, values = split_heads(self.to_context(self.norm_context(tokens)), self.kv_heads, self.kv_heads)
         return self._narrowed(unit(keys) if self.cosine else keys, values)
 
     def _asked(self, x: Float[Tensor, "b n d"]) -> tuple[Tensor, list[KeysValues]]:
         """The queries of normed tokens, one for all heads where these share it, and their own keys and values if they
         attend to each other."""
         if not self._narrows(x.device):
-            query, *own = self._split(self.to_qkv(x), 3 if self.attend_self else 1)
+            query, *own = split_heads(self.to_qkv(x), self.heads, *(self.kv_heads,) * (2 * self.attend_self))
             if self.cosine:
                 query, own = unit(query), [unit(own[0]), own[1]] if own else own
             return query, [(own[0], own[1])] if own else []
         query = x[:, None]
         if not self.attend_self:
             return query, []
-        outward = self.to_qkv.weight[self.to_out.in_features :].view(2, self.heads, -1, x.shape[-1])
-        weight = torch.stack(self._inward()).transpose(-1, -2) @ outward
-        keys, values = self._split(F.linear(x, weight.flatten(0, 2)), 2)
+        outward = self.to_qkv.weight[self.to_out.in_features :].view(2, self.kv_heads, -1, x.shape[-1])
+        weight = torch.stack(self._inward()).transpose(-1, -2) @ self._repeated(outward)
+        keys, values = split_heads(F.linear(x, weight.flatten(0, 2)), self.heads, self.heads)
         return query, [(keys, values)]
 
     def tokens(
@@ -213,7 +225,7 @@ class LinearAttention(nn.Module):
     2109.08668), or, as cross-attention, to context tokens only.
 
     Args:
-        dim, heads, dim_head, context_dim, attend_self: as for `Attention`.
+        dim, heads, dim_head, context_dim, attend_self, kv_heads: as for `Attention`.
         geometry: rank of the maps.
         dropout: of channels, before the projections.
         zero: as for `Attention`.
@@ -229,16 +241,18 @@ class LinearAttention(nn.Module):
         geometry: Geometry = IMAGE,
         dropout: float = 0.0,
         zero: bool = True,
+        kv_heads: int | None = None,
     ) -> None:
         super().__init__()
-        inner = heads * dim_head
-        self.heads, self.attend_self = heads, attend_self
+        self.heads, self.kv_heads = heads, heads if kv_heads is None else kv_heads
+        inner, shared = heads * dim_head, 2 * self.kv_heads * dim_head
+        self.attend_self = attend_self
         self.norm = GroupNorm(1, dim)
-        parts = 3 if attend_self else 1
+        fused = inner + shared if attend_self else inner
         self.dropout = nn.Dropout(dropout)
-        self.to_qkv = nn.Sequential(geometry.conv(dim, inner * parts, 1), geometry.depthwise(inner * parts, 3))
+        self.to_qkv = nn.Sequential(geometry.conv(dim, fused, 1), geometry.depthwise(fused, 3))
         self.norm_context = None if context_dim is None else nn.LayerNorm(context_dim)
-        self.to_context = None if context_dim is None else nn.Linear(context_dim, inner * 2, bias=False)
+        self.to_context = None if context_dim is None else nn.Linear(context_dim, shared, bias=False)
         self.to_out = geometry.conv(inner, dim, 1)
         if zero:
             nn.init.zeros_(self.to_out.weight)
@@ -246,9 +260,7 @@ class LinearAttention(nn.Module):
 
     def context(self, tokens: Float[Tensor, "b n d"]) -> KeysValues:
         """Keys and values of context tokens."""
-        batch, count, _ = tokens.shape
-        both = self.to_context(self.norm_context(tokens)).view(batch, count, 2, self.heads, -1)
-        keys, values = both.permute(2, 0, 3, 1, 4).unbind(0)
+        keys, values = split_heads(self.to_context(self.norm_context(tokens)), self.kv_heads, self.kv_heads)
         return keys, values
 
     def forward(
@@ -262,13 +274,14 @@ class LinearAttention(nn.Module):
             context = [(spread(keys, x.shape[0]), spread(values, x.shape[0])) for keys, values in context]
             mask = None if mask is None else spread(mask, x.shape[0])
         projected = self.to_qkv(self.dropout(self.norm(x))).flatten(2)
-        parts = projected.unflatten(1, (3 if self.attend_self else 1, self.heads, -1))
-        query, *own = parts.transpose(-1, -2).unbind(1)
+        query, *own = split_heads(projected.transpose(1, 2), self.heads, *(self.kv_heads,) * (2 * self.attend_self))
         keys, values = joined([*context, *([tuple(own)] if own else [])])
         if mask is not None:
             seen = F.pad(mask, (0, keys.shape[2] - mask.shape[1]), value=True)[:, None, :, None]
             keys = keys.masked_fill(~seen, torch.finfo(keys.dtype).min)
             values = values * seen
         summary = spread(keys.softmax(dim=2).transpose(-1, -2) @ values, x.shape[0])
+        if self.kv_heads < self.heads:
+            summary = summary.repeat_interleave(self.heads // self.kv_heads, dim=1)
         out = (query.softmax(dim=-1) * query.shape[-1] ** -0.5) @ summary
         return self.to_out(F.silu(to_map(out.transpose(1, 2).flatten(2), x)))

@@ -105,11 +105,12 @@ class BlockOptions:
     dim_head: int
     dropout: float = 0.0
     cosine: bool = False
+    kv_heads: int | None = None
 
     @property
-    def attention_shape(self) -> tuple[int, int, bool]:
-        """Heads, their width and whether they compare by cosine."""
-        return self.heads, self.dim_head, self.cosine
+    def attention_shape(self) -> tuple[int, int, bool, int | None]:
+        """Heads, their width, whether they compare by cosine, and the number of key and value heads."""
+        return self.heads, self.dim_head, self.cosine, self.kv_heads
 
 
 class CrossAttention(ReadsContext):
@@ -118,10 +119,11 @@ class CrossAttention(ReadsContext):
     def __init__(self, dim: int, options: BlockOptions, linear: bool) -> None:
         super().__init__()
         shape = (dim, options.heads, options.dim_head, options.cond_dim)
+        given = {"attend_self": False, "zero": False, "kv_heads": options.kv_heads}
         self.attention = (
-            LinearAttention(*shape, attend_self=False, geometry=options.geometry, zero=False)
+            LinearAttention(*shape, geometry=options.geometry, **given)
             if linear
-            else Attention(*shape, attend_self=False, cosine=options.cosine, zero=False)
+            else Attention(*shape, cosine=options.cosine, **given)
         )
 
     def forward(self, x: Float[Tensor, "b c *space"], context: Context) -> Float[Tensor, "b c *space"]:
@@ -177,9 +179,9 @@ class TransformerLayer(ReadsContext):
         shape = (dim, options.heads, options.dim_head, options.cond_dim if reads else None)
         self.reads = reads
         self.attention = (
-            LinearAttention(*shape, geometry=options.geometry, dropout=options.dropout)
+            LinearAttention(*shape, geometry=options.geometry, dropout=options.dropout, kv_heads=options.kv_heads)
             if linear
-            else Attention(*shape, cosine=options.cosine)
+            else Attention(*shape, cosine=options.cosine, kv_heads=options.kv_heads)
         )
         self.feed_forward = FeedForward(dim, ff_mult, options.dropout, True, options.geometry.token_shift)
 

@@ -105,7 +105,7 @@ class Conditioned(Persistent):
             self.null_text_hidden = nn.Parameter(torch.randn(1, hidden_dim) * 0.02)
         if given["attn_pool_text"]:
             shape = (given["attn_pool_num_latents"], self.max_text_len, given["attn_heads"], given["attn_dim_head"])
-            self.attn_pool = PerceiverResampler(cond_dim, *shape)
+            self.attn_pool = PerceiverResampler(cond_dim, *shape, kv_heads=given["attn_kv_heads"])
 
     def _number_readers(self) -> None:
         """Tell every layer that reads the context which of the prepared keys and values are its own."""

@@ -65,19 +65,28 @@ class PerceiverResampler(nn.Module):
         dim: width of tokens and latents.
         num_latents: learned latents; four more are made from the mean of the tokens.
         max_len: number of learned positions.
+        heads, dim_head, kv_heads: as for `Attention`.
     """
 
     def __init__(
-        self, dim: int, num_latents: int, max_len: int, heads: int, dim_head: int, depth: int = 2, mean_latents: int = 4
+        self,
+        dim: int,
+        num_latents: int,
+        max_len: int,
+        heads: int,
+        dim_head: int,
+        depth: int = 2,
+        mean_latents: int = 4,
+        kv_heads: int | None = None,
     ) -> None:
         super().__init__()
         self.positions = nn.Embedding(max_len, dim)
         self.latents = nn.Parameter(torch.randn(num_latents, dim) * dim**-0.5)
         self.mean_latents = mean_latents
         self.to_mean_latents = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim * mean_latents))
+        given = {"context_dim": dim, "zero": False, "kv_heads": kv_heads}
         self.layers = nn.ModuleList(
-            nn.ModuleList([Attention(dim, heads, dim_head, context_dim=dim, zero=False), FeedForward(dim, 4)])
-            for _ in range(depth)
+            nn.ModuleList([Attention(dim, heads, dim_head, **given), FeedForward(dim, 4)]) for _ in range(depth)
         )
 
     def forward(self, tokens: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b m d"]:

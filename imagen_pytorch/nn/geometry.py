@@ -135,7 +135,9 @@ class Geometry:
         """Before temporal attention."""
         return Still()
 
-    def temporal_attention(self, dim: int, heads: int, dim_head: int, cosine: bool = False) -> nn.Module:
+    def temporal_attention(
+        self, dim: int, heads: int, dim_head: int, cosine: bool = False, kv_heads: int | None = None
+    ) -> nn.Module:
         """Between the frames of each pixel."""
         return Still()
 

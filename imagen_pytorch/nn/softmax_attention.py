@@ -21,8 +21,8 @@ PRODUCTS_ARE_FASTER = all(_FOUND) and _FOUND[0]() and not _FOUND[1]()
 
 def attend(
     query: Float[Tensor, "b heads2 n d"],
-    keys: Float[Tensor, "b heads m d"],
-    values: Float[Tensor, "b heads m d2"],
+    keys: Float[Tensor, "b heads3 m d"],
+    values: Float[Tensor, "b heads3 m d2"],
     scale: float,
     mask: Bool[Tensor, "b 1 1 m"] | None = None,
     bias: Float[Tensor, "b2 heads n m"] | None = None,
@@ -31,10 +31,13 @@ def attend(
 
     Args:
         query: of each head, or one for all.
+        keys, values: of each head, or of each group of consecutive heads.
         mask: true where a key counts; at least one does.
         bias: added to the logits; only without a mask.
     """
     query = query.to(keys.dtype)
+    if query.shape[1] > keys.shape[1]:
+        return _grouped(query, keys, values, scale, mask, bias)
     if bias is not None and _outgrows(query, keys, bias):
         return _recomputed(query, keys, values, scale, bias)
     plain = bias is not None or torch.is_grad_enabled() or query.device.type != "cpu"
@@ -44,6 +47,18 @@ def attend(
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=added, scale=scale)
     given = (query, keys, values, scale, mask)
     return _opaque(*given) if torch.compiler.is_compiling() else by_products(*given)
+
+
+def _grouped(
+    query: Tensor, keys: Tensor, values: Tensor, scale: float, mask: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """Compute `attend` for fewer keys and values than queries: the queries of a group are one longer sequence, so
+    nothing is repeated."""
+    shape = (keys.shape[1], query.shape[1] // keys.shape[1])
+    query = query.unflatten(1, shape).flatten(2, 3)
+    bias = None if bias is None else bias.unflatten(1, shape).flatten(2, 3)
+    out = attend(query, keys, values, scale, mask, bias)
+    return out.unflatten(2, (shape[1], -1)).flatten(1, 2)
 
 
 def _outgrows(query: Tensor, keys: Tensor, bias: Tensor) -> bool:

@@ -76,18 +76,25 @@ class TemporalAttention(nn.Module):
 
     Args:
         dim: channels.
-        heads, dim_head: of the attention.
+        heads, dim_head, kv_heads: of the attention.
         causal: whether a frame sees only itself and earlier ones.
         depth: of the network behind the bias.
         cosine: as for `Attention`.
     """
 
     def __init__(
-        self, dim: int, heads: int, dim_head: int, causal: bool = True, depth: int = 2, cosine: bool = False
+        self,
+        dim: int,
+        heads: int,
+        dim_head: int,
+        causal: bool = True,
+        depth: int = 2,
+        cosine: bool = False,
+        kv_heads: int | None = None,
     ) -> None:
         super().__init__()
         self.causal = causal
-        self.attention = Attention(dim, heads, dim_head, cosine=cosine)
+        self.attention = Attention(dim, heads, dim_head, cosine=cosine, kv_heads=kv_heads)
         self.bias = TimeBias(heads, max(16, dim // 2), depth)
         self.null_bias = nn.Parameter(torch.zeros(heads))
 
@@ -198,9 +205,11 @@ class VideoGeometry(Geometry):
         """Before temporal attention."""
         return TemporalConv(dim, 3, self.causal, depthwise=True)
 
-    def temporal_attention(self, dim: int, heads: int, dim_head: int, cosine: bool = False) -> nn.Module:
+    def temporal_attention(
+        self, dim: int, heads: int, dim_head: int, cosine: bool = False, kv_heads: int | None = None
+    ) -> nn.Module:
         """Between the frames of each pixel."""
-        return TemporalAttention(dim, heads, dim_head, self.causal, self.bias_depth, cosine)
+        return TemporalAttention(dim, heads, dim_head, self.causal, self.bias_depth, cosine, kv_heads)
 
     def squeeze(self, dim: int, stride: int) -> nn.Module:
         """Fewer frames."""

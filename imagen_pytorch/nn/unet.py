@@ -38,6 +38,8 @@ class Unet(Conditioned):
         cond_images_channels: channels of a conditioning picture; above 0 it must be given.
         channels, channels_out: of the picture and of the answer.
         attn_dim_head, attn_heads: attention size.
+        attn_kv_heads: number of key and value heads of all attention layers; it divides ``attn_heads``. Each serves a
+            group of query heads, which saves parameters. None: as many as ``attn_heads``; 1: one for all.
         ff_mult: expansion of the feed-forwards.
         lowres_cond: take a low-resolution picture and its noise level.
         layer_attns, layer_attns_depth: per-level self-attention and its depth.
@@ -98,6 +100,7 @@ class Unet(Conditioned):
         channels_out: int | None = None,
         attn_dim_head: int = 64,
         attn_heads: int = 8,
+        attn_kv_heads: int | None = None,
         ff_mult: float = 2.0,
         lowres_cond: bool = False,
         layer_attns: bool | Sequence[bool] = True,
@@ -166,6 +169,7 @@ class Unet(Conditioned):
             attn_dim_head,
             dropout,
             cosine_sim_attn,
+            attn_kv_heads,
         )
         attends = mid_cross_attn or any(spec.attends for spec in specs)
         self._build_conditions(given, cond_dim, options.hidden_dim, attends)

@@ -57,7 +57,7 @@ NETWORK = _table(
     "ff_mult lowres_cond layer_attns layer_attns_depth layer_mid_attns_depth mid_cross_attn layer_cross_attns "
     "cond_on_text init_dim init_conv_kernel_size init_cross_embed init_cross_embed_kernel_sizes "
     "cross_embed_downsample_kernel_sizes final_resnet_block final_conv_kernel_size self_cond image_embed_dim "
-    "crop_coordinates",
+    "crop_coordinates attn_kv_heads",
 )
 
 
