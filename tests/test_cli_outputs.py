@@ -78,6 +78,9 @@ WRITERS: dict[str, tuple[str, Callable[[Path], list[Path]]]] = {
     "metrics of the demo": ("metrics.json", over(replace_file)),
     "configuration": ("imagen_config.json", over(replace_file)),
     "trace": ("trace.json", trace),
+    "sheet of a sweep": ("a_cat-sweep.png", lambda path: [write_new(picture(), path)]),
+    "sheet of an evaluation": ("eval.png", lambda path: [write_new(picture(), path)]),
+    "figures of an evaluation": ("eval.json", lambda path: [write_new(b'{"figures": {}}', path, listed=False)]),
 }
 
 

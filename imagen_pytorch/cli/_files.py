@@ -79,8 +79,13 @@ def _create(contents: bytes, path: Path) -> None:
             raise
 
 
-def write_new(contents: bytes, path: Path) -> Path:
+def write_new(contents: bytes, path: Path, listed: bool = True) -> Path:
     """Write a file that does not exist yet, under this name or the next free one; its folder is made.
+
+    Args:
+        contents: of the file.
+        path: its name.
+        listed: add it to the list of outputs, as images have to be, so that data sets pass over them.
 
     Returns:
         where it is.
@@ -98,7 +103,8 @@ def write_new(contents: bytes, path: Path) -> Path:
                 raise
             continue
         break
-    remember([free])
+    if listed:
+        remember([free])
     return free
 
 

@@ -114,6 +114,25 @@ class Caption(click.ParamType):
         return value
 
 
+class Names(click.ParamType):
+    """Several names with commas between them."""
+
+    name = "name[,...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Return the names, each once.
+
+        Raises:
+            click.BadParameter: a name is empty.
+        """
+        if isinstance(value, tuple) or not value.strip():
+            return value or () if isinstance(value, tuple) else ()
+        names = [name.strip() for name in value.split(",")]
+        if not all(names):
+            self.fail(f"{value!r} is not one name or several with commas between them", param, ctx)
+        return tuple(dict.fromkeys(names))
+
+
 class Precision(click.Choice):
     """A kind of mixed precision; other spellings of the three are taken, too."""
 

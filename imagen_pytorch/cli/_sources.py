@@ -62,11 +62,28 @@ def kept_arguments(name: str, dataset: Collection[str]) -> frozenset[str]:
     return frozenset(inspect.signature(source).parameters) - {"folder", "name"}
 
 
-def data_record(name: str, dataset: Any) -> dict[str, Any]:
-    """What a checkpoint remembers of its data: their name, the number of items, and a digest of the items' names."""
+def data_record(name: str, dataset: Any, arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return what a checkpoint remembers of its data.
+
+    Args:
+        name: of the data.
+        dataset: the open data set.
+        arguments: of its source; those that are plain values are remembered.
+
+    Returns:
+        name, number of items, a digest of their names and, if any are given, the arguments.
+    """
     from ..training.identity import data_digest
 
-    return {"name": name, "count": len(dataset), "digest": data_digest(dataset)}
+    plain = {key: value for key, value in (arguments or {}).items() if _is_plain(value)}
+    record = {"name": name, "count": len(dataset), "digest": data_digest(dataset)}
+    return {**record, "arguments": plain} if plain else record
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def change_of_data(before: Any, now: Mapping[str, Any]) -> list[str]:

@@ -107,7 +107,7 @@ class Run:
         self.unit = "clips" if noun == "clip" else "img"
         self.trainer = _make_trainer(self.config, self.request)
         self.processes = self.trainer.processes
-        loader, _ = self.config.split_dataset_arguments()
+        loader, arguments = self.config.split_dataset_arguments()
         self.batch_size = min(loader["batch_size"], len(dataset))  # type: ignore[arg-type]
         self.trainer.add_train_dataset(dataset, **loader)
         captions = self.config.sample_texts
@@ -120,7 +120,7 @@ class Run:
         self.skipped = SkippedReport(self.trainer.train_dl, self.folder, self.config.max_skipped_share)
         self.list_skipped()
         self._say_data(dataset, noun)
-        self.data = data_record(self.config.dataset_name, dataset)
+        self.data = data_record(self.config.dataset_name, dataset, arguments)
         if self.processes.count > 1:
             self.say(f"strategy {self.processes.strategy}: {self.processes.count} processes share every batch")
         self.saved.attach(self.trainer, {_DATA: self.data})

@@ -130,7 +130,7 @@ def sample(no_load_ema: bool, load_ema: bool, **request: Any) -> None:
     imagen sample "a 3d render of a bear on a white background" -n 4 --grid
     imagen sample --prompts captions.txt --output pictures/ --cond-scale 3,1
     imagen sample "the digit 3 moves left" --frames 16 --fps 8 --output three.mp4
-    imagen sample "a red heart" --sweep cond_scale=1,2,4 steps=8,16
+    imagen sample "a 3d render of a bear on a white background" --sweep cond_scale=1,2,4 steps=8,16
     """
     if request["sweep"]:
         from ._sweep import run

@@ -1,0 +1,82 @@
+"""A model of images whose samples are judged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._models import load
+from ._options import chosen_device
+from ._sampling import Wanted, check_arguments, last_unet, results, sample_arguments, settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..evaluation.subject import Enlarged
+
+
+class Model:
+    """A model of images whose samples are judged.
+
+    Args:
+        path: of its checkpoint.
+        request: the options of a command.
+
+    Raises:
+        click.ClickException: it cannot be used.
+    """
+
+    def __init__(self, path: str, request: Any) -> None:
+        device = chosen_device(request.device)
+        self.path, self.imagen = path, load(path, request.load_ema).to(device)
+        if self.imagen.is_video:
+            raise click.UsageError(f"{path} makes videos; imagen eval and compare judge images")
+        if self.imagen.channels not in (1, 3):
+            raise click.UsageError(f"{path} makes images of {self.imagen.channels} channels; 1 or 3 can be judged")
+        self.stop = last_unet(self.imagen, path, request.stop_at_unet)
+        self.last = self.stop or len(self.imagen.unets)
+        self.size = self.imagen.stages[self.last - 1].size
+        self.place = f"{path} on {device}"
+
+    def sample(self, wanted: list[Wanted], request: Any) -> tuple[Tensor, str]:
+        """Return images ``(n, c, h, w)`` in [0, 1] of the last stage, and how they were sampled, in words."""
+        import torch
+
+        arguments = sample_arguments(request, self.imagen, self.stop)
+        check_arguments(self.imagen, arguments)
+        made = [item.stages[-1].cpu() for item in results(self.imagen, wanted, request.batch_size, arguments)]
+        return self._shown(torch.stack(made)), settings(self.imagen, arguments)
+
+    def enlarged(self, real: Tensor, captions: list[str], request: Any) -> list[Enlarged]:
+        """Return what each trained upsampler makes of real images that were shrunk to the size before it."""
+        from ..evaluation.subject import Enlarged
+        from ..images import resize
+
+        found = []
+        for number in range(2, self.last + 1):
+            before, size = self.imagen.stages[number - 2].size, self.imagen.stages[number - 1].size
+            whole = resize(real, size, "area" if max(size) < real.shape[-1] else "bicubic")
+            small = resize(whole, before, self.imagen.resize_mode)
+            arguments = {**sample_arguments(request, self.imagen, number), "return_all_unet_outputs": False}
+            given = {"texts": captions} if not self.imagen.unconditional else {"batch_size": len(small)}
+            made = self.imagen.sample(
+                **given,
+                **arguments,
+                start_at_unet_number=number,
+                start_image_or_video=self.imagen.as_given(small) if self.imagen.auto_normalize_img else small * 2 - 1,
+                seed=[request.seed + index for index in range(len(small))],
+                max_batch_size=request.batch_size,
+            )
+            found.append(Enlarged(number, self._shown(made.cpu()), resize(small, size, "bicubic"), whole))
+        return found
+
+    def _shown(self, images: Tensor) -> Tensor:
+        """Images in [0, 1], whatever range the model was asked to give."""
+        return (images if self.imagen.auto_normalize_img else (images + 1) / 2).float().clamp(0, 1)
+
+    def record(self) -> dict[str, Any]:
+        """Where the model is, and a digest of its weights."""
+        from ..training.identity import contents_digest
+
+        return {"path": self.path, "digest": contents_digest({"model": self.imagen.state_dict()})}

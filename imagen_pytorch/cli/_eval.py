@@ -1,0 +1,245 @@
+"""What ``imagen eval`` does: images from a model or a folder, real ones beside them, figures, a sheet."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from ..version import __version__
+from ._drawing import Model
+from ._errors import USAGE, CommandFailed, say
+from ._files import check_place, encoded, tell, write_new
+from ._models import find_model
+from ._real import FolderImages, RealData, chosen_source, folder_images, image_files, recorded_source
+from ._sampling import Wanted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..evaluation.features import FeatureExtractor
+    from ..evaluation.retrieval import CaptionJudge
+    from ..evaluation.subject import Enlarged, Subject
+
+#: names of what is written
+FIGURES, SHEET = "eval.json", "eval.png"
+#: real images that a judge of captions learns from, and small real images that are given to an upsampler, at most
+JUDGE_LEARNS, UPSAMPLED = 1200, 64
+#: the extractor and judge that was made for the embedded images
+EMBEDDED_JUDGE = "emoji64-probe"
+#: the encoder of a judge that learns: it takes no part in any training
+WORDS = "builtin:words"
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of ``imagen eval``; the command's help says what they mean."""
+
+    target: str | None
+    data: str | None
+    split: str | None
+    limit: int
+    reference: int
+    image_size: int | None
+    extractor: tuple[str, ...]
+    metrics: tuple[str, ...]
+    seed: int
+    cond_scale: Any
+    guidance: str | None
+    steps: Any
+    sampler: Any
+    precision: str
+    compile: bool
+    cache_interval: Any
+    load_ema: bool
+    stop_at_unet: int | None
+    batch_size: int
+    output: str
+    device: str
+    quiet: bool
+
+
+def find_target(given: str | None) -> str | Path:
+    """Return the checkpoint that is meant as a text, or a folder of images as a path.
+
+    Raises:
+        click.UsageError: a folder that holds neither.
+    """
+    if given is None or "://" in given or not Path(given).is_dir():
+        return find_model(given)
+    from ..storage.outlines import newest_in
+
+    found = newest_in(given)
+    if found is not None:
+        return found
+    if image_files(Path(given)):
+        return Path(given)
+    raise click.UsageError(f"the folder {given} holds neither a checkpoint (imagen.pt) nor images")
+
+
+class Generated(NamedTuple):
+    """Images to judge: ``(n, c, h, w)`` in [0, 1], their captions or none, and what JSON says about them.
+
+    ``places`` are the indices of the real images with the same captions, or None.
+    """
+
+    images: Tensor
+    captions: list[str]
+    facts: dict[str, Any]
+    places: list[int] | None = None
+    enlarged: list[Enlarged] = []
+    small_size: tuple[int, int] | None = None
+
+
+def _drawn(model: Model, real: RealData, request: Request) -> Generated:
+    """Draw captions of the data, each with a seed of its own."""
+    text = not model.imagen.unconditional
+    if text and not real.captions:
+        raise CommandFailed(
+            f"the images of {real.source.name} have no captions, and the model draws captions: --data names others",
+            USAGE,
+        )
+    places = real.spread(request.limit)
+    captions = [real.captions[place] for place in places] if text else []
+    count = len(captions) if text else request.limit
+    wanted = [Wanted(captions[index] if text else None, request.seed + index) for index in range(count)]
+    images, words = model.sample(wanted, request)
+    some = places[:: max(1, -(-len(places) // UPSAMPLED))]
+    enlarged = []
+    if model.last > 1 and (not request.metrics or "upsampler" in request.metrics):
+        import torch
+
+        texts = [real.captions[place] for place in some] if text else []
+        enlarged = model.enlarged(torch.stack([real.image(place) for place in some]), texts, request)
+    below = model.imagen.stages[model.last - 2].size if model.last > 1 else None
+    facts = {"model": model.record(), "sampling": words, "seeds": [request.seed, request.seed + count - 1]}
+    return Generated(images, captions, facts, places if text else None, enlarged, below)
+
+
+def _found(folder: FolderImages, real: RealData) -> Generated:
+    """The images of a folder, and the real images of the same captions where the data have all of them."""
+    places = {caption: place for place, caption in reversed(list(enumerate(real.captions)))}
+    known = [places.get(caption) for caption in folder.captions]
+    same = None if not known or None in known else known
+    return Generated(folder.images, folder.captions, {"files": folder.names}, same)
+
+
+def _judge(
+    real: RealData, training: RealData, extractor: FeatureExtractor, seed: int
+) -> tuple[CaptionJudge | None, bool]:
+    """A judge of captions, and whether it has learned the real images: the embedded one, or one that learns them."""
+    import torch
+
+    from ..evaluation.features import extractors, feature_extractor
+    from ..evaluation.retrieval import train_probe
+    from ..text import text_encoder
+
+    if real.embedded == "emoji64" and EMBEDDED_JUDGE in extractors():
+        return feature_extractor(EMBEDDED_JUDGE), real.split in ("train", "all")
+    if not training.captions:
+        return None, False
+    places = training.spread(JUDGE_LEARNS)
+    images = torch.stack([training.image(place) for place in places])
+    captions = [training.captions[place] for place in places]
+    encoder = text_encoder(WORDS)
+    return train_probe(
+        images, captions, extractor=extractor, encoder=encoder, seed=seed, augment=True
+    ), real is training
+
+
+def _fingerprint(extractor: FeatureExtractor) -> str | None:
+    """What tells the weights of an extractor from others; None if it has none."""
+    from torch import nn
+
+    from ..training.identity import contents_digest
+
+    own = extractor.sha256()
+    nets = {name: item.state_dict() for name, item in vars(extractor).items() if isinstance(item, nn.Module)}
+    return own if own is not None else contents_digest(nets) if nets else None
+
+
+def _subject(
+    made: Generated, real: RealData, training: RealData, extractors: list[FeatureExtractor], request: Request
+) -> Subject:
+    """Everything that is compared."""
+    import torch
+
+    from ..evaluation.subject import Pool, Subject
+
+    reference = real.spread(request.reference)
+    captions = [real.captions[place] for place in reference] if real.captions else []
+    judge, learned = None, False
+    if made.captions and (not request.metrics or "retrieval" in request.metrics):
+        judge, learned = _judge(real, training, extractors[0], request.seed)
+    return Subject(
+        generated=made.images,
+        reference=Pool(real.image, reference),
+        training=Pool(training.image, training.spread(request.reference)),
+        extractors=extractors,
+        captions=made.captions,
+        real=None if made.places is None else torch.stack([real.image(place) for place in made.places]),
+        candidates=captions,
+        judge=judge,
+        judge_learned=learned,
+        small_size=made.small_size,
+        enlarged=made.enlarged,
+        seed=request.seed,
+    )
+
+
+def run(request: Request) -> None:
+    """Compute, print and write everything.
+
+    Raises:
+        click.ClickException: anything that the user can put right.
+        ValueError: no extractor or metric of a name, one that cannot be used here, or a setting out of range.
+    """
+    from ..evaluation.features import extractors
+    from ..evaluation.metrics import METRICS
+    from ..evaluation.report import evaluate, judging_extractors, learned_extractors, sheet
+
+    for name in request.metrics:
+        METRICS[name]
+    for name in request.extractor:  # a wrong name is said before anything is loaded
+        extractors()[name.partition(":")[0]]
+    target, output = find_target(request.target), Path(request.output)
+    check_place(output / FIGURES)
+    model = Model(target, request) if isinstance(target, str) else None
+    if model is None:
+        asked = (request.image_size, request.image_size) if request.image_size else None
+        folder = folder_images(target, request.limit, asked)
+        source, size, channels, learned = chosen_source(request.data, None), folder.images.shape[-2:], 3, ()
+    else:
+        source, size = chosen_source(request.data, recorded_source(model.path)), model.size
+        channels, learned = model.imagen.channels, learned_extractors(model.imagen.to_config())
+    real = RealData(source, request.split, tuple(size), channels)
+    training = real if request.split is None else RealData(source, None, tuple(size), channels)
+    judges = judging_extractors(request.extractor, learned, EMBEDDED_JUDGE if real.embedded == "emoji64" else None)
+    if not request.quiet:
+        where = str(target) if model is None else model.place
+        names = ", ".join(each.name for each in judges)
+        say(f"{where}: compared with {real.source.name} ({len(real)} images) by {names}")
+    made = _found(folder, real) if model is None else _drawn(model, real, request)
+    subject = _subject(made, real, training, judges, request)
+    report = evaluate(subject, request.metrics)
+    if not request.quiet:
+        for line in (*report.sentences, *report.notes):
+            say(f"  {line}")
+    facts = {
+        "target": str(target),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": __version__,
+        **made.facts,
+        "data": real.record,
+        "images": subject.counts(),
+        "extractors": {each.name: _fingerprint(each) for each in judges},
+        "figures": report.figures,
+        "notes": report.notes,
+    }
+    tell(write_new(f"{json.dumps(facts, indent=2)}\n".encode(), output / FIGURES, listed=False))
+    title = ": ".join(filter(None, (str(target), made.facts.get("sampling"))))
+    tell(write_new(encoded(sheet(subject, report, title)), output / SHEET))
