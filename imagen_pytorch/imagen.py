@@ -127,6 +127,11 @@ class Imagen(Cascade):
         crop_coordinates: per-unet, of upsamplers: give the network x and y of every pixel in the full image, so that it
             knows where a crop of ``random_crop_sizes`` was cut (Wang et al. 2023, "Patch Diffusion", arXiv 2304.12526).
             By default it is as the U-Net was built.
+        augment: per-unet; flip, shift, scale and rotate training images at random and describe that to the network by a
+            label, which is zero in sampling and validation: ``{"probability": 0.12, "flips": True, "shifts": 0.125,
+            "scales": 0.2, "rotations": 180}``, of which missing entries have these values. The low-resolution image
+            and conditioning images change alike (Karras et al. 2022, arXiv 2206.00364, appendix F.2; see
+            `GeometricAugmentation`).
         min_snr_loss_weight, min_snr_gamma: per-unet min-SNR weight (Hang et al. 2023, arXiv 2303.09556).
         p2_loss_weight_gamma, p2_loss_weight_k: per-unet P2 weight in its place (Choi et al. 2022, arXiv 2204.00227).
 
@@ -178,6 +183,7 @@ class Imagen(Cascade):
         resize_mode: str = "bilinear",
         spectral_loss: str | Mapping[str, Any] | Sequence[Any] | None = None,
         crop_coordinates: bool | Sequence[bool | None] | None = None,
+        augment: Mapping[str, Any] | Sequence[Any] | None = None,
         min_snr_loss_weight: bool | Sequence[bool] = True,
         min_snr_gamma: float | Sequence[float] = 5.0,
         p2_loss_weight_gamma: float | Sequence[float | None] | None = None,
@@ -311,6 +317,7 @@ class ElucidatedImagen(ElucidatedFormulas, Cascade):
         resize_mode: str = "bilinear",
         spectral_loss: str | Mapping[str, Any] | Sequence[Any] | None = None,
         crop_coordinates: bool | Sequence[bool | None] | None = None,
+        augment: Mapping[str, Any] | Sequence[Any] | None = None,
         sampler: str | Sequence[str] = "edm",
         num_sample_steps: int | Sequence[int] = 32,
         sigma_min: float | Sequence[float] = 0.002,

@@ -6,14 +6,18 @@ import pytest
 import torch
 from cascade_toys import KINDS, Net, cascade, changed, clips, pictures, text, unchecked, unet, video_cascade, video_unet
 
+from imagen_pytorch.cascade.geometric import LABEL_DIM, GeometricAugmentation
+from imagen_pytorch.cascade.geometric import changed as moved
 from imagen_pytorch.imagen import Imagen, imagen_from_config
 
 #: each option with a value for a cascade of two stages
 OPTIONS = {
     "spectral_loss": {"spectral_loss": (None, {"table": "sharp", "weight": 0.5})},
     "crop_coordinates": {"crop_coordinates": True, "random_crop_sizes": (None, 8)},
+    "augment": {"augment": (None, {"probability": 0.5})},
 }
 each_option = pytest.mark.parametrize("name", OPTIONS)
+OPTIONS["all"] = {key: value for options in OPTIONS.values() for key, value in options.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -31,13 +35,12 @@ def batch_of(model, count=5, number=2, **options):
     return model.training_batch(pictures(count, 16), text_embeds=text(count), unet_number=number, **options)
 
 
-# -- every option -----------------------------------------------------------------------------------------------------
+# -- all options ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@each_option
-def test_mean_gradient_over_pieces_is_the_gradient_of_the_whole(kind, name):
-    model = model_with(name, kind, lowres_residual=(None, 0.3), unet_options={"self_cond": True}).double()
+def test_mean_gradient_over_pieces_is_the_gradient_of_the_whole(kind):
+    model = model_with("all", kind, lowres_residual=(None, 0.3), unet_options={"self_cond": True}).double()
     images, embeds = pictures(5, 16).double(), text(5).double()
     batch = changed(model.training_batch(images, text_embeds=embeds, unet_number=2), self_condition=True)
     model.loss(batch).backward()
@@ -49,9 +52,8 @@ def test_mean_gradient_over_pieces_is_the_gradient_of_the_whole(kind, name):
         torch.testing.assert_close(one, part.grad, rtol=1e-6, atol=1e-9)
 
 
-@each_option
-def test_the_draws_of_an_item_do_not_depend_on_its_neighbours(name):
-    model = model_with(name, per_sample_random_aug_noise_level=True)
+def test_the_draws_of_an_item_do_not_depend_on_its_neighbours():
+    model = model_with("all", per_sample_random_aug_noise_level=True)
     images, embeds = pictures(4, 16), text(4)
 
     def drawn(rows):
@@ -64,9 +66,8 @@ def test_the_draws_of_an_item_do_not_depend_on_its_neighbours(name):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@each_option
-def test_a_model_with_it_is_rebuilt_from_its_own_description(kind, name):
-    model = model_with(name, kind)
+def test_a_model_with_them_is_rebuilt_from_its_own_description(kind):
+    model = model_with("all", kind)
     rebuilt = imagen_from_config(model.to_config())
     assert rebuilt.to_config() == model.to_config()
     rebuilt.load_state_dict(model.state_dict())
@@ -83,9 +84,8 @@ def test_the_first_stage_is_as_without_it(name):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@each_option
-def test_it_trains_and_samples_videos(kind, name):
-    model = video_cascade(kind, stages=2, **OPTIONS[name])
+def test_they_train_and_sample_videos(kind):
+    model = video_cascade(kind, stages=2, **{**OPTIONS["all"], "random_crop_sizes": (None, 6)})
     loss = model(clips(2, 2, 8), text_embeds=text(), unet_number=2, fps=8.0)
     loss.backward()
     silent = [name for name, part in model.unets[1].named_parameters() if part.grad is None]
@@ -185,3 +185,131 @@ def test_without_the_option_weights_and_draws_are_as_before():
              for made in (model, cascade(stages=2, crop_coordinates=True, random_crop_sizes=(None, 8)))]  # fmt: skip
     for field, value in drawn[0]._tensors().items():
         assert torch.equal(value, getattr(drawn[1], field)), field
+
+
+# -- geometric augmentation -------------------------------------------------------------------------------------------
+
+
+def label(**entries):
+    """A label by the names of its entries; the angle in degrees."""
+    angle = torch.deg2rad(torch.tensor(float(entries.get("angle", 0))))
+    named = [entries.get(name, 0.0) for name in ("flip", "down", "right", "log_scale")]
+    return torch.tensor([[*named, float(angle.cos()) - 1, float(angle.sin())]])
+
+
+def test_a_label_of_zeros_leaves_an_image_to_the_last_bit():
+    images = torch.rand(3, 3, 6, 9)
+    both = torch.cat([label(), label(flip=1.0), label()])
+    made = moved(images, both)
+    assert torch.equal(made[::2], images[::2])
+    torch.testing.assert_close(made[1], images[1].flip(-1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ({"flip": 1.0}, lambda x: x.flip(-1)),
+        ({"angle": 90}, lambda x: x.rot90(-1, (-2, -1))),  # clockwise
+        ({"angle": 180}, lambda x: x.flip(-1, -2)),
+        ({"down": 1 / 4, "right": -1 / 8}, lambda x: x[..., [1, 0, *range(6)], :][..., [*range(1, 8), 7]]),
+        ({"flip": 1.0, "right": 1 / 8}, lambda x: x.flip(-1)[..., [0, *range(7)]]),
+    ],
+)  # fmt: skip
+def test_a_label_says_what_is_done(entries, expected):
+    image = torch.rand(1, 3, 8, 8)
+    torch.testing.assert_close(moved(image, label(**entries)), expected(image), atol=1e-4, rtol=0)
+
+
+def test_scales_and_rotations_keep_the_proportions_of_images_that_are_not_square():
+    """A straight slope stays one, and its steepness in pixels turns and shrinks as the image does."""
+    y, x = torch.meshgrid(torch.arange(40.0), torch.arange(60.0), indexing="ij")
+    slope = (0.01 * x)[None, None]
+    made = moved(slope, label(angle=30, log_scale=1.0))[0, 0, 15:25, 22:38]
+    by_y, by_x = made.diff(dim=0).mean(), made.diff(dim=1).mean()
+    torch.testing.assert_close(by_x, torch.tensor(0.01 / 2 * 3**0.5 / 2), rtol=1e-2, atol=0)
+    torch.testing.assert_close(by_y.abs(), torch.tensor(0.01 / 2 / 2), rtol=1e-2, atol=0)
+
+
+def test_each_change_has_the_stated_probability_and_size():
+    drawn = GeometricAugmentation(0.3, shifts=0.2, scales=0.5, rotations=90.0).draw(20_000, (8, 16))
+    assert drawn.shape == (20_000, LABEL_DIM)
+    flips, shifts, scales, turns = drawn[:, 0], drawn[:, 1:3], drawn[:, 3], drawn[:, 4:]
+    for share in (flips, scales != 0, turns[:, 1] != 0):
+        assert float(share.float().mean()) == pytest.approx(0.3, abs=0.01)
+    assert torch.equal(shifts * torch.tensor([8, 16]), (shifts * torch.tensor([8, 16])).round())
+    assert float(shifts[shifts.any(1)].std()) == pytest.approx(0.2, rel=0.08)
+    assert float(scales[scales != 0].std()) == pytest.approx(0.5, rel=0.05)
+    assert float(turns[:, 0].min()) >= -1 - 1e-6 and float(turns[:, 1].max()) > 0.99  # to 90 degrees
+    assert not GeometricAugmentation(0.0).draw(9, (8, 8)).any()
+    assert not GeometricAugmentation(1.0, flips=False, shifts=0, scales=0, rotations=0).draw(9, (8, 8)).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_image_low_resolution_and_conditioning_image_change_alike(kind):
+    flips = {"probability": 0.5, "shifts": 0, "scales": 0, "rotations": 0}
+    options = {"stages": 2, "lowres_residual": (None, 0.5), "unet_options": {"cond_images_channels": 3}}
+    models = [cascade(kind, **options, augment=value) for value in (None, (None, flips))]
+    given = {"cond_images": pictures(8, 16, seed=5), "generator": torch.Generator().manual_seed(4)}
+    batch = batch_of(models[1], 8, **given)
+    flipped = batch.augment_label[:, 0].bool()
+    assert 0 < int(flipped.sum()) < 8
+    plain = batch_of(models[0], 8, cond_images=given["cond_images"])
+    for field in ("x0", "base", "cond_images"):
+        found, before = getattr(batch, field), getattr(plain, field)
+        assert torch.equal(found[~flipped], before[~flipped]), field
+        torch.testing.assert_close(found[flipped], before[flipped].flip(-1), atol=1e-4, rtol=0)
+
+
+def test_all_frames_of_a_clip_change_alike_given_ones_too():
+    flips = {"probability": 1.0, "shifts": 0, "scales": 0, "rotations": 0}
+    images, before = clips(2, 3, 8), clips(2, 2, 8, seed=7)
+    batches = [
+        video_cascade(stages=2, condition_on_text=False, augment=value).training_batch(
+            images, cond_video_frames=before, unet_number=2, fps=8.0
+        )
+        for value in (None, [None, flips])
+    ]
+    for field in ("x0", "cond_video_frames"):
+        plain, flipped = (getattr(batch, field) for batch in batches)
+        torch.testing.assert_close(flipped, plain.flip(-1), atol=1e-4, rtol=0)
+
+
+def test_the_label_is_zero_in_validation_and_sampling():
+    """A network that hears its label loudly samples as one that cannot hear it."""
+    model = model_with("augment")
+    assert batch_of(model).augment_label.any()
+    model.eval()
+    batch = batch_of(model)
+    assert not batch.augment_label.any() and torch.equal(batch.x0, batch_of(cascade(stages=2)).x0)
+    model.train()
+    deaf = model_with("augment")
+    deaf.load_state_dict(model.state_dict())
+    torch.nn.init.normal_(model.unets[1].to_augment_cond.weight, std=3.0)
+    torch.nn.init.zeros_(deaf.unets[1].to_augment_cond.weight)
+    samples = [made.sample(text_embeds=text(), seed=1, use_tqdm=False) for made in (model, deaf)]
+    assert torch.equal(*samples)
+    x, time, zeros = torch.randn(2, 3, 16, 16), torch.zeros(2), torch.zeros(2, LABEL_DIM)
+    given = {"text_embeds": text(), "lowres_cond_img": x, "lowres_noise_times": time}
+    answers = [model.unets[1](x, time, **given, **named) for named in ({}, {"augment_label": zeros})]
+    assert torch.equal(*answers)
+
+
+def test_a_new_network_does_not_hear_its_label_yet():
+    network = unet(cond_on_text=False, augment_dim=LABEL_DIM)
+    assert not network.to_augment_cond.weight.any()
+    assert unet().state_dict().keys() == unet(augment_dim=4).state_dict().keys() - {"to_augment_cond.weight"}
+    with pytest.raises(ValueError, match="augment_label was given, but only a U-Net that takes the label of an augm"):
+        unet(cond_on_text=False)(torch.zeros(1, 3, 4, 4), torch.zeros(1), augment_label=torch.zeros(1, 6))
+    with pytest.raises(ValueError, match="built with augment_dim=4, the model with augment_dim=6"):
+        cascade(augment={}, unet_options={"augment_dim": 4})
+    with pytest.raises(ValueError, match='augment has no "flip"; did you mean "flips"'):
+        cascade(augment={"flip": True})
+
+
+def test_a_network_with_a_label_trains_without_augmentation_with_zeros():
+    """So that every weight has a gradient, which several processes rely on."""
+    model = cascade(unet_options={"augment_dim": LABEL_DIM})
+    batch = batch_of(model, number=1)
+    assert batch.augment_label.shape == (5, LABEL_DIM) and not batch.augment_label.any()
+    model.loss(batch).backward()
+    assert model.unets[0].to_augment_cond.weight.grad is not None

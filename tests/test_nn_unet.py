@@ -51,6 +51,8 @@ def inputs(net: Unet, batch: int = 2, size: tuple[int, int] = (HEIGHT, WIDTH)) -
         given |= {"lowres_cond_img": torch.randn(batch, net.channels, 5, 4), "lowres_noise_times": torch.randn(batch)}
     if net.has_cond_image:
         given |= {"cond_images": torch.randn(batch, net.cond_images_channels, 7, 6)}
+    if net.augment_dim:
+        given |= {"augment_label": torch.randn(batch, net.augment_dim)}
     if net.self_cond:
         given |= {"self_cond": torch.randn(batch, net.channels, *size)}
     return given
@@ -110,6 +112,7 @@ OPTIONS = {
     "final_conv_kernel_size": (5, lambda net: net.final_conv.kernel_size == (5, 5)),
     "self_cond": (True, lambda net: net.init_conv.convs[0].in_channels == 6),
     "crop_coordinates": (True, lambda net: net.init_conv.convs[0].in_channels == 5),
+    "augment_dim": (4, lambda net: net.to_augment_cond.in_features == 4),
     "resize_mode": ("bilinear", lambda net: net.resize_mode == "bilinear"),
     "combine_upsample_fmaps": (True, lambda net: net.final_res_block.conv1.in_channels == 8 + 2 * 8),
     "pixel_shuffle_upsample": (False, lambda net: count(net, NearestUpsample) == 1),

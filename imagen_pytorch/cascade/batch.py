@@ -25,7 +25,8 @@ class TrainingBatch:
         noise: standard normal, like ``x0``.
         self_condition: whether a first pass without gradient gives the network its own estimate.
         text_embeds: ``(b, n, d)``; text_mask: ``(b, n)``; text_keep: ``(b,)``, false = the caption is dropped.
-        cond_images, cond_images_keep, lowres_cond_img, lowres_noise_times, crop_window: as the network takes them.
+        cond_images, cond_images_keep, lowres_cond_img, lowres_noise_times, crop_window, augment_label: as the network
+            takes them.
         cond_video_frames, post_cond_video_frames, frame_times, fps, fps_keep, ignore_time: likewise, of clips.
         base: the enlarged low-resolution picture without noise, where the stage models what it lacks.
     """
@@ -50,6 +51,7 @@ class TrainingBatch:
     ignore_time: Tensor | bool = False
     base: Tensor | None = None
     crop_window: Tensor | None = None
+    augment_label: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x0)

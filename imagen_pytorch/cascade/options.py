@@ -17,6 +17,7 @@ from ..diffusion.spectral import SpectralLoss
 from ..images import RESIZE_MODES, TEMPORAL_MODES, Size, as_size
 from ..ranges import check_whole
 from ..tensors import Generators, check_generators, per_stage, seeded
+from .geometric import LABEL_DIM, GeometricAugmentation
 from .inputs import check_rates, check_times
 from .limits import (
     MOST_IMAGES,
@@ -82,6 +83,7 @@ class SharedOptions(_Taken):
     resize_mode: str
     spectral_loss: Any
     crop_coordinates: Any
+    augment: Any
 
     def check(self, count: int) -> None:
         """Refuse what lies outside its range.
@@ -210,7 +212,7 @@ class SharedOptions(_Taken):
         check_each(scales, count, "lowres_residual", check_positive)
         return scales
 
-    def choices_of_networks(self, count: int) -> tuple[dict[str, bool | None], ...]:
+    def choices_of_networks(self, count: int) -> tuple[dict[str, Any], ...]:
         """Return the arguments of each network that the model states in its place, None where it states none.
 
         Raises:
@@ -219,10 +221,18 @@ class SharedOptions(_Taken):
         located = _of_upsamplers(self.crop_coordinates, count, "crop_coordinates")
         if located[0]:
             raise ValueError("crop_coordinates: the first U-Net makes full images, its entry must be None or False")
-        recurrent = per_stage(self.self_cond, count, "self_cond")
-        return tuple(
-            {"self_cond": each, "crop_coordinates": place} for each, place in zip(recurrent, located, strict=True)
-        )
+        labels = (None if each is None else LABEL_DIM for each in self.augmentations(count))
+        names = ("self_cond", "crop_coordinates", "augment_dim")
+        columns = (per_stage(self.self_cond, count, "self_cond"), located, labels)
+        return tuple(dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
+
+    def augmentations(self, count: int) -> tuple[GeometricAugmentation | None, ...]:
+        """Return the random geometric changes of the training images of each stage, None where there are none.
+
+        Raises:
+            ValueError, TypeError: as `option_objects`.
+        """
+        return option_objects(GeometricAugmentation, self.augment, count, "augment")
 
     def spectral_losses(self, count: int) -> tuple[SpectralLoss | None, ...]:
         """Return the frequency-weighted loss of each stage, None where there is none.

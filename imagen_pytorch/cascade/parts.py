@@ -100,7 +100,8 @@ class CascadeParts(nn.Module):
         self.random_crop_sizes = tuple(None if crop is None else plain_size(crop) for crop in crops)
         limits = [shared.dynamic_thresholding_percentile if dynamic else None for dynamic in self.dynamic_thresholding]
         residuals, factors = shared.residuals(count), self.temporal_downsample_factor
-        columns = (range(1, count + 1), processes, sizes, crops, limits, residuals, factors)
+        augments = shared.augmentations(count)
+        columns = (range(1, count + 1), processes, sizes, crops, limits, residuals, factors, augments)
         self.stages = tuple(Stage(*row) for row in zip(*columns, strict=True))
         embed_dim = self.text_embed_dim if self.condition_on_text else None
         self.unets = nn.ModuleList(

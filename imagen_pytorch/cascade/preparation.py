@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ from ..images import crop, crop_offsets, crop_windows, resize
 from ..tensors import Generators, bernoulli, once, rand, randn_like
 from .batch import TrainingBatch
 from .conditioning import Text, conditioning_pictures, null_text
+from .geometric import changed
 from .inputs import checked_images
 from .lowres import augmentation_times, lowres_companion, target_space
 from .options import check_text_count
@@ -71,13 +72,16 @@ def build_batch(cascade: CascadeParts, stage: Stage, request: Request, generator
     common = once(generator)
     images, clip = as_clips(cascade, request)
     whole = checked_pictures(cascade, images, stage, device)
+    pictures, are_given = conditioning_pictures(cascade, request.cond_images, unet, batch, device)
+    label = augment_label(cascade, stage, batch, generator)
+    if label is not None and stage.augment is not None:
+        whole, pictures, clip = augmented(whole, pictures, clip, label)
     frames = clip_frames(cascade, whole.shape[2], clip, batch) if cascade.is_video else None
     picture, companion = pictures_of_stage(cascade, stage, whole, frames)
     shown = None
     if frames is not None:
         shown = frames.at(stage.factor)
         picture, companion, shown = with_given(cascade, stage, clip, shown, (picture, companion), common)
-    pictures, are_given = conditioning_pictures(cascade, request.cond_images, unet, batch, device)
     (picture, companion, pictures), window = cropped(cascade, stage, (picture, companion, pictures), generator)
     x0 = target_space(companion, stage.residual).encode(picture)
     x0, given = split_given(stage, x0, shown)
@@ -105,6 +109,7 @@ def build_batch(cascade: CascadeParts, stage: Stage, request: Request, generator
         lowres_noise_times=lowres_times,
         base=base if base is None or shown is None else base[:, :, shown.slots],
         crop_window=window,
+        augment_label=label,
     )
 
 
@@ -166,6 +171,30 @@ def with_given(
     shown, order = in_front(shown, draw_given(count, cascade.unets[stage.number - 1].is_causal, generator))
     order = order.to(picture.device)
     return picture[:, :, order], None if companion is None else companion[:, :, order], shown
+
+
+def augment_label(cascade: CascadeParts, stage: Stage, batch: int, generator: Generators) -> Tensor | None:
+    """Return what is to be done with each item; None if the network takes no label, zeros outside of training."""
+    unet = cascade.unets[stage.number - 1]
+    dim, device = getattr(unet, "augment_dim", 0), device_of(unet)
+    if not dim:
+        return None
+    if stage.augment is None or not cascade.training:
+        return torch.zeros(batch, dim, device=device)
+    return stage.augment.draw(batch, stage.size, generator, device)
+
+
+def augmented(
+    whole: Tensor, pictures: Tensor | None, clip: ClipInput, label: Tensor
+) -> tuple[Tensor, Tensor | None, ClipInput]:
+    """Return images, conditioning images and given frames of each item, all changed alike.
+
+    The low-resolution condition is made of changed images, as in sampling it is made of whatever the image is.
+    """
+    names = ("cond_video_frames", "post_cond_video_frames")
+    given = {name: part.to(label.device) for name in names if (part := getattr(clip, name)) is not None}
+    clip = replace(clip, **{name: changed(part, label) for name, part in given.items()})
+    return changed(whole, label), None if pictures is None else changed(pictures, label), clip
 
 
 def cropped(

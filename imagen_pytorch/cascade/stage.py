@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..diffusion.guidance import dynamic_threshold, static_threshold
 from ..diffusion.process import DiffusionProcess
 from ..images import Size
+from .geometric import GeometricAugmentation
 from .lowres import Direct, Residual
 
 
@@ -25,6 +27,7 @@ class Stage:
         percentile: quantile at which estimates are thresholded (Saharia et al. 2022, section 2.3); None clips at 1.
         residual: scale of the residual over the enlarged low-resolution picture; None models the picture itself.
         factor: of the full frame rate's frames it makes every so-many-th.
+        augment: random geometric changes of its training images; None trains on them as they are.
     """
 
     number: int
@@ -34,6 +37,7 @@ class Stage:
     percentile: float | None
     residual: float | None
     factor: int = 1
+    augment: GeometricAugmentation | None = None
 
     def threshold(self, x0: Tensor, space: Residual | Direct) -> Tensor:
         """Estimates in the stage's space, thresholded as the pictures that they mean; for training and sampling."""
@@ -46,7 +50,7 @@ def bounded(picture: Tensor, percentile: float | None) -> Tensor:
 
 
 def fitted(
-    unet: nn.Module, index: int, channels: int, text_embed_dim: int | None, choices: Mapping[str, bool | None]
+    unet: nn.Module, index: int, channels: int, text_embed_dim: int | None, choices: Mapping[str, Any]
 ) -> nn.Module:
     """A U-Net as its place in the cascade needs it: one without text if there is no width of its embeddings.
 

@@ -24,6 +24,7 @@ WHOLE = {
     "attn_kv_heads": (1, _MOST),
     "attn_pool_num_latents": (1, _WIDEST),
     "cond_images_channels": (0, _WIDEST),
+    "augment_dim": (0, _WIDEST),
     "cross_embed_downsample_kernel_sizes": (2, _MOST),
     "learned_sinu_pos_emb_dim": (2, _WIDEST),
 }

@@ -68,6 +68,7 @@ class Conditioned(Persistent):
     has_cond_image: bool
     cond_images_channels: int
     crop_coordinates: bool
+    augment_dim: int
     max_text_len: int
     resize_mode: str
 
@@ -90,6 +91,9 @@ class Conditioned(Persistent):
             self.to_lowres_time_hiddens, self.to_lowres_time_tokens = hiddens(), to_tokens()
             self.to_lowres_time_cond = nn.Linear(hidden_dim, hidden_dim)
         self.norm_cond = nn.LayerNorm(cond_dim) if attends else None
+        self.to_augment_cond = nn.Linear(self.augment_dim, hidden_dim, bias=False) if self.augment_dim else None
+        if self.to_augment_cond is not None:
+            nn.init.zeros_(self.to_augment_cond.weight)
         self.text_to_cond = self.attn_pool = self.to_text_non_attn_cond = None
         if self.cond_on_text and (attends or given["text_film"]):
             self._build_text(given, cond_dim, hidden_dim)
@@ -129,6 +133,7 @@ class Conditioned(Persistent):
         cond_images: Float[Tensor, "b c2 h2 w2"] | None = None,
         cond_images_keep: Bool[Tensor, " b"] | None = None,
         crop_window: Float[Tensor, "b 4"] | None = None,
+        augment_label: Float[Tensor, "b k"] | None = None,
     ) -> Conditioning:
         """Everything that does not depend on the noise level, once.
 
@@ -141,13 +146,18 @@ class Conditioned(Persistent):
             cond_images, cond_images_keep: conditioning pictures of any size; false blanks one out.
             crop_window: top, left, height and width of each image as fractions of the full image that it was cut from;
                 by default each is a full image. For networks with ``crop_coordinates``.
+            augment_label: the numbers that describe how each image was augmented; by default zeros. For networks with
+                ``augment_dim``.
 
         Raises:
             ValueError: what the network needs is missing, what it does not take is given, or shapes do not fit.
         """
         text, enlarges = "is conditioned on text (cond_on_text)", "enlarges a picture (lowres_cond)"
         sees = "sees another picture (cond_images_channels)"
+        changes = "takes the label of an augmentation (augment_dim)"
         located = "has channels of coordinates (crop_coordinates)"
+        augments = self.to_augment_cond
+        takes_label = augment_label is not None and augments is not None
         space = ("frames", "height", "width") if self.is_video else ("height", "width")
         taken = {
             "text_embeds": (text_embeds, self.cond_on_text, text, ("tokens", self.text_embed_dim)),
@@ -156,6 +166,7 @@ class Conditioned(Persistent):
             "cond_images": (cond_images, self.has_cond_image, sees, None),
             "cond_images_keep": (cond_images_keep, cond_images_keep is not None, sees, ()),
             "text_keep": (text_keep, text_keep is not None, text, ()),
+            "augment_label": (augment_label, takes_label, changes, (self.augment_dim,)),
             "crop_window": (crop_window, crop_window is not None and self.crop_coordinates, located, (4,)),
         }
         for name, (value, wanted, what, fits) in taken.items():
@@ -163,6 +174,8 @@ class Conditioned(Persistent):
         told = []
         if self.lowres_cond:
             told.append(self._lowres_level(lowres_noise_times))
+        if augment_label is not None:
+            told.append(Told(augments(augment_label.to(augments.weight.dtype)), None, None))
         if self.text_to_cond is not None and self.cond_on_text:
             told.append(self._read_text(*self._counted(text_embeds, text_mask, text_keep)))
         all_told = _together(told)

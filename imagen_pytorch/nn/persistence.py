@@ -26,6 +26,7 @@ class Persistent(nn.Module):
     cond_on_text: bool
     self_cond: bool
     crop_coordinates: bool
+    augment_dim: int
     lowres_cond: bool
     channels: int
     channels_out: int
@@ -41,13 +42,14 @@ class Persistent(nn.Module):
         cond_on_text: bool,
         self_cond: bool | None = None,
         crop_coordinates: bool | None = None,
+        augment_dim: int | None = None,
     ) -> Network:
         """Itself if it fits already, else a new network with these choices and every weight that still fits.
 
-        None leaves ``self_cond`` and ``crop_coordinates`` as they are. A weight that was trained and does not fit any
-        more is named in a warning.
+        None leaves ``self_cond``, ``crop_coordinates`` and ``augment_dim`` as they are. A weight that was trained and
+        does not fit any more is named in a warning.
         """
-        optional = {"self_cond": self_cond, "crop_coordinates": crop_coordinates}
+        optional = {"self_cond": self_cond, "crop_coordinates": crop_coordinates, "augment_dim": augment_dim}
         wanted = {
             "lowres_cond": lowres_cond,
             "channels": channels,

@@ -63,6 +63,8 @@ class Unet(Conditioned):
         self_cond: take an earlier estimate of the picture.
         crop_coordinates: take x and y of every pixel in the full image, for training on crops (Wang et al. 2023, "Patch
             Diffusion", arXiv 2304.12526, section 3.1).
+        augment_dim: length of a label that describes how a training image was augmented; 0 for networks without. The
+            label is zero in sampling (Karras et al. 2022, arXiv 2206.00364, appendix F.2).
         resize_mode: of conditioning pictures.
         combine_upsample_fmaps: concatenate the maps of all upward levels before the end.
         pixel_shuffle_upsample: sub-pixel upsampling instead of nearest and convolution.
@@ -133,6 +135,7 @@ class Unet(Conditioned):
         final_conv_kernel_size: int = 3,
         self_cond: bool = False,
         crop_coordinates: bool = False,
+        augment_dim: int = 0,
         resize_mode: str = "nearest",
         combine_upsample_fmaps: bool = False,
         pixel_shuffle_upsample: bool = True,
@@ -153,7 +156,7 @@ class Unet(Conditioned):
             raise ValueError(f'no resize_mode "{resize_mode}"; known: {", ".join(RESIZE_MODES)}')
         self.channels, self.channels_out = channels, channels if channels_out is None else channels_out
         self.lowres_cond, self.self_cond, self.cond_on_text = lowres_cond, self_cond, cond_on_text
-        self.crop_coordinates = crop_coordinates
+        self.crop_coordinates, self.augment_dim = crop_coordinates, augment_dim
         self.cond_images_channels, self.has_cond_image = cond_images_channels, cond_images_channels > 0
         self.text_embed_dim, self.max_text_len, self.resize_mode = text_embed_dim, max_text_len, resize_mode
         self.gradient_checkpointing = gradient_checkpointing
@@ -247,6 +250,7 @@ class Unet(Conditioned):
         cond_images: Float[Tensor, "b c2 h2 w2"] | None = None,
         cond_images_keep: Bool[Tensor, " b"] | None = None,
         crop_window: Float[Tensor, "b 4"] | None = None,
+        augment_label: Float[Tensor, "b k"] | None = None,
         inner: Sequence[Tensor] | None = None,
         return_inner: bool = False,
     ) -> Float[Tensor, "b c4 h w"] | tuple[Float[Tensor, "b c4 h w"], list[Tensor]]:
@@ -276,6 +280,7 @@ class Unet(Conditioned):
             "cond_images": cond_images,
             "cond_images_keep": cond_images_keep,
             "crop_window": crop_window,
+            "augment_label": augment_label,
         }
         conditioning = self._settled(conditioning, named, batch=x.shape[0], size=tuple(x.shape[-2:]))
         stacked = self._stack(x, self_cond, conditioning)

@@ -331,8 +331,8 @@ class Unet3D(Unet):
             time, conditioning, self_cond, cond_drop_prob, text_keep, inner, return_inner: as for `Unet.forward`.
             conditions: without a ready ``conditioning``, the other arguments of `condition`: ``text_embeds``,
                 ``text_mask``, ``lowres_cond_img``, ``lowres_noise_times``, ``cond_images``, ``cond_images_keep``,
-                ``crop_window``, ``cond_video_frames``, ``post_cond_video_frames``, ``frame_times``, ``fps``,
-                ``fps_keep`` and ``ignore_time``.
+                ``crop_window``, ``augment_label``, ``cond_video_frames``, ``post_cond_video_frames``,
+                ``frame_times``, ``fps``, ``fps_keep`` and ``ignore_time``.
 
         Raises:
             ValueError: as `Unet.forward` and `condition`.
