@@ -158,6 +158,7 @@ class _CascadeBase(Configuration):
         "pred_objectives": OBJECTIVES,
         "sampler": SAMPLERS,
         "loss_type": LOSSES,
+        "loss_space": OBJECTIVES,
         "guidance": GUIDANCE,
     }
     unets: list[Annotated[Any, BeforeValidator(_unet)]]

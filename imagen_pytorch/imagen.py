@@ -15,7 +15,7 @@ from .cascade.options import SharedOptions
 from .cascade.sizes import is_pair
 from .construction import records_construction
 from .diffusion.losses import LOSSES, NOISE_LEVELS, WEIGHTINGS
-from .diffusion.objectives import OBJECTIVES
+from .diffusion.objectives import OBJECTIVES, Objective
 from .diffusion.process import DiffusionProcess
 from .diffusion.samplers import SAMPLERS
 from .diffusion.schedules import SCHEDULES
@@ -134,6 +134,9 @@ class Imagen(Cascade):
             `GeometricAugmentation`).
         min_snr_loss_weight, min_snr_gamma: per-unet min-SNR weight (Hang et al. 2023, arXiv 2303.09556).
         p2_loss_weight_gamma, p2_loss_weight_k: per-unet P2 weight in its place (Choi et al. 2022, arXiv 2204.00227).
+        loss_space: per-unet; measure the error in "x0", "eps", "v" or "flow", whatever the network predicts. By default
+            it is measured in the prediction. Needs ``min_snr_loss_weight=False``, because the min-SNR weight is stated
+            in x0 space and comes to the same loss in every space (Li & He 2025, arXiv 2511.13720, table 1).
 
     Raises:
         ValueError: contradicting or unknown choices, each with a sentence.
@@ -188,6 +191,7 @@ class Imagen(Cascade):
         min_snr_gamma: float | Sequence[float] = 5.0,
         p2_loss_weight_gamma: float | Sequence[float | None] | None = None,
         p2_loss_weight_k: float | Sequence[float] = 1.0,
+        loss_space: str | Sequence[str | None] | None = None,
     ) -> None:
         shared = SharedOptions.take(locals())
         networks = _networks(unets)
@@ -208,6 +212,7 @@ class Imagen(Cascade):
             "gamma": per_stage(min_snr_gamma, count, "min_snr_gamma"),
             "p2_gamma": per_stage(p2_loss_weight_gamma, count, "p2_loss_weight_gamma"),
             "p2_k": per_stage(p2_loss_weight_k, count, "p2_loss_weight_k"),
+            "space": per_stage(loss_space, count, "loss_space"),
         }
         rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
         processes = [
@@ -219,6 +224,7 @@ class Imagen(Cascade):
                 sampler=SAMPLERS[row["sampler"]](),
                 loss_type=loss_type,
                 steps=row["steps"],
+                loss_space=_loss_space(row["space"], row["min_snr"] and row["p2_gamma"] is None),
             )
             for row in rows
         ]
@@ -226,6 +232,24 @@ class Imagen(Cascade):
         self.loss_type, self.loss_fn = loss_type, LOSSES[loss_type]
         self.pred_objectives = table["objective"]
         self.min_snr_gamma = table["gamma"]
+
+
+def _loss_space(name: str | None, min_snr: bool) -> Objective | None:
+    """Return the objective in whose prediction the error is measured.
+
+    Raises:
+        ValueError: there is a min-SNR weight, or no objective of that name.
+        TypeError: not a name.
+    """
+    if name is None:
+        return None
+    space = OBJECTIVES[check_name(name, "loss_space")]()
+    if min_snr:
+        raise ValueError(
+            f'loss_space="{name}" has no effect on the min-SNR weight, which is stated in x0 space: set '
+            "min_snr_loss_weight=False"
+        )
+    return space
 
 
 class Hparams(NamedTuple):

@@ -55,6 +55,7 @@ OTHER = {
     "lowres_noise_schedule": "cosine",
     "image_sizes": [4, 12],
     "loss_type": "l1",
+    "loss_space": "v",
     "sampler": "ddim",
     "random_crop_sizes": [None, 4],
     "resize_mode": "nearest",

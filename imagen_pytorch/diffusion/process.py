@@ -18,6 +18,10 @@ from .samplers import SAMPLERS, Known, Noises, Sampler, StepCallback, corrupt, f
 from .schedules import Level, Schedule
 from .spectral import SpectralLoss
 
+#: Largest factor from the error of the prediction to that of the loss space: a velocity is never divided by less than a
+#: time of 0.05, as Li & He do (2025, "JiT", arXiv 2511.13720).
+LARGEST_ERROR_SCALE = 20.0
+
 #: ``net(c_in x_t, c_noise (b,), x0_before) -> prediction``
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -34,6 +38,7 @@ class DiffusionProcess:
         sampler: used unless another is asked for.
         loss_type: "l1", "l2" or "huber".
         steps: number of sampling steps of ``sampler``; None leaves it to the sampler.
+        loss_space: the objective in whose prediction the error is measured; None takes ``objective``.
         spectral: a loss of the same residual by frequency, added to the plain one before the level is weighted.
 
     Raises:
@@ -49,15 +54,19 @@ class DiffusionProcess:
     steps: int | None = None
     #: ready samplers, taken where one of their kind is asked for by name
     prepared: tuple[Sampler, ...] = ()
+    loss_space: Objective | None = None
     spectral: SpectralLoss | None = None
 
     def __post_init__(self) -> None:
         LOSSES[self.loss_type]
         with torch.device("cpu"):  # these are numbers, also where networks are made elsewhere or nowhere ("meta")
             noisiest = self.schedule.level(torch.tensor(self.schedule.bounds()[0], dtype=torch.float64))
-        if not all(torch.isfinite(part) for part in self.objective.coefficients(noisiest)):
+        used = (self.objective,) if self.loss_space is None else (self.objective, self.loss_space)
+        for objective in used:
+            if all(torch.isfinite(part) for part in objective.coefficients(noisiest)):
+                continue
             raise ValueError(
-                f"{type(self.objective).__name__} says nothing about x0 where {type(self.schedule).__name__} is all "
+                f"{type(objective).__name__} says nothing about x0 where {type(self.schedule).__name__} is all "
                 "noise: bound its log-SNR, or predict v, flow or x_start"
             )
 
@@ -133,11 +142,27 @@ class DiffusionProcess:
                 estimate = self.denoiser(net)(x_t, level, None)
         prediction = self.predict(net, x_t, level, estimate)
         target = self.objective.target(x0, noise, _as(level, x0))
-        error = LOSSES[self.loss_type](prediction.float(), target.float()).flatten(1).mean(1)
+        scale, factor = self.error_scale(level)
+        prediction, target = prediction.float(), target.float()
+        if self.loss_space is not None:
+            prediction, target = prediction * scale.float(), target * scale.float()
+        error = LOSSES[self.loss_type](prediction, target).flatten(1).mean(1)
         if self.spectral is not None:
-            error = error + self.spectral(prediction.float() - target.float())
-        factor = self.weighting.factor(level, self.objective.coefficients(level).c_out)
+            error = error + self.spectral(prediction - target)
         return error * factor.flatten().to(error)
+
+    def error_scale(self, level: Level) -> tuple[Tensor, Tensor]:
+        """Return the factor from the error of the prediction to that in ``loss_space``, and the weight of the latter.
+
+        The squared error of the prediction then counts the square of the first times the second. With a weighting that
+        is stated in x0 space the product is the same for every ``loss_space``. The factor is at most
+        `LARGEST_ERROR_SCALE`.
+        """
+        c_out = self.objective.coefficients(level).c_out
+        if self.loss_space is None:
+            return torch.ones_like(c_out), self.weighting.factor(level, c_out)
+        scale = (c_out / self.loss_space.coefficients(level).c_out).abs().clamp(max=LARGEST_ERROR_SCALE)
+        return scale, self.weighting.factor(level, c_out / scale)
 
     def plan(
         self,
