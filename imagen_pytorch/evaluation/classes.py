@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from ..images import as_float
-from .intervals import Estimate, mean_interval
+from .intervals import Estimate, fraction_interval
 
 
 class Classifier(nn.Module):
@@ -123,7 +123,6 @@ def class_accuracy(
     labels: Int[Tensor, " n"],
     *,
     held_out: tuple[Shaped[Tensor, "m c h w"], Int[Tensor, " m"]],
-    seed: int = 0,
 ) -> ClassAccuracy:
     """Compute how many generated images are recognised as what they should show, beside real ones.
 
@@ -132,7 +131,6 @@ def class_accuracy(
         generated: floats in [0, 1] or uint8, of the size of its training images.
         labels: classes that were asked for.
         held_out: real images that it has not seen, and their classes.
-        seed: of the intervals.
 
     Raises:
         ValueError: labels that do not belong to the images.
@@ -141,7 +139,7 @@ def class_accuracy(
     for images, truth in ((generated, labels), held_out):
         check_labels(images, truth)
         right.append(classifier.predict(images) == truth)
-    found = [mean_interval(each, seed=seed) for each in right]
+    found = [fraction_interval(float(each.double().mean()), len(each)) for each in right]
     by_class = {kind: float(right[0][labels == kind].double().mean()) for kind in labels.unique().tolist()}
     chance = float(labels.bincount().max()) / len(labels)
     return ClassAccuracy(*found, chance, by_class)
