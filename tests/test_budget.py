@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
+from every_file import each_file
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "imagen_pytorch"
@@ -19,7 +19,6 @@ MAX_FILE, MAX_FUNCTION, USUAL_FUNCTION, UNUSUAL_SHARE, MAX_PARAMETERS, MAX_COPY 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 files = sorted(PACKAGE.rglob("*.py"))
-each_file = pytest.mark.parametrize("path", files, ids=lambda path: str(path.relative_to(PACKAGE)))
 
 
 @cache
@@ -77,13 +76,13 @@ def parameters(node: Function) -> list[ast.arg]:
     return [item for item in (*named, arguments.vararg, arguments.kwarg) if item and item.arg not in ("self", "cls")]
 
 
-@each_file
+@each_file(files)
 def test_files_are_short(path):
     count = len(path.read_text(encoding="utf-8").splitlines())
     assert count <= MAX_FILE, f"{count} lines; split it at a noun"
 
 
-@each_file
+@each_file(files)
 def test_functions_are_short_and_narrow(path):
     for node, name, private, _ in functions(tree(path)):
         lines = length(node, private)
@@ -98,7 +97,7 @@ def test_long_functions_are_rare():
     assert len(unusual) <= UNUSUAL_SHARE * len(every), f"{len(unusual)} of {len(every)}: {unusual}"
 
 
-@each_file
+@each_file(files)
 def test_everything_is_annotated(path):
     bare = []
     for node, name, *_ in functions(tree(path)):
@@ -107,7 +106,7 @@ def test_everything_is_annotated(path):
     assert not bare, bare
 
 
-@each_file
+@each_file(files)
 def test_public_names_are_documented(path):
     assert ast.get_docstring(tree(path)), "the file says nothing about itself"
     public = [node for node in tree(path).body if isinstance(node, Function | ast.ClassDef)]
@@ -118,7 +117,7 @@ def test_public_names_are_documented(path):
     assert not set(silent) - overloads, silent
 
 
-@each_file
+@each_file(files)
 def test_no_shortcuts(path):
     """No assert (a mistake deserves a sentence), no print, no bare except, no star import."""
     for node in ast.walk(tree(path)):
@@ -136,7 +135,7 @@ BUSY_CALLS = set(
 )
 
 
-@each_file
+@each_file(files)
 def test_importing_does_nothing(path):
     """A module defines, names and registers; it opens, seeds, sets and connects nothing."""
     for node in tree(path).body:
@@ -151,7 +150,7 @@ def test_importing_does_nothing(path):
         assert not names & BUSY_CALLS, f"{path.name}:{node.lineno} calls {names & BUSY_CALLS} at import"
 
 
-@each_file
+@each_file(files)
 def test_keywords_are_not_swallowed(path):
     """``**kwargs`` exists only to be handed on or looked at; a null object takes whatever a real one would."""
     for node, name, *_ in functions(tree(path)):
@@ -174,7 +173,7 @@ def ladder(node: ast.If) -> int:
     return max(subjects.values(), default=0)
 
 
-@each_file
+@each_file(files)
 def test_families_are_registries_not_ladders(path):
     tall = [node.lineno for node in ast.walk(tree(path)) if isinstance(node, ast.If) and ladder(node) > 2]
     matches = [node.lineno for node in ast.walk(tree(path)) if isinstance(node, ast.Match)]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
+from every_file import each_file
 
 PACKAGE = Path(__file__).resolve().parents[1] / "imagen_pytorch"
 
@@ -86,7 +86,7 @@ def inner(name: str) -> str | None:
     return (parts[1] if len(parts) > 1 else "__init__") if parts[0] == PACKAGE.name else None
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+@each_file(files())
 def test_imports_point_downward(path):
     here = room(path)
     assert here in LEVEL, f"{here} is in no layer: add it to LAYERS and to docs/architecture.md"
@@ -103,14 +103,14 @@ def test_imports_point_downward(path):
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+@each_file(files())
 def test_heavy_packages_are_imported_on_use(path):
     roots = [(line, module.split(".")[0], eager) for line, module, eager in imports(path)]
     assert not [f"{path.name}:{line} imports {root}" for line, root, _ in roots if root in FORBIDDEN]
     assert not [f"{path.name}:{line} imports {root} eagerly" for line, root, eager in roots if eager and root in ON_USE]
 
 
-@pytest.mark.parametrize("path", [path for path in files() if LEVEL.get(room(path)) == 0], ids=lambda path: path.name)
+@each_file(path for path in files() if LEVEL.get(room(path)) == 0)
 def test_the_foundation_needs_little(path):
     allowed = FOUNDATION | set(sys.stdlib_module_names) | {PACKAGE.name}
     assert {module.split(".")[0] for _, module, _ in imports(path)} <= allowed
