@@ -8,6 +8,9 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from .emoji_colours import NAMES, Look
+from .emoji_words import EVERYDAY
+
 #: Art styles, as captions say it.
 STYLES = {
     "noto": "a glossy cartoon emoji",
@@ -35,7 +38,19 @@ BACKGROUNDS = {
 INTRODUCTIONS = {"keycap": "the", "zodiac": "the sign", "alphanum": "the symbol"}
 
 PLURAL = re.compile(r"\b(?:(?:wo)?men|people|children)\b|(?<![sui])s$")
-VOWEL = re.compile(r"(?!uni|euro|one)[aeiou]")
+VOWEL = re.compile(r"(?!uni|euro|one|ufo)[aeiou]")
+
+#: A colour's name inside a concept's name.
+COLOUR_WORD = re.compile(rf"\b(?:(?:light|dark) )?(?:{'|'.join(NAMES)})\b")
+
+#: Groups whose colours are part of what they are: they are never named in short captions.
+UNCOLOURED = ("flags", "people-body")
+
+#: Fractions of a figure from which a colour is the dominant one, most of it, and mentioned at all.
+DOMINANT, MOST, MENTIONED = 0.6, 0.5, 0.08
+
+#: Fractions of a tile from which a figure fills it, and below which it is small.
+FILLED, SMALL = 0.7, 0.22
 
 
 class Entry(NamedTuple):
@@ -47,14 +62,22 @@ class Entry(NamedTuple):
     sub: str
 
 
+def painted(text: str, colour: str) -> str:
+    """Return a concept's name with a colour, in place of the one that it has: "purple heart" for "red heart"."""
+    found, count = COLOUR_WORD.subn(colour, text, count=1)
+    return found if count else f"{colour} {text}"
+
+
 @functools.cache
-def noun_phrase(entry: Entry) -> str:
-    """The concept's name with its article: "a cat", "an apple", "grapes", "the flag of Japan"."""
+def noun_phrase(entry: Entry, colour: str | None = None) -> str:
+    """The concept's name with its article: "a cat", "an apple", "grapes", "the flag of Japan", "an orange car"."""
     text = entry.text
     if text.startswith("flag of "):
         return f"the {text}"
     if entry.sub in INTRODUCTIONS or text[:1].isupper() or text[:1].isdigit():
-        return f"{INTRODUCTIONS.get(entry.sub, 'the')} {text}"
+        article, *kind = INTRODUCTIONS.get(entry.sub, "the").split()
+        return " ".join([article, *([colour] if colour else []), *kind, text])
+    text = painted(text, colour) if colour else text
     head = re.split(r" (?:with|in|of) ", text)[0]
     if PLURAL.search(head):
         return text
@@ -74,27 +97,38 @@ def _on(background: str | None) -> str:
 
 
 class Scene(NamedTuple):
-    """What a caption can tell of a picture; no background where it is transparent; ``seed`` varies the wording."""
+    """What a caption can tell of an image.
+
+    Attributes:
+        entry: the concept.
+        style: one of `STYLES`.
+        background: the colour's name; None where it is transparent.
+        seed: varies the wording.
+        colour: the name of the colour that the figure was given in place of its own; every caption says it.
+        look: the colours of the figure; None where they are not to be named.
+    """
 
     entry: Entry
     style: str
     background: str | None
     seed: str
+    colour: str | None = None
+    look: Look | None = None
 
 
 def plain(scene: Scene) -> str:
     """Style, concept and background: "a 3d render of a grinning cat on a blue background"."""
-    return f"{STYLES[scene.style]} of {noun_phrase(scene.entry)}{_on(scene.background)}"
+    return f"{STYLES[scene.style]} of {bare(scene)}{_on(scene.background)}"
 
 
 def bare(scene: Scene) -> str:
     """The concept alone: "a grinning cat"."""
-    return noun_phrase(scene.entry)
+    return noun_phrase(scene.entry, scene.colour)
 
 
 def varied(scene: Scene) -> str:
     """Half of the captions are plain; the others leave out the background, change the order, or add keywords."""
-    draw, tags = random.Random(scene.seed), scene.entry.tags
+    draw, tags = random.Random(scene.seed), _tags(scene)
     fate = draw.random()
     if fate < 0.2:
         return plain(scene._replace(background=None))
@@ -103,9 +137,75 @@ def varied(scene: Scene) -> str:
     if fate < 0.85 or not tags:
         short = STYLES[scene.style].split(" ", 1)[1]
         ground = f", {scene.background} background" if scene.background else ""
-        return f"{noun_phrase(scene.entry)}, {short} style{ground}"
+        return f"{bare(scene)}, {short} style{ground}"
     return f"{plain(scene)}, {', '.join(draw.sample(tags, min(3, len(tags))))}"
 
 
+def short(scene: Scene) -> str:
+    """As people ask for images: "a car", "a red car on a blue background", "a 3d render of an automobile".
+
+    Half of the captions have the everyday word where the concept has one, a third the dominant colour, two thirds the
+    style. A white background is named in half of the captions and every other one always.
+    """
+    draw = random.Random(scene.seed)
+    entry = scene.entry
+    if draw.random() < 0.5:
+        entry = entry._replace(text=EVERYDAY.get(entry.text, entry.text))
+    colour = scene.colour or (dominant_colour(scene) if draw.random() < 1 / 3 else None)
+    style = f"{STYLES[scene.style]} of " if draw.random() < 2 / 3 else ""
+    ground = "" if scene.background == "white" and draw.random() < 0.5 else _on(scene.background)
+    return f"{style}{noun_phrase(entry, colour)}{ground}"
+
+
+def dense(scene: Scene) -> str:
+    """Everything that is known: style, concept, colours and where they are, size, background, up to three keywords.
+
+    "a 3d render of a red apple, mostly red with some green at the top, on a white background, fruit, food".
+    """
+    parts = [f"{STYLES[scene.style]} of {bare(scene)}"]
+    if scene.look is not None:
+        parts += [_colours(scene.look), *_size(scene.look)]
+    if scene.background:
+        parts.append(_on(scene.background).strip())
+    tags = [tag for tag in scene.entry.tags if not COLOUR_WORD.search(tag)]
+    return ", ".join([*parts, *random.Random(scene.seed).sample(tags, min(3, len(tags)))])
+
+
+def mixed(scene: Scene) -> str:
+    """Half of the captions are short, the others dense."""
+    return (short if random.Random(f"{scene.seed}/length").random() < 0.5 else dense)(scene)
+
+
+def dominant_colour(scene: Scene) -> str | None:
+    """Return the name of the colour that most of the figure has and its name does not say; None without one."""
+    if scene.look is None or scene.entry.group in UNCOLOURED or COLOUR_WORD.search(scene.entry.text):
+        return None
+    first = scene.look.colours[0]
+    return first.name if first.fraction >= DOMINANT else None
+
+
+def _tags(scene: Scene) -> tuple[str, ...]:
+    """Keywords; those that say another colour are left out where the figure was given one."""
+    return tuple(tag for tag in scene.entry.tags if not (scene.colour and COLOUR_WORD.search(tag)))
+
+
+def _colours(look: Look) -> str:
+    first, *others = (colour for colour in look.colours[:3] if colour.fraction >= MENTIONED)
+    words = f"mostly {first.name}" if first.fraction >= MOST else f"{first.name} {first.place}".strip()
+    if first.fraction >= 0.9:
+        words = f"all {first.name}"
+    parts = [f"some {other.name} {other.place}".strip() for other in others]
+    return f"{words} with {' and '.join(parts)}" if parts else words
+
+
+def _size(look: Look) -> tuple[str, ...]:
+    return ("filling the image",) if look.covered >= FILLED else ("small",) if look.covered < SMALL else ()
+
+
 #: Ways to word a caption, by name.
-WORDINGS: dict[str, Callable[[Scene], str]] = {"plain": plain, "bare": bare, "varied": varied}
+WORDINGS: dict[str, Callable[[Scene], str]] = {
+    "plain": plain, "bare": bare, "varied": varied, "short": short, "dense": dense, "mixed": mixed
+}  # fmt: skip
+
+#: Wordings that name colours.
+COLOURFUL = ("short", "dense", "mixed")
