@@ -132,6 +132,11 @@ class Imagen(Cascade):
             "scales": 0.2, "rotations": 180}``, of which missing entries have these values. The low-resolution image
             and conditioning images change alike (Karras et al. 2022, arXiv 2206.00364, appendix F.2; see
             `GeometricAugmentation`).
+        perceptual_loss: per-unet; a loss of the estimated image in the early maps of a frozen network, at low noise and
+            for a part of the batch: ``{"features": "efficientnet-lite0", "weight": 0.1, "max_noise_share": 0.7,
+            "batch_fraction": 0.25}`` or the name of the features. It is left out of validation losses and likelihoods,
+            moves the minimiser away from the posterior mean, and an evaluation refuses the features that it used
+            (PixelGen 2026, arXiv 2602.02493; see `PerceptualLoss`).
         min_snr_loss_weight, min_snr_gamma: per-unet min-SNR weight (Hang et al. 2023, arXiv 2303.09556).
         p2_loss_weight_gamma, p2_loss_weight_k: per-unet P2 weight in its place (Choi et al. 2022, arXiv 2204.00227).
         loss_space: per-unet; measure the error in "x0", "eps", "v" or "flow", whatever the network predicts. By default
@@ -187,6 +192,7 @@ class Imagen(Cascade):
         spectral_loss: str | Mapping[str, Any] | Sequence[Any] | None = None,
         crop_coordinates: bool | Sequence[bool | None] | None = None,
         augment: Mapping[str, Any] | Sequence[Any] | None = None,
+        perceptual_loss: str | Mapping[str, Any] | Sequence[Any] | None = None,
         min_snr_loss_weight: bool | Sequence[bool] = True,
         min_snr_gamma: float | Sequence[float] = 5.0,
         p2_loss_weight_gamma: float | Sequence[float | None] | None = None,
@@ -342,6 +348,7 @@ class ElucidatedImagen(ElucidatedFormulas, Cascade):
         spectral_loss: str | Mapping[str, Any] | Sequence[Any] | None = None,
         crop_coordinates: bool | Sequence[bool | None] | None = None,
         augment: Mapping[str, Any] | Sequence[Any] | None = None,
+        perceptual_loss: str | Mapping[str, Any] | Sequence[Any] | None = None,
         sampler: str | Sequence[str] = "edm",
         num_sample_steps: int | Sequence[int] = 32,
         sigma_min: float | Sequence[float] = 0.002,

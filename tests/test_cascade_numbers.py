@@ -138,6 +138,7 @@ SHARED = {
     "fps_drop_prob": [*BAD, -0.1, 1.1],
     "given_frames_prob": [*BAD, -0.1, 1.1],
     "augment": [*BAD[:-2], b"1", {"probability": 1.1}, {"shifts": -1}, {"scales": NAN}, {"rotations": 181}, {"x": 1}],
+    "perceptual_loss": [NAN, 3, b"1", "3", {}, {"features": "x"}, {"features": "efficientnet-lite0", "weight": -1}],
     "spectral_loss": [NAN, 3, b"1", "3", {"table": "x"}, {"table": 3}, {"weight": -1}, {"weight": "1"}, {"x": 1}],
 }
 OWN = {

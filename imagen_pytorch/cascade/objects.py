@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
 from ..registry import suggestion
@@ -34,6 +34,9 @@ def _option_object(kind: type[Kind], value: Any, name: str) -> Kind:
     for key in named:
         if key not in known:
             raise ValueError(f'{name} has no "{key}"{suggestion(key, known)}; it has {", ".join(known)}')
+    needed = [field.name for field in fields(kind) if field.default is MISSING]  # type: ignore[arg-type]
+    if missing := [key for key in needed if key not in named]:
+        raise ValueError(f'{name} needs "{missing[0]}"')
     try:
         return kind(**named)
     except (ValueError, TypeError) as error:

@@ -11,10 +11,12 @@ import numpy as np
 from torch import Tensor
 
 from ..diffusion.guidance import GUIDANCE, Guidance
+from ..diffusion.perceptual import PerceptualLoss
 from ..diffusion.samplers import SAMPLERS, Sampler
 from ..diffusion.schedules import SCHEDULES, Schedule
 from ..diffusion.spectral import SpectralLoss
 from ..images import RESIZE_MODES, TEMPORAL_MODES, Size, as_size
+from ..nn.efficientnet import FEATURE_MAPS
 from ..ranges import check_whole
 from ..tensors import Generators, check_generators, per_stage, seeded
 from .geometric import LABEL_DIM, GeometricAugmentation
@@ -84,6 +86,7 @@ class SharedOptions(_Taken):
     spectral_loss: Any
     crop_coordinates: Any
     augment: Any
+    perceptual_loss: Any
 
     def check(self, count: int) -> None:
         """Refuse what lies outside its range.
@@ -233,6 +236,21 @@ class SharedOptions(_Taken):
             ValueError, TypeError: as `option_objects`.
         """
         return option_objects(GeometricAugmentation, self.augment, count, "augment")
+
+    def perceptual_losses(self, count: int) -> tuple[PerceptualLoss | None, ...]:
+        """Return the loss in feature maps of each stage, None where there is none.
+
+        Raises:
+            ValueError: no such features, or images that are neither grey nor RGB.
+            ValueError, TypeError: as `option_objects`.
+        """
+        losses = option_objects(PerceptualLoss, self.perceptual_loss, count, "perceptual_loss")
+        for name in (loss.features for loss in losses if loss is not None):
+            if name not in FEATURE_MAPS:
+                raise ValueError(f'perceptual_loss: no features "{name}"; known: {", ".join(FEATURE_MAPS)}')
+            if self.channels not in (1, 3):
+                raise ValueError(f"perceptual_loss needs images of 1 or 3 channels, the model has {self.channels}")
+        return losses
 
     def spectral_losses(self, count: int) -> tuple[SpectralLoss | None, ...]:
         """Return the frequency-weighted loss of each stage, None where there is none.

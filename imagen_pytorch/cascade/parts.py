@@ -100,8 +100,8 @@ class CascadeParts(nn.Module):
         self.random_crop_sizes = tuple(None if crop is None else plain_size(crop) for crop in crops)
         limits = [shared.dynamic_thresholding_percentile if dynamic else None for dynamic in self.dynamic_thresholding]
         residuals, factors = shared.residuals(count), self.temporal_downsample_factor
-        augments = shared.augmentations(count)
-        columns = (range(1, count + 1), processes, sizes, crops, limits, residuals, factors, augments)
+        added = shared.augmentations(count), shared.perceptual_losses(count)
+        columns = (range(1, count + 1), processes, sizes, crops, limits, residuals, factors, *added)
         self.stages = tuple(Stage(*row) for row in zip(*columns, strict=True))
         embed_dim = self.text_embed_dim if self.condition_on_text else None
         self.unets = nn.ModuleList(

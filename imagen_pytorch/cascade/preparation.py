@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..images import crop, crop_offsets, crop_windows, resize
-from ..tensors import Generators, bernoulli, once, rand, randn_like
+from ..tensors import Generators, bernoulli, once, rand, randn_like, widest
 from .batch import TrainingBatch
 from .conditioning import Text, conditioning_pictures, null_text
 from .geometric import changed
@@ -95,10 +95,11 @@ def build_batch(cascade: CascadeParts, stage: Stage, request: Request, generator
         times = times * cascade.lowres_max_noise_level
         lowres, lowres_times = cascade.augmentation(companion, times, generator)
     base = None if stage.residual is None else companion
+    t = stage.process.noise_levels.draw(batch, generator, device)
     return TrainingBatch(
         unet_number=stage.number,
         x0=x0,
-        t=stage.process.noise_levels.draw(batch, generator, device),
+        t=t,
         noise=randn_like(x0, generator) if noise is None else noise.to(x0),
         self_condition=bool(unet.self_cond) and bool(rand((1,), common) < 0.5),
         **text_draws(cascade, stage, request.text, x0, generator),
@@ -110,6 +111,7 @@ def build_batch(cascade: CascadeParts, stage: Stage, request: Request, generator
         base=base if base is None or shown is None else base[:, :, shown.slots],
         crop_window=window,
         augment_label=label,
+        perceptual=perceptual_draws(cascade, stage, t, generator),
     )
 
 
@@ -171,6 +173,13 @@ def with_given(
     shown, order = in_front(shown, draw_given(count, cascade.unets[stage.number - 1].is_causal, generator))
     order = order.to(picture.device)
     return picture[:, :, order], None if companion is None else companion[:, :, order], shown
+
+
+def perceptual_draws(cascade: CascadeParts, stage: Stage, t: Tensor, generator: Generators) -> Tensor | None:
+    """Return for which items feature maps are compared; None where none are, as outside of training."""
+    if stage.perceptual is None or not cascade.training:
+        return None
+    return stage.perceptual.draw(stage.process.schedule(widest(t)), generator)
 
 
 def augment_label(cascade: CascadeParts, stage: Stage, batch: int, generator: Generators) -> Tensor | None:

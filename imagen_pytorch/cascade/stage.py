@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..diffusion.guidance import dynamic_threshold, static_threshold
+from ..diffusion.perceptual import PerceptualLoss
 from ..diffusion.process import DiffusionProcess
 from ..images import Size
 from .geometric import GeometricAugmentation
@@ -28,6 +29,7 @@ class Stage:
         residual: scale of the residual over the enlarged low-resolution picture; None models the picture itself.
         factor: of the full frame rate's frames it makes every so-many-th.
         augment: random geometric changes of its training images; None trains on them as they are.
+        perceptual: a loss in the maps of a frozen network, for training only.
     """
 
     number: int
@@ -38,6 +40,7 @@ class Stage:
     residual: float | None
     factor: int = 1
     augment: GeometricAugmentation | None = None
+    perceptual: PerceptualLoss | None = None
 
     def threshold(self, x0: Tensor, space: Residual | Direct) -> Tensor:
         """Estimates in the stage's space, thresholded as the pictures that they mean; for training and sampling."""

@@ -123,6 +123,7 @@ class DiffusionProcess:
         t: Float[Tensor, " b"],
         noise: Float[Tensor, "b c *space"],
         self_condition: bool = False,
+        of_estimate: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, " b"]:
         """The weighted loss of each item.
 
@@ -133,6 +134,7 @@ class DiffusionProcess:
             noise: standard normal.
             self_condition: a first pass without gradient gives the estimate (Chen et al. 2022, arXiv 2208.04202); the
                 target stays the data.
+            of_estimate: a further loss of each item, given the estimate of x0; it is added as it is.
         """
         level = self.level(t, x0)
         x_t = self.corrupt(x0, level, noise)
@@ -143,13 +145,14 @@ class DiffusionProcess:
         prediction = self.predict(net, x_t, level, estimate)
         target = self.objective.target(x0, noise, _as(level, x0))
         scale, factor = self.error_scale(level)
-        prediction, target = prediction.float(), target.float()
+        found, wanted = prediction.float(), target.float()
         if self.loss_space is not None:
-            prediction, target = prediction * scale.float(), target * scale.float()
-        error = LOSSES[self.loss_type](prediction, target).flatten(1).mean(1)
+            found, wanted = found * scale.float(), wanted * scale.float()
+        error = LOSSES[self.loss_type](found, wanted).flatten(1).mean(1)
         if self.spectral is not None:
-            error = error + self.spectral(prediction - target)
-        return error * factor.flatten().to(error)
+            error = error + self.spectral(found - wanted)
+        loss = error * factor.flatten().to(error)
+        return loss if of_estimate is None else loss + of_estimate(self.estimate(prediction, x_t, level))
 
     def error_scale(self, level: Level) -> tuple[Tensor, Tensor]:
         """Return the factor from the error of the prediction to that in ``loss_space``, and the weight of the latter.

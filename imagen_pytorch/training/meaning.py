@@ -37,7 +37,7 @@ CASCADE = _table(
     training="image_sizes cond_drop_prob cond_images_drop_prob loss_type random_crop_sizes "
     "per_sample_random_aug_noise_level lowres_max_noise_level only_train_unet_number temporal_downsample_factor "
     "resize_cond_video_frames temporal_resize_mode fps_drop_prob given_frames_prob resize_mode min_snr_loss_weight "
-    "min_snr_gamma p2_loss_weight_gamma p2_loss_weight_k P_mean P_std spectral_loss augment loss_space",
+    "min_snr_gamma p2_loss_weight_gamma p2_loss_weight_k P_mean P_std spectral_loss augment loss_space perceptual_loss",
     sampling="timesteps sampler cond_scale guidance lowres_sample_noise_level dynamic_thresholding "
     "dynamic_thresholding_percentile video_frames fps num_sample_steps sigma_min sigma_max rho S_churn S_tmin S_tmax "
     "S_noise",

@@ -157,7 +157,7 @@ def loader_of_ones_own(**options) -> dict:
 
 def gradient(**options) -> dict:
     """The gradient of one batch by the plain call, and how often processes talked about it."""
-    made = trainer(**options)
+    made = trainer(model={"spectral_loss": "sharp", "augment": {"probability": 0.5}}, **options)
     count, rank = made.processes.count, made.processes.rank
     rows = slice(rank * 4 // count, (rank + 1) * 4 // count)
     whole = pictures(4)
