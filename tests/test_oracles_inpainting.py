@@ -109,7 +109,7 @@ def distance_to_conditional(y, draws=2000):
     [
         (0.5, 0.0, 0.08),
         pytest.param(-0.5, 0.0, 0.09, marks=pytest.mark.slow),
-        # several parts of the mixture are about as likely there, and resampling prefers some of them
+        # between the modes, where more repeats would help (40: 0.08) and more steps would not
         pytest.param(0.0, 0.2, 0.35, marks=pytest.mark.slow),
     ],
 )
