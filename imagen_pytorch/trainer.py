@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ from .training.tracking import Tracking
 
 #: names under which the parts of a lane are known to users: optim0, scaler1 ...
 _PARTS = {"optim": "optimizer", "scaler": "scaler", "scheduler": "scheduler", "warmup": "warmup"}
+#: what looks at the times and the losses of the items of a validation batch
+Observer = Callable[[Tensor, Tensor], None]
 _PART = re.compile(rf"^({'|'.join(_PARTS)})(\d+)$")
 
 
@@ -322,7 +324,9 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
         share = generator and Share(generator, rows.first, len(data["images"]), rows.total)
         return self.imagen.training_batch(**data, unet_number=number, generator=share)
 
-    def _loss(self, batch: TrainingBatch, max_batch_size: int | None, rows: Rows) -> float:
+    def _loss(
+        self, batch: TrainingBatch, max_batch_size: int | None, rows: Rows, observe: Observer | None = None
+    ) -> float:
         lane = self.lanes[batch.unet_number - 1]
         if self.training:
             self.wrap_unet(batch.unet_number)
@@ -334,7 +338,14 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
             for index, (piece, share) in enumerate(pieces):
                 with without_sync(network, last=index == len(pieces) - 1):
                     with self.precision.autocast():
-                        loss = self.imagen.loss(piece, network) * (rows.weight * share)
+                        if observe is None:
+                            loss = self.imagen.loss(piece, network)
+                        else:
+                            each = self.imagen.losses(piece, network)
+                            loss = each.mean()
+                            if share:  # a piece without one only keeps step with the other processes
+                                observe(piece.t, each.detach())
+                        loss = loss * (rows.weight * share)
                     if self.training:
                         lane.backward(loss)
                 total += loss.detach()
@@ -411,6 +422,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
         *,
         max_batch_size: int | None = None,
         use_ema_unets: bool = False,
+        observe: Observer | None = None,
         **batch: Any,
     ) -> float:
         """The loss on the next batch of the validation data, without dropping captions and always with the same noise.
@@ -420,6 +432,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
         Args:
             unet_number, max_batch_size: as for `forward`.
             use_ema_unets: whether to validate the averaged weights.
+            observe: is called with the times ``(b,)`` and the losses ``(b,)`` of the items, a piece at a time.
             batch: as for `train_step`.
 
         Raises:
@@ -435,4 +448,4 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
             rows = stream.share or self.processes.rows(len(data["images"]))
             with self.randomness.validation(number, stream.position) as generator:
                 batch = self._batch(data, number, generator, rows)
-                return self._loss(batch, max_batch_size, rows)
+                return self._loss(batch, max_batch_size, rows, observe)

@@ -111,6 +111,10 @@ class Cascade(CascadeParts):
             batch: from `training_batch`.
             unet: the network to call in place of the model's own, such as a wrapper of it for several processes.
         """
+        return self.losses(batch, unet).mean()
+
+    def losses(self, batch: TrainingBatch, unet: nn.Module | None = None) -> Float[Tensor, " b"]:
+        """Compute the loss of each item of a prepared batch; arguments as for `loss`, which is their mean."""
         network = self.unets[batch.unet_number - 1] if unet is None else unet
         stage, conditioning = self.stages[batch.unet_number - 1], batch.conditioning()
         space, dtype = target_space(batch.base, stage.residual), dtype_of(self.unets[batch.unet_number - 1])
@@ -122,7 +126,7 @@ class Cascade(CascadeParts):
 
         of_estimate = perceptual_loss(batch, stage)
         draws = (batch.t, batch.noise, batch.self_condition)
-        return stage.process.loss(net, batch.x0, *draws, of_estimate=of_estimate).mean()
+        return stage.process.loss(net, batch.x0, *draws, of_estimate=of_estimate)
 
     def forward(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ..wording import excerpt
@@ -161,7 +161,12 @@ class Progress:
     def _write(self, **values: Any) -> None:
         self.log.write(unet=self.span.unet_number, step=self.step, from_step=self.span.first, **values)
 
-    def validated(self, loss: float) -> None:
-        """A validation is done."""
-        self._write(valid_loss=loss)
+    def validated(self, loss: float, by_level: Mapping[str, float] | None = None) -> None:
+        """A validation is done.
+
+        Args:
+            loss: its mean loss.
+            by_level: further losses for the log, such as those of parts of the noise levels.
+        """
+        self._write(valid_loss=loss, **(by_level or {}))
         self.say(f"U-Net {self.span.unet_number}  step {self.step}  validation loss {loss:.4f}")

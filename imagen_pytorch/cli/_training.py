@@ -336,16 +336,26 @@ class Run:
                 raise DataError(f"{error} ({where})") from error
 
     def validate(self, number: int, _: int, progress: Progress) -> None:
-        """Mean loss over a part of the data that is not trained on; its noise is the same each time."""
-        mean = math.nan
+        """Compute the mean loss over a part of the data that is not trained on, also by noise level.
+
+        The noise is the same each time.
+        """
+        import torch
+
+        from ..training.diagnosis import LEVELS, losses_by_level
+
+        mean, seen = math.nan, []
         with self.spared("validation"):
             count = min(VALIDATION_BATCHES, len(self.trainer.valid_dl))
             self.trainer.create_valid_iter()  # the same batches each time
-            step = {"unet_number": number, "max_batch_size": self.config.max_batch_size}
+            step: dict[str, Any] = {"unet_number": number, "max_batch_size": self.config.max_batch_size}
+            step["observe"] = lambda *pair: seen.append([item.cpu() for item in pair])
             mean = sum(self.trainer.valid_step(**step) for _ in range(count)) / count
         mean = self.processes.mean(mean)  # each process takes part, also where it failed
+        levels = losses_by_level(*map(torch.cat, zip(*seen, strict=True))) if seen else {}
+        levels = {name: self.processes.mean(levels.get(name, math.nan)) for name in LEVELS}
         if math.isfinite(mean):
-            progress.validated(mean)
+            progress.validated(mean, {name: value for name, value in levels.items() if math.isfinite(value)})
 
     def sample(self, number: int, step: int, progress: Progress) -> None:
         """A sheet of what the U-Net makes now, and the curve of the losses so far."""
@@ -395,8 +405,17 @@ class Run:
         if self.stopped:
             self.say(f"interrupted and saved; {self.how_to_go_on()}")
         else:
+            self._say_how_it_went()
             self._say_what_is_next()
         tell(self.checkpoint)
+
+    def _say_how_it_went(self) -> None:
+        """A verdict for each U-Net of this run whose curve is long enough."""
+        from ..training.diagnosis import diagnose
+
+        for finding in diagnose(self.log.rows()):
+            if finding.unet in self.numbers:
+                self.say(f"U-Net {finding.unet}: {finding.text}")
 
     def _say_what_is_next(self) -> None:
         from ..training.sampling import last_trained

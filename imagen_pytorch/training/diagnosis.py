@@ -1,0 +1,201 @@
+"""How a training went, judged from the losses that it logged."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Curve = list[tuple[int, float]]
+
+#: the validation loss of each quarter of the noise levels, from the least noise to the most
+LEVELS = ("valid_low_noise", "valid_lower_noise", "valid_higher_noise", "valid_high_noise")
+#: least points of a training curve and of a validation curve that allow a verdict
+LEAST, LEAST_VALID = 12, 6
+#: a training loss that ends at so many times its lowest value has diverged, one at so many is too restless
+_DIVERGED, _RESTLESS = 2.0, 1.25
+#: a point above so many times the median of its neighbourhood is a spike; this fraction of spikes is too much
+_SPIKE, _SPIKES = 1.6, 0.05
+#: a validation loss that ends this much above its lowest value has turned
+_TURNED = 1.08
+#: a loss that fell by this fraction over the last quarter, and by so many standard errors, is still falling
+_FALLING, _CERTAIN = 0.05, 2.5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A verdict on the training of one U-Net.
+
+    Attributes:
+        unet: 1-based number of the U-Net.
+        verdict: "diverged", "rate too high", "overfitting", "underfitting" or "fine".
+        text: the verdict in one sentence with the numbers that it rests on.
+    """
+
+    unet: int
+    verdict: str
+    text: str
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -(2.0**63) < value < 2.0**63
+
+
+def _drop(curve: Curve, step: float) -> None:
+    """Remove the points from a step on."""
+    while curve and curve[-1][0] >= step:
+        curve.pop()
+
+
+def curves(rows: Iterable[Mapping[str, Any]], keys: Iterable[str]) -> dict[tuple[int, str], Curve]:
+    """Return the numbers of a log as curves of (step, value), by U-Net and entry.
+
+    What a run learned and lost, because it ended before it was saved, is left out: rows of an earlier run that are
+    beyond the step at which a later run went on.
+
+    Args:
+        rows: of ``metrics.jsonl``, in order; those without a step and a U-Net are passed over.
+        keys: entries of the rows.
+    """
+    keys = tuple(keys)
+    found: dict[tuple[int, str], Curve] = {}
+    began: dict[tuple[int, str], float] = {}
+    for row in rows:
+        if not (_is_number(row.get("step")) and _is_number(row.get("unet"))):
+            continue
+        for key in keys:
+            if key not in row:
+                continue
+            name = (row["unet"], key)
+            curve = found.setdefault(name, [])
+            first = row.get("from_step")
+            if _is_number(first) and first != began.get(name):  # another run
+                began[name] = first
+                _drop(curve, first + 1)
+            _drop(curve, row["step"])
+            if _is_number(row[key]):
+                curve.append((row["step"], row[key]))
+    return {name: curve for name, curve in found.items() if curve}
+
+
+def losses_by_level(times: Tensor, losses: Tensor) -> dict[str, float]:
+    """Return the mean loss of each quarter of the noise levels, by the names of `LEVELS`.
+
+    Args:
+        times: times of the schedule ``(n,)``, which grow with the noise.
+        losses: of the same items.
+
+    Returns:
+        the means; nothing for fewer than eight items.
+    """
+    if len(times) < 2 * len(LEVELS):
+        return {}
+    parts = losses[times.argsort(stable=True)].double().tensor_split(len(LEVELS))
+    return {name: float(part.mean()) for name, part in zip(LEVELS, parts, strict=True)}
+
+
+def diagnose(rows: Iterable[Mapping[str, Any]]) -> list[Finding]:
+    """Judge a training from its log, one finding for each U-Net whose curve is long enough.
+
+    Args:
+        rows: of ``metrics.jsonl``, in order: objects with "unet", "step", "loss" and, where there is validation,
+            "valid_loss" and the entries of `LEVELS`.
+
+    Returns:
+        findings in the order of the U-Nets; none for a U-Net with fewer than `LEAST` points.
+    """
+    rows = list(rows)
+    found = curves(rows, ("loss", "valid_loss", *LEVELS))
+    numbers = sorted({unet for unet, key in found if key == "loss"})
+    return [
+        _judge(unet, found, sum(row.get("unet") == unet and "loss" in row and row["loss"] is None for row in rows))
+        for unet in numbers
+        if len(found[unet, "loss"]) >= LEAST
+    ]
+
+
+def _quarters(values: Sequence[float]) -> list[list[float]]:
+    """Four parts of nearly one length, the last one not shorter than the others."""
+    bounds = [len(values) * part // 4 for part in range(5)]
+    return [list(values[first:last]) for first, last in zip(bounds, bounds[1:], strict=False)]
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """Medians of windows of about a tenth of the curve."""
+    half = max(1, len(values) // 20)
+    return [statistics.median(values[max(0, place - half) : place + half + 1]) for place in range(len(values))]
+
+
+def _judge(unet: int, found: Mapping[tuple[int, str], Curve], lost: int) -> Finding:
+    """The first verdict that applies, from the worst to the best."""
+    training, valid = found[unet, "loss"], found.get((unet, "valid_loss"), [])
+    values = [value for _, value in training]
+    smooth = _smoothed(values)
+    lowest, last = min(smooth), smooth[-1]
+    at = training[smooth.index(lowest)][0]
+    if last > _DIVERGED * lowest or lost > len(values) // 4:
+        beside = f"; {lost} logged losses were not finite" if lost else ""
+        text = (
+            f"the training loss was lowest at step {at} ({lowest:.3g}) and is {last:.3g} now{beside}: it diverged; "
+            "lower the learning rate or set max_grad_norm, and go on from an earlier checkpoint"
+        )
+        return Finding(unet, "diverged", text)
+    spikes = sum(value > _SPIKE * level for value, level in zip(values, smooth, strict=True))
+    if last > _RESTLESS * lowest or spikes > max(2, _SPIKES * len(values)):
+        text = (
+            f"the training loss was lowest at step {at} ({lowest:.3g}), is {last:.3g} now and had {spikes} spikes in "
+            f"{len(values)} points: the learning rate looks too high; try half of it"
+        )
+        return Finding(unet, "rate too high", text)
+    return _overfitting(unet, found, training, valid) or _underfitting(unet, values, valid)
+
+
+def _overfitting(unet: int, found: Mapping[tuple[int, str], Curve], training: Curve, valid: Curve) -> Finding | None:
+    """A validation loss that rises again while the training loss does not."""
+    if len(valid) < LEAST_VALID:
+        return None
+    smooth = _smoothed([value for _, value in valid])
+    lowest = min(smooth)
+    place = smooth.index(lowest)
+    if smooth[-1] <= _TURNED * lowest or place >= len(valid) - max(2, len(valid) // 4):
+        return None
+    step = valid[place][0]
+    then = [value for at, value in training if at <= step][-max(3, len(training) // 10) :]
+    now = [value for _, value in training][-max(3, len(training) // 10) :]
+    if not then or statistics.fmean(now) > 1.02 * statistics.fmean(then):
+        return None
+    rises = {}
+    for name in LEVELS:
+        curve = [value for at, value in found.get((unet, name), []) if at >= step]
+        if len(curve) > 1 and curve[0] > 0:
+            rises[name] = curve[-1] / curve[0]
+    worst = max(rises, key=rises.__getitem__, default=None)
+    where = "" if worst is None else f", most at {worst.removeprefix('valid_').replace('_', ' ')}"
+    text = (
+        f"the validation loss was lowest at step {step} ({lowest:.3g}) and is {smooth[-1]:.3g} now{where}, while the "
+        f"training loss went from {statistics.fmean(then):.3g} to {statistics.fmean(now):.3g}: it overfits; stop "
+        f"near step {step}, or train on more images"
+    )
+    return Finding(unet, "overfitting", text)
+
+
+def _underfitting(unet: int, values: list[float], valid: Curve) -> Finding:
+    """A training loss that still falls at the end; else all is well."""
+    before, last = _quarters(values)[2:]
+    fell = 1 - statistics.fmean(last) / statistics.fmean(before)
+    error = math.hypot(*(statistics.stdev(part) / len(part) ** 0.5 for part in (before, last)))
+    certain = statistics.fmean(before) - statistics.fmean(last) > _CERTAIN * error
+    gap = f"; validation loss {valid[-1][1]:.3g}" if valid else ""
+    if fell > _FALLING and certain:
+        text = (
+            f"the training loss still fell by {fell:.0%} over the last quarter of its steps, to "
+            f"{statistics.fmean(last):.3g}{gap}: it underfits; more steps help"
+        )
+        return Finding(unet, "underfitting", text)
+    text = f"the training loss has levelled off at {statistics.fmean(last):.3g}{gap}: no sign of overfitting"
+    return Finding(unet, "fine", text if valid else f"{text.rpartition(':')[0]} (--valid shows whether it overfits)")
