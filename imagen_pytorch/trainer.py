@@ -20,7 +20,7 @@ from .cascade.placement import compile_once, evaluating
 from .checkpoint import described_model
 from .storage import read_checkpoint
 from .tensors import Share
-from .training.arguments import check_arguments
+from .training.arguments import PER_UNET, check_arguments
 from .training.batches import apart_from_its_graph, check_images, check_keywords, check_tuple
 from .training.copying import copied
 from .training.data import TrainerData
@@ -29,6 +29,7 @@ from .training.identity import facts_of_model, facts_of_trainer
 from .training.lane import Lane
 from .training.loaders import BatchStream, named_batch
 from .training.options import forwarded, warn_of_lion
+from .training.posthoc import PowerAverages
 from .training.precision import Precision, chosen_precision
 from .training.processes import Processes, Rows, lost_connections_named, without_sync
 from .training.randomness import TrainingRandomness
@@ -36,6 +37,7 @@ from .training.sampling import TrainerSampling
 from .training.saving import TrainerCheckpoints
 from .training.settings import remembers_stated, settings_per_unet
 from .training.sharded_state import ShardedState, share_out
+from .training.snapshots import Snapshots, posthoc_options
 from .training.state import TrainingState
 from .training.status import TrainerStatus
 from .training.tracking import Tracking
@@ -63,6 +65,9 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
         imagen: the model; it is moved to the trainer's device.
         imagen_checkpoint_path: take the model from this checkpoint instead, with its weights and averages.
         use_ema: keep exponential moving averages of the weights and sample from them.
+        posthoc_ema: track averages of the weights from which, after the training, an average of any length is made
+            (Karras et al. 2023): `imagen export --ema-width`. True, or options by name: ``folder`` of the snapshots
+            (by default "posthoc" in ``checkpoint_path``), ``widths``, ``every``, ``dtype``; see `PostHoc`.
         lr, eps: per-unet learning rate and Adam's epsilon.
         beta1, beta2: of Adam.
         max_grad_norm: scale gradients down to this norm.
@@ -106,6 +111,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
         imagen_checkpoint_path: str | Path | None = None,
         *,
         use_ema: bool = True,
+        posthoc_ema: bool | Mapping[str, Any] = False,
         lr: float | Sequence[float] = 1e-4,
         eps: float | Sequence[float] = 1e-8,
         beta1: float = 0.9,
@@ -138,7 +144,8 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
         use_lion: bool = False,
         **options: Any,
     ) -> None:
-        check_arguments({**locals(), **options})
+        given = {**locals(), **options}
+        check_arguments(given)
         super().__init__()
         _check_model(imagen, imagen_checkpoint_path)
         if on_save_error not in ("stop", "warn"):
@@ -156,6 +163,8 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
         self.compile_mode = compile
         self.save_in_background, self.on_save_error = save_in_background, on_save_error
         self._fs, self._fs_kwargs = checkpoint_fs, fs_kwargs
+        self.posthoc_ema = posthoc_options(posthoc_ema, checkpoint_path, self.processes.sharded)
+        self.snapshots = self.posthoc_ema and Snapshots(self.posthoc_ema, checkpoint_fs, fs_kwargs)
         contents = None
         if imagen is None:
             contents = read_checkpoint(imagen_checkpoint_path, checkpoint_fs, fs_kwargs)
@@ -172,13 +181,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
         if self.processes.sharded:
             share_out(imagen, self.ema_unets, self.processes, self.precision)
         self.steps = torch.zeros(self.num_unets, dtype=torch.long)
-        per_unet = {
-            "lr": lr,
-            "eps": eps,
-            "warmup_steps": warmup_steps,
-            "cosine_decay_max_steps": cosine_decay_max_steps,
-            "cooldown_steps": cooldown_steps,
-        }
+        per_unet = {name: given[name] for name in PER_UNET}
         shared = {"beta1": beta1, "beta2": beta2, "group_wd_params": group_wd_params, **others.adam}
         settings = enumerate(settings_per_unet(self.num_unets, per_unet, shared), start=1)
         self.lanes = tuple(self._lane(number, each, max_skipped_steps) for number, each in settings)
@@ -205,7 +208,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
             self.processes.check_same("their model", facts_of_model(imagen, self.seed), advice)
 
     def _lane(self, number: int, settings: Mapping[str, Any], max_skipped: int) -> Lane:
-        return Lane(
+        lane = Lane(
             number,
             self.imagen.unets[number - 1],
             settings=settings,
@@ -216,8 +219,11 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
             batches=self.accelerator.gradient_accumulation_steps,
             all_true=self.processes.all_true,
         )
+        if self.posthoc_ema is not None:
+            lane.posthoc = PowerAverages(lane.unet, self.posthoc_ema.widths)
+        return lane
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ImagenTrainer:
+    def __deepcopy__(self, memo: dict[Any, Any]) -> ImagenTrainer:
         """A trainer of a copy of the model, which trains on by itself; without a checkpoint folder."""
         return copied(self, memo)
 
@@ -377,6 +383,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
         if taken:
             self.steps[number - 1] += 1
             self.tracking.log(number, rate, self.steps)
+            self._snapshot_if_due(number)
             self._save_if_due()
         return taken
 

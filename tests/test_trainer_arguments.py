@@ -57,7 +57,7 @@ def test_every_argument_with_a_number_or_a_switch_is_checked():
     """A new argument of the trainer belongs into one of the tables."""
     others = {
         "imagen", "imagen_checkpoint_path", "precision", "dl_tuple_output_keywords_names", "checkpoint_path",
-        "checkpoint_fs", "fs_kwargs", "strategy", "compile", "on_save_error", "options", "self",
+        "checkpoint_fs", "fs_kwargs", "strategy", "compile", "on_save_error", "options", "self", "posthoc_ema",
     }  # fmt: skip
     arguments = inspect.signature(ImagenTrainer.__init__).parameters.keys() - others
     assert arguments <= NUMBERS.keys() | set(SWITCHES)

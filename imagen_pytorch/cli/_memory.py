@@ -30,7 +30,7 @@ def plan_of(config: TrainingConfig, cascade: Cascade) -> Plan:
         batch_size=loader["batch_size"] or 1,
         max_batch_size=config.max_batch_size,
         precision=chosen_precision(trainer.get("fp16", False), trainer.get("precision"), "no"),
-        averages=trainer.get("use_ema", True),
+        averages=trainer.get("use_ema", True) + 2 * bool(trainer.get("posthoc_ema")),
         frames=cascade.video_frames or source.get("num_frames"),
     )
 

@@ -6,7 +6,7 @@ import math
 import shlex
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,8 @@ _DATA = "data_source"
 def _make_trainer(config: TrainingConfig, request: Request) -> ImagenTrainer:
     import torch
 
+    from ..training.snapshots import snapshots_beside
+
     device = chosen_device(request.device)
     options: dict[str, Any] = {"verbose": False}  # standard output is for results
     if device.type == "cpu" and chosen_device("auto").type != "cpu":
@@ -54,6 +56,9 @@ def _make_trainer(config: TrainingConfig, request: Request) -> ImagenTrainer:
     if request.seed is not None:
         torch.manual_seed(request.seed)  # of the new weights; the trainer's is that of everything else
         options["seed"] = request.seed
+    if posthoc := config.trainer.posthoc_ema:
+        posthoc = dict(posthoc) if isinstance(posthoc, Mapping) else {}
+        options["posthoc_ema"] = {"folder": snapshots_beside(placed_checkpoint(config, request)), **posthoc}
     if config.validate_at_every:
         options["split_valid_from_train"] = True
     trainer = config.create(**options)

@@ -26,8 +26,17 @@ NAME = "model.safetensors"
 )
 @click.option("--full", is_flag=True, help="Keep single precision; without it weights are stored in half precision.")
 @click.option("--no-load-ema", is_flag=True, help="Take the trained weights even if there are averaged ones.")
+@click.option(
+    "--ema-width",
+    type=click.FloatRange(0, 12**-0.5, min_open=True, max_open=True),
+    metavar="W",
+    help="Average the weights over this fraction of the training, for example 0.1. The training must have had "
+    '"posthoc_ema": true in the trainer part of its configuration.',
+)
 @click.option("--force", is_flag=True, help="Replace the file if there is one.")
-def export(model: str | None, output: str, full: bool, no_load_ema: bool, force: bool) -> None:
+def export(
+    model: str | None, output: str, full: bool, no_load_ema: bool, ema_width: float | None, force: bool
+) -> None:
     """Write the weights and the description of MODEL without what only training needs, and print the path.
 
     MODEL is a checkpoint, a folder of checkpoints, or the address of one. Without it: ./imagen.pt, else the newest
@@ -36,8 +45,10 @@ def export(model: str | None, output: str, full: bool, no_load_ema: bool, force:
     \b
     imagen export                                    the newest model, in ./model.safetensors
     imagen export runs/demo/imagen.pt -o fox.safetensors
+    imagen export --ema-width 0.1                    another average of its weights
     """
     from ..checkpoint import export_model
+    from ._errors import say
     from ._files import check_place, tell
     from ._models import find_model
 
@@ -46,5 +57,12 @@ def export(model: str | None, output: str, full: bool, no_load_ema: bool, force:
         if os.path.lexists(output) and not force:
             raise click.UsageError(f"{output} exists already; --force replaces it, --output writes another file")
         check_place(Path(output))
-    export_model(find_model(model), output, half=not full, averaged=not no_load_ema, overwrite=force)
+    if no_load_ema and ema_width is not None:
+        raise click.UsageError("--no-load-ema and --ema-width contradict each other: give one of them")
+    options = {"half": not full, "averaged": not no_load_ema, "overwrite": force, "ema_width": ema_width}
+    for number, average in export_model(find_model(model), output, **options).items():
+        say(
+            f"U-Net {number}: average of relative width {ema_width:g} from {average.count} snapshots, profile within "
+            f"{average.combination.error:.1%}"
+        )
     tell(output)

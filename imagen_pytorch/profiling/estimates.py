@@ -29,7 +29,7 @@ class Plan:
         batch_size: pictures or clips of a training step.
         max_batch_size: of these in memory at once; None: all.
         precision: "no", "fp16" or "bf16".
-        averages: whether moving averages of the weights are kept.
+        averages: number of moving averages of the weights.
         frames: of a clip at the full rate; None leaves it to the model.
         device: where it will be computed, "cpu" or "cuda": operators keep different things on each.
         enough: bytes; the backward pass, which hardly needs more than the forward pass has left, is not walked through
@@ -39,7 +39,7 @@ class Plan:
     batch_size: int = 16
     max_batch_size: int | None = None
     precision: str = "no"
-    averages: bool = True
+    averages: int = 1
     frames: int | None = None
     device: str = "cpu"
     enough: int | None = None
@@ -223,7 +223,7 @@ def training_states(cascade: Cascade, number: int, plan: Plan) -> Training:
     gradients = gradient_bytes(unet)
     parts = {
         "weights": weights,
-        "averages": weights if plan.averages else 0,
+        "averages": weights * plan.averages,
         "gradients": gradients,
         "moments": 2 * gradients,
     }

@@ -107,7 +107,7 @@ def as_rows(batch: TrainingBatch, rows: int, make: Callable[..., Tensor], device
 
 def shadow(unet: nn.Module, device: torch.device) -> nn.Module:
     """The same network with new, empty weights on a device; inside `FakeTensorMode` these have no memory."""
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
     for item in unet.parameters():
         empty = torch.empty(item.shape, dtype=item.dtype, device=device)
         memo[id(item)] = nn.Parameter(empty, requires_grad=item.requires_grad)

@@ -171,7 +171,7 @@ class _Machine:
     def __init__(self, budget: int) -> None:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
+        self.memo: dict[Any, Any] = {}
         self.tuples: dict[int, int] = {}  # numbers of tuples that are keys, by the dict
         self.budget = budget
 

@@ -81,7 +81,8 @@ NUMBERS = {
 }
 SWITCHES = ("use_ema", "group_wd_params", "fp16", "split_batches", "verbose", "split_valid_from_train",
             "save_in_background", "use_lion", "amsgrad", "maximize", "decoupled_weight_decay")  # fmt: skip
-_PER_UNET = ("lr", "eps", "warmup_steps", "cosine_decay_max_steps", "cooldown_steps")
+#: arguments that each U-Net has: one value, or a list of one for each
+PER_UNET = ("lr", "eps", "warmup_steps", "cosine_decay_max_steps", "cooldown_steps")
 
 
 def check_number(value: Any, name: str, fits: Range) -> None:
@@ -112,7 +113,7 @@ def check_arguments(given: Mapping[str, Any], per_unet: bool = True) -> None:
     for name, fits in NUMBERS.items():
         if name in given:
             value = given[name]
-            several = per_unet and name in _PER_UNET and isinstance(value, list | tuple)
+            several = per_unet and name in PER_UNET and isinstance(value, list | tuple)
             for item in value if several else (value,):
                 check_number(item, name, fits)
     for name in SWITCHES:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..storage import nonfinite_tensors
 from ..storage.contents import overflowing_tensors
 from .arguments import NUMBERS, check_number
+from .posthoc import WIDEST
 from .settings import AVERAGES, PERIODS
 
 #: counts beyond this are not exact as floating-point numbers, in which optimizers keep theirs
@@ -161,6 +162,21 @@ def _are_moments(found: Any, amsgrad: bool) -> bool:
         and (item.is_meta or (_is_finite(item) and not (name in squares and bool((item < 0).any()))))
         for name, item in found.items()
         if name != "step"
+    )
+
+
+def are_averages(found: Any) -> bool:
+    """Return whether this is a state of `PowerAverages`: a count, widths, and finite tensors by name for each width."""
+    if not isinstance(found, Mapping) or not are_counts([found.get("count")]) or found["count"] == 0:
+        return False
+    widths, averages = found.get("widths"), found.get("averages")
+    if not isinstance(widths, list | tuple) or not isinstance(averages, list | tuple) or len(widths) != len(averages):
+        return False
+    return (
+        len(widths) > 0
+        and all(is_number(width, 0, WIDEST) and width > 0 for width in widths)
+        and all(are_tensors(each) for each in averages)
+        and all(item.is_meta or _is_finite(item) for each in averages for item in each.values())
     )
 
 

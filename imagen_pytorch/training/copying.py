@@ -12,7 +12,7 @@ from .randomness import TrainingRandomness
 #: what a copy shares with the trainer that it is a copy of
 _SHARED = ("processes", "tracking", "precision", "train_dl", "valid_dl", "_fs", "_fs_kwargs")
 #: what is made anew: only one trainer saves into a folder
-_ANEW = ("store", "checkpoint_path", "checkpoint_every", "_writer", "randomness", "state", "train_dl_iter",
+_ANEW = ("store", "snapshots", "checkpoint_path", "checkpoint_every", "_writer", "randomness", "state", "train_dl_iter",
          "valid_dl_iter")  # fmt: skip
 
 
@@ -24,7 +24,7 @@ def _copied_stream(stream: BatchStream | None, seed: int) -> BatchStream | None:
     return new
 
 
-def copied(trainer: Any, memo: dict[int, Any]) -> Any:
+def copied(trainer: Any, memo: dict[Any, Any]) -> Any:
     """A trainer with its own model, averages, optimizers and random state, at the same place of the same data.
 
     It has no checkpoint folder.
@@ -41,7 +41,7 @@ def copied(trainer: Any, memo: dict[int, Any]) -> Any:
     for name, value in trainer.__dict__.items():
         if name not in _ANEW:
             new.__dict__[name] = copy.deepcopy(value, memo)
-    new.__dict__ |= dict.fromkeys(("store", "checkpoint_path", "checkpoint_every"))
+    new.__dict__ |= dict.fromkeys(("store", "snapshots", "checkpoint_path", "checkpoint_every"))
     new._writer = BackgroundWriter()
     agree = trainer.processes.agree if trainer.is_distributed else None
     new.randomness = TrainingRandomness(trainer.seed, trainer.device, agree)

@@ -22,7 +22,7 @@ def _apply_but_for_counters(
     return average
 
 
-def _copied(average: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def _copied(average: nn.Module, memo: dict[Any, Any]) -> nn.Module:
     """A copy for ``copy.deepcopy``: the class of an average cannot be made without its network."""
     new = object.__new__(type(average))
     memo[id(average)] = new

@@ -15,14 +15,17 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..storage import nonfinite_tensors
 from ..wording import first_of
-from .checked import alike, are_counts, are_tensors, is_adams, is_scale, is_schedule, ruined_tensors
+from .checked import alike, are_averages, are_counts, are_tensors, is_adams, is_scale, is_schedule, ruined_tensors
 from .optim import parameter_groups
+from .posthoc import PowerAverages
 from .settings import PERIODS, changed, move_moments, optimizer_of, scheduler_of, settings_in
 from .sharding import clip_gradients, gradient_norm
 from .warmup import Warmup
 
 #: attributes that a checkpoint replaces
 _KEPT = ("settings", "optimizer", "scheduler", "pending", "finite", "added", "skipped", "skipped_in_a_row")
+#: entries of every checkpoint, without the number of the U-Net
+_ENTRIES = ("optim", "scheduler", "scaler", "gradients")
 
 
 _CURE = "go on from an earlier checkpoint, and lower lr or set max_grad_norm"
@@ -71,6 +74,7 @@ class Lane:
         self.optimizer: Optimizer = optimizer_of(unet, settings)
         self.scheduler: LambdaLR | None = scheduler_of(self.optimizer, settings)
         self.scaler, self.average, self.max_skipped = scaler, average, max_skipped
+        self.posthoc: PowerAverages | None = None
         self.network: nn.Module | None = None  # the network as several processes train it, made with the first loss
         self.batches = batches
         self.added = 0  # batches whose gradients wait for the others
@@ -80,7 +84,7 @@ class Lane:
         self.skipped = self.skipped_in_a_row = 0
         self._warned = self._begun = self._warned_of_zero = False
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Lane:
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Lane:
         """A lane of the copied network, with an optimizer of its own in the same state."""
         new = object.__new__(Lane)
         memo[id(self)] = new
@@ -222,6 +226,8 @@ class Lane:
             self.scheduler.step()
         if self.average is not None:
             self.average.update()
+        if self.posthoc is not None:
+            self.posthoc.update()
 
     def _skip(self, loss_was_finite: bool, finding_scale: bool) -> None:
         self.skipped += 1
@@ -268,11 +274,13 @@ class Lane:
         if self.pending:
             gradients = {name: item.grad for name, item in self.unet.named_parameters() if item.grad is not None}
             entries[f"gradients{index}"] = {"finite": self.finite, "values": gradients, "batches": self.added}
+        if self.posthoc is not None and self.posthoc.count:
+            entries[f"posthoc{index}"] = self.posthoc.state()
         return entries | ({} if self.scheduler is None else {f"scheduler{index}": self.scheduler.state_dict()})
 
     def wrong_entries(self, contents: dict[str, Any]) -> list[str]:
         """The names of those entries of a checkpoint that are something else than `state` gives, shapes aside."""
-        names = {part: f"{part}{self.number - 1}" for part in ("optim", "scheduler", "scaler", "gradients")}
+        names = {part: f"{part}{self.number - 1}" for part in (*_ENTRIES, "posthoc")}
         found = {part: contents.get(name) for part, name in names.items()}
         wrong = [] if names["optim"] not in contents or is_adams(found["optim"]) else ["optim"]
         if found["scheduler"] is not None and not is_schedule(found["scheduler"], None if wrong else found["optim"]):
@@ -286,6 +294,8 @@ class Lane:
             and are_counts([waiting.get("batches", 0)])
         ):
             wrong.append("gradients")
+        if found["posthoc"] is not None and not are_averages(found["posthoc"]):
+            wrong.append("posthoc")
         return [names[part] for part in wrong]
 
     def differences(self, contents: dict[str, Any]) -> list[str]:
@@ -298,7 +308,18 @@ class Lane:
             for name, item in gradients.items()
             if name in own and item.shape != own[name].shape
         ]
+        found += self._averages_that_differ(contents.get(f"posthoc{index}"), index)
         return found + self._moments_that_differ(contents.get(f"optim{index}"), f"optim{index}")
+
+    def _averages_that_differ(self, saved: Mapping[str, Any] | None, index: int) -> list[str]:
+        if saved is None or self.posthoc is None:
+            return []
+        own = {name: tuple(item.shape) for name, item in self.unet.state_dict().items()}
+        return [
+            f"posthoc{index} has averages of other names or shapes than the network"
+            for each in saved["averages"]
+            if own != {name: tuple(item.shape) for name, item in each.items()}
+        ][:1]
 
     def _moments_that_differ(self, saved: dict[str, Any] | None, name: str) -> list[str]:
         if saved is None:
@@ -361,13 +382,24 @@ class Lane:
         own, scale = self.scaler.state_dict(), contents.get(f"scaler{index}") or {}
         self.scaler.load_state_dict({name: scale.get(name, own[name]) for name in own})
         self._load_gradients(contents.get(f"gradients{index}"))
-        return notes
+        return notes + self._load_averages(contents.get(f"posthoc{index}"), taken)
+
+    def _load_averages(self, saved: Mapping[str, Any] | None, taken: int) -> list[str]:
+        """Go on with post-hoc averages, or begin anew; a line if that is not what a reader would expect."""
+        of = f" of U-Net {self.number}"
+        if self.posthoc is None:
+            return [] if saved is None else [f"post-hoc averages{of} end: the checkpoint has them, posthoc_ema is off"]
+        if self.posthoc.load_state(saved) or not taken:
+            return []
+        return [f"post-hoc averages{of} begin after update {taken}: the checkpoint has none of these widths"]
 
     def kept(self) -> Callable[[], None]:
         """What puts the present optimizer, schedule, scaler and gradients back, whatever is loaded meanwhile."""
         attributes = {name: getattr(self, name) for name in _KEPT}
         scaler, parameters = self.scaler.state_dict(), list(self.unet.parameters())
         gradients = [item.grad for item in parameters]
+        posthoc = self.posthoc
+        averages = None if posthoc is None else (posthoc.count, posthoc.checked, posthoc.tensors)
 
         def put_back() -> None:
             for name, value in attributes.items():
@@ -375,6 +407,8 @@ class Lane:
             self.scaler.load_state_dict(scaler)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
+            if posthoc is not None and averages is not None:
+                posthoc.put_back(*averages)
 
         return put_back
 

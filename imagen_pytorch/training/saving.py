@@ -35,13 +35,14 @@ from .processes import Processes
 from .randomness import TrainingRandomness
 from .resuming import run_put_back_on_error, settings_of, take_over_settings
 from .sharded_state import described, split_shared
+from .snapshots import Snapshots
 from .state import TrainingState
 
 #: characters of a version, and of a note, at most: both quote the file
 _SHORT, _LONG = 40, 2000
 #: entries of a checkpoint that are the trainer's own
 _RESERVED = ("model", "ema", "steps", "version", "state", "imagen_type", "imagen_params")
-_PER_UNET = ("optim", "scaler", "scheduler", "gradients")
+_PER_UNET = ("optim", "scaler", "scheduler", "gradients", "posthoc")
 
 
 class CheckpointRuined(CheckpointError):
@@ -61,6 +62,7 @@ class TrainerCheckpoints:
     save_in_background: bool
     on_save_error: str
     resume_notes: list[str]
+    snapshots: Snapshots | None
     _fs: Any
     _fs_kwargs: Mapping[str, Any] | None
     _writer: BackgroundWriter
@@ -402,6 +404,16 @@ class TrainerCheckpoints:
         self.processes.from_main(self.store.lock)
         if self.processes.sharded:
             self.processes.from_main(lambda: remove_unfinished(self.store.fs, self.store.folder))
+
+    def _snapshot_if_due(self, number: int) -> None:
+        """Write a snapshot of the post-hoc averages of a U-Net if it is time for one."""
+        averages, snapshots = self.lanes[number - 1].posthoc, self.snapshots
+        if snapshots is None or averages is None or not snapshots.is_due(averages):
+            return
+        if self.processes.is_main:
+            contents, checked = snapshots.contents(averages), averages.checked
+            self._write(contents, lambda held: snapshots.write(number, held, checked), self.save_in_background)
+        averages.checked = averages.count
 
     def _save_if_due(self) -> None:
         if self._writer.failed():

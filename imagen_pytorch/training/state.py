@@ -142,6 +142,9 @@ class TrainingState:
         if self.averages is not None:
             averages = self.averages.state_dict(keep_vars=True)
             weights |= {f"ema/{name}": item for name, item in averages.items()}
+        for lane in self.lanes:
+            for index, each in enumerate(lane.posthoc.tensors if lane.posthoc is not None else ()):
+                weights |= {f"posthoc{lane.number - 1}/averages/{index}/{name}": item for name, item in each.items()}
         moments = {name: item for lane in self.lanes for name, item in lane.moments()}
         return ruined_tensors(weights, moments)
 
