@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ._options import Place
+from ._options import Place, Positive
 
 #: the file that is written where none is named
 NAME = "model.safetensors"
@@ -28,7 +28,7 @@ NAME = "model.safetensors"
 @click.option("--no-load-ema", is_flag=True, help="Take the trained weights even if there are averaged ones.")
 @click.option(
     "--ema-width",
-    type=click.FloatRange(0, 12**-0.5, min_open=True, max_open=True),
+    type=Positive(),
     metavar="W",
     help="Average the weights over this fraction of the training, for example 0.1. The training must have had "
     '"posthoc_ema": true in the trainer part of its configuration.',
@@ -48,17 +48,20 @@ def export(
     imagen export --ema-width 0.1                    another average of its weights
     """
     from ..checkpoint import export_model
+    from ..training.posthoc import WIDEST
     from ._errors import say
     from ._files import check_place, tell
     from ._models import find_model
 
+    if ema_width is not None and ema_width >= WIDEST:
+        raise click.UsageError(f"--ema-width is a fraction of the training below {WIDEST:.4f}, got {ema_width:g}")
+    if no_load_ema and ema_width is not None:
+        raise click.UsageError("--no-load-ema and --ema-width contradict each other: give one of them")
     if "://" not in output:
         output = os.path.join(output, NAME) if os.path.isdir(output) else output
         if os.path.lexists(output) and not force:
             raise click.UsageError(f"{output} exists already; --force replaces it, --output writes another file")
         check_place(Path(output))
-    if no_load_ema and ema_width is not None:
-        raise click.UsageError("--no-load-ema and --ema-width contradict each other: give one of them")
     options = {"half": not full, "averaged": not no_load_ema, "overwrite": force, "ema_width": ema_width}
     for number, average in export_model(find_model(model), output, **options).items():
         say(
