@@ -80,7 +80,11 @@ WRITERS: dict[str, tuple[str, Callable[[Path], list[Path]]]] = {
     "trace": ("trace.json", trace),
     "sheet of a sweep": ("a_cat-sweep.png", lambda path: [write_new(picture(), path)]),
     "sheet of an evaluation": ("eval.png", lambda path: [write_new(picture(), path)]),
-    "figures of an evaluation": ("eval.json", lambda path: [write_new(b'{"figures": {}}', path, listed=False)]),
+    "sheet of a comparison": ("compare.png", lambda path: [write_new(picture(), path)]),
+    "figures of an evaluation": (
+        "eval.json",
+        lambda path: [write_new(b'{"figures": {"kid": 0.1}}', path, listed=False)],
+    ),
 }
 
 

@@ -20,7 +20,7 @@ from imagen_pytorch.data import open_source
 from imagen_pytorch.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("config", "demo", "eval", "sample", "train")
+COMMANDS = ("compare", "config", "demo", "eval", "sample", "train")
 
 
 CONTEXT = click.Context(cli.main)

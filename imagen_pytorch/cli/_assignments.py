@@ -97,8 +97,8 @@ class Overrides(_Assignments):
         Raises:
             click.BadParameter: no such option, an option twice, or a value that the option refuses.
         """
-        if isinstance(value, dict):
-            return value
+        if isinstance(value, dict) or not value.strip():
+            return value or {}
         texts: list[list[str]] = []
         for piece in value.split(","):
             name, equals, rest = piece.partition("=")

@@ -14,6 +14,7 @@ from ..version import __version__
 from ._drawing import Model
 from ._errors import USAGE, CommandFailed, say
 from ._files import check_place, encoded, tell, write_new
+from ._judge import EMBEDDED_JUDGE, caption_judge, fingerprint
 from ._models import find_model
 from ._real import FolderImages, RealData, chosen_source, folder_images, image_files, recorded_source
 from ._sampling import Wanted
@@ -22,17 +23,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..evaluation.features import FeatureExtractor
-    from ..evaluation.retrieval import CaptionJudge
     from ..evaluation.subject import Enlarged, Subject
 
 #: names of what is written
 FIGURES, SHEET = "eval.json", "eval.png"
-#: real images that a judge of captions learns from, and small real images that are given to an upsampler, at most
-JUDGE_LEARNS, UPSAMPLED = 1200, 64
-#: the extractor and judge that was made for the embedded images
-EMBEDDED_JUDGE = "emoji64-probe"
-#: the encoder of a judge that learns: it takes no part in any training
-WORDS = "builtin:words"
+#: small real images that are given to an upsampler, at most
+UPSAMPLED = 64
 
 
 @dataclass(frozen=True)
@@ -128,40 +124,6 @@ def _found(folder: FolderImages, real: RealData) -> Generated:
     return Generated(folder.images, folder.captions, {"files": folder.names}, same)
 
 
-def _judge(
-    real: RealData, training: RealData, extractor: FeatureExtractor, seed: int
-) -> tuple[CaptionJudge | None, bool]:
-    """A judge of captions, and whether it has learned the real images: the embedded one, or one that learns them."""
-    import torch
-
-    from ..evaluation.features import extractors, feature_extractor
-    from ..evaluation.retrieval import train_probe
-    from ..text import text_encoder
-
-    if real.embedded == "emoji64" and EMBEDDED_JUDGE in extractors():
-        return feature_extractor(EMBEDDED_JUDGE), real.split in ("train", "all")
-    if not training.captions:
-        return None, False
-    places = training.spread(JUDGE_LEARNS)
-    images = torch.stack([training.image(place) for place in places])
-    captions = [training.captions[place] for place in places]
-    encoder = text_encoder(WORDS)
-    return train_probe(
-        images, captions, extractor=extractor, encoder=encoder, seed=seed, augment=True
-    ), real is training
-
-
-def _fingerprint(extractor: FeatureExtractor) -> str | None:
-    """What tells the weights of an extractor from others; None if it has none."""
-    from torch import nn
-
-    from ..training.identity import contents_digest
-
-    own = extractor.sha256()
-    nets = {name: item.state_dict() for name, item in vars(extractor).items() if isinstance(item, nn.Module)}
-    return own if own is not None else contents_digest(nets) if nets else None
-
-
 def _subject(
     made: Generated, real: RealData, training: RealData, extractors: list[FeatureExtractor], request: Request
 ) -> Subject:
@@ -174,7 +136,7 @@ def _subject(
     captions = [real.captions[place] for place in reference] if real.captions else []
     judge, learned = None, False
     if made.captions and (not request.metrics or "retrieval" in request.metrics):
-        judge, learned = _judge(real, training, extractors[0], request.seed)
+        judge, learned = caption_judge(real, training, extractors[0], request.seed)
     return Subject(
         generated=made.images,
         reference=Pool(real.image, reference),
@@ -236,7 +198,7 @@ def run(request: Request) -> None:
         **made.facts,
         "data": real.record,
         "images": subject.counts(),
-        "extractors": {each.name: _fingerprint(each) for each in judges},
+        "extractors": {each.name: fingerprint(each) for each in judges},
         "figures": report.figures,
         "notes": report.notes,
     }

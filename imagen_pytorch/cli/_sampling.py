@@ -70,22 +70,30 @@ class Request:
         Raises:
             click.UsageError: the file cannot be read or holds none.
         """
-        if self.prompts is None:
-            return [] if self.text is None else [self.text]
-        try:
-            text = _prompts(self.prompts)
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
-            raise click.UsageError(f"cannot read captions from {self.prompts}: {reason}") from error
-        lines = [line.strip() for line in text.splitlines()]
-        found = [line for line in lines if line and not line.startswith("#")]
-        if not found:
-            raise click.UsageError(f"there is no caption in {self.prompts}")
-        odd = [line for line in found if _OPTIONS.search(line)]
-        if odd:
-            shown = first_of(odd)
-            say(f"warning: options and JSON among captions are not read, the whole line is the caption: {shown}")
-        return ([] if self.text is None else [self.text]) + found
+        given = [] if self.text is None else [self.text]
+        return given if self.prompts is None else given + read_captions(self.prompts)
+
+
+def read_captions(prompts: str) -> list[str]:
+    """Return the captions in a file, one per line, or in standard input for "-".
+
+    Raises:
+        click.UsageError: it cannot be read or holds none.
+    """
+    try:
+        text = _prompts(prompts)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        raise click.UsageError(f"cannot read captions from {prompts}: {reason}") from error
+    lines = [line.strip() for line in text.splitlines()]
+    found = [line for line in lines if line and not line.startswith("#")]
+    if not found:
+        raise click.UsageError(f"there is no caption in {prompts}")
+    odd = [line for line in found if _OPTIONS.search(line)]
+    if odd:
+        shown = first_of(odd)
+        say(f"warning: options and JSON among captions are not read, the whole line is the caption: {shown}")
+    return found
 
 
 def _prompts(name: str) -> str:
