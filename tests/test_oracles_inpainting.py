@@ -108,11 +108,12 @@ def distance_to_conditional(y, draws=2000):
     "y, least, most",
     [
         (0.5, 0.0, 0.08),
-        pytest.param(-0.5, 0.0, 0.09, marks=pytest.mark.slow),
+        (-0.5, 0.0, 0.09),
         # between the modes, where more repeats would help (40: 0.08) and more steps would not
-        pytest.param(0.0, 0.2, 0.35, marks=pytest.mark.slow),
+        (0.0, 0.2, 0.35),
     ],
 )
+@pytest.mark.slow
 def test_where_several_modes_are_possible_resampling_is_biased(y, least, most, unchecked):
     assert least <= distance_to_conditional(y) <= most
 
