@@ -205,6 +205,17 @@ def test_networks_are_asked_with_their_captions_and_left_as_they_were(method):
     assert all(item.grad is None for item in model.parameters())
 
 
+def test_stages_that_learned_from_crops_and_augmented_images_judge_whole_images_as_they_are():
+    options = {"random_crop_sizes": (None, 8), "crop_coordinates": (None, True), "augment": 0.9}
+    model, images = cascade(stages=2, condition_on_text=False, **options), pictures(2, size=16)
+    net = standing_in(model, 2, oracle("v", gaussian(STD)))
+    net.augment_dim = model.unets[0].augment_dim
+    assert bits_per_dim(model, images, unet_number=2, steps=2).shape == (2,)
+    conditions = vars(net.conditions[-1])
+    assert conditions["size"] == (16, 16) and conditions.get("crop_window") is None
+    assert net.calls[0].x.shape[-2:] == (16, 16) and not conditions["augment_label"].any()
+
+
 def test_bytes_keep_their_places():
     levels = torch.arange(256.0).reshape(1, 1, 16, 16)
     noised = dequantized(levels / 127.5 - 1, torch.Generator().manual_seed(0))
