@@ -1,7 +1,7 @@
-"""emoji64: the embedded data set, 1907 concepts drawn in up to five styles, 8550 pictures with captions.
+"""emoji64: the embedded data set, 1907 concepts drawn in up to eight styles, 11261 images with captions.
 
-The artwork is from Noto Emoji, Twemoji and Fluent Emoji, the names from emojibase and the Unicode CLDR; their licences
-are in ``emoji64/LICENSE-emoji64.txt``.
+The artwork is from Noto Emoji, Twemoji, Fluent Emoji, Emoji One and Firefox OS Emoji, the names from emojibase and the
+Unicode CLDR; their licences are in ``emoji64/LICENSE-emoji64.txt``. ``scripts/build_emoji64.py`` made the files.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class Emoji64(TorchDataset):
     Args:
         split: "train", "pair" (held-out drawings of concepts that "train" has in another style), "concept" (held-out
             concepts) or "all".
-        styles: any of noto, twemoji, flat, 3d, mono; default: all.
+        styles: any of noto, twemoji, flat, 3d, mono, blob, emojione, fxemoji; default: all.
         groups: any of smileys-emotion, people-body, animals-nature, food-drink, travel-places, activities, objects,
             symbols, flags; default: all.
         image_size: side in pixels, or (height, width); the drawings have 64 x 64.

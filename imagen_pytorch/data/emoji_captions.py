@@ -18,6 +18,9 @@ STYLES = {
     "flat": "a flat vector icon",
     "3d": "a 3d render",
     "mono": "a black and white silhouette",
+    "blob": "a blob emoji",
+    "emojione": "a detailed cartoon icon",
+    "fxemoji": "a bold flat sticker",
 }
 
 #: Colours, 0 to 255, that pictures can be laid over.
