@@ -11,11 +11,13 @@ from cli_toys import write_model
 from click.testing import CliRunner
 from PIL import Image
 
+from imagen_pytorch import Imagen, Unet
 from imagen_pytorch.checkpoint import read_checkpoint
 from imagen_pytorch.cli import _drawing, main
 from imagen_pytorch.cli._real import chosen_source, folder_images, image_files, recorded_source
 from imagen_pytorch.data import open_source
 from imagen_pytorch.evaluation.metrics import METRICS
+from imagen_pytorch.evaluation.report import learned_extractors
 
 FILES: dict[str, bytes] = {}
 COLOURS = ("red", "green", "blue", "gray")
@@ -126,6 +128,39 @@ def test_data_are_those_of_the_training(run):
     assert chosen_source("real", source) == ("real", {}) and chosen_source(None, None) == ("emoji64", {})
     report = figures(run("run.pt", "--limit", 4, "--split", "pair", "--extractor", "pixels", "--metrics", "fd"))
     assert report["data"]["split"] == "pair" and 2 <= report["data"]["count"] < 20
+
+
+def test_bits_per_dimension_and_classes(run):
+    Path("folders").mkdir()
+    for name in COLOURS[:2]:
+        Path(f"folders/{name}").mkdir()
+        for number in range(8):
+            Image.new("RGB", (8, 8), name).save(f"folders/{name}/{number}.png")
+            Path(f"folders/{name}/{number}.txt").write_text(f"{name} {number}")
+    arguments = ("--data", "folders", "--limit", 6, "--steps", 1, "--extractor", "pixels", "--metrics", "bpd,classes")
+    done = run("imagen.pt", *arguments)
+    found = figures(done)["figures"]
+    assert set(found) == {"bpd/1", "bpd/2", "classes"} and found["classes"]["real"]["value"] == 1
+    assert set(found["classes"]["by_class"]) == {"red", "green"} and found["classes"]["chance"] == 0.5
+    for number in (1, 2):
+        bits = found[f"bpd/{number}"]
+        assert bits["low"] <= bits["value"] <= bits["high"] and bits["images"] == 6
+    assert "bits per dimension of real images" in done.stderr and "the class is recognised in" in done.stderr
+    refused = run("real", *FAST, "--metrics", "bpd")
+    assert refused.exit_code == 2 and "bpd cannot be computed: it needs a model" in refused.stderr
+    refused = run("imagen.pt", *FAST, "--metrics", "classes")
+    assert refused.exit_code == 2 and "needs data with classes" in refused.stderr
+
+
+def test_the_construction_of_a_model_names_the_features_it_was_trained_with():
+    small = {"dim": 8, "dim_mults": (1,), "num_resnet_blocks": 0, "layer_attns": False, "attn_heads": 2}
+    loss = {"features": "efficientnet-lite0", "weight": 0.1}
+    for given in (loss, (None, loss), "efficientnet-lite0"):
+        unets = [Unet(**small) for _ in range(2)]
+        imagen = Imagen(unets, image_sizes=(4, 8), condition_on_text=False, perceptual_loss=given)
+        assert learned_extractors(imagen.to_config()) == ("efficientnet-lite0",)
+    plain = Imagen(Unet(**small), image_sizes=(4,), condition_on_text=False)
+    assert learned_extractors(plain.to_config()) == ()
 
 
 def test_an_extractor_that_took_part_in_training_is_refused(run, monkeypatch):

@@ -12,9 +12,17 @@ from imagen_pytorch.cli import main
 from imagen_pytorch.cli._options import Place
 
 #: options whose value is a path
-PATHS = {"config": ["--path"], "demo": ["--config", "--output"],
-         "export": ["--output"], "info": [None], "profile": ["--config", "--model",
-         "--output"], "sample": ["--model", "--output", "--prompts"], "train": ["--config", "--checkpoint", "--output"]}
+PATHS = {
+    "compare": ["--prompts", "--output"],
+    "config": ["--path"],
+    "eval": [None, "--output"],
+    "demo": ["--config", "--output"],
+    "export": ["--output"],
+    "info": [None],
+    "profile": ["--config", "--model", "--output"],
+    "sample": ["--model", "--output", "--prompts"],
+    "train": ["--config", "--checkpoint", "--output"],
+}
 EVERY = [(command, option) for command, options in PATHS.items() for option in options]
 
 

@@ -44,7 +44,7 @@ def test_every_figure_is_json_and_has_a_sentence():
     assert json.loads(json.dumps(report.figures)) == report.figures
     assert len(report.sentences) == len(report.figures) and all(map(str, report.sentences))
     assert report.figures["upsampler/2"]["beats_bicubic"] and report.figures["upsampler/2"]["rmse"]["network"] == 0
-    assert [note.split(" is left out")[0] for note in report.notes] == ["retrieval"]
+    assert [note.split(" is left out")[0] for note in report.notes] == ["retrieval", "classes"]
 
 
 def test_an_upsampler_that_is_worse_than_bicubic_is_named():

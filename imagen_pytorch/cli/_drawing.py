@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from ..evaluation.subject import Enlarged
 
+#: steps of the variational bound that are evaluated for each image
+EVALUATIONS = 32
+
 
 class Model:
     """A model of images whose samples are judged.
@@ -64,12 +67,29 @@ class Model:
                 **given,
                 **arguments,
                 start_at_unet_number=number,
-                start_image_or_video=self.imagen.as_given(small) if self.imagen.auto_normalize_img else small * 2 - 1,
+                start_image_or_video=self._given(small),
                 seed=[request.seed + index for index in range(len(small))],
                 max_batch_size=request.batch_size,
             )
             found.append(Enlarged(number, self._shown(made.cpu()), resize(small, size, "bicubic"), whole))
         return found
+
+    def bits(self, real: Tensor, captions: list[str], request: Any) -> dict[int, Tensor]:
+        """Return a bound of the bits per dimension of real images under each U-Net, by its number."""
+        from ..evaluation.likelihood import bits_per_dim
+
+        options = {"method": "bound", "evaluations": EVALUATIONS, "batch_size": request.batch_size}
+        texts = {} if self.imagen.unconditional else {"texts": captions}
+        return {
+            number: bits_per_dim(
+                self.imagen, self._given(real), unet_number=number, seed=request.seed, **texts, **options
+            ).cpu()
+            for number in range(1, self.last + 1)
+        }
+
+    def _given(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] in the range that the model takes."""
+        return images if self.imagen.auto_normalize_img else images * 2 - 1
 
     def _shown(self, images: Tensor) -> Tensor:
         """Images in [0, 1], whatever range the model was asked to give."""

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 #: names of what is written
 FIGURES, SHEET = "eval.json", "eval.png"
-#: small real images that are given to an upsampler, at most
-UPSAMPLED = 64
+#: small real images that are given to an upsampler, real images with classes, and those whose bits are counted, at most
+UPSAMPLED, EXAMPLES, COUNTED = 64, 1500, 32
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,14 @@ def _found(folder: FolderImages, real: RealData) -> Generated:
 
 
 def _subject(
-    made: Generated, real: RealData, training: RealData, extractors: list[FeatureExtractor], request: Request
+    made: Generated,
+    real: RealData,
+    training: RealData,
+    extractors: list[FeatureExtractor],
+    request: Request,
+    model: Model | None,
 ) -> Subject:
-    """Everything that is compared."""
+    """Everything that is compared; what costs time is computed when a metric asks for it."""
     import torch
 
     from ..evaluation.subject import Pool, Subject
@@ -137,18 +142,35 @@ def _subject(
     judge, learned = None, False
     if made.captions and (not request.metrics or "retrieval" in request.metrics):
         judge, learned = caption_judge(real, training, extractors[0], request.seed)
+
+    def stack(data: RealData, places: list[int]) -> Tensor:
+        return torch.stack([data.image(place) for place in places])
+
+    def examples() -> tuple[Tensor, list[str]]:
+        places = training.spread(EXAMPLES)
+        return stack(training, places), [training.labels[place] for place in places]
+
+    def bits() -> dict[int, Tensor]:
+        places = real.spread(min(COUNTED, request.limit))
+        texts = [real.captions[place] for place in places] if real.captions else []
+        return model.bits(stack(real, places), texts, request)  # type: ignore[union-attr]
+
+    places = made.places or []
     return Subject(
         generated=made.images,
         reference=Pool(real.image, reference),
         training=Pool(training.image, training.spread(request.reference)),
         extractors=extractors,
         captions=made.captions,
-        real=None if made.places is None else torch.stack([real.image(place) for place in made.places]),
+        real=stack(real, places) if places else None,
         candidates=captions,
         judge=judge,
         judge_learned=learned,
         small_size=made.small_size,
         enlarged=made.enlarged,
+        labels=[real.labels[place] for place in places] if real.labels and training.labels else [],
+        examples=examples if training.labels else None,
+        bits=None if model is None else bits,
         seed=request.seed,
     )
 
@@ -186,7 +208,7 @@ def run(request: Request) -> None:
         names = ", ".join(each.name for each in judges)
         say(f"{where}: compared with {real.source.name} ({len(real)} images) by {names}")
     made = _found(folder, real) if model is None else _drawn(model, real, request)
-    subject = _subject(made, real, training, judges, request)
+    subject = _subject(made, real, training, judges, request, model)
     report = evaluate(subject, request.metrics)
     if not request.quiet:
         for line in (*report.sentences, *report.notes):

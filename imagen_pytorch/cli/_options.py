@@ -115,9 +115,9 @@ class Caption(click.ParamType):
 
 
 class Names(click.ParamType):
-    """Several names with commas between them."""
+    """Several names with commas between them; the command looks them up."""
 
-    name = "name[,...]"
+    name = "str[,...]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         """Return the names, each once.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 #: the data where neither an option nor the model names any
 USUAL_DATA = "emoji64"
+#: subfolders of a folder that count as classes, at most
+MOST_CLASSES = 100
 #: endings of names of sheets and earlier stages, which `imagen sample` writes beside its images
 _SHEETS = re.compile(r"-(grid|sweep|unet\d+)(-\d+)?$")
 #: the text in a PNG file that holds its caption
@@ -106,6 +109,16 @@ class RealData:
     def _captions(self) -> list[str]:
         known = getattr(self.dataset, "captions", None)
         return list(known) if known else [caption_of(self.dataset[index]) or "" for index in range(len(self))]
+
+    @functools.cached_property
+    def labels(self) -> list[str]:
+        """The class of each image: the style of an emoji, the subfolder of a file; empty without classes."""
+        if self.embedded == "emoji64":
+            return [key.style for key in self.dataset.keys]
+        name = getattr(self.dataset, "name", None)
+        names = [name(index) for index in range(len(self))] if callable(name) else []
+        found = [str(each).partition("/")[0] for each in names if "/" in str(each)]
+        return found if len(found) == len(self) and 2 <= len(set(found)) <= MOST_CLASSES else []
 
     @property
     def record(self) -> dict[str, Any]:

@@ -37,8 +37,8 @@ COUNT, SIDE = click.IntRange(min=2, max=1_000_000), click.IntRange(min=1, max=65
     type=Names(),
     default="",
     metavar="NAME[,NAME]",
-    help="kid, fd, precision (with recall, density, coverage), retrieval, nearest, upsampler.  [default: all that can "
-    "be computed]",
+    help="kid, fd, precision (with recall, density, coverage), retrieval, nearest, upsampler, classes, bpd (bits "
+    "per dimension).  [default: all but bpd that can be computed]",
 )
 @click.option("--seed", type=SEED, default=0, show_default=True, metavar="N", help="Seed of the first image.")
 @click.option("--image-size", type=SIDE, metavar="N", help="Resize the images of a folder to N x N.")

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..images import resize
 from ..registry import Registry
+from .classes import class_accuracy, train_classifier
 from .distances import frechet_distance, kid, precision_recall, real_floor
 from .features import FeatureExtractor
 from .intervals import Estimate, mean_interval
@@ -251,6 +253,73 @@ class Upsampler(Metric):
 def _rmse(one: Tensor, other: Tensor) -> Tensor:
     """Root of the mean squared difference of each pair of images."""
     return (one.double() - other.double()).square().flatten(1).mean(1).sqrt()
+
+
+@METRICS.register("classes")
+class Classes(Metric):
+    """How many generated images a classifier that learned real ones recognises as their class (see `class_accuracy`).
+
+    Every fifth real image is held out for the ceiling. Images larger than `SIDE` are shrunk to it.
+    """
+
+    #: longest side of the images that the classifier sees
+    SIDE = 32
+
+    def obstacle(self, subject: Subject) -> str:
+        """Return why there are no classes to recognise."""
+        if not subject.labels or subject.examples is None:
+            return "needs data with classes (emoji64 has styles, a folder has subfolders)"
+        return super().obstacle(subject)
+
+    def compute(self, subject: Subject) -> Figures:
+        """Train the classifier and count what it recognises."""
+        images, labels = subject.examples()  # type: ignore[misc]
+        names = sorted({*labels, *subject.labels})
+        truth = torch.tensor([names.index(label) for label in labels])
+        wanted = torch.tensor([names.index(label) for label in subject.labels])
+        held = torch.arange(len(images)) % 5 == 4
+        images, generated = self._small(images), self._small(subject.generated)
+        net = train_classifier(images[~held], truth[~held], seed=subject.seed)
+        found = class_accuracy(net, generated, wanted, held_out=(images[held], truth[held]))
+        by_class = {names[number]: value for number, value in found.by_class.items()}
+        figures = {**asdict(found.generated), "real": asdict(found.ceiling), "chance": found.chance}
+        return {"classes": {**figures, "by_class": by_class, "generated": len(generated)}}
+
+    def _small(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        scale = min(1.0, self.SIDE / max(height, width))
+        return resize(images, (max(1, round(height * scale)), max(1, round(width * scale))), "area")
+
+    def sentence(self, name: str, figures: dict[str, Any]) -> str:
+        """Return the fraction of recognised images beside that of real ones."""
+        made, real, guess = (
+            percent(value) for value in (figures["value"], figures["real"]["value"], figures["chance"])
+        )
+        return f"the class is recognised in {made} of the images; in {real} of real ones; guessing {guess}"
+
+
+@METRICS.register("bpd")
+class BitsPerDimension(Metric):
+    """Bits per dimension that each U-Net needs for real images, an upper bound (see `bits_per_dim`)."""
+
+    usual = False
+
+    def obstacle(self, subject: Subject) -> str:
+        """Return why no model can be asked."""
+        return "" if subject.bits is not None else "needs a model"
+
+    def compute(self, subject: Subject) -> Figures:
+        """Average the bits of the real images."""
+        each = subject.bits()  # type: ignore[misc]
+        return {
+            f"bpd/{number}": {**asdict(mean_interval(bits, seed=subject.seed)), "images": len(bits)}
+            for number, bits in each.items()
+        }
+
+    def sentence(self, name: str, figures: dict[str, Any]) -> str:
+        """Return the bits with their interval."""
+        value = Estimate(**{end: figures[end] for end in ("value", "low", "high")})
+        return f"U-Net {_network(name)}: at most {value} bits per dimension of real images"
 
 
 def usual_metrics() -> tuple[str, ...]:

@@ -81,6 +81,9 @@ class Subject:
         judge_learned: whether the judge has learned the real images.
         small_size: (height, width) of the stage before the last one, or None.
         enlarged: results of the upsamplers for small real images.
+        labels: class of each generated image, or empty.
+        examples: returns real images with their classes, or None where the data have no classes.
+        bits: returns the bits per dimension ``(n,)`` of real images by U-Net, or None without a model.
         seed: of halves and resamples.
     """
 
@@ -95,6 +98,9 @@ class Subject:
     judge_learned: bool = False
     small_size: Size | None = None
     enlarged: Sequence[Enlarged] = ()
+    labels: Sequence[str] = ()
+    examples: Callable[[], tuple[Tensor, list[str]]] | None = None
+    bits: Callable[[], dict[int, Tensor]] | None = None
     seed: int = 0
     _features: dict[str, Tensor] = field(default_factory=dict)
 
