@@ -109,6 +109,7 @@ def test_nothing_ever_changes():
 REFERENCE, SUM = (-0.48857, -0.40714, -0.02036, 0.44786), 17.41225
 
 
+@pytest.mark.slow
 @needs_minilm
 def test_the_vectors_are_those_of_the_source():
     """Cosines between words that the vocabulary has whole agree with those of the model that they come from."""

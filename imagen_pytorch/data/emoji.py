@@ -101,21 +101,26 @@ def atlas_looks(style: str) -> list[Look]:
     return [look for part in atlas(style).split(CHUNK) for look in looks(part)]
 
 
-@functools.lru_cache(2**14)
-def repainted(key: Key, target: str) -> tuple[UInt8[Tensor, "4 h w"], Look] | None:
-    """Return an image whose dominant colour has become another one, and its colours; None where that does not work.
+def tile_of(key: Key, colour: str = "") -> UInt8[Tensor, "4 h w"]:
+    """Return an image, on request with its dominant colour changed to another one."""
+    tile = atlas(key.style)[key.place]
+    return recoloured(tile, colour) if colour else tile
+
+
+@functools.cache
+def repainted(key: Key, colour: str) -> Look | None:
+    """Return the colours of an image whose dominant colour has become another one; None where that does not work.
 
     The figure must be named by that colour then, and no concept may have the resulting name already.
     """
     entry = index().entries[key.code]
-    if entry.group in UNCOLOURED or key.style == "mono" or painted(entry.text, target) in _texts():
+    if entry.group in UNCOLOURED or key.style == "mono" or painted(entry.text, colour) in _texts():
         return None
     before = atlas_looks(key.style)[key.place]
-    if not paintable(before) or is_painted(before, target):
+    if not paintable(before) or is_painted(before, colour):
         return None
-    tile = recoloured(atlas(key.style)[key.place], target)
-    look = looks(tile[None])[0]
-    return (tile, look) if is_painted(look, target) else None
+    look = looks(tile_of(key, colour)[None])[0]
+    return look if is_painted(look, colour) else None
 
 
 @functools.cache
@@ -257,7 +262,7 @@ class Emoji64(TorchDataset):
         background = self.backgrounds[place] if self.channels in (1, 3) else None
         scene = Scene(index().entries[key.code], key.style, background, self._seed("caption", place), colour or None)
         if self.wording in COLOURFUL and self.channels >= 3 and key.style != "mono":
-            scene = scene._replace(look=repainted(key, colour)[1] if colour else atlas_looks(key.style)[key.place])
+            scene = scene._replace(look=repainted(key, colour) if colour else atlas_looks(key.style)[key.place])
         return WORDINGS[self.wording](scene)
 
     def _seed(self, what: str, place: int) -> str:
@@ -280,12 +285,10 @@ class Emoji64(TorchDataset):
 
     def _render(self, first: int, last: int) -> Float[Tensor, "n c h w"]:
         keys, names = self.keys[first:last], self.backgrounds[first:last]
-        tiles = torch.stack([
-            repainted(key, variant.colour)[0] if variant.colour else atlas(key.style)[key.place]
-            for key, variant in zip(keys, self.variants[first:last], strict=True)
-        ])  # fmt: skip
-        colours = torch.tensor([BACKGROUNDS[name] for name in names], dtype=torch.float32) / 255
-        return render(tiles, colours, self.size, self.channels)
+        colours = [variant.colour for variant in self.variants[first:last]]
+        tiles = torch.stack([tile_of(key, colour) for key, colour in zip(keys, colours, strict=True)])
+        grounds = torch.tensor([BACKGROUNDS[name] for name in names], dtype=torch.float32) / 255
+        return render(tiles, grounds, self.size, self.channels)
 
     @property
     def pixels(self) -> UInt8[Tensor, "n c h w"]:
