@@ -12,6 +12,7 @@ from cli_toys import write_model
 from click.testing import CliRunner
 from PIL import Image
 
+from imagen_pytorch import ElucidatedImagen, ImagenTrainer, Unet3D
 from imagen_pytorch.cascade.cascade import Cascade
 from imagen_pytorch.cli import main
 from imagen_pytorch.evaluation import sheets
@@ -110,6 +111,18 @@ def test_mistakes_are_named_before_anything_is_made(run, arguments, words, monke
     done = run("x", *arguments)
     assert done.exit_code == 2 and done.stdout == "" and all(word in done.stderr for word in words), done.stderr
     assert len(done.stderr.splitlines()) == 1 and not list(Path().glob("*.png"))
+
+
+def test_videos_have_a_moving_sheet(run):
+    small = {"dim": 8, "dim_mults": (1,), "num_resnet_blocks": 0, "layer_attns": False, "attn_heads": 2}
+    imagen = ElucidatedImagen([Unet3D(**small)], image_sizes=(4,), text_encoder_name="builtin:words", video_frames=2)
+    for item in imagen.unets[0].parameters():
+        item.data += 0.1 * torch.randn_like(item)
+    ImagenTrainer(imagen, use_ema=False).save("video.pt")
+    done = run("x", "--model", "video.pt", "--sweep", "steps=1,2", "cond_scale=1,3", "--fps", 4)
+    assert (done.exit_code, done.stdout) == (0, "x-sweep.gif\n"), done.stderr
+    sheet = Image.open("x-sweep.gif")
+    assert sheet.n_frames == 2 and sheet.width > 2 * 64
 
 
 def test_a_caption_with_an_equals_sign_is_a_caption(run):

@@ -171,11 +171,14 @@ class Retrieval(Metric):
         """Return the fraction of found captions beside that of real images and of guessing."""
         parts = [f"captions are found for {percent(figures['generated']['R@1'])} of the images"]
         if "ceiling" in figures:
-            parts.append(f"real images reach {percent(figures['ceiling']['R@1'])}")
+            learned = " (the judge has learned them)" if figures["judge_learned_real_images"] else ""
+            parts.append(f"real images reach {percent(figures['ceiling']['R@1'])}{learned}")
         parts.append(f"guessing {percent(figures['chance']['R@1'])}")
         rows = {row: each["R@1"] for row, each in figures.get("references", {}).items() if row != "real"}
         if rows:
-            parts.append("real images with defects: " + ", ".join(f"{row} {percent(rows[row])}" for row in rows))
+            named = {"enlarged": "shrunk and enlarged"}
+            each = (f"{named.get(row, row)} {percent(value)}" for row, value in rows.items())
+            parts.append(f"real images with defects: {', '.join(each)}")
         return "; ".join(parts)
 
 
