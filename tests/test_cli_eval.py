@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click.testing
 import pytest
+import torch
 from cli_toys import write_model
 from click.testing import CliRunner
 from PIL import Image
@@ -96,6 +97,36 @@ def test_images_without_captions_are_judged_without_them(run):
     report = figures(done)
     assert "retrieval" not in report["figures"] and report["figures"]["kid/pixels"]["generated"] == 12
     assert "retrieval is left out: it needs captions" in done.stderr
+
+
+def test_a_grey_model_without_captions(run):
+    write_model("grey.pt", channels=1, condition_on_text=False)
+    write_images("plain", captions=False)
+    done = run("grey.pt", *FAST[:2], "--data", "plain", "--limit", 12, "--steps", 1)
+    report = figures(done)
+    found = {name.partition("/")[0] for name in report["figures"]}
+    assert found == {"kid", "fd", "precision", "nearest", "upsampler"}
+    assert report["images"]["generated"] == 12 and "retrieval is left out: it needs captions" in done.stderr
+
+
+def test_the_embedded_images_have_a_judge_of_their_own(run, monkeypatch):
+    """It is taken instead of one that learns, and has seen the train split alone."""
+    from imagen_pytorch.evaluation.features import Pixels
+
+    monkeypatch.setattr("imagen_pytorch.cli._judge.EMBEDDED_JUDGE", "pixels")
+    monkeypatch.setattr("imagen_pytorch.evaluation.retrieval.train_probe", lambda *_, **__: pytest.fail("one learned"))
+    monkeypatch.setattr(Pixels, "networks", {"extractor": "own", "encoder": "own"}, raising=False)
+    monkeypatch.setattr(
+        Pixels, "similarity", lambda _, images, texts: torch.ones(len(images), len(texts)), raising=False
+    )
+    arguments = ("--data", "emoji64", "--limit", 4, "--reference", 12, "--steps", 1, "--extractor", "pixels")
+    for number, split in enumerate(("pair", "train")):
+        done = run("imagen.pt", *arguments, "--split", split, "--metrics", "retrieval")
+        assert done.exit_code == 0, done.stderr
+        report = json.loads(Path(f"eval{f'-{number}' if number else ''}.json").read_text())
+        found = report["figures"]["retrieval"]
+        assert found["extractor"] == "own" and found["generated"]["R@1"] == 0  # ties count against it
+        assert found["judge_learned_real_images"] == (split == "train") and report["data"]["split"] == split
 
 
 def test_images_of_sample_have_their_captions_and_sheets_are_left_out(run):
