@@ -136,12 +136,12 @@ class Imagen(Cascade):
             for a part of the batch: ``{"features": "efficientnet-lite0", "weight": 0.1, "max_noise_share": 0.7,
             "batch_fraction": 0.25}`` or the name of the features. It is left out of validation losses and likelihoods,
             moves the minimiser away from the posterior mean, and an evaluation refuses the features that it used
-            (PixelGen 2026, arXiv 2602.02493; see `PerceptualLoss`).
+            (Ma et al. 2026, "PixelGen", arXiv 2602.02493; see `PerceptualLoss`).
         min_snr_loss_weight, min_snr_gamma: per-unet min-SNR weight (Hang et al. 2023, arXiv 2303.09556).
         p2_loss_weight_gamma, p2_loss_weight_k: per-unet P2 weight in its place (Choi et al. 2022, arXiv 2204.00227).
         loss_space: per-unet; measure the error in "x0", "eps", "v" or "flow", whatever the network predicts. By default
             it is measured in the prediction. Needs ``min_snr_loss_weight=False``, because the min-SNR weight is stated
-            in x0 space and comes to the same loss in every space (Li & He 2025, arXiv 2511.13720, table 1).
+            in x0 space and comes to the same loss in every space (Li & He 2025, arXiv 2511.13720).
 
     Raises:
         ValueError: contradicting or unknown choices, each with a sentence.

@@ -13,6 +13,7 @@ from imagen_pytorch.diffusion.perceptual import PerceptualLoss
 from imagen_pytorch.diffusion.schedules import Cosine
 from imagen_pytorch.imagen import Imagen, imagen_from_config
 from imagen_pytorch.nn.efficientnet import FEATURE_MAPS, efficientnet_lite
+from imagen_pytorch.profiling.estimates import Plan, training_cost
 
 
 @FEATURE_MAPS.register("toy")
@@ -86,6 +87,11 @@ def test_a_model_with_them_is_rebuilt_from_its_own_description(kind):
     losses = [made(pictures(2, 16), text_embeds=text(), unet_number=2, generator=torch.Generator().manual_seed(1))
               for made in (model, rebuilt)]  # fmt: skip
     assert torch.equal(*losses)
+
+
+def test_the_memory_of_training_is_estimated_without_weights_of_features():
+    model = model_with("all", perceptual_loss=(None, "efficientnet-lite2"))
+    assert training_cost(model, 2, Plan(batch_size=2)).peak > 0
 
 
 @each_option
@@ -304,6 +310,30 @@ def test_the_label_is_zero_in_validation_and_sampling():
     given = {"text_embeds": text(), "lowres_cond_img": x, "lowres_noise_times": time}
     answers = [model.unets[1](x, time, **given, **named) for named in ({}, {"augment_label": zeros})]
     assert torch.equal(*answers)
+
+
+@pytest.mark.slow
+def test_what_is_learned_with_the_label_is_the_distribution_of_images_as_they_are():
+    """A small square on black, often enlarged: at much noise the estimate has the brightness of the image as it is,
+    without the label that of the augmented images."""
+    grow = {"probability": 0.8, "flips": False, "shifts": 0, "scales": 2.0, "rotations": 0}
+    image = torch.zeros(16, 3, 4, 4)
+    image[..., 1:3, 1:3] = 1
+    found = []
+    for told in (True, False):
+        options = {"condition_on_text": False, "pred_objectives": "x_start", "min_snr_loss_weight": False}
+        model = cascade(image_sizes=(4,), augment=grow, **options)
+        optimizer, generator = torch.optim.Adam(model.parameters(), lr=3e-3), torch.Generator().manual_seed(0)
+        for _ in range(200):
+            batch = model.training_batch(image, generator=generator)
+            batch = batch if told else changed(batch, augment_label=torch.zeros_like(batch.augment_label))
+            model.loss(batch).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        noise = torch.randn(64, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            found.append(float(model.unets[0](noise, torch.full((64,), -9.0)).mean()))
+    assert found[0] == pytest.approx(-0.5, abs=0.12) and found[1] > -0.25, found
 
 
 def test_a_new_network_does_not_hear_its_label_yet():

@@ -74,7 +74,7 @@ def build_batch(cascade: CascadeParts, stage: Stage, request: Request, generator
     whole = checked_pictures(cascade, images, stage, device)
     pictures, are_given = conditioning_pictures(cascade, request.cond_images, unet, batch, device)
     label = augment_label(cascade, stage, batch, generator)
-    if label is not None and stage.augment is not None:
+    if label is not None and stage.augment is not None and cascade.training:
         whole, pictures, clip = augmented(whole, pictures, clip, label)
     frames = clip_frames(cascade, whole.shape[2], clip, batch) if cascade.is_video else None
     picture, companion = pictures_of_stage(cascade, stage, whole, frames)

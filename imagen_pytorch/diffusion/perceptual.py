@@ -22,9 +22,9 @@ FeatureMaps = Callable[[Tensor], list[Tensor]]
 class PerceptualLoss:
     """The squared distance of normalised feature maps of the estimated and the real image, added to the plain loss.
 
-    As in PixelGen (2026, arXiv 2602.02493) it acts only where the fraction of noise is small: at much noise the best
-    estimate is a blurred mean, which no feature of an image resembles. The features of every position are scaled to
-    unit length, their squared differences are averaged over positions and added over maps (Zhang et al. 2018, arXiv
+    It acts only where the fraction of noise is small (Ma et al. 2026, "PixelGen", arXiv 2602.02493): at much noise the
+    best estimate is a blurred mean, whose features are not those of an image. The features of every position are scaled
+    to unit length, their squared differences are averaged over positions and added over maps (Zhang et al. 2018, arXiv
     1801.03924, eq. 1, without learned weights).
 
     With this loss the best network is no longer the posterior mean. Likelihoods and validation losses leave it out.

@@ -62,7 +62,7 @@ class Unet(Conditioned):
         final_resnet_block, final_conv_kernel_size: the end; the last convolution starts at zero.
         self_cond: take an earlier estimate of the picture.
         crop_coordinates: take x and y of every pixel in the full image, for training on crops (Wang et al. 2023, "Patch
-            Diffusion", arXiv 2304.12526, section 3.1).
+            Diffusion", arXiv 2304.12526).
         augment_dim: length of a label that describes how a training image was augmented; 0 for networks without. The
             label is zero in sampling (Karras et al. 2022, arXiv 2206.00364, appendix F.2).
         resize_mode: of conditioning pictures.
