@@ -22,6 +22,7 @@ from .storage import read_checkpoint
 from .tensors import Share
 from .training.arguments import PER_UNET, check_arguments
 from .training.batches import apart_from_its_graph, check_images, check_keywords, check_tuple
+from .training.choosing import USUAL_DECAY, chosen_optimizer
 from .training.copying import copied
 from .training.data import TrainerData
 from .training.ema import make_average
@@ -54,6 +55,14 @@ def _check_model(imagen: Any, path: str | Path | None) -> None:
         raise ValueError("give the trainer either imagen or imagen_checkpoint_path")
     if imagen is not None and not hasattr(imagen, "unets"):
         raise TypeError(f"imagen must be an Imagen or ElucidatedImagen, got {type(imagen).__name__}")
+    for number, unet in enumerate(imagen.unets if imagen is not None else (), start=1):
+        for name, item in unet.named_parameters():
+            if item.requires_grad and item.is_floating_point() and item.itemsize < 4:
+                kind = str(item.dtype).removeprefix("torch.")
+                raise ValueError(
+                    f"U-Net {number} has weights in {kind} ({name}), in which small updates are lost: call float() on "
+                    'the model; precision="bf16" or "fp16" computes in half precision all the same'
+                )
 
 
 class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampling, nn.Module):
@@ -68,6 +77,10 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
         posthoc_ema: track averages of the weights from which, after the training, an average of any length is made
             (Karras et al. 2023): `imagen export --ema-width`. True, or options by name: ``folder`` of the snapshots
             (by default "posthoc" in ``checkpoint_path``), ``widths``, ``every``, ``dtype``; see `PostHoc`.
+        optimizer: "adam" (AdamW where there is a ``weight_decay``), "adamw" (with a weight decay of 0.01 unless another
+            is given), "muon" (`Muon` for matrices and kernels, AdamW for the rest), "package.module.Class", or a class
+            or function that takes groups of parameters and ``lr``. What such a one takes beside them is bound with
+            ``functools.partial``.
         lr, eps: per-unet learning rate and Adam's epsilon.
         beta1, beta2: of Adam.
         max_grad_norm: scale gradients down to this norm.
@@ -112,6 +125,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
         *,
         use_ema: bool = True,
         posthoc_ema: bool | Mapping[str, Any] = False,
+        optimizer: str | Callable[..., Any] = "adam",
         lr: float | Sequence[float] = 1e-4,
         eps: float | Sequence[float] = 1e-8,
         beta1: float = 0.9,
@@ -182,7 +196,10 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
             share_out(imagen, self.ema_unets, self.processes, self.precision)
         self.steps = torch.zeros(self.num_unets, dtype=torch.long)
         per_unet = {name: given[name] for name in PER_UNET}
+        if optimizer == "adamw" and "weight_decay" not in others.adam:
+            others.adam["weight_decay"], self.stated = USUAL_DECAY, self.stated | {"weight_decay"}
         shared = {"beta1": beta1, "beta2": beta2, "group_wd_params": group_wd_params, **others.adam}
+        shared["optimizer"] = chosen_optimizer(optimizer, others.adam, self.stated, self.processes.sharded)
         settings = enumerate(settings_per_unet(self.num_unets, per_unet, shared), start=1)
         self.lanes = tuple(self._lane(number, each, max_skipped_steps) for number, each in settings)
         advice = "give every process the same arguments"

@@ -58,6 +58,7 @@ def test_every_argument_with_a_number_or_a_switch_is_checked():
     others = {
         "imagen", "imagen_checkpoint_path", "precision", "dl_tuple_output_keywords_names", "checkpoint_path",
         "checkpoint_fs", "fs_kwargs", "strategy", "compile", "on_save_error", "options", "self", "posthoc_ema",
+        "optimizer",
     }  # fmt: skip
     arguments = inspect.signature(ImagenTrainer.__init__).parameters.keys() - others
     assert arguments <= NUMBERS.keys() | set(SWITCHES)
@@ -72,6 +73,18 @@ def test_what_is_possible_is_taken():
 def test_a_gradient_norm_that_trains_uphill_or_not_at_all_is_refused(model, value):
     with pytest.raises(ValueError, match="max_grad_norm must be above 0 and finite or None, got"):
         ImagenTrainer(model, max_grad_norm=value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_half_precision_are_refused_with_what_to_do(dtype):
+    imagen = small_imagen((8, 16))
+    imagen.unets[1].to(dtype)
+    words = rf"U-Net 2 has weights in {str(dtype)[6:]} \(\w.*\).*call float\(\) on the model; precision="
+    with pytest.raises(ValueError, match=words):
+        ImagenTrainer(imagen, verbose=False)
+    imagen.unets[1].requires_grad_(False)  # what is not trained may have any precision
+    ImagenTrainer(imagen, verbose=False, only_train_unet_number=1)
+    assert ImagenTrainer(imagen.float(), precision="bf16", verbose=False).precision.name == "bf16"
 
 
 # -- what is forwarded to Accelerate ----------------------------------------------------------------------------------

@@ -100,7 +100,8 @@ def _are_settings(found: Any) -> bool:
         return False
     periods, norm = [found.get(name, []) for name in PERIODS], found.get("max_grad_norm")
     return (
-        all(isinstance(items, list | tuple) for items in periods)
+        isinstance(found.get("optimizer", ""), str)
+        and all(isinstance(items, list | tuple) for items in periods)
         and all(item is None or (are_counts([item]) and item > 0) for items in periods for item in items)
         and (norm is None or (is_number(norm, 0) and norm > 0))
         and all(name in AVERAGES and _fits(f"ema_{name}", value) for name, value in found.get("averages", {}).items())
@@ -148,6 +149,32 @@ def is_adams(found: Any) -> bool:
         index in indices and _are_moments(items, any(group.get("amsgrad") for group in groups))
         for index, items in moments.items()
     )
+
+
+def is_optimizers(found: Any) -> bool:
+    """Return whether this is a state dict of some optimizer: groups of parameters with rates, and finite tensors."""
+    if not isinstance(found, Mapping) or not isinstance(found.get("state"), Mapping):
+        return False
+    groups = found.get("param_groups")
+    if not isinstance(groups, list | tuple) or not all(map(_has_rates, groups)):
+        return False
+    indices = [index for group in groups for index in group["params"]]
+    moments = [item for each in found["state"].values() if isinstance(each, Mapping) for item in each.values()]
+    tensors = [item for item in moments if isinstance(item, Tensor) and item.is_floating_point()]
+    return (
+        indices == list(range(len(indices)))
+        and all(index in indices and isinstance(each, Mapping) for index, each in found["state"].items())
+        and all(item.is_meta or _is_finite(item) for item in tensors)
+    )
+
+
+def _has_rates(found: Any) -> bool:
+    """Return whether this is a group of parameters; numbers that are known from Adam have its limits."""
+    if not isinstance(found, Mapping) or not are_counts(found.get("params")):
+        return False
+    usual = {"eps": 0.0, "weight_decay": 0.0, "betas": (0.0, 0.0)}
+    known = {name: found[name] for name in found if name in (*usual, "lr", "initial_lr", "params")}
+    return _is_group({**usual, **known})
 
 
 def _are_moments(found: Any, amsgrad: bool) -> bool:

@@ -15,10 +15,20 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..storage import nonfinite_tensors
 from ..wording import first_of
-from .checked import alike, are_averages, are_counts, are_tensors, is_adams, is_scale, is_schedule, ruined_tensors
-from .optim import parameter_groups
+from .checked import (
+    alike,
+    are_averages,
+    are_counts,
+    are_tensors,
+    is_adams,
+    is_optimizers,
+    is_scale,
+    is_schedule,
+    ruined_tensors,
+)
+from .choosing import ADAM, BY_NAME, Choice
 from .posthoc import PowerAverages
-from .settings import PERIODS, changed, move_moments, optimizer_of, scheduler_of, settings_in
+from .settings import PERIODS, changed, move_moments, optimizer_in, optimizer_of, scheduler_of, settings_in
 from .sharding import clip_gradients, gradient_norm
 from .warmup import Warmup
 
@@ -262,7 +272,7 @@ class Lane:
         parameters = [item for group in self.optimizer.param_groups for item in group["params"]]
         for index, parameter in enumerate(parameters):
             for name, item in self.optimizer.state.get(parameter, {}).items():
-                if name != "step":
+                if name != "step" and isinstance(item, Tensor):
                     yield f"optim{self.number - 1}/state/{index}/{name}", item
 
     def state(self, with_optimizer: bool) -> dict[str, Any]:
@@ -282,7 +292,8 @@ class Lane:
         """The names of those entries of a checkpoint that are something else than `state` gives, shapes aside."""
         names = {part: f"{part}{self.number - 1}" for part in (*_ENTRIES, "posthoc")}
         found = {part: contents.get(name) for part, name in names.items()}
-        wrong = [] if names["optim"] not in contents or is_adams(found["optim"]) else ["optim"]
+        is_usual = is_adams if optimizer_in(contents) == ADAM.name else is_optimizers
+        wrong = [] if names["optim"] not in contents or is_usual(found["optim"]) else ["optim"]
         if found["scheduler"] is not None and not is_schedule(found["scheduler"], None if wrong else found["optim"]):
             wrong.append("scheduler")
         if self.scaler.is_enabled() and found["scaler"] is not None and not is_scale(found["scaler"]):
@@ -309,7 +320,7 @@ class Lane:
             if name in own and item.shape != own[name].shape
         ]
         found += self._averages_that_differ(contents.get(f"posthoc{index}"), index)
-        return found + self._moments_that_differ(contents.get(f"optim{index}"), f"optim{index}")
+        return found + self._moments_that_differ(contents, f"optim{index}")
 
     def _averages_that_differ(self, saved: Mapping[str, Any] | None, index: int) -> list[str]:
         if saved is None or self.posthoc is None:
@@ -321,14 +332,27 @@ class Lane:
             if own != {name: tuple(item.shape) for name, item in each.items()}
         ][:1]
 
-    def _moments_that_differ(self, saved: dict[str, Any] | None, name: str) -> list[str]:
-        if saved is None:
+    def _optimizer_for(self, contents: Mapping[str, Any]) -> Choice:
+        """Return the optimizer with which training goes on: the stated one, else that of the checkpoint if its name
+        tells which it is."""
+        own: Choice = self.settings["optimizer"]
+        return own if "optimizer" in self.stated else BY_NAME.get(optimizer_in(contents), own)
+
+    def _moments_that_differ(self, contents: Mapping[str, Any], name: str) -> list[str]:
+        saved, choice, before = contents.get(name), self._optimizer_for(contents), optimizer_in(contents)
+        if saved is None or (choice.name != before and "optimizer" in self.stated):
             return []
-        groups = [group["params"] for group in parameter_groups(self.unet, separate=len(saved["param_groups"]) > 1)]
+        if choice.name != before:
+            return [f"{name} is of the optimizer {before}: give the trainer this one as optimizer=..., or another one"]
+        separate = len(saved["param_groups"]) > 1
+        made = optimizer_of(self.unet, {**self.settings, "optimizer": choice}, separate=separate)
+        groups = [group["params"] for group in made.param_groups]
         found = [len(group["params"]) for group in saved["param_groups"]]
         if [len(group) for group in groups] != found:
             return [f"{name} has parameter groups of {found}, the trainer of {[len(group) for group in groups]}"]
         own = [item for group in groups for item in group]
+        if choice.make is not None:  # what it remembers of a parameter is its own affair
+            return []
         shapes = (
             (index, key, tuple(getattr(item, "shape", ())), () if key == "step" else tuple(own[index].shape))
             for index, moments in saved["state"].items()
@@ -349,7 +373,11 @@ class Lane:
         found = settings_in(contents, self.number - 1, scheduled)
         stated = {name: value for name, value in found.items() if name in self.stated}
         rest = {name: value for name, value in found.items() if name not in self.stated}
-        return {**self.settings, **rest}, changed(self.settings, stated, f" of U-Net {self.number}")
+        notes, of = changed(self.settings, stated, f" of U-Net {self.number}"), f" of U-Net {self.number}"
+        choice, before = self._optimizer_for(contents), optimizer_in(contents)
+        if choice.name != before:
+            notes.append(f"optimizer{of}: {choice} (the checkpoint has {before}), its moments begin anew")
+        return {**self.settings, **rest, "optimizer": choice}, notes
 
     def load_state(
         self,
@@ -370,7 +398,7 @@ class Lane:
         index = self.number - 1
         settings, notes = self.merged_settings(contents)
         optimizer = optimizer_of(self.unet, settings)
-        if f"optim{index}" in contents:
+        if f"optim{index}" in contents and settings["optimizer"].name == optimizer_in(contents):
             saved = contents[f"optim{index}"]
             holder = optimizer_of(self.unet, settings, separate=len(saved["param_groups"]) > 1)
             # how an optimizer computes is of this trainer: only the moments are taken

@@ -13,12 +13,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..tensors import per_stage
-from .optim import make_optimizer, make_scheduler
+from .choosing import ADAM
+from .muon import Muon, muon_groups
+from .optim import make_optimizer, make_scheduler, parameter_groups
 
 #: names of what the schedule is made of
 PERIODS = ("warmup_steps", "cosine_decay_max_steps", "cooldown_steps")
 #: names of what the trainer itself gives to `make_optimizer`; everything else is for Adam
-_NAMED = ("lr", "eps", "beta1", "beta2", "group_wd_params")
+_NAMED = ("lr", "eps", "beta1", "beta2", "group_wd_params", "optimizer")
 #: settings of the averages that may change while they are taken; attributes of ema-pytorch's ``EMA``
 AVERAGES = ("beta", "inv_gamma", "power", "min_value", "update_after_step", "update_every")
 
@@ -54,18 +56,32 @@ def optimizer_of(unet: nn.Module, settings: Mapping[str, Any], separate: bool | 
 
     Args:
         unet: the network.
-        settings: ``lr``, ``eps``, ``beta1``, ``beta2``, ``group_wd_params``, and keywords of ``torch.optim.Adam``.
+        settings: ``optimizer``, a `Choice`; ``lr``, ``eps``, ``beta1``, ``beta2``, ``group_wd_params``, and keywords of
+            ``torch.optim.Adam``.
         separate: whether matrices and vectors are two parameter groups; by default if ``weight_decay`` asks for it.
+            `Muon` has groups of its own.
 
     Raises:
         ValueError: as `make_optimizer`.
+        TypeError: what the caller gave makes no optimizer.
     """
     options = {name: value for name, value in settings.items() if name not in (*_NAMED, *PERIODS)}
+    choice, decay = settings.get("optimizer", ADAM), options.get("weight_decay", 0.0)
+    betas = (float(settings["beta1"]), float(settings["beta2"]))
+    if choice.name == "muon":
+        groups = muon_groups(unet, decay, not settings["group_wd_params"])
+        return Muon(groups, lr=settings["lr"], betas=betas, eps=settings["eps"])
+    if choice.make is not None:
+        split = bool(decay) and settings["group_wd_params"] if separate is None else separate
+        made = choice.make(parameter_groups(unet, separate=split), lr=settings["lr"], **options)
+        if not isinstance(made, Optimizer):
+            raise TypeError(f"optimizer={choice} makes a {type(made).__name__}, not a torch.optim.Optimizer")
+        return made
     return make_optimizer(
         unet,
         lr=settings["lr"],
         eps=settings["eps"],
-        betas=(float(settings["beta1"]), float(settings["beta2"])),
+        betas=betas,
         group_wd_params=settings["group_wd_params"],
         options=options,
         separate=separate,
@@ -79,6 +95,11 @@ def scheduler_of(optimizer: Optimizer, settings: Mapping[str, Any], taken: int =
         TypeError, ValueError: as `make_scheduler`.
     """
     return make_scheduler(optimizer, **{name: settings[name] for name in PERIODS}, taken=taken)
+
+
+def optimizer_in(contents: Mapping[str, Any]) -> str:
+    """Return the name of the optimizer that wrote a checkpoint."""
+    return contents.get("state", {}).get("settings", {}).get("optimizer", ADAM.name)
 
 
 def settings_in(contents: Mapping[str, Any], index: int, scheduled: bool) -> dict[str, Any]:
@@ -98,10 +119,12 @@ def settings_in(contents: Mapping[str, Any], index: int, scheduled: bool) -> dic
     groups = saved["param_groups"]
     first = groups[0]
     full = first.get("initial_lr", first["lr"]) if found or scheduled else first["lr"]
-    found |= {"lr": full, "eps": first["eps"], "beta1": first["betas"][0], "beta2": first["betas"][1]}
+    found["lr"] = full
+    if "betas" in first and "eps" in first:
+        found |= {"eps": first["eps"], "beta1": first["betas"][0], "beta2": first["betas"][1]}
     found |= {name: first[name] for name in ("weight_decay", "amsgrad") if name in first}
     if found.get("weight_decay"):
-        found["group_wd_params"] = len(groups) > 1
+        found["group_wd_params"] = groups[-1].get("weight_decay") != first["weight_decay"]
         found |= {name: first[name] for name in ("decoupled_weight_decay",) if name in first}
     return found
 
@@ -125,8 +148,8 @@ def move_moments(source: Optimizer, target: Optimizer) -> None:
             if parameter not in source.state:
                 continue
             moments = dict(source.state[parameter])
-            if group["amsgrad"]:
+            if group.get("amsgrad"):
                 moments.setdefault("max_exp_avg_sq", torch.clone(moments["exp_avg_sq"]))
-            else:
+            elif "amsgrad" in group:
                 moments.pop("max_exp_avg_sq", None)
             target.state[parameter] = moments
