@@ -306,7 +306,8 @@ def test_everyday_words_belong_to_concepts_and_give_none_away():
     [
         ({"recolour": 1.5}, "fraction from 0 to 1, got 1.5"),
         ({"recolour": 0.5, "channels": 1}, "images of 1 channels have no colours: recolour=0"),
-        ({"copies": 0}, "copies must be at least 1, got 0"),
+        ({"copies": 0}, "copies must be a whole number from 1 to 100, got 0"),
+        ({"copies": 10**9}, "from 1 to 100, got 1000000000"),
     ],
 )
 def test_mistakes_are_named(options, words):

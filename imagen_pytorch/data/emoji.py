@@ -46,6 +46,9 @@ HELD_OUT = (("concept", "concept/{code}", 0.03), ("pair", "pair/{code}/{style}",
 #: Pictures that are rendered at once.
 CHUNK = 256
 
+#: Versions of each image, at most: all of them are held in memory.
+MAX_COPIES = 100
+
 #: Weights of red, green and blue in grey (ITU-R BT.601), as Pillow has them.
 LUMA = (0.299, 0.587, 0.114)
 
@@ -181,7 +184,7 @@ class Emoji64(TorchDataset):
             Grey images have no colours, and captions name none.
         recolour: fraction of the images with one dominant colour, 0 to 1, that get another one, which every caption
             names: "a 3d render of a purple automobile". Flags, people, silhouettes and grey images keep theirs.
-        copies: how many versions of each image, each with a background, wording and colour of its own. Those of
+        copies: versions of each image, 1 to 100, each with a background, wording and colour of its own. Those of
             the first are the same with any number. Each image takes 12 kB of memory at 64 x 64.
 
     Attributes:
@@ -193,7 +196,7 @@ class Emoji64(TorchDataset):
 
     Raises:
         ValueError: an unknown split, style, group, background, wording or number of channels; a fraction outside 0 to
-            1, or one of grey images; no copy.
+            1, or one of grey images; a number of copies outside 1 to 100.
         DataError: nothing is left by this choice.
     """
 
@@ -220,8 +223,8 @@ class Emoji64(TorchDataset):
             raise ValueError(f"recolour must be a fraction from 0 to 1, got {recolour}")
         if recolour and channels < 3:
             raise ValueError(f"images of {channels} channels have no colours: recolour=0 or channels=3")
-        if copies < 1:
-            raise ValueError(f"copies must be at least 1, got {copies}")
+        if not 1 <= copies <= MAX_COPIES:
+            raise ValueError(f"copies must be a whole number from 1 to {MAX_COPIES}, got {copies}")
         self.size, self.channels, self.seed, self.wording = item_size(image_size), channels, seed, wording
         self.keys = _select(split, words_of(styles), words_of(groups), background)
         if limit is not None and limit < len(self.keys):
