@@ -15,6 +15,7 @@ from PIL import Image
 
 from imagen_pytorch.cascade.cascade import Cascade
 from imagen_pytorch.cli import main
+from imagen_pytorch.evaluation import retrieval
 from imagen_pytorch.evaluation.comparison import caption_scores, compare_images
 from imagen_pytorch.evaluation.features import EfficientNetLite0, EfficientNetLite2
 
@@ -28,6 +29,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for kind in (EfficientNetLite0, EfficientNetLite2):  # pixels are enough here, and take no time
         monkeypatch.setattr(kind, "available", classmethod(lambda _: False))
+    monkeypatch.setattr(retrieval, "train_probe", functools.partial(retrieval.train_probe, steps=10))
     if not FILES:
         write_model("a.pt")
         write_model("b.pt", image_sizes=(8,), trained=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from imagen_pytorch.checkpoint import read_checkpoint
 from imagen_pytorch.cli import _drawing, main
 from imagen_pytorch.cli._real import chosen_source, folder_images, image_files, recorded_source
 from imagen_pytorch.data import open_source
+from imagen_pytorch.evaluation import metrics, retrieval
 from imagen_pytorch.evaluation.metrics import METRICS
 from imagen_pytorch.evaluation.report import learned_extractors
 
@@ -40,6 +42,8 @@ def write_images(folder: str, count: int = 16, size: int = 8, captions: bool = T
 def run(tmp_path, monkeypatch):
     """``imagen eval`` in a folder with a model and real images."""
     monkeypatch.chdir(tmp_path)
+    quick = functools.partial(retrieval.train_probe, steps=10)
+    monkeypatch.setattr(retrieval, "train_probe", quick)
     if not FILES:
         write_model("imagen.pt")
         FILES["imagen.pt"] = Path("imagen.pt").read_bytes()
@@ -114,7 +118,7 @@ def test_the_embedded_images_have_a_judge_of_their_own(run, monkeypatch):
     from imagen_pytorch.evaluation.features import Pixels
 
     monkeypatch.setattr("imagen_pytorch.cli._judge.EMBEDDED_JUDGE", "pixels")
-    monkeypatch.setattr("imagen_pytorch.evaluation.retrieval.train_probe", lambda *_, **__: pytest.fail("one learned"))
+    monkeypatch.setattr(retrieval, "train_probe", lambda *_, **__: pytest.fail("one learned"))
     monkeypatch.setattr(Pixels, "networks", {"extractor": "own", "encoder": "own"}, raising=False)
     monkeypatch.setattr(
         Pixels, "similarity", lambda _, images, texts: torch.ones(len(images), len(texts)), raising=False
@@ -161,7 +165,9 @@ def test_data_are_those_of_the_training(run):
     assert report["data"]["split"] == "pair" and 2 <= report["data"]["count"] < 20
 
 
-def test_bits_per_dimension_and_classes(run):
+def test_bits_per_dimension_and_classes(run, monkeypatch):
+    monkeypatch.setattr(_drawing, "EVALUATIONS", 2)
+    monkeypatch.setattr(metrics, "train_classifier", functools.partial(metrics.train_classifier, steps=40))
     Path("folders").mkdir()
     for name in COLOURS[:2]:
         Path(f"folders/{name}").mkdir()

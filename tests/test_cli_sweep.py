@@ -48,10 +48,10 @@ def cells(path: str, rows: int, columns: int) -> list[np.ndarray]:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["x", "--sweep", "cond_scale=1,2,4", "--sweep", "steps=1,3"],
-        ["x", "--sweep", "cond_scale=1,2,4", "steps=1,3"],
-        ["--sweep", "scale=1,2,4", "num_inference_steps=1,3", "x"],
-        ["--sweep", "cond-scale=1, 2, 4", "--sweep", "steps=1,3", "x"],
+        ["x", "--sweep", "cond_scale=1,4", "--sweep", "steps=1,2"],
+        ["x", "--sweep", "cond_scale=1,4", "steps=1,2"],
+        ["--sweep", "scale=1,4", "num_inference_steps=1,2", "x"],
+        ["--sweep", "cond-scale=1, 4", "--sweep", "steps=1,2", "x"],
     ],
 )
 def test_both_axes_in_every_spelling(run, arguments, monkeypatch):
@@ -62,17 +62,16 @@ def test_both_axes_in_every_spelling(run, arguments, monkeypatch):
     done = run(*arguments, "--seed", 5)
     assert (done.exit_code, done.stdout) == (0, "x-sweep.png\n"), done.stderr
     assert [(call["steps"], call["cond_scale"]) for call in calls] == [
-        (steps, scale) for steps in (1, 3) for scale in (1, 2, 4)
+        (steps, scale) for steps in (1, 2) for scale in (1, 4)
     ]
     assert all(call["seed"] == [5] for call in calls) and "but for cond_scale and steps, seed 5" in done.stderr
     assert not Path("x.png").exists()
 
 
 def test_each_cell_is_the_image_of_its_settings(run):
-    assert run("x", "--seed", 1, "--sweep", "sampler=ddim,heun", "--sweep", "steps=1,2").exit_code == 0
-    drawn = cells("x-sweep.png", 2, 2)
-    for cell, (steps, sampler) in zip(drawn, [(1, "ddim"), (1, "heun"), (2, "ddim"), (2, "heun")], strict=True):
-        done = run("x", "--seed", 1, "--steps", steps, "--sampler", sampler, "-o", f"{sampler}{steps}.png", "-q")
+    assert run("x", "--seed", 1, "--steps", 2, "--sweep", "sampler=ddim,heun").exit_code == 0
+    for cell, sampler in zip(cells("x-sweep.png", 1, 2), ("ddim", "heun"), strict=True):
+        done = run("x", "--seed", 1, "--steps", 2, "--sampler", sampler, "-o", f"{sampler}.png", "-q")
         alone = np.asarray(Image.open(done.stdout.strip()).convert("RGB")).astype(int)
         assert np.abs(cell - alone).max() <= 1
 
