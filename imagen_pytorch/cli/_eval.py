@@ -139,6 +139,7 @@ def _subject(
 
     reference = real.spread(request.reference)
     captions = [real.captions[place] for place in reference] if real.captions else []
+    pool = Pool(real.image, reference)
     judge, learned = None, False
     if made.captions and (not request.metrics or "retrieval" in request.metrics):
         judge, learned = caption_judge(real, training, extractors[0], request.seed)
@@ -158,8 +159,8 @@ def _subject(
     places = made.places or []
     return Subject(
         generated=made.images,
-        reference=Pool(real.image, reference),
-        training=Pool(training.image, training.spread(request.reference)),
+        reference=pool,
+        training=pool if training is real else Pool(training.image, training.spread(request.reference)),
         extractors=extractors,
         captions=made.captions,
         real=stack(real, places) if places else None,

@@ -13,8 +13,8 @@ COUNT = click.IntRange(min=2, max=4096)
 
 
 @click.command(short_help="Compare two models, or two settings of one.")
-@click.argument("first", metavar="A", required=False, type=Place())
-@click.argument("second", metavar="B", required=False, type=Place())
+@click.argument("first", metavar="[A]", required=False, type=Place())
+@click.argument("second", metavar="[B]", required=False, type=Place())
 @click.option(
     "--a",
     "settings_a",

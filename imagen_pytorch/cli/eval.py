@@ -22,7 +22,12 @@ COUNT, SIDE = click.IntRange(min=2, max=1_000_000), click.IntRange(min=1, max=65
 @click.option("--split", metavar="NAME", help="Part of the data, such as pair or concept of emoji64.")
 @click.option("--limit", type=COUNT, default=200, show_default=True, metavar="N", help="Most images that are judged.")
 @click.option(
-    "--reference", type=COUNT, default=2000, show_default=True, metavar="N", help="Most real images to compare with."
+    "--reference",
+    type=COUNT,
+    default=2000,
+    show_default=True,
+    metavar="N",
+    help="Most real images to compare with, and captions to choose among.",
 )
 @click.option(
     "--extractor",
