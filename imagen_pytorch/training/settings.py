@@ -98,8 +98,11 @@ def scheduler_of(optimizer: Optimizer, settings: Mapping[str, Any], taken: int =
 
 
 def optimizer_in(contents: Mapping[str, Any]) -> str:
-    """Return the name of the optimizer that wrote a checkpoint."""
-    return contents.get("state", {}).get("settings", {}).get("optimizer", ADAM.name)
+    """Return the name of the optimizer that wrote a checkpoint; that of Adam if the checkpoint does not tell."""
+    found: Any = contents
+    for name in ("state", "settings", "optimizer"):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found if isinstance(found, str) else ADAM.name
 
 
 def settings_in(contents: Mapping[str, Any], index: int, scheduled: bool) -> dict[str, Any]:
