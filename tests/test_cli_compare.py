@@ -91,7 +91,7 @@ def test_captions_from_a_file(run, calls):
 def test_models_without_captions_have_a_sheet_and_no_figures(run):
     write_model("plain.pt", condition_on_text=False)
     done = run("plain.pt", *FAST, "--a", "steps=1", "--b", "steps=2")
-    assert report(done)["figures"] == {} and "without captions there is no figure per image" in done.stderr
+    assert report(done)["figures"] == {} and "without captions images have no figures of their own" in done.stderr
     refused = run("plain.pt", "a.pt")
     assert refused.exit_code == 2 and "one of the models takes captions" in refused.stderr
 

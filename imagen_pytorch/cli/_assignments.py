@@ -40,7 +40,7 @@ def is_axis(word: str, context: click.Context) -> bool:
 
 
 class _Assignments(click.ParamType):
-    """What both kinds have in common: names of options, and values checked by the options themselves."""
+    """Base of both kinds: looks up options by name and has them check values."""
 
     def _converter(
         self, name: str, param: click.Parameter | None, ctx: click.Context | None

@@ -1,4 +1,4 @@
-"""What ``imagen compare`` does: the same captions and seeds by two models or settings, figures in pairs, a sheet."""
+"""Implementation of ``imagen compare``: the same captions and seeds by two models or settings, and paired metrics."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def run(request: Request) -> None:
         for item in found:
             say(f"  {item.sentence()}")
         if not found:
-            say("  without captions there is no figure per image: look at the sheet, and at `imagen eval` of each")
+            say("  without captions images have no figures of their own: look at the sheet, and at `imagen eval` of each")
     facts = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": __version__,

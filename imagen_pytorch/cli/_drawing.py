@@ -96,7 +96,7 @@ class Model:
         return (images if self.imagen.auto_normalize_img else (images + 1) / 2).float().clamp(0, 1)
 
     def record(self) -> dict[str, Any]:
-        """Where the model is, and a digest of its weights."""
+        """Return the path of the model and a digest of its weights."""
         from ..training.identity import contents_digest
 
         return {"path": self.path, "digest": contents_digest({"model": self.imagen.state_dict()})}

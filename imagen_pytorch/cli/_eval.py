@@ -1,4 +1,4 @@
-"""What ``imagen eval`` does: images from a model or a folder, real ones beside them, figures, a sheet."""
+"""Implementation of ``imagen eval``: images of a model or folder, real ones beside them, metrics and a sheet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who judges whether images fit their captions, and the fingerprints of networks that judge."""
+"""Judges of captions, and fingerprints of the networks that compare images."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def caption_judge(
 
 
 def fingerprint(extractor: FeatureExtractor) -> str | None:
-    """Return what tells the weights of an extractor from others; None if it has none."""
+    """Return a digest of the weights of an extractor; None if it has none."""
     from torch import nn
 
     from ..training.identity import contents_digest

@@ -66,7 +66,7 @@ def eval(no_load_ema: bool, **request: Any) -> None:
     \b
     imagen eval                                       the newest model, on the data it was trained on
     imagen eval imagen.pt --split pair --limit 400    on captions that it has not seen
-    imagen eval pictures/ --data ./photos --metrics kid,precision
+    imagen eval images/ --data ./photos --metrics kid,precision
     """
     from ._eval import Request, run
 

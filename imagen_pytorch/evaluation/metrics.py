@@ -145,7 +145,7 @@ class Precision(_OverExtractors):
 
 @METRICS.register("retrieval")
 class Retrieval(Metric):
-    """How often an image's own caption is found, with chance, ceiling and spoiled real images beside it."""
+    """Fraction of images whose own caption is found, beside chance, real images and real images with defects."""
 
     def obstacle(self, subject: Subject) -> str:
         """Return why captions cannot be looked for."""
@@ -184,7 +184,7 @@ class Retrieval(Metric):
 
 @METRICS.register("nearest")
 class NearestTraining(Metric):
-    """How near the generated images are to training images, measured by how near those are to each other."""
+    """Distances of generated images to training images, ranked among distances of these to each other."""
 
     def compute(self, subject: Subject) -> Figures:
         """Compute the fraction of generated images nearer to a training image than 99 % of these to each other."""
@@ -211,7 +211,7 @@ class NearestTraining(Metric):
 
 @METRICS.register("upsampler")
 class Upsampler(Metric):
-    """Whether each upsampler makes more of small real images than bicubic enlargement does."""
+    """Error and kernel distance of each upsampler on small real images, beside bicubic enlargement."""
 
     def obstacle(self, subject: Subject) -> str:
         """Return why there is nothing to compare."""
@@ -260,7 +260,7 @@ def _rmse(one: Tensor, other: Tensor) -> Tensor:
 
 @METRICS.register("classes")
 class Classes(Metric):
-    """How many generated images a classifier that learned real ones recognises as their class (see `class_accuracy`).
+    """Fraction of images whose class a classifier recognises that learned real ones (see `class_accuracy`).
 
     Every fifth real image is held out for the ceiling. Images larger than `SIDE` are shrunk to it.
     """

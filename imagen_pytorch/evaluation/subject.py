@@ -1,4 +1,4 @@
-"""What an evaluation looks at: generated images, real ones beside them, and the networks that compare them."""
+"""Input of an evaluation: generated images, real ones beside them, and the networks that compare them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Enlarged:
-    """What an upsampler makes of small real images.
+    """Images that an upsampler makes of small real ones.
 
     Attributes:
         number: 1-based number of the U-Net.

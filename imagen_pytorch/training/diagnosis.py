@@ -1,4 +1,4 @@
-"""How a training went, judged from the losses that it logged."""
+"""Verdicts on a training, from the losses that it logged."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Curve = list[tuple[int, float]]
 LEVELS = ("valid_low_noise", "valid_lower_noise", "valid_higher_noise", "valid_high_noise")
 #: least points of a training curve and of a validation curve that allow a verdict
 LEAST, LEAST_VALID = 12, 6
-#: a training loss that ends at so many times its lowest value has diverged, one at so many is too restless
+#: last training loss divided by the lowest one: from the first number on it has diverged, from the second it is restless
 _DIVERGED, _RESTLESS = 2.0, 1.25
-#: a point above so many times the median of its neighbourhood is a spike; this fraction of spikes is too much
+#: a point divided by the median of its neighbourhood that counts as a spike, and the fraction of spikes that is too much
 _SPIKE, _SPIKES = 1.6, 0.05
 #: a validation loss that ends this much above its lowest value has turned
 _TURNED = 1.08
-#: a loss that fell by this fraction over the last quarter, and by so many standard errors, is still falling
+#: fraction and number of standard errors by which a loss that still falls has fallen over the last quarter
 _FALLING, _CERTAIN = 0.05, 2.5
 
 
