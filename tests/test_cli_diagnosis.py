@@ -68,6 +68,14 @@ def test_noise_does_not_change_the_verdict(seed):
     assert diagnose(rows(falls, valid=turns, seed=seed))[0].verdict == "overfitting"
 
 
+@pytest.mark.parametrize("count", [12, 30, 60, 400])
+def test_restless_single_steps_are_no_verdict(count):
+    """Losses of single steps scatter by a third of themselves."""
+    for seed in range(60):
+        found = diagnose(rows(falls, count, noise=0.33, seed=seed))[0]
+        assert found.verdict in ("fine", "underfitting"), (seed, found)
+
+
 @pytest.mark.parametrize("verdict", CASES)
 @pytest.mark.parametrize("scale", [1e-3, 1, 250])
 def test_units_of_the_loss_do_not_matter(verdict, scale):

@@ -181,7 +181,7 @@ def run(request: Request) -> None:
         for item in found:
             say(f"  {item.sentence()}")
         if not found:
-            say("  without captions images have no figures of their own: look at the sheet, and at `imagen eval` of each")
+            say("  without captions images have no figures of their own: look at the sheet and at imagen eval")
     facts = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": __version__,

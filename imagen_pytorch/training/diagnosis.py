@@ -17,10 +17,14 @@ Curve = list[tuple[int, float]]
 LEVELS = ("valid_low_noise", "valid_lower_noise", "valid_higher_noise", "valid_high_noise")
 #: least points of a training curve and of a validation curve that allow a verdict
 LEAST, LEAST_VALID = 12, 6
-#: last training loss divided by the lowest one: from the first number on it has diverged, from the second it is restless
+#: last training loss over the lowest one: diverged from the first number on, restless from the second on
 _DIVERGED, _RESTLESS = 2.0, 1.25
-#: a point divided by the median of its neighbourhood that counts as a spike, and the fraction of spikes that is too much
-_SPIKE, _SPIKES = 1.6, 0.05
+#: a spike is this far above the median around it, relative to that, and this many standard deviations of the noise
+_SPIKE, _UNUSUAL = 0.6, 5.0
+#: fraction of spikes that is too much; standard errors by which a loss must have risen
+_SPIKES, _SURE = 0.05, 5.0
+#: parts of a training curve whose means are compared
+_PARTS = 8
 #: a validation loss that ends this much above its lowest value has turned
 _TURNED = 1.08
 #: fraction and number of standard errors by which a loss that still falls has fallen over the last quarter
@@ -119,9 +123,9 @@ def diagnose(rows: Iterable[Mapping[str, Any]]) -> list[Finding]:
     ]
 
 
-def _quarters(values: Sequence[float]) -> list[list[float]]:
-    """Four parts of nearly one length, the last one not shorter than the others."""
-    bounds = [len(values) * part // 4 for part in range(5)]
+def _parts(values: Sequence[float], count: int) -> list[list[float]]:
+    """Parts of nearly one length."""
+    bounds = [len(values) * part // count for part in range(count + 1)]
     return [list(values[first:last]) for first, last in zip(bounds, bounds[1:], strict=False)]
 
 
@@ -131,22 +135,33 @@ def _smoothed(values: Sequence[float]) -> list[float]:
     return [statistics.median(values[max(0, place - half) : place + half + 1]) for place in range(len(values))]
 
 
+def _noise(values: Sequence[float]) -> float:
+    """The relative standard deviation of neighbouring values, from the median of their differences."""
+    steps = [2 * abs(b - a) / (a + b) for a, b in zip(values, values[1:], strict=False) if a + b]
+    return statistics.median(steps) / 0.954 if steps else 0.0  # 0.954: that median for a normal distribution
+
+
 def _judge(unet: int, found: Mapping[tuple[int, str], Curve], lost: int) -> Finding:
     """The first verdict that applies, from the worst to the best."""
     training, valid = found[unet, "loss"], found.get((unet, "valid_loss"), [])
     values = [value for _, value in training]
     smooth = _smoothed(values)
-    lowest, last = min(smooth), smooth[-1]
-    at = training[smooth.index(lowest)][0]
-    if last > _DIVERGED * lowest or lost > len(values) // 4:
+    ratios = [value / level - 1 for value, level in zip(values, smooth, strict=True) if level]
+    noise = _noise(values)
+    means = [statistics.fmean(part) for part in _parts(values, _PARTS)]
+    lowest, last = min(means), means[-1]
+    at = training[len(values) * (means.index(lowest) + 1) // _PARTS - 1][0]
+    error = noise * last * (2 * _PARTS / len(values)) ** 0.5  # of the difference of two means
+    rise = last / lowest if last - lowest > _SURE * error else 1.0
+    if rise > _DIVERGED or lost > len(values) // 4:
         beside = f"; {lost} logged losses were not finite" if lost else ""
         text = (
             f"the training loss was lowest at step {at} ({lowest:.3g}) and is {last:.3g} now{beside}: it diverged; "
             "lower the learning rate or set max_grad_norm, and go on from an earlier checkpoint"
         )
         return Finding(unet, "diverged", text)
-    spikes = sum(value > _SPIKE * level for value, level in zip(values, smooth, strict=True))
-    if last > _RESTLESS * lowest or spikes > max(2, _SPIKES * len(values)):
+    spikes = sum(ratio > max(_SPIKE, _UNUSUAL * noise) for ratio in ratios)
+    if rise > _RESTLESS or spikes > max(2, _SPIKES * len(values)):
         text = (
             f"the training loss was lowest at step {at} ({lowest:.3g}), is {last:.3g} now and had {spikes} spikes in "
             f"{len(values)} points: the learning rate looks too high; try half of it"
@@ -186,7 +201,7 @@ def _overfitting(unet: int, found: Mapping[tuple[int, str], Curve], training: Cu
 
 def _underfitting(unet: int, values: list[float], valid: Curve) -> Finding:
     """A training loss that still falls at the end; else all is well."""
-    before, last = _quarters(values)[2:]
+    before, last = _parts(values, 4)[2:]
     fell = 1 - statistics.fmean(last) / statistics.fmean(before)
     error = math.hypot(*(statistics.stdev(part) / len(part) ** 0.5 for part in (before, last)))
     certain = statistics.fmean(before) - statistics.fmean(last) > _CERTAIN * error
