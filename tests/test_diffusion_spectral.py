@@ -52,8 +52,7 @@ def test_the_flat_table_repeats_the_plain_loss(shape):
     torch.testing.assert_close(both, 1.7 * plain, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("table", SPECTRA.names())
+@pytest.mark.parametrize(("table", "channels"), [("jpeg85", 1), ("sharp", 1), ("flat", 1), ("jpeg85", 3)])
 def test_the_loss_is_a_positive_definite_quadratic_form(table, channels):
     basis = torch.eye(channels * 64).reshape(-1, channels, 8, 8)
     loss = SpectralLoss(table)
@@ -75,8 +74,15 @@ def exact_draws(shape):
     return STD * x0.reshape(-1, *shape), noise.reshape(-1, *shape)
 
 
-@pytest.mark.parametrize("objective", ["noise", "x_start", "v", "flow"])
-@pytest.mark.parametrize(("table", "shape"), [("jpeg85", (1, 8, 8)), ("sharp", (1, 8, 8)), ("jpeg85", (3, 2, 6))])
+@pytest.mark.parametrize(
+    ("objective", "table", "shape"),
+    [
+        ("noise", "jpeg85", (1, 8, 8)),
+        ("x_start", "sharp", (1, 8, 8)),
+        ("v", "jpeg85", (3, 2, 6)),
+        ("flow", "sharp", (3, 3, 4)),
+    ],
+)
 def test_the_best_linear_network_is_the_posterior_mean_as_without(objective, table, shape):
     """Gaussian data: whatever the weights of the frequencies, the minimiser is the exact denoiser."""
     model = process(objective, spectral=SpectralLoss(table, 5.0))
