@@ -34,7 +34,8 @@ setup(
     include_package_data=False,
     package_data={
         "imagen_pytorch": [
-            "default_config.json", "py.typed", "data/digits/*", "data/emoji64/*", "text/minilm_static/*"
+            "default_config.json", "py.typed", "data/digits/*", "data/emoji64/*", "text/minilm_static/*",
+            "evaluation/emoji64_probe/*",
         ],
         "imagen_pytorch.presets": ["*.json"],
     },
