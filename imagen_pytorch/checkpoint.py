@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from .cascade.cascade import Cascade
+from .data import SOURCES
 from .imagen import imagen_from_config
 from .storage import (
     CheckpointError,
@@ -312,7 +313,17 @@ def export_model(
         if broken := nonfinite_tensors(weights):
             raise ValueError(f"weights beyond the range of float16 ({len(broken)}): {_first(broken)}; pass half=False")
     kept = ("version", "imagen_type", "imagen_params", "steps")
-    state = {"state": {"unet_numbers": contents["state"]["unet_numbers"]}} if _is_part(contents) else {}
-    exported = {**{name: contents[name] for name in kept if name in contents}, **state, "model": weights}
+    exported = {**{name: contents[name] for name in kept if name in contents}, **_public(contents), "model": weights}
     write_checkpoint(exported, path, overwrite=overwrite)
     return made
+
+
+def _public(contents: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a file to share says of its training: which U-Nets it holds, and embedded data.
+
+    The name of any other data may be a path of the person who trained it.
+    """
+    state = {"state": {"unet_numbers": contents["state"]["unet_numbers"]}} if _is_part(contents) else {}
+    data = contents.get("data_source")
+    embedded = isinstance(data, dict) and isinstance(data.get("name"), str) and data["name"] in SOURCES
+    return {**state, **({"data_source": data} if embedded else {})}

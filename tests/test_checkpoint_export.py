@@ -62,6 +62,14 @@ def test_weights_that_half_precision_cannot_hold(trained, tmp_path):
     export_model(tmp_path / "large.pt", tmp_path / "a.pt", half=False)
 
 
+@pytest.mark.parametrize(("name", "stays"), [("emoji64", True), ("/home/me/pictures", False), (["emoji64"], False)])
+def test_only_embedded_data_are_named(trained, tmp_path, name, stays):
+    source = {"name": name, "arguments": {"split": "train"}}
+    write_checkpoint({**read_checkpoint(trained), "data_source": source}, tmp_path / "named.pt")
+    export_model(tmp_path / "named.pt", tmp_path / "a.pt")
+    assert read_checkpoint(tmp_path / "a.pt").get("data_source") == (source if stays else None)
+
+
 def test_one_unet_of_a_model_stays_one(tmp_path):
     trainer = ImagenTrainer(small_imagen((8, 16), condition_on_text=False), verbose=False)
     trainer.save(tmp_path / "part.pt", unet_number=2)
