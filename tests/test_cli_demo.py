@@ -14,6 +14,7 @@ from PIL import Image
 
 from imagen_pytorch.cli import main
 from imagen_pytorch.cli._demo import scaled, spread
+from imagen_pytorch.cli._demo_pictures import upsampler_sentence
 from imagen_pytorch.cli._presets import preset_path
 from imagen_pytorch.data import open_source
 from imagen_pytorch.trainer import ImagenTrainer
@@ -51,15 +52,7 @@ def demo(*arguments):
     return CliRunner().invoke(main, ["demo", *map(str, arguments)])
 
 
-@pytest.fixture
-def quick_judge(monkeypatch):
-    """Pixels in place of a real feature extractor, which takes seconds to load."""
-    from imagen_pytorch.evaluation import features
-
-    monkeypatch.setattr(features.EfficientNetLite0, "available", classmethod(lambda cls: False))
-
-
-def test_everything_that_is_promised_is_written(tmp_path, quick_judge):
+def test_everything_that_is_promised_is_written(tmp_path):
     folder = tmp_path / "run"
     done = demo("--config", tiny_config(tmp_path), "--output", folder, "--judge", 5, "--device", "cpu")
     assert done.exit_code == 0, done.output
@@ -73,12 +66,48 @@ def test_everything_that_is_promised_is_written(tmp_path, quick_judge):
     assert list(metrics["caption_retrieval"]) == ["16x16", "8x8"]
     for kind, size in itertools.product(("trained", "held_out"), ("16x16", "8x8")):
         figures = metrics["caption_retrieval"][size][kind]
-        assert figures["pictures"] == 5 and figures["extractor"] == "pixels"
+        assert figures["pictures"] == 5
+        assert (figures["extractor"], figures["encoder"]) == ("emoji64-probe", "builtin:words")
         for name in ("generated", "chance", "ceiling"):
             assert 0 <= figures[name]["R@1"] <= figures[name]["R@5"] <= figures[name]["R@10"] <= 1
             assert f"{100 * figures[name]['R@1']:.1f} %" in done.output
+        assert set(figures["intervals"]) == {"generated", "ceiling"}
+        if size == "16x16":
+            assert list(figures["references"]) == ["real", "enlarged", "noise 0.02", "noise 0.04"]
+            assert "real, shrunk" in done.output and "real, noise 0.04" in done.output
+    upsampler = metrics["caption_retrieval"]["16x16"]["upsampler"]
+    assert upsampler["from"] == "8x8" and upsampler["network"]["rmse"] > upsampler["bicubic"]["rmse"] > 0
+    assert "given real images of 8x8, the last stage does not beat bicubic enlargement to 16x16" in done.output
     assert done.stdout.strip() == str(folder / "stage2-after.png")
     assert json.loads((folder / "config.json").read_text())["steps"] == [4, 2]
+
+
+def test_other_data_are_judged_over_an_extractor_that_took_no_part_in_training(tmp_path, monkeypatch):
+    from imagen_pytorch.evaluation import features
+
+    for extractor in (features.EfficientNetLite0, features.EfficientNetLite2):  # they take seconds to load
+        monkeypatch.setattr(extractor, "available", classmethod(lambda cls: False))
+    images, captions = tmp_path / "images", []
+    images.mkdir()
+    for number, colour in enumerate(("red", "green", "blue", "white")):
+        Image.new("RGB", (16, 16), colour).save(images / f"{number}.png")
+        captions.append(f"the colour {colour}")
+        (images / f"{number}.txt").write_text(captions[-1])
+    config = tiny_config(tmp_path, dataset_name=str(images), dataset={"batch_size": 4}, sample_texts=captions[:2])
+    done = demo("--config", config, "--output", tmp_path / "run", "--judge", 4, "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "run" / "metrics.json").read_text())["caption_retrieval"]
+    assert report["16x16"]["trained"]["extractor"] == "emoji64-probe" and "held_out" not in report["16x16"]
+    assert report["16x16"]["trained"]["ceiling"]["R@1"] > report["16x16"]["trained"]["chance"]["R@1"]
+
+
+def test_the_sentence_about_the_last_stage_is_strict():
+    bicubic = {"rmse": 0.09, "R@1": 0.4}
+    for network, beats in (((0.05, 0.4), True), ((0.09, 0.6), False), ((0.05, 0.3), False)):
+        row = {"rmse": network[0], "R@1": network[1]}
+        sentence = upsampler_sentence("64x64", {"from": "16x16", "network": row, "bicubic": bicubic})
+        assert ("last stage beats bicubic enlargement to 64x64: RMSE 0.050 against 0.090" in sentence) == beats
+        assert ("does not beat" in sentence) != beats and "against 40.0 %" in sentence
 
 
 def test_the_model_of_a_demo_can_be_sampled_and_an_old_run_is_kept(tmp_path):
