@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imagen_pytorch.data.emoji import Emoji64, atlas, atlas_looks, index, repainted
+from imagen_pytorch.data.emoji import Emoji64, atlas_looks, index, repainted, tile_of
 from imagen_pytorch.data.emoji_captions import (
     BACKGROUNDS,
     STYLES,
@@ -83,12 +83,14 @@ class Material:
             for key, variant in zip(part.keys, part.variants, strict=True)
             if variant.colour
         ]
-        versions = [repainted(key, colour) for key, colour in painted]
         self.first, self.originals = len(data[0]), len(originals)
         self.keys = [*originals, *(key for key, _ in painted)]
         self.colours: list[str | None] = [*([None] * len(originals)), *(colour for _, colour in painted)]
-        self.looks = [*(atlas_looks(key.style)[key.place] for key in originals), *(look for _, look in versions)]
-        self.tiles = torch.stack([*(atlas(key.style)[key.place] for key in originals), *(tile for tile, _ in versions)])
+        self.looks = [
+            *(atlas_looks(key.style)[key.place] for key in originals),
+            *(repainted(*each) for each in painted),
+        ]
+        self.tiles = torch.stack([tile_of(*each) for each in [*((key, "") for key in originals), *painted]])
 
     def draw(self, step: int) -> Drawn:
         """The batch of a step; a function of seed and step alone."""
