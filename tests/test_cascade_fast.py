@@ -345,6 +345,7 @@ torch.testing.assert_close(losses[:3], losses[3:], rtol=1e-5, atol=1e-6)
 """
 
 
+@pytest.mark.slow
 def test_compiled_networks_answer_alike_and_are_compiled_once():
     """One graph each, another one for batches of any size, none for further steps; in a process of its own, as the
     run-time checks of annotations cannot be traced."""

@@ -96,6 +96,7 @@ def test_samples_of_an_upsampler_enlarge_images_of_the_data_until_the_stage_befo
     assert "enlarge images" not in done.stderr and (folder / "sample-3-unet2.png").is_file()
 
 
+@pytest.mark.slow
 def test_sampling_does_not_change_the_training(folder):
     for name, every in (("a", 0), ("b", 1)):
         succeed("train", "--steps", 3, "--seed", 5, "--sample-every", every, "--output", name)
@@ -153,6 +154,7 @@ def test_the_network_is_compiled_where_that_is_asked_for(folder, monkeypatch):
     assert compiled == ["Unet"]
 
 
+@pytest.mark.slow
 def test_micro_batches_give_the_same_weights(folder):
     for name, arguments in (("a", []), ("b", ["--max-batch-size", 1])):
         succeed("train", "--steps", 2, "--seed", 3, "--output", name, *arguments)
@@ -165,6 +167,7 @@ def test_quiet_prints_the_result_alone(folder):
     assert (done.stdout, done.stderr) == ("imagen.pt\n", "")
 
 
+@pytest.mark.slow
 def test_the_default_configuration_made_small(folder):
     """The peer's file with its networks and sizes shrunk: every one of its keys is understood."""
     succeed("config", "--preset", "paper", "--path", "full.json")

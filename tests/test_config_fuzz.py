@@ -148,6 +148,7 @@ def test_the_command_says_it_in_one_line(name, tmp_path, monkeypatch):
     assert "a.json" in done.stderr or name == "half of a pair"
 
 
+@pytest.mark.slow
 @seed(4)
 @settings(bounded, max_examples=15)
 @given(config=changed())

@@ -274,6 +274,7 @@ def test_wordings():
     assert all(set(words) <= set(entry.tags) and len(words) == min(3, len(entry.tags)) for words in keywords)
 
 
+@pytest.mark.slow
 def test_all_captions_that_there_are():
     """As many different ones as the data set's description says, of at most 19 words."""
     plain = getattr(WORDINGS["plain"], "__wrapped__", WORDINGS["plain"])  # checking 84 thousand calls would take long

@@ -168,6 +168,7 @@ rows = st.fixed_dictionaries({"file_name": names | values, "text": values}) | va
 lines = st.lists(rows.map(json.dumps) | st.text(max_size=12), max_size=4).map("\n".join)
 
 
+@pytest.mark.slow
 @settings(bounded, max_examples=80)
 @given(text=lines, video=st.booleans())
 @example(text="[" * 100_000, video=False)
@@ -178,6 +179,7 @@ def test_tables_of_json_lines(text, video):
     check_captions(open_with("metadata.jsonl", content, VideoDataset if video else Dataset))
 
 
+@pytest.mark.slow
 @bounded
 @given(content=damaged([b'file_name,text\na.png,one\nb.gif,"two,\nlines"\n', b"text,file_name\r\n,a.png\r\n"]))
 @example(content=b'file_name,text\na.png,"' + b"x" * 200_000)

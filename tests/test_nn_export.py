@@ -37,7 +37,7 @@ class Named(nn.Module):
         return self.net(x, time, **dict(zip(self.names, conditions, strict=True)))
 
 
-SLOW = ("upsampler", "video", "video with rates")
+SLOW = ("text", "upsampler", "video", "video with rates")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES])

@@ -47,6 +47,7 @@ print("all")
 """
 
 
+@pytest.mark.slow
 def test_every_part_can_be_frozen_or_trained_alone():
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(

@@ -130,7 +130,10 @@ CHOICES = {
 }
 
 
-@pytest.mark.parametrize("name", CHOICES)
+SLOW = ("adamw", "function")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CHOICES])
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, name):
     options = {"lr": 1e-3, "warmup_steps": 4, "use_ema": False, **CHOICES[name]}
     whole = new(**options)

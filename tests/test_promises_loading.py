@@ -143,6 +143,7 @@ def changed(contents, place, value):
     return contents
 
 
+@pytest.mark.slow
 def test_a_refused_load_leaves_the_trainer_as_it_was(good, tmp_path, monkeypatch):
     """Weights, averages, moments, rates, counters, waiting gradients, random state, place in the data; it trains on."""
     monkeypatch.chdir(tmp_path)
