@@ -232,7 +232,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"the configuration {path} is no text in UTF-8") from error
+        raise ConfigError(f"the configuration {path} is not valid UTF-8") from error
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is no JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
     except ValueError as error:

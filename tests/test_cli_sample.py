@@ -384,9 +384,9 @@ def test_a_byte_order_mark_is_no_part_of_a_caption(run):
 def test_captions_in_another_encoding_are_refused(run, data):
     Path("captions.txt").write_bytes(data)
     done = run("--prompts", "captions.txt")
-    assert done.exit_code == 2 and "no text in UTF-8" in done.stderr
+    assert done.exit_code == 2 and "not valid UTF-8" in done.stderr
     done = CliRunner().invoke(main, ["sample", "--prompts", "-"], input=data)
-    assert done.exit_code == 2 and "cannot read captions from -: it is no text in UTF-8" in done.stderr
+    assert done.exit_code == 2 and "cannot read captions from -: it is not valid UTF-8" in done.stderr
 
 
 def test_a_file_that_is_no_list_of_captions_is_refused_before_it_is_read_whole(run):

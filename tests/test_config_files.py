@@ -63,7 +63,7 @@ def test_shipped_configurations_can_be_made_without_memory(path):
     [
         (b"{", "no JSON: line 1, column 2"),
         (b"[1]", "must hold one JSON object, found list"),
-        (b"\xff\xfe\x00", "no text in UTF-8"),
+        (b"\xff\xfe\x00", "not valid UTF-8"),
         (b'{\n "a": 1,\n}', "no JSON: line [23]"),
     ],
 )

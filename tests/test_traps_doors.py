@@ -127,7 +127,7 @@ def test_a_misspelt_option_is_named_with_the_one_that_was_meant(command):
         (["train", "--seed", 2**63], ["--seed", "9223372036854775807"]),
         (["sample", "x", "--seed", 10**30], ["--seed", "9223372036854775807"]),
         (["demo", "--seed", 10**30], ["--seed", "9223372036854775807"]),
-        (["sample", "\udcff"], ["TEXT", r"\udcff", "no text in UTF-8"]),
+        (["sample", "\udcff"], ["TEXT", r"\udcff", "not valid UTF-8"]),
         (["train", "--steps", 0], ["--steps", "0"]),
         (["sample", "x", "--fps", "0"], ["--fps", "0"]),
     ],

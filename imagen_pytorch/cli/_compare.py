@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..version import __version__
-from ._drawing import Model
+from ._drawing import DrawingOptions, Model
 from ._errors import say
 from ._files import check_place, encoded, tell, write_new
 from ._judge import EMBEDDED_JUDGE, caption_judge
@@ -33,7 +33,7 @@ CANDIDATES, ROWS = 2000, 24
 
 
 @dataclass(frozen=True)
-class Request:
+class Request(DrawingOptions):
     """The options of ``imagen compare``; the command's help says what they mean."""
 
     first: str | None
@@ -44,20 +44,6 @@ class Request:
     split: str | None
     limit: int
     prompts: str | None
-    seed: int
-    cond_scale: Any
-    guidance: str | None
-    steps: Any
-    sampler: Any
-    precision: str
-    compile: bool
-    cache_interval: Any
-    load_ema: bool
-    stop_at_unet: int | None
-    batch_size: int
-    output: str
-    device: str
-    quiet: bool
 
 
 @dataclass
@@ -183,7 +169,7 @@ def run(request: Request) -> None:
         if not found:
             say("  without captions images have no figures of their own: look at the sheet and at imagen eval")
     facts = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "version": __version__,
         "seeds": [request.seed, request.seed + len(wanted) - 1],
         "images": len(wanted),

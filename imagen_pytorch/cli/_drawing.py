@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +20,26 @@ if TYPE_CHECKING:
 EVALUATIONS = 32
 
 
+@dataclass(frozen=True)
+class DrawingOptions:
+    """Options of the commands that draw images and judge them; the help of a command says what they mean."""
+
+    seed: int
+    cond_scale: Any
+    guidance: str | None
+    steps: Any
+    sampler: Any
+    precision: str
+    compile: bool
+    cache_interval: Any
+    load_ema: bool
+    stop_at_unet: int | None
+    batch_size: int
+    output: str
+    device: str
+    quiet: bool
+
+
 class Model:
     """A model of images whose samples are judged.
 
@@ -30,7 +51,7 @@ class Model:
         click.ClickException: it cannot be used.
     """
 
-    def __init__(self, path: str, request: Any) -> None:
+    def __init__(self, path: str, request: DrawingOptions) -> None:
         device = chosen_device(request.device)
         self.path, self.imagen = path, load(path, request.load_ema).to(device)
         if self.imagen.is_video:
@@ -42,7 +63,7 @@ class Model:
         self.size = self.imagen.stages[self.last - 1].size
         self.place = f"{path} on {device}"
 
-    def sample(self, wanted: list[Wanted], request: Any) -> tuple[Tensor, str]:
+    def sample(self, wanted: list[Wanted], request: DrawingOptions) -> tuple[Tensor, str]:
         """Return images ``(n, c, h, w)`` in [0, 1] of the last stage, and how they were sampled, in words."""
         import torch
 
@@ -51,7 +72,7 @@ class Model:
         made = [item.stages[-1].cpu() for item in results(self.imagen, wanted, request.batch_size, arguments)]
         return self._shown(torch.stack(made)), settings(self.imagen, arguments)
 
-    def enlarged(self, real: Tensor, captions: list[str], request: Any) -> list[Enlarged]:
+    def enlarged(self, real: Tensor, captions: list[str], request: DrawingOptions) -> list[Enlarged]:
         """Return what each trained upsampler makes of real images that were shrunk to the size before it."""
         from ..evaluation.subject import Enlarged
         from ..images import resize
@@ -74,7 +95,7 @@ class Model:
             found.append(Enlarged(number, self._shown(made.cpu()), resize(small, size, "bicubic"), whole))
         return found
 
-    def bits(self, real: Tensor, captions: list[str], request: Any) -> dict[int, Tensor]:
+    def bits(self, real: Tensor, captions: list[str], request: DrawingOptions) -> dict[int, Tensor]:
         """Return a bound of the bits per dimension of real images under each U-Net, by its number."""
         from ..evaluation.likelihood import bits_per_dim
 

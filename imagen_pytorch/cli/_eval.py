@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from ..version import __version__
-from ._drawing import Model
+from ._drawing import DrawingOptions, Model
 from ._errors import USAGE, CommandFailed, say
 from ._files import check_place, encoded, tell, write_new
 from ._judge import EMBEDDED_JUDGE, caption_judge, fingerprint
@@ -32,7 +32,7 @@ UPSAMPLED, EXAMPLES, COUNTED = 64, 1500, 32
 
 
 @dataclass(frozen=True)
-class Request:
+class Request(DrawingOptions):
     """The options of ``imagen eval``; the command's help says what they mean."""
 
     target: str | None
@@ -43,20 +43,6 @@ class Request:
     image_size: int | None
     extractor: tuple[str, ...]
     metrics: tuple[str, ...]
-    seed: int
-    cond_scale: Any
-    guidance: str | None
-    steps: Any
-    sampler: Any
-    precision: str
-    compile: bool
-    cache_interval: Any
-    load_ema: bool
-    stop_at_unet: int | None
-    batch_size: int
-    output: str
-    device: str
-    quiet: bool
 
 
 def find_target(given: str | None) -> str | Path:
@@ -216,7 +202,7 @@ def run(request: Request) -> None:
             say(f"  {line}")
     facts = {
         "target": str(target),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "version": __version__,
         **made.facts,
         "data": real.record,

@@ -105,12 +105,12 @@ class Caption(click.ParamType):
         """The text as it is.
 
         Raises:
-            click.BadParameter: it is no text in UTF-8.
+            click.BadParameter: it is not valid UTF-8.
         """
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
-            self.fail(f"{value!a} is no text in UTF-8", param, ctx)
+            self.fail(f"{value!a} is not valid UTF-8", param, ctx)
         return value
 
 

@@ -83,7 +83,7 @@ def read_captions(prompts: str) -> list[str]:
     try:
         text = _prompts(prompts)
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        reason = getattr(error, "strerror", None) or "it is not valid UTF-8"
         raise click.UsageError(f"cannot read captions from {prompts}: {reason}") from error
     lines = [line.strip() for line in text.splitlines()]
     found = [line for line in lines if line and not line.startswith("#")]

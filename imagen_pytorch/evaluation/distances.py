@@ -23,7 +23,7 @@ CELLS = 2**23
 
 
 def chunk_rows(columns: int) -> int:
-    """Return how many rows of a table of a table are computed at once."""
+    """Return how many rows of a table are computed at once."""
     return max(1, CELLS // columns)
 
 
