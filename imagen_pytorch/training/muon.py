@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 
 #: coefficients of the quintic iteration, chosen by Jordan et al. for a steep slope at 0
 _A, _B, _C = 3.4445, -4.7750, 2.0315
+#: from this ratio of the sides of a matrix on, the steps are taken on the product with its transpose (kernels, mostly)
+_WIDE = 1.5
 #: norms below this count as this
 _SMALLEST = 1e-7
 #: updates of a matrix have the root mean square of a typical update of AdamW
@@ -39,9 +41,12 @@ def orthogonalized(update: Tensor, steps: int = 5) -> Tensor:
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / x.norm().clamp(min=_SMALLEST)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
+    if x.dtype == torch.float32 and x.shape[1] > _WIDE * x.shape[0]:
+        x = _factor(x @ x.T, steps) @ x
+    else:
+        for _ in range(steps):
+            gram = x @ x.T
+            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
     return (x.T if tall else x).reshape(update.shape).to(update.dtype)
 
 
@@ -69,6 +74,21 @@ def muon_groups(unet: nn.Module, decay: float = 0.0, decay_vectors: bool = False
         {"params": items, "weight_decay": each, "muon": not index}
         for index, (items, each) in enumerate(zip(groups, decays, strict=True))
     ]
+
+
+def _factor(gram: Tensor, steps: int) -> Tensor:
+    """Compute the matrix that all steps together multiply a matrix X with, from X X'.
+
+    Every step is a polynomial of X X', and polynomials of one matrix commute. So the wide matrix takes part in only the
+    first and the last product. In bfloat16 the small singular values would drown in the squares.
+    """
+    total = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    for _ in range(steps):
+        polynomial = torch.addmm(gram, gram, gram, beta=_B, alpha=_C)
+        polynomial.diagonal().add_(_A)
+        total = polynomial @ total
+        gram = polynomial @ gram @ polynomial
+    return total
 
 
 class Muon(Optimizer):
