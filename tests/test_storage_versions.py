@@ -1,19 +1,20 @@
 """Files that earlier versions wrote still open: samples of each format, written by version 3.0 of 2026-11.
 
-``plain.*`` hold `storage_toys.contents(3)`, ``shards`` a few tensors, ``trainer.pt`` a run of one step.
+``data/checkpoints/README.md`` says how each was written.
 """
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from sharding_toys import LOCAL
-from storage_toys import same, step_of
+from sharding_toys import LOCAL, Shared
+from storage_toys import contents, same, step_of
 
 from imagen_pytorch import ImagenTrainer, load_imagen_from_checkpoint
-from imagen_pytorch.storage import read_checkpoint
+from imagen_pytorch.storage import CheckpointStore, previous_of, read_checkpoint
 from imagen_pytorch.storage.outlines import read_outline
 from imagen_pytorch.storage.sharded import load_sharded
 from imagen_pytorch.storage.store import verify_checkpoint
@@ -43,6 +44,37 @@ def test_a_folder_of_shards():
     load_sharded(LOCAL, folder, {"model/a.weight": target})
     assert torch.equal(target, torch.arange(35.0).view(7, 5))
     assert read_outline(folder).format == "shards"
+
+
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_a_file_and_the_one_before(kind):
+    path = f"{SAMPLES}/kept/imagen.{kind}"
+    assert step_of(read_checkpoint(path)) == 6 and step_of(read_checkpoint(previous_of(path))) == 5
+    verify_checkpoint(previous_of(path), LOCAL)
+
+
+@pytest.mark.parametrize(("name", "half"), [("store/checkpoint.6", torch.float16), ("two-processes", torch.float32)])
+def test_folders_of_one_and_two_processes(name, half):
+    folder = str(SAMPLES / name)
+    share = torch.tensor(0.25)
+    tensors = {"a.weight": torch.arange(35.0).view(7, 5), "half": torch.arange(6.0).to(half), "share": share}
+    assert same(read_checkpoint(folder), {"version": "1", "model": tensors})
+    verify_checkpoint(folder, LOCAL)
+    for rank in range(3):
+        target = Shared.of(torch.zeros(7, 5), rank, 3)
+        load_sharded(LOCAL, folder, {"model/a.weight": target})
+        assert torch.equal(target.part, Shared.of(tensors["a.weight"], rank, 3).part)
+
+
+def test_a_folder_of_checkpoints(tmp_path):
+    shutil.copytree(SAMPLES / "store", tmp_path / "store")
+    store = CheckpointStore(tmp_path / "store", keep=2)
+    assert store.steps() == [6, 4, 2]
+    path, found = store.read()
+    assert path.endswith("checkpoint.6") and found["model"]["share"] == 0.25
+    assert step_of(store.read(4)[1]) == 4
+    store.write(8, contents(8))
+    assert store.steps() == [8, 6] and step_of(store.read()[1]) == 8
 
 
 def test_the_checkpoint_of_a_trainer():
