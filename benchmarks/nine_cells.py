@@ -72,7 +72,7 @@ def errors(model: Imagen, images: Tensor) -> list[float]:
     for log_snr in LOG_SNRS:
         t = process.schedule.inverse(torch.tensor(log_snr, dtype=torch.float64)).expand(len(images))
         level = process.level(t, images)
-        estimate = denoise(process.corrupt(images, level, noise), level, None)
+        estimate = denoise(process.add_noise(images, level, noise), level, None)
         found.append(float((estimate - images).square().mean().sqrt()))
     return found
 

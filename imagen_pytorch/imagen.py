@@ -58,7 +58,7 @@ def _timed_from_0_to_1(names: tuple[str, ...]) -> tuple[str, ...]:
         ValueError: an unknown schedule, or one whose time is the noise level.
     """
     for name in names:
-        if SCHEDULES[name]().ends() != (1.0, 0.0):
+        if SCHEDULES[name]().time_range() != (1.0, 0.0):
             raise ValueError(
                 f'noise_schedules: the times of "{name}" are noise levels and not in [0, 1]; ElucidatedImagen has them'
             )

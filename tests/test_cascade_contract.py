@@ -102,7 +102,7 @@ def test_stages_without_a_schedule_of_their_own_are_cosine_then_linear():
 def test_the_earlier_loss_weight_takes_the_place_of_min_snr():
     model = cascade(p2_loss_weight_gamma=(0.5,), p2_loss_weight_k=2.0)
     level = model.stages[0].process.level(torch.tensor([0.3]), torch.zeros(1, 3, 8, 8))
-    factor = model.stages[0].process.weighting.factor(level, level.alpha)
+    factor = model.stages[0].process.weighting.prediction_weight(level, level.alpha)
     assert factor.item() == pytest.approx((2 + math.exp(level.log_snr.item())) ** -0.5, rel=1e-5)
     with pytest.raises(ValueError, match=r"p2_loss_weight_gamma must lie in \[0, 2\]"):
         cascade(p2_loss_weight_gamma=3.0)
@@ -118,7 +118,7 @@ def test_min_snr_weights_are_the_published_ones(gamma, objective, weight):
     for log_snr in (-3.0, 0.5, 4.0):
         t = process.schedule.inverse(torch.tensor([log_snr], dtype=torch.float64))
         level = process.schedule(t)
-        factor = process.weighting.factor(level, process.objective.coefficients(level).c_out)
+        factor = process.weighting.prediction_weight(level, process.objective.coefficients(level).c_out)
         assert factor.item() == pytest.approx(weight(math.exp(log_snr)), rel=1e-6)
 
 

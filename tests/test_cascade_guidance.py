@@ -126,7 +126,7 @@ def test_estimates_are_guided_then_thresholded_then_fed_back_to_both_halves(dyna
     assert net.calls[0].self_cond is None
     for call in net.calls[1:]:
         torch.testing.assert_close(call.self_cond, torch.cat([estimate, estimate]))
-    t, s, _, _ = model.stages[0].process.schedule.levels(3, "karras")
+    t, s, _, _ = model.stages[0].process.schedule.discretize(3, "karras")
     first, second = net.calls[0].x[:2], net.calls[1].x[:2]
     ratio = s.sigma / t.sigma
     torch.testing.assert_close(second, ratio * first + (s.alpha - t.alpha * ratio) * estimate)

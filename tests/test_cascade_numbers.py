@@ -272,7 +272,7 @@ def test_a_side_has_at_most_65536_pixels():
 
 @pytest.mark.parametrize("name", SCHEDULES.names())
 def test_schedules_are_trained_over_the_times_from_which_they_sample(name):
-    if SCHEDULES[name]().ends() != (1.0, 0.0):
+    if SCHEDULES[name]().time_range() != (1.0, 0.0):
         for argument in ("noise_schedules", "lowres_noise_schedule"):
             with pytest.raises(ValueError, match=rf'{argument}: the times of "{name}"'):
                 cascade(stages=2, condition_on_text=False, **{argument: name})
@@ -287,8 +287,8 @@ def test_schedules_are_trained_over_the_times_from_which_they_sample(name):
         timesteps=2,
     )
     process = model.stages[0].process
-    ratios = process.schedule(process.noise_levels.draw(20_000, torch.Generator().manual_seed(0)).double()).ratio
-    first = process.schedule.levels(4)[0].ratio
+    ratios = process.schedule(process.noise_levels.draw(20_000, torch.Generator().manual_seed(0)).double()).sigma_edm
+    first = process.schedule.discretize(4)[0].sigma_edm
     assert ratios.max() > 0.9 * first or ratios.max() > 500, "training reaches the noise from which sampling starts"
     for level in (0.0, 0.2, 1.0):
         assert torch.isfinite(sample(model, lowres_sample_noise_level=level)).all()

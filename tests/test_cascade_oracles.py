@@ -251,8 +251,8 @@ def test_an_init_picture_starts_at_the_level_that_is_reached(kind, way):
     alpha, sigma, scale = levels(objective, net.calls[0].time, net.calls[0].x)
     noise = (net.calls[0].x / scale - alpha * (2 * image - 1)) / sigma
     assert float(noise.mean()) == pytest.approx(0, abs=0.04) and float(noise.std()) == pytest.approx(1, rel=0.03)
-    grid = model.stages[0].process.schedule.levels(5, "karras")
-    assert float(sigma.flatten()[0] / alpha.flatten()[0]) == pytest.approx(float(grid[3].ratio), rel=1e-4)
+    grid = model.stages[0].process.schedule.discretize(5, "karras")
+    assert float(sigma.flatten()[0] / alpha.flatten()[0]) == pytest.approx(float(grid[3].sigma_edm), rel=1e-4)
 
 
 @pytest.mark.parametrize("residual", [None, (None, 0.25)])

@@ -155,7 +155,7 @@ def test_any_precision_of_pictures_has_a_finite_loss(kind):
         assert torch.isfinite(model(pictures(4).to(dtype)))
     schedule = model.stages[0].process.schedule
     batch = model.training_batch(pictures(2).half())
-    noisiest = changed(batch, t=torch.full((2,), schedule.ends()[0]))
+    noisiest = changed(batch, t=torch.full((2,), schedule.time_range()[0]))
     assert torch.isfinite(model.loss(noisiest))
 
 

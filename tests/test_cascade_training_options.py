@@ -383,7 +383,7 @@ def test_the_perceptual_loss_compares_estimated_with_real_images(kind, residual)
     plain, both = (model.loss(batch, Net(lambda x, time: answer)) for model in models)
     process = models[1].stages[1].process
     level = process.level(batch.t, batch.x0)
-    estimate = process.estimate(answer, process.corrupt(batch.x0, level, batch.noise), level)
+    estimate = process.to_x0(answer, process.add_noise(batch.x0, level, batch.noise), level)
     found, real = (part if residual is None else batch.base + residual * part for part in (estimate, batch.x0))
     torch.testing.assert_close(both - plain, 0.5 * loss_of_maps(found, real).mean(), rtol=1e-3, atol=1e-4)
     if residual is None:

@@ -241,7 +241,7 @@ def test_self_conditioning_shows_the_thresholded_estimate_of_the_noisy_frames(ki
     process = model.stages[0].process
     level = process.level(batch.t, batch.x0)
     x_t = level.alpha.float() * batch.x0 + level.sigma.float() * batch.noise
-    estimate = model.stages[0].threshold(process.estimate(answer, x_t, level).float(), _Identity)
+    estimate = model.stages[0].threshold(process.to_x0(answer, x_t, level).float(), _Identity)
     torch.testing.assert_close(second.self_cond, estimate, rtol=1e-4, atol=1e-4)
     assert second.cond_video_frames is not None and torch.equal(second.cond_video_frames, batch.cond_video_frames)
 

@@ -10,8 +10,8 @@ from jaxtyping import config
 
 from imagen_pytorch.diffusion.losses import LOSSES, NOISE_LEVELS, WEIGHTINGS
 from imagen_pytorch.diffusion.objectives import OBJECTIVES
-from imagen_pytorch.diffusion.samplers import SAMPLERS, Past, fresh_noise, renoise
-from imagen_pytorch.diffusion.schedules import FAMILIES, GRIDS, SCHEDULES, Cosine, Discrete, Flow, Karras, Level
+from imagen_pytorch.diffusion.samplers import SAMPLERS, HistoryEntry, draw_noise, renoise
+from imagen_pytorch.diffusion.schedules import FAMILIES, GRIDS, SCHEDULES, Cosine, Discrete, Flow, Karras, NoiseLevel
 from imagen_pytorch.testing import affine_response, log_uniform_levels
 
 LOG_SNRS = torch.linspace(-20, 20, 81, dtype=torch.float64)
@@ -30,7 +30,7 @@ def close(one, other, tolerance=1e-12):
 
 
 def times(schedule, count=257):
-    return torch.linspace(*schedule.ends(), count, dtype=torch.float64)
+    return torch.linspace(*schedule.time_range(), count, dtype=torch.float64)
 
 
 def level_of(name):
@@ -47,7 +47,7 @@ def test_log_snr_falls_with_noise_and_stays_within_bounds(name):
     low, high = schedule.bounds()
     assert (log_snr.diff() >= 0).all() and float(log_snr[0]) == low and float(log_snr[-1]) == high
     assert -20 <= low < high <= 20
-    inner = schedule.useful()
+    inner = schedule.sampling_bounds()
     assert low <= inner[0] < inner[1] <= high
 
 
@@ -84,7 +84,7 @@ def test_schedules_are_those_of_their_papers():
     close(Flow()(t).sigma, t)
     close(Flow(shift=3.0)(t[:-1]).sigma, 3 * t[:-1] / (1 + 2 * t[:-1]))
     shifted = SCHEDULES["shifted_cosine"](shift=4.0)
-    close(shifted(t[1:-1]).ratio, 4 * Cosine()(t[1:-1]).ratio)
+    close(shifted(t[1:-1]).sigma_edm, 4 * Cosine()(t[1:-1]).sigma_edm)
     close(Karras()(torch.tensor([0.3], dtype=torch.float64)).sigma, torch.tensor([0.3], dtype=torch.float64))
     kept = torch.cumprod(1 - torch.tensor(Discrete().betas, dtype=torch.float64), 0)
     close(Discrete()(torch.arange(1, 1001, dtype=torch.float64) / 1000).alpha ** 2, kept)
@@ -99,8 +99,8 @@ def test_the_linear_schedule_is_the_limit_of_a_thousand_betas():
 @pytest.mark.parametrize("name", SCHEDULES.names())
 def test_grids_fall_from_the_noisiest_level_towards_the_clean_end(name, grid):
     schedule = SCHEDULES[name]()
-    levels = schedule.levels(9, grid)
-    ratios = [float(level.ratio) for level in levels]
+    levels = schedule.discretize(9, grid)
+    ratios = [float(level.sigma_edm) for level in levels]
     assert ratios == sorted(ratios, reverse=True) and len(set(ratios)) == 10 and ratios[-1] == 0
     low, high = schedule.bounds()
     assert all(low - 1e-9 <= float(level.log_snr) <= high + 1e-9 for level in levels[:-1])
@@ -135,7 +135,7 @@ def test_prediction_and_state_lead_back_to_x0(name, family):
 @pytest.mark.parametrize("name", OBJECTIVES.names())
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prediction_and_state_lead_back_to_x0_in_single_precision(name, family):
-    level = Level(*(part.float() for part in FAMILIES[family](torch.linspace(-9, 8, 64).double()[:, None])))
+    level = NoiseLevel(*(part.float() for part in FAMILIES[family](torch.linspace(-9, 8, 64).double()[:, None])))
     objective = OBJECTIVES[name]()
     x0, noise = torch.randn(2, 64, 8)
     parts = objective.coefficients(level)
@@ -175,7 +175,7 @@ def test_edm_is_v_prediction_on_scaled_data(family):
 @pytest.mark.parametrize("name", OBJECTIVES.names())
 def test_coefficients_stay_finite_in_the_noise_condition(name):
     """Pure noise and pure data reach a network as finite numbers."""
-    ends = Level(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]))
+    ends = NoiseLevel(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]))
     assert torch.isfinite(OBJECTIVES[name]().coefficients(ends).c_noise).all()
 
 
@@ -192,18 +192,18 @@ def test_min_snr_weights_are_the_published_ones_for_every_objective():
     }
     for name, weight in published.items():
         c_out = OBJECTIVES[name]().coefficients(level).c_out
-        close(WEIGHTINGS["min_snr"](gamma=gamma).factor(level, c_out), weight, 1e-9)
+        close(WEIGHTINGS["min_snr"](gamma=gamma).prediction_weight(level, c_out), weight, 1e-9)
     close(WEIGHTINGS["soft_min_snr"](gamma=gamma).weight(level), snr * gamma / (snr + gamma), 1e-9)
-    close(WEIGHTINGS["p2"](gamma=0.7, k=2.0).factor(level, level.alpha), (2 + snr) ** -0.7, 1e-9)
+    close(WEIGHTINGS["p2"](gamma=0.7, k=2.0).prediction_weight(level, level.alpha), (2 + snr) ** -0.7, 1e-9)
     c_out = OBJECTIVES["noise"]().coefficients(level).c_out
-    close(WEIGHTINGS["sigmoid"](bias=-3.0).factor(level, c_out), torch.sigmoid(-3 - LOG_SNRS), 1e-9)
+    close(WEIGHTINGS["sigmoid"](bias=-3.0).prediction_weight(level, c_out), torch.sigmoid(-3 - LOG_SNRS), 1e-9)
 
 
 @pytest.mark.parametrize("sigma_data", [0.1, 0.5, 1.0])
 def test_edm_weight_times_c_out_squared_is_one(sigma_data):
     level = FAMILIES["ve"](LOG_SNRS)
     c_out = OBJECTIVES["edm"](sigma_data=sigma_data).coefficients(level).c_out
-    close(WEIGHTINGS["edm"](sigma_data=sigma_data).factor(level, c_out), torch.ones_like(LOG_SNRS), 1e-9)
+    close(WEIGHTINGS["edm"](sigma_data=sigma_data).prediction_weight(level, c_out), torch.ones_like(LOG_SNRS), 1e-9)
     sigma = level.sigma
     published = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
     close(WEIGHTINGS["edm"](sigma_data=sigma_data).weight(level), published, 1e-9)
@@ -214,7 +214,7 @@ def test_edm_weight_times_c_out_squared_is_one(sigma_data):
 def test_weights_are_positive_and_finite_over_every_schedule(weighting, schedule):
     level = SCHEDULES[schedule]()(times(SCHEDULES[schedule]()))
     for objective in OBJECTIVES.names():
-        factor = WEIGHTINGS[weighting]().factor(level, OBJECTIVES[objective]().coefficients(level).c_out)
+        factor = WEIGHTINGS[weighting]().prediction_weight(level, OBJECTIVES[objective]().coefficients(level).c_out)
         assert torch.isfinite(factor).all() and (factor > 0).all()
 
 
@@ -296,7 +296,7 @@ def test_the_ancestral_step_is_the_posterior(schedule, unchecked):
 def test_renoising_keeps_the_marginal(schedule):
     for low, high in ((-6.0, -5.5), (-1.0, 1.0), (2.0, 9.0), (-9.0, math.inf)):
         t = schedule.level(torch.tensor(low, dtype=torch.float64))
-        s = Level.clean() if high == math.inf else schedule.level(torch.tensor(high, dtype=torch.float64))
+        s = NoiseLevel.clean() if high == math.inf else schedule.level(torch.tensor(high, dtype=torch.float64))
         one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         gain, added = float(renoise(one, s, t, zero)), float(renoise(zero, s, t, one))
         for spread in (0.0, 0.3, 2.0):
@@ -311,17 +311,17 @@ def test_renoised_draws_have_the_right_spread():
     cosine = Cosine()
     s, t = cosine(torch.tensor(0.4, dtype=torch.float64)), cosine(torch.tensor(0.6, dtype=torch.float64))
     assert renoise(s.sigma * z, s, t, fresh).std() == pytest.approx(0.812, rel=0.01)
-    three, five = (Level(torch.ones(()), torch.tensor(value)) for value in (3.0, 5.0))
+    three, five = (NoiseLevel(torch.ones(()), torch.tensor(value)) for value in (3.0, 5.0))
     assert renoise(three.sigma * z, three, five, fresh).std() == pytest.approx(5.0, rel=0.01)
 
 
 def test_noise_comes_from_generators_or_from_a_function():
     x = torch.zeros(2, 3)
-    assert torch.equal(fresh_noise(x, lambda state: state + 7), x + 7)
-    one, again = (fresh_noise(x, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(draw_noise(x, lambda state: state + 7), x + 7)
+    one, again = (draw_noise(x, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(one, again) and not torch.equal(one, x)
     with pytest.raises(ValueError, match="3 generators cannot serve a batch of 2"):
-        fresh_noise(x, [torch.Generator() for _ in range(3)])
+        draw_noise(x, [torch.Generator() for _ in range(3)])
 
 
 def test_multistep_samplers_are_exact_for_polynomials_of_their_order():
@@ -337,11 +337,11 @@ def test_multistep_samplers_are_exact_for_polynomials_of_their_order():
         history, start = [], torch.zeros(1, 1, dtype=torch.float64)
         # enough exact past for the highest order: x solves dx/dl = D - x with x = particular polynomial + decay
         for level in levels[:3]:
-            history.append(Past(level, particular(level, degree) + 0 * start, polynomial(start, level, None)))
+            history.append(HistoryEntry(level, particular(level, degree) + 0 * start, polynomial(start, level, None)))
         x = particular(levels[3], degree) + 0 * start
         for t, s in zip(levels[3:], levels[4:], strict=False):
             step = sampler.step(polynomial, schedule, x, t, s, history, None)
-            history.append(Past(t, x if step.corrected is None else step.corrected, step.x0))
+            history.append(HistoryEntry(t, x if step.corrected is None else step.corrected, step.x0))
             x = step.x
         if name.startswith("pc"):  # the last state is only predicted: correct it as the next step would
             x = sampler.step(polynomial, schedule, x, s, levels[0], history, None).corrected

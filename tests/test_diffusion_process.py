@@ -12,7 +12,7 @@ from jaxtyping import config
 from imagen_pytorch.diffusion.losses import NOISE_LEVELS, WEIGHTINGS
 from imagen_pytorch.diffusion.objectives import OBJECTIVES
 from imagen_pytorch.diffusion.process import DiffusionProcess
-from imagen_pytorch.diffusion.samplers import SAMPLERS, Known
+from imagen_pytorch.diffusion.samplers import SAMPLERS, Inpainting
 from imagen_pytorch.diffusion.schedules import SCHEDULES, Cosine
 from imagen_pytorch.testing import IsotropicGaussian, affine_response, as_network
 
@@ -50,7 +50,7 @@ def unchecked():
 def test_a_network_of_any_objective_gives_back_its_denoiser(schedule, objective):
     model = process(schedule, objective)
     denoise = model.denoiser(as_network(ORACLE, model))
-    for level in model.schedule.levels(6)[:-1]:
+    for level in model.schedule.discretize(6)[:-1]:
         x = level.alpha * 0.3 + level.sigma * torch.randn(4, 3, 2, 2, dtype=torch.float64)
         torch.testing.assert_close(denoise(x, level, None), ORACLE(x, level, None), rtol=1e-8, atol=1e-8)
 
@@ -61,7 +61,7 @@ def test_samples_have_the_law_that_the_sampler_makes_of_the_data(kind, sampler, 
     model = process(*kind, sampler)
     denoise = model.denoiser(as_network(ORACLE, model))
     for steps in (3, 30):
-        levels = model.sampler.levels(model.schedule, steps)
+        levels = model.sampler.discretize(model.schedule, steps)
         response = affine_response(model.sampler, ORACLE, model.schedule, levels)
         generator = torch.Generator().manual_seed(0)
         found = model.sample(denoise, (5000, 2, 2), steps=steps, generator=generator).double()
@@ -114,13 +114,13 @@ def test_the_network_sees_a_scaled_picture_a_number_per_item_and_the_estimate_be
         return torch.zeros_like(x)
 
     model.sample(model.denoiser(net), (500, 2, 2), steps=3, generator=torch.Generator().manual_seed(0))
-    levels = model.schedule.levels(3)
+    levels = model.schedule.discretize(3)
     for (_, c_noise, _), level in zip(calls, levels, strict=False):
         assert c_noise.shape == (500,)
         assert float(c_noise[0]) == pytest.approx(math.log(float(level.sigma)) / 4, rel=1e-5)
     assert float(calls[0][0].std()) == pytest.approx(1, rel=0.05)
     assert calls[0][2] is None
-    first = model.estimate(torch.zeros(500, 2, 2), calls[0][0] * math.hypot(80, 0.5), levels[0])
+    first = model.to_x0(torch.zeros(500, 2, 2), calls[0][0] * math.hypot(80, 0.5), levels[0])
     torch.testing.assert_close(calls[1][2], first, rtol=1e-4, atol=1e-5)
 
 
@@ -173,7 +173,7 @@ def test_churn_is_spread_over_the_steps_of_the_run():
         return torch.zeros_like(x)
 
     model.sample(denoise, (1, 2), steps=40)
-    planned = [float(level.sigma) for level in model.schedule.levels(40)][:-1]
+    planned = [float(level.sigma) for level in model.schedule.discretize(40)][:-1]
     expected = [sigma * 1.1 if 1.0 <= sigma <= 50.0 else sigma for sigma in planned]
     assert levels_seen[::2] == pytest.approx(expected)
 
@@ -194,7 +194,7 @@ def test_a_start_picture_gets_the_noise_of_the_level_that_is_reached(kind, choic
     generator = torch.Generator().manual_seed(0)
     model.sample(denoise, (20_000, 2), steps=10, init=init, generator=generator, **choice)
     x, level = seen[0]
-    expected = model.schedule.levels(10, "karras")[6 if choice.get("strength") or choice.get("skip_steps") else 0]
+    expected = model.schedule.discretize(10, "karras")[6 if choice.get("strength") or choice.get("skip_steps") else 0]
     assert float(level.sigma) == float(expected.sigma)
     assert len(seen) == (4 if choice.get("strength") or choice.get("skip_steps") else 10)
     sigma = float(level.sigma)
@@ -211,7 +211,7 @@ def test_no_strength_returns_the_picture_itself_with_the_known_pixels():
     assert torch.equal(model.sample(never, init.shape, steps=10, init=init, strength=0.0), init)
     assert torch.equal(model.sample(never, init.shape, steps=10, init=init, skip_steps=10), init)
     mask = torch.rand(2, 1, 4, 4) < 0.5
-    kept = model.sample(never, init.shape, steps=10, init=init, strength=0.0, known=Known(-init, mask))
+    kept = model.sample(never, init.shape, steps=10, init=init, strength=0.0, known=Inpainting(-init, mask))
     assert torch.equal(kept, torch.where(mask, -init, init))
 
 
@@ -237,7 +237,7 @@ def test_training_and_sampling_levels_broadcast_over_any_rank():
         x0, noise = torch.randn(shape), torch.randn(shape)
         level = model.level(t, x0)
         assert level.alpha.shape == (2, *(1,) * (len(shape) - 1)) and level.alpha.dtype == torch.float64
-        x_t = model.corrupt(x0, level, noise)
+        x_t = model.add_noise(x0, level, noise)
         assert x_t.dtype == torch.float32
         one = Cosine()(t.double()[1])
         torch.testing.assert_close(x_t[1], (one.alpha * x0[1] + one.sigma * noise[1]).float())

@@ -13,7 +13,7 @@ from every_file import each_file
 PACKAGE = Path(__file__).resolve().parents[1] / "imagen_pytorch"
 
 LAYERS = (
-    ("version", "wording", "registry", "tensors", "images", "construction", "ranges", "lines"),
+    ("version", "wording", "registry", "tensors", "images", "construction", "ranges", "lines", "renamed"),
     ("diffusion", "nn", "text", "data"),
     ("cascade",),
     ("imagen",),

@@ -74,7 +74,7 @@ def test_scale_one_is_the_conditional_estimate_and_free(name):
     pair, asked = counted(CONDITIONAL, TEST_MIXTURE)
     guidance = GUIDANCE[name](1.0)
     x = torch.randn(8, 2)
-    assert not guidance.needs_null_somewhere
+    assert not guidance.uses_uncond
     assert torch.equal(guided(pair, guidance)(x, LEVEL, None), CONDITIONAL(x, LEVEL, None))
     assert asked == [False]
 
@@ -120,8 +120,8 @@ def test_guiding_the_prediction_equals_guiding_x0(objective):
     )
     x = torch.randn(3, 3, 4, 4, dtype=torch.float64)
     cond, null = estimates()
-    of_x0 = combined("cfg", *(process.estimate(part, x, LEVEL) for part in (cond, null)), 4.0)
-    torch.testing.assert_close(process.estimate(torch.lerp(null, cond, 4.0), x, LEVEL), of_x0, rtol=0, atol=1e-11)
+    of_x0 = combined("cfg", *(process.to_x0(part, x, LEVEL) for part in (cond, null)), 4.0)
+    torch.testing.assert_close(process.to_x0(torch.lerp(null, cond, 4.0), x, LEVEL), of_x0, rtol=0, atol=1e-11)
 
 
 # -- one by one ------------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import config
 
 from imagen_pytorch.diffusion import process as _registers_all_samplers  # noqa: F401
-from imagen_pytorch.diffusion.samplers import SAMPLERS, Known
-from imagen_pytorch.diffusion.schedules import Cosine, Karras, Level
+from imagen_pytorch.diffusion.samplers import SAMPLERS, Inpainting
+from imagen_pytorch.diffusion.schedules import Cosine, Karras, NoiseLevel
 from imagen_pytorch.testing import TEST_MIXTURE, Gaussian, IsotropicGaussian, moment_exact_noise
 
 # two values that belong together; the first is known to be 1, so the second is N(0.9, 0.19)
@@ -30,10 +30,10 @@ def unchecked():
 def painted(name, schedule, steps, resample_times, jump=1):
     """Mean and variance of the painted value over those of its law, without sampling error."""
     sampler = SAMPLERS[name]()
-    levels = schedule.levels(steps, sampler.grid)
+    levels = schedule.discretize(steps, sampler.grid)
     start = levels[0].sigma * moment_exact_noise(torch.randn(ROWS, 2, dtype=torch.float64))
     image = torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(ROWS, 2)
-    known = Known(image, MASK, resample_times=resample_times, jump=jump)
+    known = Inpainting(image, MASK, resample_times=resample_times, jump=jump)
     end = sampler.sample(PAIR, schedule, start, levels, generator=moment_exact_noise, known=known)
     assert torch.equal(end[:, 0], image[:, 0])
     return float(end[:, 1].mean()) / 0.9, float(end[:, 1].var(unbiased=False)) / 0.19
@@ -87,9 +87,9 @@ def test_resampling_helps_every_sampler(name, unchecked):
 def distance_to_conditional(y, draws=2000):
     """Wasserstein distance of painted second values, the first being y, to the exact conditional distribution."""
     generator = torch.Generator().manual_seed(0)
-    levels = GRID.levels(250, "karras")
+    levels = GRID.discretize(250, "karras")
     start = levels[0].sigma * torch.randn(draws, 2, generator=generator, dtype=torch.float64)
-    known = Known(torch.full((draws, 2), y, dtype=torch.float64), MASK, resample_times=10)
+    known = Inpainting(torch.full((draws, 2), y, dtype=torch.float64), MASK, resample_times=10)
     end = SAMPLERS["ddpm"]().sample(TEST_MIXTURE, GRID, start, levels, generator=generator, known=known)
     means, stds, weights = (
         torch.tensor(part, dtype=torch.float64)
@@ -124,7 +124,7 @@ def test_where_several_modes_are_possible_resampling_is_biased(y, least, most, u
 def spied_run(name, schedule, steps, known):
     """Every state that the denoiser of one run was shown, with its level."""
     sampler = SAMPLERS[name]()
-    levels = schedule.levels(steps, sampler.grid)
+    levels = schedule.discretize(steps, sampler.grid)
     seen = []
     oracle = IsotropicGaussian(0.0, 0.5)
 
@@ -139,7 +139,7 @@ def spied_run(name, schedule, steps, known):
 
 
 def known_half(repeats=1):
-    return Known(torch.full((BATCH, 2), 0.75, dtype=torch.float64), MASK, resample_times=repeats)
+    return Inpainting(torch.full((BATCH, 2), 0.75, dtype=torch.float64), MASK, resample_times=repeats)
 
 
 @pytest.mark.parametrize("schedule", [Cosine(), Karras()], ids=["vp", "ve"])
@@ -155,7 +155,7 @@ def test_known_pixels_have_the_noise_of_the_level_in_every_evaluation(name, sche
 
 
 def test_a_wholly_known_picture_is_seen_at_full_noise_from_the_first_evaluation():
-    everything = Known(torch.zeros(BATCH, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.bool), 1)
+    everything = Inpainting(torch.zeros(BATCH, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.bool), 1)
     seen, end = spied_run("edm", Karras(), 5, everything)
     x, level = seen[0]
     assert float(level.sigma) == pytest.approx(80) and float(x.std()) == pytest.approx(80, rel=0.02)
@@ -166,8 +166,8 @@ def test_a_wholly_known_picture_is_seen_at_full_noise_from_the_first_evaluation(
 def test_every_stretch_is_walked_as_often_as_asked_and_history_starts_anew(jump):
     calls = []
     schedule = Cosine()
-    levels = schedule.levels(7, "karras")
-    known = Known(torch.zeros(1, 2), MASK, resample_times=3, jump=jump)
+    levels = schedule.discretize(7, "karras")
+    known = Inpainting(torch.zeros(1, 2), MASK, resample_times=3, jump=jump)
 
     def denoise(x, level, before):
         calls.append((levels.index(level), before is None))
@@ -190,12 +190,12 @@ def test_known_pixels_are_exact_in_single_precision_too(name):
     image = torch.rand(3, 1, 4, 4)
     mask = torch.rand(3, 1, 4, 4) < 0.5
     schedule = Cosine()
-    levels = SAMPLERS[name]().levels(schedule, 4)
+    levels = SAMPLERS[name]().discretize(schedule, 4)
     oracle = IsotropicGaussian(0.0, 0.5)
-    end = SAMPLERS[name]().sample(oracle, schedule, torch.randn(3, 1, 4, 4), levels, known=Known(image, mask, 2))
+    end = SAMPLERS[name]().sample(oracle, schedule, torch.randn(3, 1, 4, 4), levels, known=Inpainting(image, mask, 2))
     assert end.dtype == torch.float32 and torch.equal(end[mask], image[mask])
     assert not torch.equal(end[~mask], image[~mask])
 
 
 def test_a_clean_level_is_exactly_clean():
-    assert Level.clean().log_snr == math.inf and float(Level.clean().ratio) == 0
+    assert NoiseLevel.clean().log_snr == math.inf and float(NoiseLevel.clean().sigma_edm) == 0

@@ -11,7 +11,7 @@ import torch
 from cascade_toys import cascade, pictures, standing_in, text, unchecked
 from test_cascade_oracles import gaussian, oracle
 
-from imagen_pytorch.diffusion.schedules import Karras, Level
+from imagen_pytorch.diffusion.schedules import Karras, NoiseLevel
 from imagen_pytorch.evaluation.likelihood import bits_per_dim, bound, dequantized, probability_flow
 from imagen_pytorch.imagen import ElucidatedImagen, Imagen
 from imagen_pytorch.images import resize
@@ -51,7 +51,7 @@ def data(count: int) -> torch.Tensor:
 
 def test_the_flow_finds_the_likelihood_with_order_two():
     x0 = data(300)
-    exact = -MIXTURE.log_density(x0, Level.clean())
+    exact = -MIXTURE.log_density(x0, NoiseLevel.clean())
     error = {n: abs(float((probability_flow(MIXTURE, VE, x0, steps=n) - exact).mean())) for n in (50, 100, 200)}
     assert error[200] <= 0.005
     for fewer in (50, 100):
@@ -99,7 +99,7 @@ def expected_gap(steps: int) -> float:
     table = (density * slope[:, 0]).reshape(steps, -1) * sigma.square()
     errors = torch.trapezoid(table, x.detach().reshape(steps, -1), dim=1)
     at = torch.linspace(-3, 3, 20_001, dtype=torch.float64)
-    log_p = MIXTURE.log_density(at[:, None], Level.clean())
+    log_p = MIXTURE.log_density(at[:, None], NoiseLevel.clean())
     entropy = -torch.trapezoid(log_p.exp() * log_p, at)
     prior = torch.trapezoid(log_p.exp() * at.square(), at) / 80**2 / 2
     decoder = math.log(2 * math.pi * math.e * 1e-6) / 2
@@ -109,7 +109,7 @@ def expected_gap(steps: int) -> float:
 @pytest.mark.parametrize("most", [256, pytest.param(1024, marks=pytest.mark.slow)])
 def test_the_bound_lies_above_the_likelihood_and_comes_nearer_with_more_steps(most):
     x0 = data(3000)
-    exact = -MIXTURE.log_density(x0, Level.clean())
+    exact = -MIXTURE.log_density(x0, NoiseLevel.clean())
     gaps = []
     # gaps in nats that a separate prototype found for another mixture of these widths, by draws
     for steps, reference in ((128, 0.449), (256, 0.200), (512, 0.093), (1024, 0.054)):
@@ -172,7 +172,7 @@ def test_bits_per_dimension_of_gaussian_pixels(kind, objective):
     flow = bits_per_dim(model, images, steps=100, seed=3)
     torch.testing.assert_close(flow, bits(gaussian_nats(x0)), atol=0.008, rtol=0)
     over = bits_per_dim(model, images, method="bound", steps=100, seed=3)
-    expected = bits(gaussian_bound(x0, *model.stages[0].process.schedule.useful(), 100))
+    expected = bits(gaussian_bound(x0, *model.stages[0].process.schedule.sampling_bounds(), 100))
     torch.testing.assert_close(over, expected, atol=0.15, rtol=0)
     assert bool((expected > bits(gaussian_nats(x0))).all())
 

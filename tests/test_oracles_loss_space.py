@@ -81,7 +81,7 @@ def test_the_loss_is_that_of_a_network_that_predicts_what_is_measured(loss_type)
         model = process(objective, space, loss_type=loss_type)
         level = model.level(t, x0)
         parts = model.objective.coefficients(level)
-        answer = ((estimate - parts.c_skip * model.corrupt(x0, level, noise)) / parts.c_out).float()
+        answer = ((estimate - parts.c_skip * model.add_noise(x0, level, noise)) / parts.c_out).float()
         return model.loss(lambda x, c_noise, before: answer, x0, t, noise)
 
     for space in CELLS:
@@ -115,5 +115,5 @@ def test_a_model_takes_a_space_for_each_network():
     with pytest.raises(ValueError, match='no objective "w"'):
         cascade(loss_space="w")
     cascade(loss_space="v", p2_loss_weight_gamma=0.5)
-    with pytest.raises(ValueError, match="Noise says nothing about x0 where Flow is all noise"):
+    with pytest.raises(ValueError, match="Noise does not determine x0 where Flow is all noise"):
         process("x0", "eps", Flow(clip=(-math.inf, 15.0)))

@@ -93,7 +93,7 @@ def test_self_conditioning_gives_the_estimate_and_leaves_the_target_alone(name):
     with_it = model.loss(net, x0, t, noise, self_condition=True)
     assert seen[0] is None and not seen[1].requires_grad
     level = model.level(t, x0)
-    expected = IsotropicGaussian(0.0, STD)(model.corrupt(x0, level, noise), level, None)
+    expected = IsotropicGaussian(0.0, STD)(model.add_noise(x0, level, noise), level, None)
     torch.testing.assert_close(seen[1], expected.float(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(with_it, model.loss(oracle, x0, t, noise))
 
@@ -137,7 +137,7 @@ def implied_weight(model, log_snr):
     level = model.schedule.level(log_snr.detach())
     c_out = model.objective.coefficients(level).c_out
     to_noise = level.sigma / level.alpha / c_out  # prediction error per noise error
-    return density * speed.abs() * model.weighting.factor(level, c_out) * to_noise.square()
+    return density * speed.abs() * model.weighting.prediction_weight(level, c_out) * to_noise.square()
 
 
 def model_law(model):
@@ -194,7 +194,7 @@ def test_min_snr_implies_the_same_weight_for_every_objective(objective):
 @pytest.mark.parametrize("objective", OBJECTIVES.names())
 def test_loss_is_finite_at_both_ends_in_every_precision(schedule, objective):
     place = SCHEDULES[schedule]()
-    noisiest, cleanest = place.ends()
+    noisiest, cleanest = place.time_range()
     t = torch.tensor([noisiest, noisiest + (cleanest - noisiest) * 1e-6, cleanest])
     x0, noise = torch.rand(3, 3, 2, 2), torch.randn(3, 3, 2, 2)
     for weighting in WEIGHTINGS.names():
@@ -234,7 +234,7 @@ def test_first_estimate_of_an_empty_network_is_bounded(schedule, objective):
 
 
 def test_an_objective_without_answer_at_pure_noise_is_refused():
-    with pytest.raises(ValueError, match="Noise says nothing about x0 where Flow is all noise.*predict v"):
+    with pytest.raises(ValueError, match="Noise does not determine x0 where Flow is all noise.*predict v"):
         process("noise", Flow(clip=(-math.inf, 15.0)))
     for name in ("v", "flow", "x_start", "edm"):
         process(name, Flow(clip=(-math.inf, 15.0)))

@@ -15,8 +15,8 @@ from imagen_pytorch.diffusion.losses import NOISE_LEVELS, WEIGHTINGS
 from imagen_pytorch.diffusion.multistep import exponential_multistep
 from imagen_pytorch.diffusion.objectives import OBJECTIVES
 from imagen_pytorch.diffusion.process import DiffusionProcess
-from imagen_pytorch.diffusion.samplers import SAMPLERS, exponential_step, half_log_snr_step
-from imagen_pytorch.diffusion.schedules import Cosine, Flow, Karras, Level
+from imagen_pytorch.diffusion.samplers import SAMPLERS, ddim_step, lambda_step
+from imagen_pytorch.diffusion.schedules import Cosine, Flow, Karras, NoiseLevel
 from imagen_pytorch.testing import TEST_MIXTURE, as_network, log_uniform_levels, probability_flow
 
 STEPS = 20
@@ -41,11 +41,11 @@ def unit_noise(seed=0):
 def vp(ratios):
     """Variance-preserving levels with these ``sigma / alpha``; a ratio of zero is the clean end."""
     ratios = torch.as_tensor(ratios).double()
-    return [Level(1 / (1 + ratio**2).sqrt(), ratio / (1 + ratio**2).sqrt()) for ratio in ratios]
+    return [NoiseLevel(1 / (1 + ratio**2).sqrt(), ratio / (1 + ratio**2).sqrt()) for ratio in ratios]
 
 
 def ve(ratios):
-    return [Level(torch.ones((), dtype=torch.float64), ratio) for ratio in torch.as_tensor(ratios).double()]
+    return [NoiseLevel(torch.ones((), dtype=torch.float64), ratio) for ratio in torch.as_tensor(ratios).double()]
 
 
 def replay(noises):
@@ -76,7 +76,7 @@ def test_ddim_and_ancestral_steps_equal_diffusers(monkeypatch):
     ):
         scheduler.set_timesteps(STEPS)
         kept = scheduler.alphas_cumprod[scheduler.timesteps].double()
-        levels = [Level(a.sqrt(), (1 - a).sqrt()) for a in kept] + [Level.clean()]
+        levels = [NoiseLevel(a.sqrt(), (1 - a).sqrt()) for a in kept] + [NoiseLevel.clean()]
         x = start = unit_noise()
         for t, level in zip(scheduler.timesteps, levels, strict=False):
             x = scheduler.step(denoise(x, level), int(t), x).prev_sample
@@ -91,13 +91,13 @@ def published_unipc(order, levels, x):
     for index, (t, s) in enumerate(zip(levels, levels[1:], strict=False)):
         x0 = denoise(x, t)
         if used == 1:
-            x = exponential_step(origin, (x0 + known[0][1]) / 2, known[0][0], t)
+            x = ddim_step(origin, (x0 + known[0][1]) / 2, known[0][0], t)
         elif used:
             x = exponential_multistep(origin, known[0][0], t, [(t, x0), *known][: used + 1])
         known, origin, used = [(t, x0), *known], x, min(order, index + 1, count - index)
         if used == 2:
-            lead = half_log_snr_step(t, s) / half_log_snr_step(known[1][0], t) / 2
-            x = exponential_step(x, x0 + lead * (x0 - known[1][1]), t, s)
+            lead = lambda_step(t, s) / lambda_step(known[1][0], t) / 2
+            x = ddim_step(x, x0 + lead * (x0 - known[1][1]), t, s)
         else:
             x = exponential_multistep(x, t, s, known[:used])
     return x
@@ -163,7 +163,7 @@ def test_edm_preconditioning_and_grid_equal_diffusers(name):
         schedule, OBJECTIVES["edm"](), NOISE_LEVELS["log_normal"](), WEIGHTINGS["edm"](), SAMPLERS[name]()
     )
     net = as_network(TEST_MIXTURE, process)
-    levels = schedule.levels(STEPS)
+    levels = schedule.discretize(STEPS)
     x = start = levels[0].sigma * unit_noise()
     for t in scheduler.timesteps:
         scaled = scheduler.scale_model_input(x, t)
@@ -177,7 +177,7 @@ def test_flow_from_pure_noise_equals_diffusers():
 
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(STEPS)
-    levels = [Level(1 - sigma, sigma) for sigma in scheduler.sigmas.double()]
+    levels = [NoiseLevel(1 - sigma, sigma) for sigma in scheduler.sigmas.double()]
     assert float(levels[0].alpha) == 0
     x = start = unit_noise()
     for t, level in zip(scheduler.timesteps, levels, strict=False):
@@ -197,7 +197,7 @@ def test_third_order_here_is_third_order_and_in_diffusers_second():
             prediction_type="sample", solver_order=3, lower_order_final=False, final_sigmas_type="sigma_min"
         )
         scheduler.set_timesteps(steps)
-        scheduler.sigmas = torch.stack([level.ratio for level in levels])
+        scheduler.sigmas = torch.stack([level.sigma_edm for level in levels])
         x = levels[0].alpha * start
         ends = follow(scheduler, levels, x), run("ab3", levels, x, Cosine())
         return [float((end / levels[-1].alpha - exact).square().mean().sqrt()) for end in ends]
@@ -227,7 +227,7 @@ def karras_ratios(steps, low=0.002, high=80.0, rho=7.0):
 
 
 def at(x, sigma):
-    return denoise(x, Level(torch.ones((), dtype=torch.float64), torch.tensor(sigma, dtype=torch.float64)))
+    return denoise(x, NoiseLevel(torch.ones((), dtype=torch.float64), torch.tensor(sigma, dtype=torch.float64)))
 
 
 def plain_euler(x, sigmas, noises):
@@ -324,5 +324,5 @@ def test_samplers_equal_the_published_sigma_space_algorithms(name):
 
 
 def test_karras_grid_equals_its_formula():
-    ratios = torch.stack([level.ratio for level in Karras().levels(STEPS)[:-1]])
+    ratios = torch.stack([level.sigma_edm for level in Karras().discretize(STEPS)[:-1]])
     np.testing.assert_allclose(ratios.numpy(), karras_ratios(STEPS), rtol=1e-13)

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import config
 
 from imagen_pytorch.diffusion import process as _registers_all_samplers  # noqa: F401
-from imagen_pytorch.diffusion.samplers import SAMPLERS, Known
-from imagen_pytorch.diffusion.schedules import GRIDS, SCHEDULES, Cosine, Flow, Karras, Level
+from imagen_pytorch.diffusion.samplers import SAMPLERS, Inpainting
+from imagen_pytorch.diffusion.schedules import GRIDS, SCHEDULES, Cosine, Flow, Karras, NoiseLevel
 from imagen_pytorch.testing import (
     TEST_MIXTURE,
     IsotropicGaussian,
@@ -146,7 +146,7 @@ def test_every_process_gives_the_same_picture_from_the_same_noise(name, dtype, t
 def test_any_number_of_steps_is_finite_and_ends_at_the_estimate(name, schedule, grid):
     sampler, place = SAMPLERS[name](), SCHEDULES[schedule]()
     for steps in (1, 2, 3, 7):
-        levels = place.levels(steps, grid)
+        levels = place.discretize(steps, grid)
         assert len(levels) == steps + 1 and float(levels[-1].sigma) == 0 and float(levels[-1].alpha) == 1
         seen = []
 
@@ -162,7 +162,7 @@ def test_any_number_of_steps_is_finite_and_ends_at_the_estimate(name, schedule, 
 @pytest.mark.parametrize("name", SAMPLERS.names())
 def test_a_start_of_pure_noise_without_any_signal_keeps_the_mean(name):
     schedule = Flow(clip=(-math.inf, 15.0))
-    levels = schedule.levels(12)
+    levels = schedule.discretize(12)
     assert float(levels[0].alpha) == 0
     response = affine_response(SAMPLERS[name](), GAUSSIAN, schedule, levels)
     assert response.mean(0.0) == pytest.approx(0.7, abs=1e-12)
@@ -171,14 +171,14 @@ def test_a_start_of_pure_noise_without_any_signal_keeps_the_mean(name):
 
 def test_zero_steps_are_refused_with_a_sentence():
     with pytest.raises(ValueError, match="at least 1 step, got 0"):
-        SAMPLERS["ddim"]().levels(Cosine(), 0)
+        SAMPLERS["ddim"]().discretize(Cosine(), 0)
 
 
 @pytest.mark.parametrize("name", SAMPLERS.names())
 def test_per_item_generators_make_an_item_independent_of_its_batch(name):
     schedule, sampler = Cosine(), SAMPLERS[name]()
-    levels = sampler.levels(schedule, 8)
-    known = Known(torch.zeros(1, 2), torch.tensor([[True, False]]), resample_times=2)
+    levels = sampler.discretize(schedule, 8)
+    known = Inpainting(torch.zeros(1, 2), torch.tensor([[True, False]]), resample_times=2)
 
     def run(items, **options):
         generators = [torch.Generator().manual_seed(100 + item) for item in items]
@@ -194,7 +194,7 @@ def test_per_item_generators_make_an_item_independent_of_its_batch(name):
 @pytest.mark.parametrize("name", SAMPLERS.names())
 def test_a_callback_sees_every_step_and_may_stop(name):
     sampler, schedule, seen = SAMPLERS[name](), Cosine(), []
-    levels = sampler.levels(schedule, 6)
+    levels = sampler.discretize(schedule, 6)
     start = torch.randn(2, 2)
     sampler.sample(GAUSSIAN, schedule, start, levels, callback=lambda *news: seen.append(news))
     assert [(index, total) for index, total, _ in seen] == [(index, 6) for index in range(6)]
@@ -211,9 +211,9 @@ def test_a_callback_sees_every_step_and_may_stop(name):
 def test_the_number_of_evaluations_is_one_or_two_a_step_and_one_at_the_end(name):
     sampler, schedule, calls = SAMPLERS[name](), Cosine(), []
 
-    def denoise(x, level: Level, before):
+    def denoise(x, level: NoiseLevel, before):
         calls.append(level)
         return GAUSSIAN(x, level, None)
 
-    sampler.sample(denoise, schedule, torch.randn(1, 2), sampler.levels(schedule, 10))
+    sampler.sample(denoise, schedule, torch.randn(1, 2), sampler.discretize(schedule, 10))
     assert len(calls) == (19 if name in ("heun", "edm", "dpmpp_2s") else 10)

@@ -120,7 +120,7 @@ def test_affine_response_predicts_draws():
     assert float(drawn.mean()) == pytest.approx(response.mean(1.0), abs=0.01)
     assert float(drawn.var()) == pytest.approx(response.variance(0.25), rel=0.02)
     for i in (0, 1):  # the two ends are noise levels, not ratios of the schedule's time
-        assert float(levels[-i].ratio) == pytest.approx((20.0, 0.1)[i])
+        assert float(levels[-i].sigma_edm) == pytest.approx((20.0, 0.1)[i])
 
 
 def test_moment_exact_noise_is_exact():
@@ -148,7 +148,7 @@ def test_mistakes_get_a_sentence():
             return Coefficients(*super().coefficients(level)[:3], level.log_snr**2)
 
     model = DiffusionProcess(Cosine(), Curved(), NOISE_LEVELS["uniform"](), WEIGHTINGS["plain"](), SAMPLERS["ddim"]())
-    with pytest.raises(ValueError, match="Curved: c_noise must be a straight line"):
+    with pytest.raises(ValueError, match="Curved: c_noise must be a linear function"):
         as_network(TEST_MIXTURE, model)
 
 
@@ -181,7 +181,7 @@ def test_both_wrappers_sample_the_law_that_the_sampler_makes_of_the_data(kind, s
     process = model.stages[0].process
     found = model.sample(batch_size=16, sampler=sampler, steps=16, seed=0, use_tqdm=False) * 2 - 1
     chosen = SAMPLERS[sampler]()
-    levels = chosen.levels(process.schedule, 16)
+    levels = chosen.discretize(process.schedule, 16)
     response = affine_response(chosen, oracle, process.schedule, levels)
     law = response.mean(0.0), math.sqrt(response.variance(float(levels[0].sigma) ** 2))
     assert float(found.mean()) == pytest.approx(law[0], abs=0.01)

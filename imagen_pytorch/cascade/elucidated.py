@@ -12,14 +12,14 @@ from torch import Tensor
 
 from ..diffusion.losses import NOISE_LEVELS, WEIGHTINGS
 from ..diffusion.objectives import OBJECTIVES, Coefficients
-from ..diffusion.schedules import SCHEDULES, Level
+from ..diffusion.schedules import SCHEDULES, NoiseLevel
 from ..tensors import expand_to
 from .parts import CascadeParts
 from .stage import bounded
 
 
-def _level(sigma: Tensor) -> Level:
-    return Level(torch.ones_like(sigma), sigma)
+def _level(sigma: Tensor) -> NoiseLevel:
+    return NoiseLevel(torch.ones_like(sigma), sigma)
 
 
 def _coefficients(sigma_data: float, sigma: Tensor) -> Coefficients:
@@ -56,7 +56,7 @@ class ElucidatedFormulas(CascadeParts):
     def sample_schedule(self, num_sample_steps: int, rho: float, sigma_min: float, sigma_max: float) -> Tensor:
         """The levels of a sampling run, ``(num_sample_steps + 1,)``; the last one is 0."""
         schedule = SCHEDULES["karras"](sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
-        sigmas = [level.sigma for level in schedule.levels(num_sample_steps)]
+        sigmas = [level.sigma for level in schedule.discretize(num_sample_steps)]
         return torch.stack(sigmas).to(self.device, torch.float32)
 
     def threshold_x_start(self, x_start: Tensor, dynamic_threshold: bool = True) -> Tensor:
@@ -83,7 +83,7 @@ class ElucidatedFormulas(CascadeParts):
         """
         process = replace(self.stages[0].process, objective=OBJECTIVES["edm"](sigma_data=sigma_data))
         level = _level(torch.as_tensor(sigma, dtype=torch.float32, device=noised_images.device))
-        level = Level(*(expand_to(part, noised_images) for part in level))
+        level = NoiseLevel(*(expand_to(part, noised_images) for part in level))
         denoise = process.denoiser(lambda x, c_noise, _: unet_forward(x, c_noise, **kwargs))
         x0 = denoise(noised_images, level, None)
         return self.threshold_x_start(x0, dynamic_threshold) if clamp else x0

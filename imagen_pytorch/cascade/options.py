@@ -167,7 +167,7 @@ class SharedOptions(_Taken):
         """
         name = check_name(self.lowres_noise_schedule, "lowres_noise_schedule")
         schedule = SCHEDULES[name]()
-        if schedule.ends() != (1.0, 0.0):
+        if schedule.time_range() != (1.0, 0.0):
             raise ValueError(
                 f'lowres_noise_schedule: the times of "{name}" do not lie in [0, 1], as lowres_sample_noise_level does'
             )

@@ -85,7 +85,7 @@ class SamplingRun:
             return None
         if self.text is None:
             raise ValueError("negative_texts need a model that is conditioned on text")
-        if not any(self.guidances[stage.number - 1].needs_null_somewhere for stage in self.stages):
+        if not any(self.guidances[stage.number - 1].uses_uncond for stage in self.stages):
             raise ValueError("negative_texts are what guidance leads away from: they need a cond_scale other than 1")
         texts = [texts] * self.batch if isinstance(texts, str) else texts
         check_text_count(texts, self.batch, "negative_texts")

@@ -10,8 +10,8 @@ from tqdm.auto import tqdm
 
 from ..diffusion.guidance import GUIDANCE, Guidance, guided
 from ..diffusion.process import DiffusionProcess
-from ..diffusion.samplers import Known
-from ..diffusion.schedules import Level
+from ..diffusion.samplers import Inpainting
+from ..diffusion.schedules import NoiseLevel
 from ..images import Size, resize, shrink_known, unnormalize
 from .conditioning import conditioning_pictures, null_text, stacked
 from .lowres import Direct, Residual, target_space
@@ -104,7 +104,7 @@ class StageRun:
             return GUIDANCE["cfg"](1.0)  # there is nothing to guide on
         guidance = run.guidances[self.stage.number - 1]
         trained = run.text is None or run.negative is not None or cascade.can_classifier_guidance
-        if guidance.needs_null_somewhere and not trained:
+        if guidance.uses_uncond and not trained:
             raise ValueError(
                 "this model was trained with cond_drop_prob=0, so it has no unconditional half: use cond_scale=1"
             )
@@ -115,7 +115,7 @@ class StageRun:
     def _condition(self, enlarged: Tensor | None) -> Any:
         """All that the network needs besides the noisy picture."""
         batch = self.run_.batch
-        both = self.guidance.needs_null_somewhere
+        both = self.guidance.uses_uncond
         keep = torch.ones(batch, dtype=torch.bool, device=self.device)
         named = self._text(keep, both)
         given = self.options.cond_images if takes_pictures(self.unet) else None
@@ -188,10 +188,10 @@ class StageRun:
     def _denoise(self) -> Any:
         """The denoiser that samplers see: network, guidance, thresholding, in that order."""
         both_halves = alone = self._network(self.conditioning)
-        if self.guidance.needs_null_somewhere:
+        if self.guidance.uses_uncond:
             alone = self._network(self.conditioning.rows(slice(0, self.run_.batch)))
 
-        def pair(x: Tensor, level: Level, x0_before: Tensor | None, both: bool) -> tuple[Tensor, Tensor | None]:
+        def pair(x: Tensor, level: NoiseLevel, x0_before: Tensor | None, both: bool) -> tuple[Tensor, Tensor | None]:
             if not both:
                 return alone(x, level, x0_before), None
             before = None if x0_before is None else torch.cat([x0_before, x0_before])
@@ -200,7 +200,7 @@ class StageRun:
 
         steered = guided(pair, self.guidance)
 
-        def denoise(x: Tensor, level: Level, x0_before: Tensor | None) -> Tensor:
+        def denoise(x: Tensor, level: NoiseLevel, x0_before: Tensor | None) -> Tensor:
             return self.stage.threshold(steered(x, level, x0_before), self.space)
 
         return denoise
@@ -215,12 +215,12 @@ class StageRun:
         image, mask = self._picked(image.to(self.device, self.precision)), self._picked(mask.to(self.device))
         return shrink_known(image, mask, self.size)
 
-    def _kept(self) -> Known | None:
+    def _kept(self) -> Inpainting | None:
         if self.known is None:
             return None
         image, mask = self.known
         inside = self.space.encode(self.cascade.normalize_img(image))
-        return Known(inside, mask, resample_times=self.options.inpaint_resample_times)
+        return Inpainting(inside, mask, resample_times=self.options.inpaint_resample_times)
 
     def _init(self) -> Tensor | None:
         given = self.choices.init_images

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ..tensors import expand_to
 from .objectives import OBJECTIVES
-from .samplers import corrupt, renoise
-from .schedules import SCHEDULES, Level, Schedule
+from .samplers import add_noise, renoise
+from .schedules import SCHEDULES, NoiseLevel, Schedule
 
 
 class Posterior(NamedTuple):
-    """Mean of the picture's shape; variance and its logarithm of shape ``(b, 1, ...)``."""
+    """Mean, of the shape of the image, and variance and its logarithm, of shape ``(b, 1, ...)``."""
 
     mean: Tensor
     variance: Tensor
@@ -22,7 +22,7 @@ class Posterior(NamedTuple):
 
 
 class Noised(NamedTuple):
-    """A noised picture, and the log-SNR, alpha and sigma that it was noised with, of shape ``(b, 1, ...)``."""
+    """A noised image, and the log-SNR, alpha and sigma of its noise level, of shape ``(b, 1, ...)``."""
 
     x: Tensor
     log_snr: Tensor
@@ -31,7 +31,7 @@ class Noised(NamedTuple):
 
 
 class GaussianDiffusionContinuousTimes:
-    """Times in [0, 1] and what they mean for tensors, without a network (Kingma et al. 2021, arXiv 2107.00630).
+    """A variance-preserving diffusion over times in [0, 1], without a network (Kingma et al. 2021, arXiv 2107.00630).
 
     Times are ``(b,)`` tensors, or one float for the whole batch.
 
@@ -40,56 +40,56 @@ class GaussianDiffusionContinuousTimes:
         timesteps: number of sampling steps.
 
     Raises:
-        ValueError: no schedule of that name.
+        ValueError: an unknown schedule.
     """
 
     def __init__(self, *, noise_schedule: str | Schedule, timesteps: int = 1000) -> None:
         self.schedule = SCHEDULES[noise_schedule]() if isinstance(noise_schedule, str) else noise_schedule
         self.num_timesteps = timesteps
 
-    def _level(self, t: Tensor | float, like: Tensor) -> Level:
+    def _level(self, t: Tensor | float, like: Tensor) -> NoiseLevel:
         times = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
-        return Level(*(expand_to(part, like).to(like) for part in self.schedule(times.expand(len(like)))))
+        return NoiseLevel(*(expand_to(part, like).to(like) for part in self.schedule(times.expand(len(like)))))
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """Log-SNR at times of any shape."""
+        """Return the log-SNR at times of any shape."""
         return self.schedule.log_snr(t)
 
     def get_times(self, batch_size: int, noise_level: float, *, device: torch.device | str | None = None) -> Tensor:
-        """The same time for every item, ``(b,)``."""
+        """Return the same time for every item, ``(b,)``."""
         return torch.full((batch_size,), float(noise_level), device=device)
 
     def sample_random_times(self, batch_size: int, *, device: torch.device | str | None = None) -> Tensor:
-        """Times uniform in [0, 1), ``(b,)``."""
+        """Draw times uniform in [0, 1), ``(b,)``."""
         return torch.rand(batch_size, device=device)
 
     def get_condition(self, times: Tensor | None) -> Tensor | None:
-        """What a network is told about times: their log-SNR. None stays None."""
+        """Return the noise condition of a network at these times: their log-SNR. None stays None."""
         return None if times is None else self.log_snr(times)
 
     def get_sampling_timesteps(
         self, batch: int, *, device: torch.device | str | None = None
     ) -> list[tuple[Tensor, Tensor]]:
-        """Pairs of a time and the next one, each ``(b,)``, from 1 to 0."""
+        """Return pairs of a time and the next one, each ``(b,)``, from 1 to 0."""
         times = torch.linspace(1.0, 0.0, self.num_timesteps + 1, device=device)[:, None].expand(-1, batch)
         return list(zip(times[:-1].unbind(), times[1:].unbind(), strict=True))
 
     def q_sample(self, x_start: Tensor, t: Tensor | float, noise: Tensor | None = None) -> Noised:
-        """``alpha x_start + sigma noise``; the noise is drawn if it is not given."""
+        """Return ``alpha x_start + sigma noise``. The noise is drawn if it is not given."""
         level = self._level(t, x_start)
         noise = torch.randn_like(x_start) if noise is None else noise
-        return Noised(corrupt(x_start, level, noise), level.log_snr, *level)
+        return Noised(add_noise(x_start, level, noise), level.log_snr, *level)
 
     def q_sample_from_to(
         self, x_from: Tensor, from_t: Tensor | float, to_t: Tensor | float, noise: Tensor | None = None
     ) -> Tensor:
-        """From a time to a noisier one, keeping the marginal distribution."""
+        """Go from a time to a noisier one, keeping the marginal distribution."""
         noise = torch.randn_like(x_from) if noise is None else noise
         return renoise(x_from, self._level(from_t, x_from), self._level(to_t, x_from), noise)
 
     def q_posterior(self, x_start: Tensor, x_t: Tensor, t: Tensor, *, t_next: Tensor | None = None) -> Posterior:
-        """The distribution of ``x`` at the less noisy ``t_next`` (by default one step on), given ``x_t`` and the clean
-        picture (Ho et al. 2020, arXiv 2006.11239, eq. 7, in continuous time)."""
+        """Return the distribution of ``x`` at the less noisy ``t_next`` (by default one step on), given ``x_t`` and the
+        clean image (Ho et al. 2020, arXiv 2006.11239, eq. 7, in continuous time)."""
         s = self._level((t - 1 / self.num_timesteps).clamp(min=0) if t_next is None else t_next, x_t)
         level = self._level(t, x_t)
         fresh = -torch.expm1(level.log_snr - s.log_snr)
@@ -102,9 +102,10 @@ class GaussianDiffusionContinuousTimes:
         return parts.c_skip * x_t + parts.c_out * prediction
 
     def predict_start_from_noise(self, x_t: Tensor, t: Tensor | float, noise: Tensor) -> Tensor:
-        """The clean picture that this noise means."""
+        """Return the clean image that corresponds to this noise."""
         return self._start("noise", x_t, t, noise)
 
     def predict_start_from_v(self, x_t: Tensor, t: Tensor | float, v: Tensor) -> Tensor:
-        """The clean picture that this velocity means (Salimans & Ho 2022, arXiv 2202.00512, appendix D)."""
+        """Return the clean image that corresponds to this velocity (Salimans & Ho 2022, arXiv 2202.00512, appendix
+        D)."""
         return self._start("v", x_t, t, v)

@@ -1,7 +1,7 @@
-"""From a conditional and an unconditional estimate to one, and thresholds; all on estimates of x0.
+"""Guidance: combines the conditional and the unconditional estimate of x0, and thresholds.
 
 In x0 space a linear guidance equals guidance of the noise or of v, and a non-linear one does not depend on what the
-network happens to predict. The order is fixed: guide, then threshold, then self-conditioning and sampler.
+network predicts. The order is fixed: guide, then threshold, then self-conditioning and sampler.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from torch import Tensor
 
 from ..registry import Registry
 from ..tensors import expand_to, quantile
-from .schedules import Level
+from .schedules import NoiseLevel
 
-#: ``denoise(x_t, level, x0_before) -> x0``: the one function that samplers know.
-Denoise = Callable[[Tensor, Level, Tensor | None], Tensor]
-#: The same with both halves: the last argument asks for the unconditional one too, computed in the same batch.
-Pair = Callable[[Tensor, Level, Tensor | None, bool], tuple[Tensor, Tensor | None]]
+#: ``denoise(x_t, level, x0_before) -> x0``: the only function that a sampler calls.
+Denoise = Callable[[Tensor, NoiseLevel, Tensor | None], Tensor]
+#: Both estimates: the last argument requests the unconditional one too, computed in the same batch.
+Pair = Callable[[Tensor, NoiseLevel, Tensor | None, bool], tuple[Tensor, Tensor | None]]
 
 GUIDANCE: Registry[type[Guidance]] = Registry("guidance method")
 
 
 @dataclass(frozen=True)
 class Guidance(ABC):
-    """A way to combine both estimates.
+    """A way to combine the conditional and the unconditional estimate.
 
     Args:
-        scale: the weight w; 1 is the conditional estimate itself and costs no unconditional one.
+        scale: the weight w. 1 returns the conditional estimate itself, and the unconditional one is not computed.
 
     Raises:
         ValueError: a weight that is not finite.
     """
 
     scale: float = 1.0
-    #: the largest weight that the method takes
+    #: the largest weight that the method accepts
     largest_scale: ClassVar[float] = math.inf
 
     def __post_init__(self) -> None:
@@ -48,17 +48,17 @@ class Guidance(ABC):
             raise ValueError(f"a guidance weight must be a finite number, got {self.scale}")
 
     @property
-    def needs_null_somewhere(self) -> bool:
-        """Whether any step needs the unconditional estimate."""
+    def uses_uncond(self) -> bool:
+        """Return true if any step needs the unconditional estimate."""
         return self.scale != 1
 
-    def needs_null(self, level: Level) -> bool:
-        """Whether the step at this level needs it."""
-        return self.needs_null_somewhere
+    def needs_uncond(self, level: NoiseLevel) -> bool:
+        """Return true if the step at this noise level needs the unconditional estimate."""
+        return self.uses_uncond
 
     @abstractmethod
-    def combine(self, cond: Tensor, null: Tensor, level: Level, state: dict[str, Any]) -> Tensor:
-        """One estimate from two; ``state`` lives as long as the sampling run."""
+    def combine(self, cond: Tensor, uncond: Tensor, level: NoiseLevel, state: dict[str, Any]) -> Tensor:
+        """Combine two estimates into one. ``state`` is kept during one sampling run."""
 
 
 def _norm(x: Tensor) -> Tensor:
@@ -68,18 +68,18 @@ def _norm(x: Tensor) -> Tensor:
 @GUIDANCE.register("cfg")
 @dataclass(frozen=True)
 class ClassifierFree(Guidance):
-    """``null + w (cond - null)`` (Ho & Salimans 2022, arXiv 2207.12598)."""
+    """``uncond + w (cond - uncond)`` (Ho & Salimans 2022, arXiv 2207.12598)."""
 
-    def combine(self, cond: Tensor, null: Tensor, level: Level, state: dict[str, Any]) -> Tensor:
-        """The weighted difference."""
-        return torch.lerp(null, cond, self.scale)
+    def combine(self, cond: Tensor, uncond: Tensor, level: NoiseLevel, state: dict[str, Any]) -> Tensor:
+        """Return the extrapolation."""
+        return torch.lerp(uncond, cond, self.scale)
 
 
 @GUIDANCE.register("interval")
 @dataclass(frozen=True)
 class Interval(ClassifierFree):
-    """Guidance only while the log-SNR lies in an interval (Kynkaanniemi et al. 2024, arXiv 2404.07724); outside, the
-    unconditional estimate is not even computed.
+    """Guidance only while the log-SNR lies in an interval (Kynkaanniemi et al. 2024, arXiv 2404.07724). Outside, the
+    unconditional estimate is not computed.
 
     Args:
         low, high: bounds of the log-SNR.
@@ -88,9 +88,9 @@ class Interval(ClassifierFree):
     low: float = -3.0
     high: float = 3.0
 
-    def needs_null(self, level: Level) -> bool:
-        """Whether the level lies inside."""
-        return self.needs_null_somewhere and self.low <= float(level.log_snr) <= self.high
+    def needs_uncond(self, level: NoiseLevel) -> bool:
+        """Return true if the noise level lies inside the interval."""
+        return self.uses_uncond and self.low <= float(level.log_snr) <= self.high
 
 
 @GUIDANCE.register("rescale")
@@ -100,14 +100,14 @@ class Rescale(ClassifierFree):
     eq. 16).
 
     Args:
-        phi: share of the rescaled estimate.
+        phi: fraction of the rescaled estimate.
     """
 
     phi: float = 0.7
 
-    def combine(self, cond: Tensor, null: Tensor, level: Level, state: dict[str, Any]) -> Tensor:
-        """The guided estimate, partly rescaled."""
-        guided_x0 = super().combine(cond, null, level, state)
+    def combine(self, cond: Tensor, uncond: Tensor, level: NoiseLevel, state: dict[str, Any]) -> Tensor:
+        """Return the guided estimate, partly rescaled."""
+        guided_x0 = super().combine(cond, uncond, level, state)
         ratio = cond.flatten(1).std(dim=1) / guided_x0.flatten(1).std(dim=1).clamp(min=1e-12)
         return guided_x0 * (self.phi * expand_to(ratio, cond) + 1 - self.phi)
 
@@ -115,10 +115,11 @@ class Rescale(ClassifierFree):
 @GUIDANCE.register("apg")
 @dataclass(frozen=True)
 class AdaptiveProjected(Guidance):
-    """Guide along what is orthogonal to the conditional estimate (Sadat et al. 2024, arXiv 2410.02416, algorithm 1).
+    """Guide along the component orthogonal to the conditional estimate (Sadat et al. 2024, arXiv 2410.02416, algorithm
+    1).
 
     Args:
-        eta: share of the parallel part that is kept.
+        eta: fraction of the parallel component that is kept.
         radius: largest norm of the difference.
         momentum: weight of the previous difference, usually negative.
     """
@@ -127,9 +128,9 @@ class AdaptiveProjected(Guidance):
     radius: float = math.inf
     momentum: float = 0.0
 
-    def combine(self, cond: Tensor, null: Tensor, level: Level, state: dict[str, Any]) -> Tensor:
-        """The projected guidance."""
-        difference = cond - null
+    def combine(self, cond: Tensor, uncond: Tensor, level: NoiseLevel, state: dict[str, Any]) -> Tensor:
+        """Return the projected guidance."""
+        difference = cond - uncond
         if self.momentum:
             before = state.get("difference")
             difference = difference if before is None else difference + self.momentum * before
@@ -147,11 +148,11 @@ class CFGPlusPlus(Guidance):
     """CFG++ (Chung et al. 2024, arXiv 2406.08070) as a weight that depends on the level, for any sampler.
 
     Renoising a DDIM step with the unconditional noise is guidance with ``w = omega / (1 - exp(-h))``, where h is the
-    step in half log-SNR: published, its strength grows with the number of steps. Here h is that of a reference grid.
+    step in half log-SNR. As published, its strength grows with the number of steps. Here h is that of a reference grid.
 
     Args:
-        scale: omega, in [0, 1]; 1 is the strongest.
-        ref_steps: steps of the reference grid, even in half log-SNR over ``span``; None takes ``h`` from ``step``.
+        scale: omega, in [0, 1]. 1 is the strongest.
+        ref_steps: steps of the reference grid, even in half log-SNR over ``span``. None takes ``h`` from ``step``.
         span: half log-SNR from the first to the last level of the reference grid.
         step: half log-SNR of the sampler's own steps, for the published form.
 
@@ -172,31 +173,31 @@ class CFGPlusPlus(Guidance):
             )
 
     @property
-    def needs_null_somewhere(self) -> bool:
-        """Always: the weight is never exactly one."""
+    def uses_uncond(self) -> bool:
+        """Return true: the weight is never exactly one."""
         return True
 
     @property
     def weight(self) -> float:
-        """The equivalent weight of classifier-free guidance."""
+        """Return the equivalent weight of classifier-free guidance."""
         h = self.step if self.ref_steps is None else self.span / self.ref_steps
         if h is None:
             raise ValueError("cfgpp without ref_steps needs step, the half log-SNR between the sampler's levels")
         return self.scale / -math.expm1(-h)
 
-    def combine(self, cond: Tensor, null: Tensor, level: Level, state: dict[str, Any]) -> Tensor:
-        """Classifier-free guidance with the equivalent weight."""
-        return torch.lerp(null, cond, self.weight)
+    def combine(self, cond: Tensor, uncond: Tensor, level: NoiseLevel, state: dict[str, Any]) -> Tensor:
+        """Apply classifier-free guidance with the equivalent weight."""
+        return torch.lerp(uncond, cond, self.weight)
 
 
 def guided(pair: Pair, guidance: Guidance) -> Denoise:
-    """A denoiser that asks ``pair`` for what the guidance needs, and for no more."""
+    """Return a denoiser that computes only the estimates of ``pair`` that the guidance needs."""
     state: dict[str, Any] = {}
 
-    def denoise(x: Tensor, level: Level, x0_before: Tensor | None) -> Tensor:
-        both = guidance.needs_null(level)
-        cond, null = pair(x, level, x0_before, both)
-        return guidance.combine(cond, null, level, state) if both and null is not None else cond
+    def denoise(x: Tensor, level: NoiseLevel, x0_before: Tensor | None) -> Tensor:
+        both = guidance.needs_uncond(level)
+        cond, uncond = pair(x, level, x0_before, both)
+        return guidance.combine(cond, uncond, level, state) if both and uncond is not None else cond
 
     return denoise
 

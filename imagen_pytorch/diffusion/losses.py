@@ -1,4 +1,4 @@
-"""Which noise levels are trained, and how much each counts."""
+"""Noise levels of training, and the weight of each in the loss."""
 
 from __future__ import annotations
 
@@ -13,69 +13,70 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..registry import Registry
+from ..renamed import renamed
 from ..tensors import Generators, Share, once, rand, randn
-from .schedules import Level, Schedule
+from .schedules import NoiseLevel, Schedule
 
-NOISE_LEVELS: Registry[type[NoiseLevels]] = Registry("law of noise levels")
+NOISE_LEVELS: Registry[type[NoiseLevelDistribution]] = Registry("distribution of noise levels")
 WEIGHTINGS: Registry[type[Weighting]] = Registry("loss weighting")
 LOSSES: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("loss type")
 
 
 @LOSSES.register("l1")
 def l1(prediction: Tensor, target: Tensor) -> Tensor:
-    """Absolute error, element by element."""
+    """Return the absolute error, element by element."""
     return (prediction - target).abs()
 
 
 @LOSSES.register("l2")
 def l2(prediction: Tensor, target: Tensor) -> Tensor:
-    """Squared error, element by element."""
+    """Return the squared error, element by element."""
     return (prediction - target).square()
 
 
 @LOSSES.register("huber")
 def huber(prediction: Tensor, target: Tensor) -> Tensor:
-    """Squared for errors below one and linear above (Huber 1964), element by element."""
+    """Return the Huber loss (Huber 1964), element by element: squared for errors below one, linear above."""
     return F.smooth_l1_loss(prediction, target, reduction="none")
 
 
-class NoiseLevels(ABC):
-    """The law of the training times."""
+class NoiseLevelDistribution(ABC):
+    """The distribution of training times."""
 
     @abstractmethod
     def draw(
         self, batch: int, generator: Generators = None, device: torch.device | str | None = None
     ) -> Float[Tensor, " b"]:
-        """Times in the schedule's own unit, float32."""
+        """Draw times in the schedule's own unit, float32."""
 
     def fits(self, schedule: Schedule) -> bool:
-        """Whether these are times of the schedule: here, whether it is defined on [0, 1]."""
-        return schedule.ends() == (1.0, 0.0)
+        """Return true if these are times of the schedule: here, if it is defined on [0, 1]."""
+        return schedule.time_range() == (1.0, 0.0)
 
 
 @NOISE_LEVELS.register("uniform")
 @dataclass(frozen=True)
-class Uniform(NoiseLevels):
+class Uniform(NoiseLevelDistribution):
     """Times uniform in [0, 1)."""
 
     def draw(
         self, batch: int, generator: Generators = None, device: torch.device | str | None = None
     ) -> Float[Tensor, " b"]:
-        """Times in [0, 1)."""
+        """Draw times in [0, 1)."""
         return rand((batch,), generator, device)
 
 
 @NOISE_LEVELS.register("stratified")
 @dataclass(frozen=True)
-class Stratified(NoiseLevels):
-    """One time in each of ``batch`` equal parts of [0, 1), in random order: the same law with less variance
+class Stratified(NoiseLevelDistribution):
+    """One time in each of ``batch`` equal parts of [0, 1), in random order: the uniform distribution with less variance
     (Kingma et al. 2021, arXiv 2107.00630, appendix I.1)."""
 
     def draw(
         self, batch: int, generator: Generators = None, device: torch.device | str | None = None
     ) -> Float[Tensor, " b"]:
-        """Times in [0, 1)."""
-        if isinstance(generator, Share):  # the parts are those of the whole batch
+        """Draw times in [0, 1)."""
+        if isinstance(generator, Share):  # stratify over the global batch
             whole = self.draw(generator.total, generator.generator, device)
             return whole[generator.first : generator.first + generator.count]
         place = rand((batch,), generator, device).argsort()
@@ -84,7 +85,7 @@ class Stratified(NoiseLevels):
 
 @NOISE_LEVELS.register("log_normal")
 @dataclass(frozen=True)
-class LogNormal(NoiseLevels):
+class LogNormal(NoiseLevelDistribution):
     """``log sigma ~ N(P_mean, P_std**2)`` (Karras et al. 2022, arXiv 2206.00364, table 1).
 
     Args:
@@ -98,7 +99,7 @@ class LogNormal(NoiseLevels):
     def draw(
         self, batch: int, generator: Generators = None, device: torch.device | str | None = None
     ) -> Float[Tensor, " b"]:
-        """Noise levels sigma."""
+        """Draw noise levels sigma."""
         if self.stratified:
             quantile = Stratified().draw(batch, generator, device).clamp(1e-6, 1 - 1e-6)
             normal = torch.special.ndtri(quantile)
@@ -107,15 +108,15 @@ class LogNormal(NoiseLevels):
         return (self.P_mean + self.P_std * normal).exp()
 
     def fits(self, schedule: Schedule) -> bool:
-        """Whether the times of the schedule are noise levels: sigma / alpha at time 0.5 is 0.5."""
+        """Return true if the times of the schedule are noise levels: sigma / alpha at time 0.5 is 0.5."""
         with torch.device("cpu"):
-            ratio = schedule(torch.tensor(0.5, dtype=torch.float64)).ratio
+            ratio = schedule(torch.tensor(0.5, dtype=torch.float64)).sigma_edm
         return abs(float(ratio) - 0.5) < 1e-9
 
 
 @NOISE_LEVELS.register("logit_normal")
 @dataclass(frozen=True)
-class LogitNormal(NoiseLevels):
+class LogitNormal(NoiseLevelDistribution):
     """``logit t ~ N(mean, std**2)`` (Esser et al. 2024, arXiv 2403.03206, section 3.1)."""
 
     mean: float = 0.0
@@ -124,37 +125,37 @@ class LogitNormal(NoiseLevels):
     def draw(
         self, batch: int, generator: Generators = None, device: torch.device | str | None = None
     ) -> Float[Tensor, " b"]:
-        """Times in (0, 1)."""
+        """Draw times in (0, 1)."""
         return torch.sigmoid(self.mean + self.std * randn((batch,), generator, device))
 
 
 class Weighting(ABC):
-    """The weight of the squared error of x0; ``c_out**2`` carries it to what the network predicts."""
+    """The weight of the squared error of x0. ``c_out**2`` converts it to the error of the prediction."""
 
     @abstractmethod
-    def weight(self, level: Level) -> Tensor:
-        """Weight in x0 space at a level."""
+    def weight(self, level: NoiseLevel) -> Tensor:
+        """Return the weight in x0 space at a noise level."""
 
-    def factor(self, level: Level, c_out: Tensor) -> Tensor:
-        """Weight of the squared error of the prediction."""
+    def prediction_weight(self, level: NoiseLevel, c_out: Tensor) -> Tensor:
+        """Return the weight of the squared error of the prediction."""
         return self.weight(level) * c_out.square()
 
 
-def _snr(level: Level) -> Tensor:
+def _snr(level: NoiseLevel) -> Tensor:
     return level.log_snr.exp()
 
 
 @WEIGHTINGS.register("plain")
 @dataclass(frozen=True)
 class Plain(Weighting):
-    """Every level counts the same, in the space of the prediction."""
+    """Weight 1 at every noise level, in the space of the prediction."""
 
-    def weight(self, level: Level) -> Tensor:
-        """Ones: what it means in x0 space depends on the objective, see `factor`."""
+    def weight(self, level: NoiseLevel) -> Tensor:
+        """Return ones. The equivalent in x0 space depends on the objective, see `prediction_weight`."""
         return torch.ones_like(level.alpha)
 
-    def factor(self, level: Level, c_out: Tensor) -> Tensor:
-        """Ones."""
+    def prediction_weight(self, level: NoiseLevel, c_out: Tensor) -> Tensor:
+        """Return ones."""
         return torch.ones_like(c_out)
 
 
@@ -165,8 +166,8 @@ class MinSNR(Weighting):
 
     gamma: float = 5.0
 
-    def weight(self, level: Level) -> Tensor:
-        """``min(SNR, gamma)``."""
+    def weight(self, level: NoiseLevel) -> Tensor:
+        """Return ``min(SNR, gamma)``."""
         return _snr(level).clamp(max=self.gamma)
 
 
@@ -177,8 +178,8 @@ class SoftMinSNR(Weighting):
 
     gamma: float = 5.0
 
-    def weight(self, level: Level) -> Tensor:
-        """The smooth minimum of SNR and gamma."""
+    def weight(self, level: NoiseLevel) -> Tensor:
+        """Return the smooth minimum of SNR and gamma."""
         return self.gamma * torch.sigmoid(level.log_snr - math.log(self.gamma))
 
 
@@ -190,13 +191,13 @@ class P2(Weighting):
     gamma: float = 0.5
     k: float = 1.0
 
-    def weight(self, level: Level) -> Tensor:
-        """``SNR (k + SNR)**-gamma``: the SNR turns the noise error into the error of x0."""
+    def weight(self, level: NoiseLevel) -> Tensor:
+        """Return ``SNR (k + SNR)**-gamma``: the SNR converts the noise error into the error of x0."""
         snr = _snr(level)
         return snr * (self.k + snr) ** -self.gamma
 
-    def factor(self, level: Level, c_out: Tensor) -> Tensor:
-        """``(k + SNR)**-gamma`` on the loss of whatever is predicted, the custom for every objective."""
+    def prediction_weight(self, level: NoiseLevel, c_out: Tensor) -> Tensor:
+        """Return ``(k + SNR)**-gamma`` for the loss of any prediction, as is usual for every objective."""
         return (self.k + _snr(level)) ** -self.gamma
 
 
@@ -207,8 +208,8 @@ class EDMWeight(Weighting):
 
     sigma_data: float = 0.5
 
-    def weight(self, level: Level) -> Tensor:
-        """``1 / sigma_data**2 + SNR``, which is the same."""
+    def weight(self, level: NoiseLevel) -> Tensor:
+        """Return ``1 / sigma_data**2 + SNR``, which is the same."""
         return 1 / self.sigma_data**2 + _snr(level)
 
 
@@ -219,6 +220,9 @@ class SigmoidWeight(Weighting):
 
     bias: float = -3.0
 
-    def weight(self, level: Level) -> Tensor:
-        """In x0 space."""
+    def weight(self, level: NoiseLevel) -> Tensor:
+        """Return the weight in x0 space."""
         return _snr(level) * torch.sigmoid(self.bias - level.log_snr)
+
+
+__getattr__ = renamed(__name__, {"NoiseLevels": "NoiseLevelDistribution"})

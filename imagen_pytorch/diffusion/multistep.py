@@ -1,4 +1,4 @@
-"""Samplers that read several estimates: of the past, of a midpoint, or of a correction."""
+"""Samplers that use several estimates: past ones, one at a midpoint, or one that corrects."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch import Tensor
 from .guidance import Denoise
 from .samplers import (
     SAMPLERS,
-    Noises,
-    Past,
+    HistoryEntry,
+    NoiseSource,
     Sampler,
     Step,
-    before,
-    exponential_step,
-    fresh_noise,
-    half_log_snr_step,
+    ddim_step,
+    draw_noise,
+    lambda_step,
+    last_x0,
 )
-from .schedules import Level, Schedule
+from .schedules import NoiseLevel, Schedule
 
-# The weights are plain numbers: a step has few of them, and a tensor operation costs more than all of their arithmetic.
+# The weights are floats: a step has few of them, and a tensor operation costs more than all of their arithmetic.
 
 
 def _moments(h: float, count: int) -> list[float]:
-    """``I_j``, the integral of ``exp(u - h) u**j`` over [0, h], for j below ``count``."""
+    """Return ``I_j``, the integral of ``exp(u - h) u**j`` over [0, h], for j below ``count``."""
     if h < 0.05:
         # the recursion cancels for small steps; the series does not
         rows = []
@@ -45,7 +45,7 @@ def _moments(h: float, count: int) -> list[float]:
 
 
 def interpolatory_weights(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
-    """The weights ``w`` of values at ``nodes`` with ``sum_i w_i nodes_i**j == moments_j`` for every j: a linear
+    """Return the weights ``w`` of values at ``nodes`` with ``sum_i w_i nodes_i**j == moments_j`` for every j: a linear
     functional with these moments, applied to the polynomial through the values (Lagrange)."""
     weights = []
     for i, node in enumerate(nodes):
@@ -58,8 +58,8 @@ def interpolatory_weights(nodes: Sequence[float], moments: Sequence[float]) -> l
 
 
 def exponential_weights(h: float, nodes: Sequence[float]) -> list[float]:
-    """Weights of estimates at ``nodes`` (half log-SNRs relative to t) in the exact step of length ``h`` for the
-    polynomial through them: ``x_s = (sigma_s / sigma_t) x_t + alpha_s sum_i w_i D_i``."""
+    """Return the weights of estimates at ``nodes`` (half log-SNRs relative to t) in the exact step of length ``h`` for
+    the polynomial through them: ``x_s = (sigma_s / sigma_t) x_t + alpha_s sum_i w_i D_i``."""
     return interpolatory_weights(nodes, _moments(h, len(nodes)))
 
 
@@ -70,12 +70,12 @@ def _mixed(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def exponential_multistep(x: Tensor, t: Level, s: Level, known: list[tuple[Level, Tensor]]) -> Tensor:
-    """From ``t`` to ``s`` with estimates known at any levels; first order from pure noise and towards the clean end."""
+def exponential_multistep(x: Tensor, t: NoiseLevel, s: NoiseLevel, known: list[tuple[NoiseLevel, Tensor]]) -> Tensor:
+    """Step from ``t`` to ``s`` with estimates at any levels. First order from pure noise and to the clean end."""
     if float(s.sigma) == 0 or float(t.alpha) == 0:
-        return exponential_step(x, known[0][1], t, s)
+        return ddim_step(x, known[0][1], t, s)
     known = [item for item in known if float(item[0].alpha) > 0]
-    weights = exponential_weights(half_log_snr_step(t, s), [half_log_snr_step(t, level) for level, _ in known])
+    weights = exponential_weights(lambda_step(t, s), [lambda_step(t, level) for level, _ in known])
     return (s.sigma / t.sigma) * x + s.alpha * _mixed(weights, [estimate for _, estimate in known])
 
 
@@ -84,7 +84,7 @@ class AdamsBashforth(Sampler):
     """Exponential Adams-Bashforth with exact weights (Hochbruck & Ostermann 2010, section 2.5).
 
     Args:
-        order: number of estimates in the polynomial; the first steps have fewer.
+        order: number of estimates in the polynomial. The first steps have fewer.
     """
 
     order: int = 2
@@ -96,13 +96,13 @@ class AdamsBashforth(Sampler):
         denoise: Denoise,
         schedule: Schedule,
         x: Tensor,
-        t: Level,
-        s: Level,
-        history: list[Past],
-        generator: Noises,
+        t: NoiseLevel,
+        s: NoiseLevel,
+        history: list[HistoryEntry],
+        generator: NoiseSource,
     ) -> Step:
-        """One step on the latest ``order`` estimates."""
-        x0 = denoise(x, t, before(history))
+        """Step with the latest ``order`` estimates."""
+        x0 = denoise(x, t, last_x0(history))
         past = [(item.level, item.x0) for item in reversed(history)]
         return Step(exponential_multistep(x, t, s, [(t, x0), *past][: self.order]), x0)
 
@@ -123,21 +123,21 @@ class AB3(AdamsBashforth):
 
 @dataclass(frozen=True)
 class PredictorCorrector(AdamsBashforth):
-    """Predict with Adams-Bashforth, correct with the estimate at the new point, and reuse it for the next step: one
-    order more for no evaluation more (Zhao et al. 2023, arXiv 2302.04867, with exact weights)."""
+    """Predict with Adams-Bashforth, correct with the estimate at the new point, and reuse it for the next step. This
+    adds one order without another evaluation (Zhao et al. 2023, arXiv 2302.04867, with exact weights)."""
 
     def step(
         self,
         denoise: Denoise,
         schedule: Schedule,
         x: Tensor,
-        t: Level,
-        s: Level,
-        history: list[Past],
-        generator: Noises,
+        t: NoiseLevel,
+        s: NoiseLevel,
+        history: list[HistoryEntry],
+        generator: NoiseSource,
     ) -> Step:
-        """Correct the state at ``t``, then predict the next."""
-        x0 = denoise(x, t, before(history))
+        """Correct the state at ``t``, then predict the next one."""
+        x0 = denoise(x, t, last_x0(history))
         known = [(t, x0), *((item.level, item.x0) for item in reversed(history))]
         if history:
             origin = history[-1]
@@ -172,24 +172,24 @@ class DPMpp2M(Sampler):
         denoise: Denoise,
         schedule: Schedule,
         x: Tensor,
-        t: Level,
-        s: Level,
-        history: list[Past],
-        generator: Noises,
+        t: NoiseLevel,
+        s: NoiseLevel,
+        history: list[HistoryEntry],
+        generator: NoiseSource,
     ) -> Step:
-        """An exponential step on the linearly extrapolated estimate."""
-        x0 = denoise(x, t, before(history))
+        """Take a DDIM step with the linearly extrapolated estimate."""
+        x0 = denoise(x, t, last_x0(history))
         ahead = x0
         if history and float(s.sigma) > 0:
-            slope = half_log_snr_step(t, s) / half_log_snr_step(history[-1].level, t)
+            slope = lambda_step(t, s) / lambda_step(history[-1].level, t)
             ahead = x0 + (x0 - history[-1].x0) * (slope / 2)
-        return Step(exponential_step(x, ahead, t, s), x0)
+        return Step(ddim_step(x, ahead, t, s), x0)
 
 
 @SAMPLERS.register("dpmpp_2s")
 @dataclass(frozen=True)
 class DPMpp2S(Sampler):
-    """DPM-Solver++(2S) with the midpoint (Lu et al. 2022, arXiv 2211.01095, algorithm 1); two evaluations a step."""
+    """DPM-Solver++(2S) with the midpoint (Lu et al. 2022, arXiv 2211.01095, algorithm 1). Two evaluations a step."""
 
     default_steps: ClassVar[int] = 18
 
@@ -198,18 +198,18 @@ class DPMpp2S(Sampler):
         denoise: Denoise,
         schedule: Schedule,
         x: Tensor,
-        t: Level,
-        s: Level,
-        history: list[Past],
-        generator: Noises,
+        t: NoiseLevel,
+        s: NoiseLevel,
+        history: list[HistoryEntry],
+        generator: NoiseSource,
     ) -> Step:
-        """Half a step, then a whole one with the estimate found there."""
-        x0 = denoise(x, t, before(history))
+        """Take half a step, then a full step with the estimate found there."""
+        x0 = denoise(x, t, last_x0(history))
         if float(s.sigma) == 0:
             return Step(x0, x0)
         middle = schedule.level((t.log_snr + s.log_snr) / 2)
-        halfway = denoise(exponential_step(x, x0, t, middle), middle, x0)
-        return Step(exponential_step(x, halfway, t, s), x0)
+        halfway = denoise(ddim_step(x, x0, t, middle), middle, x0)
+        return Step(ddim_step(x, halfway, t, s), x0)
 
 
 @dataclass(frozen=True)
@@ -217,8 +217,8 @@ class DPMpp2MSDE(Sampler):
     """SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, section 5).
 
     Args:
-        eta: amount of noise; 0 is deterministic.
-        heun: extrapolate as Heun's method does instead of the midpoint's.
+        eta: amount of noise. 0 is deterministic.
+        heun: extrapolate as Heun's method does, not as the midpoint method.
     """
 
     eta: float = 1.0
@@ -231,25 +231,25 @@ class DPMpp2MSDE(Sampler):
         denoise: Denoise,
         schedule: Schedule,
         x: Tensor,
-        t: Level,
-        s: Level,
-        history: list[Past],
-        generator: Noises,
+        t: NoiseLevel,
+        s: NoiseLevel,
+        history: list[HistoryEntry],
+        generator: NoiseSource,
     ) -> Step:
-        """An exponential step of the reverse SDE."""
-        x0 = denoise(x, t, before(history))
+        """Take an exponential step of the reverse SDE."""
+        x0 = denoise(x, t, last_x0(history))
         if float(s.sigma) == 0:
             return Step(x0, x0)
-        h = half_log_snr_step(t, s)
+        h = lambda_step(t, s)
         reach = (1 + self.eta) * h
         fresh = -math.expm1(-reach)
         out = (s.sigma / t.sigma) * math.exp(-self.eta * h) * x + s.alpha * fresh * x0
         if history:
-            ratio = half_log_snr_step(history[-1].level, t) / h
+            ratio = lambda_step(history[-1].level, t) / h
             lead = (1 - fresh / reach) if self.heun else fresh / 2
             out = out + s.alpha * (lead / ratio) * (x0 - history[-1].x0)
         noise = s.sigma * math.sqrt(-math.expm1(-2 * self.eta * h))
-        return Step(out + noise * fresh_noise(x, generator) if self.eta else out, x0)
+        return Step(out + noise * draw_noise(x, generator) if self.eta else out, x0)
 
 
 @SAMPLERS.register("dpmpp_2m_sde")
@@ -280,22 +280,22 @@ class LMS(Sampler):
         denoise: Denoise,
         schedule: Schedule,
         x: Tensor,
-        t: Level,
-        s: Level,
-        history: list[Past],
-        generator: Noises,
+        t: NoiseLevel,
+        s: NoiseLevel,
+        history: list[HistoryEntry],
+        generator: NoiseSource,
     ) -> Step:
         """Integrate the polynomial through the latest slopes."""
-        x0 = denoise(x, t, before(history))
+        x0 = denoise(x, t, last_x0(history))
         if float(s.sigma) == 0 or float(t.alpha) == 0:
-            return Step(exponential_step(x, x0, t, s), x0)
+            return Step(ddim_step(x, x0, t, s), x0)
         history = [item for item in history if float(item.level.alpha) > 0]
         points = [(t, (x - t.alpha * x0) / t.sigma)]
         points += [(item.level, (item.x - item.level.alpha * item.x0) / item.level.sigma) for item in reversed(history)]
         points = points[: self.order]
         # in units of the step from t, so that the powers stay moderate
-        length = float(s.ratio - t.ratio)
-        nodes = [float(level.ratio - t.ratio) / length for level, _ in points]
+        length = float(s.sigma_edm - t.sigma_edm)
+        nodes = [float(level.sigma_edm - t.sigma_edm) / length for level, _ in points]
         weights = interpolatory_weights(nodes, [1 / (j + 1) for j in range(len(points))])
         slope = _mixed(weights, [value for _, value in points])
         return Step((s.alpha / t.alpha) * x + s.alpha * length * slope, x0)

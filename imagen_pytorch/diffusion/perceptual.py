@@ -1,4 +1,4 @@
-"""A loss of the clean estimate in the maps of a frozen network, at low noise only."""
+"""A loss on the features that a frozen network computes of the clean estimate, at low noise only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..ranges import check_number
 from ..tensors import Generators, bernoulli
-from .schedules import Level
+from .schedules import NoiseLevel
 
 #: from RGB images ``(n, 3, h, w)`` in [0, 1] to maps of several resolutions
 FeatureMaps = Callable[[Tensor], list[Tensor]]
@@ -54,7 +54,7 @@ class PerceptualLoss:
         check_number(self.max_noise_share, "max_noise_share", 0, 1)
         check_number(self.batch_fraction, "batch_fraction", 0, 1, above=True)
 
-    def draw(self, level: Level, generator: Generators = None) -> Bool[Tensor, " b"]:
+    def draw(self, level: NoiseLevel, generator: Generators = None) -> Bool[Tensor, " b"]:
         """Return for which items it is computed: a random choice among those with little noise.
 
         Args:

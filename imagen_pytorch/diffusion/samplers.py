@@ -1,7 +1,8 @@
-"""From noise to a picture: the loop once, and one `step` per sampler.
+"""Samplers: from noise to an image. One loop, and one `step` per sampler.
 
-Samplers know a denoiser and levels, nothing else. Updates are written in (alpha, sigma) with ``h``, the step in half
-log-SNR, and are finite where alpha or sigma is zero; a step to the clean end is its first-order limit, ``x = x0``.
+A sampler calls a denoiser at noise levels and depends on nothing else. Updates are written in (alpha, sigma) with
+``h``, the step in half log-SNR, and are finite where alpha or sigma is zero. A step to the clean end is its first-order
+limit, ``x = x0``.
 """
 
 from __future__ import annotations
@@ -16,48 +17,49 @@ import torch
 from torch import Tensor
 
 from ..registry import Registry
+from ..renamed import renamed
 from ..tensors import Generators, randn_like
 from .guidance import Denoise
-from .schedules import Level, Schedule
+from .schedules import NoiseLevel, Schedule
 
 SAMPLERS: Registry[type[Sampler]] = Registry("sampler")
 
-#: Where noise comes from: generators, or ``noise(x)``, which answers with the noise for a state of this shape. The
-#: latter fixes a Brownian path for different numbers of steps, or probes a sampler.
-Noises = Generators | Callable[[Tensor], Tensor]
+#: Source of noise: generators, or ``noise(x)``, which returns the noise for a state of this shape. The latter fixes a
+#: Brownian path for different numbers of steps, or probes a sampler.
+NoiseSource = Generators | Callable[[Tensor], Tensor]
 
 
-def fresh_noise(x: Tensor, generator: Noises) -> Tensor:
-    """Standard normal noise of the shape, device and precision of ``x``."""
+def draw_noise(x: Tensor, generator: NoiseSource) -> Tensor:
+    """Draw standard normal noise of the shape, device and precision of ``x``."""
     return generator(x) if callable(generator) else randn_like(x, generator)
 
 
 class Step(NamedTuple):
-    """What a step gives: the next state, the estimate of x0 at the state it came from, and that state if the step
-    corrected it."""
+    """Result of a step: the next state, the estimate of x0 at the previous state, and that state if the step corrected
+    it."""
 
     x: Tensor
     x0: Tensor
     corrected: Tensor | None = None
 
 
-class Past(NamedTuple):
-    """A level that was left, the state there and the estimate of x0."""
+class HistoryEntry(NamedTuple):
+    """An earlier noise level of the run, the state there and the estimate of x0."""
 
-    level: Level
+    level: NoiseLevel
     x: Tensor
     x0: Tensor
 
 
 @dataclass(frozen=True)
-class Known:
-    """A partly known picture, for RePaint (Lugmayr et al. 2022, arXiv 2201.09865, algorithm 1).
+class Inpainting:
+    """A partly known image, for RePaint (Lugmayr et al. 2022, arXiv 2201.09865, algorithm 1).
 
     Args:
         image: values of the known pixels, in the space of x0.
-        mask: true where the picture is known; broadcasts over channels.
-        resample_times: how often each stretch of ``jump`` steps is walked.
-        jump: length of a stretch.
+        mask: true where the image is known; broadcasts over channels.
+        resample_times: number of passes over each segment of ``jump`` steps.
+        jump: length of a segment in steps.
     """
 
     image: Tensor
@@ -65,22 +67,22 @@ class Known:
     resample_times: int = 10
     jump: int = 1
 
-    def impose(self, x: Tensor, level: Level, generator: Noises) -> Tensor:
-        """Put the known pixels, noised to the state's own level, in their place."""
-        return torch.where(self.mask, corrupt(self.image, level, fresh_noise(x, generator)), x)
+    def renoise_known(self, x: Tensor, level: NoiseLevel, generator: NoiseSource) -> Tensor:
+        """Replace the known pixels by their values, noised to the level of the state."""
+        return torch.where(self.mask, add_noise(self.image, level, draw_noise(x, generator)), x)
 
-    def paste(self, x0: Tensor) -> Tensor:
-        """Put the known pixels, clean, in their place."""
+    def composite(self, x0: Tensor) -> Tensor:
+        """Replace the known pixels by their clean values."""
         return torch.where(self.mask, self.image, x0)
 
 
-def corrupt(x0: Tensor, level: Level, noise: Tensor) -> Tensor:
-    """``alpha x0 + sigma noise`` for a level that broadcasts."""
+def add_noise(x0: Tensor, level: NoiseLevel, noise: Tensor) -> Tensor:
+    """Return ``alpha x0 + sigma noise`` for a level that broadcasts."""
     return level.alpha * x0 + level.sigma * noise
 
 
-def renoise(x: Tensor, s: Level, t: Level, noise: Tensor) -> Tensor:
-    """From level ``s`` back to the noisier ``t``, keeping the marginal: the added *variance* is the difference.
+def renoise(x: Tensor, s: NoiseLevel, t: NoiseLevel, noise: Tensor) -> Tensor:
+    """Go from level ``s`` back to the noisier ``t``, keeping the marginal: the added *variance* is the difference.
 
     ``x_t = r x_s + sqrt(sigma_t**2 - r**2 sigma_s**2) z`` with ``r = alpha_t / alpha_s``.
     """
@@ -88,23 +90,24 @@ def renoise(x: Tensor, s: Level, t: Level, noise: Tensor) -> Tensor:
     return ratio * x + (t.sigma.square() - (ratio * s.sigma).square()).clamp(min=0).sqrt() * noise
 
 
-def half_log_snr_step(t: Level, s: Level) -> float:
-    """``h = (log SNR(s) - log SNR(t)) / 2``, positive towards less noise; inf to the clean end or from pure noise.
+def lambda_step(t: NoiseLevel, s: NoiseLevel) -> float:
+    """Return ``h = (log SNR(s) - log SNR(t)) / 2``, positive towards less noise; inf to the clean end or from pure
+    noise.
 
-    A plain number: one tensor operation costs more than all the arithmetic of a step.
+    The result is a float: one tensor operation costs more than all the arithmetic of a step.
     """
     return _half_log_snr(s) - _half_log_snr(t)
 
 
-def _half_log_snr(level: Level) -> float:
+def _half_log_snr(level: NoiseLevel) -> float:
     alpha, sigma = float(level.alpha), float(level.sigma)
     if alpha == 0 or sigma == 0:
         return math.inf if sigma == 0 else -math.inf
     return math.log(alpha / sigma)
 
 
-def exponential_step(x: Tensor, x0: Tensor, t: Level, s: Level) -> Tensor:
-    """The exact step for a constant estimate; DDIM, Euler of EDM and of rectified flow are all this one."""
+def ddim_step(x: Tensor, x0: Tensor, t: NoiseLevel, s: NoiseLevel) -> Tensor:
+    """Take the exact step for a constant estimate: DDIM, and Euler's step of EDM and of rectified flow."""
     ratio = s.sigma / t.sigma
     return ratio * x + (s.alpha - t.alpha * ratio) * x0
 
@@ -114,12 +117,12 @@ StepCallback = Callable[[int, int, Tensor], Any]
 
 
 class Sampler(ABC):
-    """The loop, and a contract for one step.
+    """The sampling loop, and the interface of one step.
 
     Attributes:
-        grid: the grid that this sampler prefers where the schedule leaves the choice.
-        default_steps: a number of steps that gives good pictures.
-        memory: how many past levels a step reads; one is always kept, for self-conditioning.
+        grid: the preferred grid of this sampler, used where the schedule does not fix one.
+        default_steps: a number of steps that gives good images.
+        memory: number of past levels that a step reads. At least one is kept, for self-conditioning.
     """
 
     grid: ClassVar[str] = "karras"
@@ -132,48 +135,48 @@ class Sampler(ABC):
         denoise: Denoise,
         schedule: Schedule,
         x: Tensor,
-        t: Level,
-        s: Level,
-        history: list[Past],
-        generator: Noises,
+        t: NoiseLevel,
+        s: NoiseLevel,
+        history: list[HistoryEntry],
+        generator: NoiseSource,
     ) -> Step:
-        """From level ``t`` to the less noisy ``s``; ``history`` holds past estimates, the latest last."""
+        """Step from level ``t`` to the less noisy ``s``. ``history`` holds past estimates, the latest last."""
 
     def prepare(self, steps: int) -> Sampler:
-        """The sampler for a run of so many steps."""
+        """Return a copy that knows the number of steps."""
         return self
 
-    def levels(self, schedule: Schedule, steps: int | None = None) -> list[Level]:
-        """The levels of a run, from noise to clean."""
-        return schedule.levels(self.default_steps if steps is None else steps, self.grid)
+    def discretize(self, schedule: Schedule, steps: int | None = None) -> list[NoiseLevel]:
+        """Return the noise levels of a run, from noise to clean."""
+        return schedule.discretize(self.default_steps if steps is None else steps, self.grid)
 
     def sample(
         self,
         denoise: Denoise,
         schedule: Schedule,
         x: Tensor,
-        levels: list[Level],
+        levels: list[NoiseLevel],
         *,
-        generator: Noises = None,
-        known: Known | None = None,
+        generator: NoiseSource = None,
+        known: Inpainting | None = None,
         callback: StepCallback | None = None,
         first: int = 0,
     ) -> Tensor:
-        """Walk from ``x`` at ``levels[first]`` to the clean end.
+        """Run the steps from ``x`` at ``levels[first]`` to the clean end.
 
         Args:
             denoise: estimates x0.
-            schedule: the process, for samplers that evaluate between levels.
+            schedule: the schedule, for samplers that evaluate between levels.
             x: the state, any shape with the batch first.
-            levels: from `levels`; the last one is clean.
-            generator: source of every draw.
+            levels: from `discretize`; the last one is clean.
+            generator: source of all noise.
             known: known pixels; they are exact in the result.
-            callback: called after each step; returning False ends the run with the estimate so far.
-            first: where in ``levels`` the state is.
+            callback: called after each step; returning False ends the run with the latest estimate.
+            first: index of the state's level in ``levels``.
         """
         sampler, total = self.prepare(len(levels) - 1), len(levels) - 1
         jump, repeats = (1, 1) if known is None else (known.jump, known.resample_times)
-        history: list[Past] = []
+        history: list[HistoryEntry] = []
         estimate = x
         for start in range(first, total, jump):
             end = min(start + jump, total)
@@ -181,32 +184,32 @@ class Sampler(ABC):
                 for index in range(start, end):
                     t, s = levels[index], levels[index + 1]
                     if known is not None:
-                        x = known.impose(x, t, generator)
-                    seen = denoise if known is None else _imposing(denoise, known, t, generator)
+                        x = known.renoise_known(x, t, generator)
+                    seen = denoise if known is None else _with_known(denoise, known, t, generator)
                     step = sampler.step(seen, schedule, x, t, s, history, generator)
-                    history = [*history, Past(t, x if step.corrected is None else step.corrected, step.x0)]
+                    history = [*history, HistoryEntry(t, x if step.corrected is None else step.corrected, step.x0)]
                     history = history[-max(self.memory, 1) :]
                     x, estimate = step.x, step.x0
                 if repeat:
-                    x = renoise(x, levels[end], levels[start], fresh_noise(x, generator))
+                    x = renoise(x, levels[end], levels[start], draw_noise(x, generator))
                     history = []
             if callback is not None and callback(end - 1, total, estimate) is False:
                 x = estimate
                 break
-        return x if known is None else known.paste(x)
+        return x if known is None else known.composite(x)
 
 
-def _imposing(denoise: Denoise, known: Known, start: Level, generator: Noises) -> Denoise:
-    """Known pixels at the right level in the evaluations that a step makes at other levels than its start."""
+def _with_known(denoise: Denoise, known: Inpainting, start: NoiseLevel, generator: NoiseSource) -> Denoise:
+    """Renoise the known pixels in the evaluations that a step makes at other levels than its start."""
 
-    def wrapped(x: Tensor, level: Level, x0_before: Tensor | None) -> Tensor:
-        return denoise(x if level is start else known.impose(x, level, generator), level, x0_before)
+    def wrapped(x: Tensor, level: NoiseLevel, x0_before: Tensor | None) -> Tensor:
+        return denoise(x if level is start else known.renoise_known(x, level, generator), level, x0_before)
 
     return wrapped
 
 
-def before(history: list[Past]) -> Tensor | None:
-    """The latest estimate, for self-conditioning."""
+def last_x0(history: list[HistoryEntry]) -> Tensor | None:
+    """Return the latest estimate, for self-conditioning."""
     return history[-1].x0 if history else None
 
 
@@ -217,8 +220,8 @@ class Ancestral(Sampler):
 
     Args:
         eta: 1 is the posterior's variance, 0 is DDIM (Song et al. 2020, arXiv 2010.02502, eq. 16).
-        upper: share of the upper variance, ``lower**(1 - upper) upper**upper``: 0 is the posterior's for data that is
-            one point, 1 that for data of unit variance (Ho et al. 2022, arXiv 2204.03458, section 2).
+        upper: fraction of the upper variance, ``lower**(1 - upper) upper**upper``: 0 is the posterior's for data
+            that are one point, 1 that for data of unit variance (Ho et al. 2022, arXiv 2204.03458, section 2).
     """
 
     eta: float = 1.0
@@ -231,22 +234,22 @@ class Ancestral(Sampler):
         denoise: Denoise,
         schedule: Schedule,
         x: Tensor,
-        t: Level,
-        s: Level,
-        history: list[Past],
-        generator: Noises,
+        t: NoiseLevel,
+        s: NoiseLevel,
+        history: list[HistoryEntry],
+        generator: NoiseSource,
     ) -> Step:
-        """Posterior mean plus noise; no noise into the clean end."""
-        x0 = denoise(x, t, before(history))
+        """Return the posterior mean plus noise. The step to the clean end adds no noise."""
+        x0 = denoise(x, t, last_x0(history))
         if float(s.sigma) == 0:
             return Step(x0, x0)
-        fresh = -math.expm1(-2 * half_log_snr_step(t, s))
+        fresh = -math.expm1(-2 * lambda_step(t, s))
         added = s.sigma * self.eta * math.sqrt(fresh)
         kept = s.sigma * math.sqrt(max(1 - self.eta**2 * fresh, 0))
         mean = s.alpha * x0 + kept * ((x - t.alpha * x0) / t.sigma)
         if self.eta == 0:
             return Step(mean, x0)
-        return Step(mean + added * (t.sigma / s.sigma) ** self.upper * fresh_noise(x, generator), x0)
+        return Step(mean + added * (t.sigma / s.sigma) ** self.upper * draw_noise(x, generator), x0)
 
 
 @SAMPLERS.register("ddim", "euler")
@@ -261,20 +264,20 @@ class DDIM(Sampler):
         denoise: Denoise,
         schedule: Schedule,
         x: Tensor,
-        t: Level,
-        s: Level,
-        history: list[Past],
-        generator: Noises,
+        t: NoiseLevel,
+        s: NoiseLevel,
+        history: list[HistoryEntry],
+        generator: NoiseSource,
     ) -> Step:
-        """One exponential step."""
-        x0 = denoise(x, t, before(history))
-        return Step(exponential_step(x, x0, t, s), x0)
+        """Take one DDIM step."""
+        x0 = denoise(x, t, last_x0(history))
+        return Step(ddim_step(x, x0, t, s), x0)
 
 
-def _heun(denoise: Denoise, x: Tensor, x0: Tensor, t: Level, s: Level) -> Tensor:
-    """Trapezoid on ``x / alpha`` as a function of ``sigma / alpha``: the mean of both slopes is the mean of both
-    directions, which in native coordinates needs no division by alpha at ``s``."""
-    predicted = exponential_step(x, x0, t, s)
+def _heun(denoise: Denoise, x: Tensor, x0: Tensor, t: NoiseLevel, s: NoiseLevel) -> Tensor:
+    """Take a trapezoidal step of ``x / alpha`` as a function of ``sigma / alpha``. The mean of both slopes is the mean
+    of both directions, which needs no division by alpha at ``s``."""
+    predicted = ddim_step(x, x0, t, s)
     if float(s.sigma) == 0 or float(t.alpha) == 0:
         return predicted
     again = denoise(predicted, s, x0)
@@ -286,8 +289,8 @@ def _heun(denoise: Denoise, x: Tensor, x0: Tensor, t: Level, s: Level) -> Tensor
 @SAMPLERS.register("heun")
 @dataclass(frozen=True)
 class Heun(Sampler):
-    """EDM's deterministic second-order sampler (Karras et al. 2022, arXiv 2206.00364, algorithm 1); two evaluations
-    a step, one into the clean end."""
+    """EDM's deterministic second-order sampler (Karras et al. 2022, arXiv 2206.00364, algorithm 1). It needs two
+    evaluations a step, and one for the step to the clean end."""
 
     default_steps: ClassVar[int] = 18
 
@@ -296,13 +299,13 @@ class Heun(Sampler):
         denoise: Denoise,
         schedule: Schedule,
         x: Tensor,
-        t: Level,
-        s: Level,
-        history: list[Past],
-        generator: Noises,
+        t: NoiseLevel,
+        s: NoiseLevel,
+        history: list[HistoryEntry],
+        generator: NoiseSource,
     ) -> Step:
-        """Euler, then the correction."""
-        x0 = denoise(x, t, before(history))
+        """Take Euler's step, then correct it."""
+        x0 = denoise(x, t, last_x0(history))
         return Step(_heun(denoise, x, x0, t, s), x0)
 
 
@@ -315,7 +318,7 @@ class EDMChurn(Sampler):
         S_churn: amount of noise added over the run.
         S_tmin, S_tmax: noise levels between which noise is added.
         S_noise: standard deviation of the added noise.
-        steps: number of steps of the run, over which S_churn is spread; set by `prepare`.
+        steps: number of steps of the run, over which S_churn is distributed; set by `prepare`.
     """
 
     S_churn: float = 80.0
@@ -325,7 +328,7 @@ class EDMChurn(Sampler):
     steps: int = 1
 
     def prepare(self, steps: int) -> Sampler:
-        """The same sampler, knowing its number of steps."""
+        """Return a copy that knows the number of steps."""
         return replace(self, steps=steps)
 
     def step(
@@ -333,18 +336,33 @@ class EDMChurn(Sampler):
         denoise: Denoise,
         schedule: Schedule,
         x: Tensor,
-        t: Level,
-        s: Level,
-        history: list[Past],
-        generator: Noises,
+        t: NoiseLevel,
+        s: NoiseLevel,
+        history: list[HistoryEntry],
+        generator: NoiseSource,
     ) -> Step:
-        """A little more noise, then Heun's step from there."""
-        inside = self.S_tmin <= float(t.ratio) <= self.S_tmax
+        """Add a little noise, then take Heun's step from there."""
+        inside = self.S_tmin <= float(t.sigma_edm) <= self.S_tmax
         gamma = min(self.S_churn / self.steps, math.sqrt(2) - 1) if inside else 0.0
         if gamma:
             raised = schedule.level(t.log_snr - 2 * math.log1p(gamma))
-            extra = (raised.ratio.square() - t.ratio.square()).sqrt() * self.S_noise
-            x = raised.alpha * (x / t.alpha + extra * fresh_noise(x, generator))
+            extra = (raised.sigma_edm.square() - t.sigma_edm.square()).sqrt() * self.S_noise
+            x = raised.alpha * (x / t.alpha + extra * draw_noise(x, generator))
             t = raised
-        x0 = denoise(x, t, before(history))
+        x0 = denoise(x, t, last_x0(history))
         return Step(_heun(denoise, x, x0, t, s), x0)
+
+
+__getattr__ = renamed(
+    __name__,
+    {
+        "Known": "Inpainting",
+        "Noises": "NoiseSource",
+        "Past": "HistoryEntry",
+        "before": "last_x0",
+        "corrupt": "add_noise",
+        "exponential_step": "ddim_step",
+        "fresh_noise": "draw_noise",
+        "half_log_snr_step": "lambda_step",
+    },
+)

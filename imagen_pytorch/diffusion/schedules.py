@@ -1,7 +1,7 @@
-"""Where a diffusion is at a time: from t to (alpha, sigma) and back, and the grids that samplers walk.
+"""Noise schedules: from time t to (alpha, sigma) and back, and the grids of noise levels that samplers use.
 
 ``x_t = alpha x0 + sigma noise``; the log-SNR is ``2 log(alpha / sigma)`` and falls as noise grows. Three families turn
-a log-SNR into a `Level`: "vp" keeps ``alpha**2 + sigma**2 = 1``, "ve" keeps ``alpha = 1``, "flow" keeps
+a log-SNR into a `NoiseLevel`: "vp" keeps ``alpha**2 + sigma**2 = 1``, "ve" keeps ``alpha = 1``, "flow" keeps
 ``alpha + sigma = 1``.
 """
 
@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from ..registry import Registry
+from ..renamed import renamed
 
 
-class Level(NamedTuple):
-    """A point of a diffusion, of any shape: 0-dimensional float64 while sampling, ``(b,)`` while training."""
+class NoiseLevel(NamedTuple):
+    """One noise level ``(alpha, sigma)``: 0-dimensional float64 while sampling, ``(b,)`` while training."""
 
     alpha: Tensor
     sigma: Tensor
@@ -31,29 +32,29 @@ class Level(NamedTuple):
         return 2 * (self.alpha.log() - self.sigma.log())
 
     @property
-    def ratio(self) -> Tensor:
+    def sigma_edm(self) -> Tensor:
         """``sigma / alpha``: EDM's noise level (Karras et al. 2022)."""
         return self.sigma / self.alpha
 
     @classmethod
-    def clean(cls) -> Level:
-        """The end of every grid: the data itself."""
+    def clean(cls) -> NoiseLevel:
+        """Return the end of every grid: the data themselves."""
         return cls(torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64))
 
 
-def _vp(log_snr: Tensor) -> Level:
-    return Level(torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt())
+def _vp(log_snr: Tensor) -> NoiseLevel:
+    return NoiseLevel(torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt())
 
 
-def _ve(log_snr: Tensor) -> Level:
-    return Level(torch.ones_like(log_snr), torch.exp(-log_snr / 2))
+def _ve(log_snr: Tensor) -> NoiseLevel:
+    return NoiseLevel(torch.ones_like(log_snr), torch.exp(-log_snr / 2))
 
 
-def _flow(log_snr: Tensor) -> Level:
-    return Level(torch.sigmoid(log_snr / 2), torch.sigmoid(-log_snr / 2))
+def _flow(log_snr: Tensor) -> NoiseLevel:
+    return NoiseLevel(torch.sigmoid(log_snr / 2), torch.sigmoid(-log_snr / 2))
 
 
-FAMILIES: dict[str, Callable[[Tensor], Level]] = {"vp": _vp, "ve": _ve, "flow": _flow}
+FAMILIES: dict[str, Callable[[Tensor], NoiseLevel]] = {"vp": _vp, "ve": _ve, "flow": _flow}
 
 SCHEDULES: Registry[type[Schedule]] = Registry("noise schedule")
 GRIDS: Registry[Callable[[Schedule, int], Tensor]] = Registry("grid")
@@ -74,40 +75,40 @@ class Schedule(ABC):
 
     @abstractmethod
     def log_snr(self, t: Tensor) -> Tensor:
-        """Log-SNR at times ``t`` of any shape."""
+        """Return the log-SNR at times ``t`` of any shape."""
 
     @abstractmethod
     def inverse(self, log_snr: Tensor) -> Tensor:
-        """The times with these log-SNRs."""
+        """Return the times with these log-SNRs."""
 
-    def ends(self) -> tuple[float, float]:
-        """The times of the most and of the least noise."""
+    def time_range(self) -> tuple[float, float]:
+        """Return the times of the most and of the least noise."""
         return 1.0, 0.0
 
     def bounds(self) -> tuple[float, float]:
-        """Log-SNR at both ends, the lowest first: no level outside was ever trained."""
-        low, high = self.log_snr(torch.tensor(self.ends(), dtype=torch.float64)).tolist()
+        """Return the log-SNR at both ends, the lowest first. Levels outside were never trained."""
+        low, high = self.log_snr(torch.tensor(self.time_range(), dtype=torch.float64)).tolist()
         return low, high
 
-    def useful(self) -> tuple[float, float]:
-        """The part of `bounds` that is worth the steps of a solver.
+    def sampling_bounds(self) -> tuple[float, float]:
+        """Return the part of `bounds` in which a solver should spend its steps.
 
-        Beyond a ratio of 80 a picture in [-1, 1] is lost in noise, below 0.002 noise is a quarter of a grey level
-        (Karras et al. 2022, table 1, use this range).
+        Above sigma / alpha = 80 an image in [-1, 1] is lost in noise. Below 0.002 the noise is a quarter of a grey
+        level (Karras et al. 2022, table 1, use this range).
         """
         low, high = self.bounds()
         return max(low, -2 * math.log(80.0)), min(high, -2 * math.log(0.002))
 
-    def level(self, log_snr: Tensor) -> Level:
-        """The point of this family with this log-SNR."""
+    def level(self, log_snr: Tensor) -> NoiseLevel:
+        """Return the noise level of this family with this log-SNR."""
         return FAMILIES[self.family](log_snr)
 
-    def __call__(self, t: Tensor) -> Level:
-        """The point at time ``t``, any shape."""
+    def __call__(self, t: Tensor) -> NoiseLevel:
+        """Return the noise level at time ``t`` of any shape."""
         return self.level(self.log_snr(t))
 
-    def levels(self, steps: int, grid: str = "time") -> list[Level]:
-        """``steps + 1`` points in float64, from the noisiest to exactly clean.
+    def discretize(self, steps: int, grid: str = "time") -> list[NoiseLevel]:
+        """Return ``steps + 1`` noise levels in float64, from the noisiest to exactly clean.
 
         Raises:
             ValueError: fewer than one step, or an unknown grid.
@@ -115,7 +116,7 @@ class Schedule(ABC):
         if steps < 1:
             raise ValueError(f"sampling needs at least 1 step, got {steps}")
         alphas, sigmas = self.level(GRIDS[self.grid or grid](self, steps))
-        return [Level(*pair) for pair in zip(alphas.unbind(), sigmas.unbind(), strict=True)] + [Level.clean()]
+        return [NoiseLevel(*pair) for pair in zip(alphas.unbind(), sigmas.unbind(), strict=True)] + [NoiseLevel.clean()]
 
 
 # -- grids: the log-SNRs of the steps, without the clean end ---------------------------------------------------------
@@ -123,21 +124,21 @@ class Schedule(ABC):
 
 @GRIDS.register("time")
 def time_grid(schedule: Schedule, steps: int) -> Tensor:
-    """Evenly spaced times from the noisy end, without the other, as in ancestral sampling."""
-    return schedule.log_snr(torch.linspace(*schedule.ends(), steps + 1, dtype=torch.float64)[:-1])
+    """Space the times evenly, from the noisy end and without the other, as in ancestral sampling."""
+    return schedule.log_snr(torch.linspace(*schedule.time_range(), steps + 1, dtype=torch.float64)[:-1])
 
 
 @GRIDS.register("log_snr")
 def log_snr_grid(schedule: Schedule, steps: int) -> Tensor:
-    """Evenly spaced log-SNRs (Lu et al. 2022, arXiv 2206.00927, section 3.4)."""
-    return torch.linspace(*schedule.useful(), steps, dtype=torch.float64)
+    """Space the log-SNRs evenly (Lu et al. 2022, arXiv 2206.00927, section 3.4)."""
+    return torch.linspace(*schedule.sampling_bounds(), steps, dtype=torch.float64)
 
 
 @GRIDS.register("karras")
 def karras_grid(schedule: Schedule, steps: int) -> Tensor:
-    """Evenly spaced in ``ratio**(1/rho)`` (Karras et al. 2022, arXiv 2206.00364, eq. 5)."""
+    """Space ``sigma_edm**(1/rho)`` evenly (Karras et al. 2022, arXiv 2206.00364, eq. 5)."""
     rho = schedule.rho
-    ends = (torch.tensor(schedule.useful(), dtype=torch.float64) / -2).exp() ** (1 / rho)
+    ends = (torch.tensor(schedule.sampling_bounds(), dtype=torch.float64) / -2).exp() ** (1 / rho)
     ratios = (ends[0] + torch.linspace(0, 1, steps, dtype=torch.float64) * (ends[1] - ends[0])) ** rho
     return -2 * ratios.log()
 
@@ -150,11 +151,11 @@ def karras_grid(schedule: Schedule, steps: int) -> Tensor:
 class Cosine(Schedule):
     """``alpha = cos(pi/2 (t + s) / (1 + s))`` (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 17).
 
-    The log-SNR is held within +-15: unbounded, alpha reaches 1e-8 at t = 1, where the noise objective divides by it and
-    second-order solvers diverge.
+    The log-SNR is clipped to +-15. Without the clip alpha reaches 1e-8 at t = 1, where the noise objective divides by
+    it and second-order solvers diverge.
 
     Args:
-        s: keeps the noise at t = 0 above zero.
+        s: offset that keeps the noise at t = 0 above zero.
         clip: lowest and highest log-SNR.
     """
 
@@ -162,13 +163,13 @@ class Cosine(Schedule):
     clip: tuple[float, float] = (-15.0, 15.0)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """Log-SNR at times in [0, 1]."""
+        """Return the log-SNR at times in [0, 1]."""
         angle = (t + self.s) / (1 + self.s) * (math.pi / 2)
-        # the clamp keeps tan finite at the end; the bound below is reached before it
+        # the clamp keeps tan finite at the end; the bound of the next line is reached before it
         return (-2 * torch.log(torch.tan(angle.clamp(max=math.pi / 2 - 1e-6)))).clamp(*self.clip)
 
     def inverse(self, log_snr: Tensor) -> Tensor:
-        """Times in [0, 1]."""
+        """Return times in [0, 1]."""
         return torch.atan(torch.exp(-log_snr / 2)) * (2 / math.pi) * (1 + self.s) - self.s
 
 
@@ -179,32 +180,32 @@ class Linear(Schedule):
     appendix H)."""
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """Log-SNR at times in [0, 1]."""
+        """Return the log-SNR at times in [0, 1]."""
         return -torch.log(torch.expm1(1e-4 + 10 * t.square()))
 
     def inverse(self, log_snr: Tensor) -> Tensor:
-        """Times in [0, 1]."""
+        """Return times in [0, 1]."""
         return ((torch.log1p(torch.exp(-log_snr)) - 1e-4).clamp(min=0) / 10).sqrt()
 
 
 @SCHEDULES.register("shifted_cosine")
 @dataclass(frozen=True)
 class ShiftedCosine(Cosine):
-    """The cosine schedule for larger pictures: log-SNR lower by ``2 log(shift)`` (Hoogeboom et al. 2023, arXiv
+    """The cosine schedule for larger images: log-SNR lower by ``2 log(shift)`` (Hoogeboom et al. 2023, arXiv
     2301.11093, eq. 3).
 
     Args:
-        shift: picture side divided by 64.
+        shift: image side divided by 64.
     """
 
     shift: float = 4.0
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """Log-SNR at times in [0, 1]."""
+        """Return the log-SNR at times in [0, 1]."""
         return (super().log_snr(t) - 2 * math.log(self.shift)).clamp(*self.clip)
 
     def inverse(self, log_snr: Tensor) -> Tensor:
-        """Times in [0, 1]."""
+        """Return times in [0, 1]."""
         return super().inverse(log_snr + 2 * math.log(self.shift))
 
 
@@ -227,20 +228,20 @@ class Karras(Schedule):
         if not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(f"need 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
 
-    def ends(self) -> tuple[float, float]:
-        """sigma_max and sigma_min: time is the noise level."""
+    def time_range(self) -> tuple[float, float]:
+        """Return sigma_max and sigma_min: time is the noise level."""
         return self.sigma_max, self.sigma_min
 
-    def useful(self) -> tuple[float, float]:
-        """All of it: whoever names sigma_min and sigma_max means them."""
+    def sampling_bounds(self) -> tuple[float, float]:
+        """Return the full range: sigma_min and sigma_max were chosen explicitly."""
         return self.bounds()
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """Log-SNR at noise levels ``t``."""
+        """Return the log-SNR at noise levels ``t``."""
         return -2 * torch.log(t)
 
     def inverse(self, log_snr: Tensor) -> Tensor:
-        """Noise levels."""
+        """Return noise levels."""
         return torch.exp(-log_snr / 2)
 
 
@@ -250,9 +251,9 @@ class Flow(Schedule):
     """Rectified flow: ``x_t = (1 - t) x0 + t noise`` (Liu et al. 2022, arXiv 2209.03003).
 
     Args:
-        shift: moves steps towards noise for larger pictures, ``t' = m t / (1 + (m - 1) t)`` (Esser et al. 2024,
+        shift: moves steps towards noise for larger images, ``t' = m t / (1 + (m - 1) t)`` (Esser et al. 2024,
             arXiv 2403.03206, eq. 23).
-        clip: lowest and highest log-SNR; -inf starts from pure noise, which the noise objective cannot.
+        clip: lowest and highest log-SNR. -inf starts from pure noise, which the noise objective does not support.
     """
 
     shift: float = 1.0
@@ -260,22 +261,22 @@ class Flow(Schedule):
     family: ClassVar[str] = "flow"
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """Log-SNR at times in [0, 1]."""
+        """Return the log-SNR at times in [0, 1]."""
         plain = 2 * (torch.log1p(-t) - torch.log(t)) - 2 * math.log(self.shift)
         return plain.clamp(*self.clip)
 
     def inverse(self, log_snr: Tensor) -> Tensor:
-        """Times in [0, 1]."""
+        """Return times in [0, 1]."""
         return torch.sigmoid(-(log_snr + 2 * math.log(self.shift)) / 2)
 
 
 @SCHEDULES.register("discrete")
 @dataclass(frozen=True)
 class Discrete(Schedule):
-    """Any list of betas (Ho et al. 2020, arXiv 2006.11239); times between two of its steps take the nearest one.
+    """Any list of betas (Ho et al. 2020, arXiv 2006.11239). Times between two of its steps take the nearest one.
 
     Args:
-        betas: variances added per step, each in (0, 1); DDPM's linear thousand by default.
+        betas: variances added per step, each in (0, 1). The default is DDPM's linear schedule of 1000 steps.
 
     Raises:
         ValueError: no betas, or one outside (0, 1).
@@ -292,13 +293,16 @@ class Discrete(Schedule):
         return (kept - torch.log(-torch.expm1(kept))).to(like)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """Log-SNR at times in [0, 1]; 1 is the last step, 1 / number of steps the first."""
+        """Return the log-SNR at times in [0, 1]. 1 is the last step, 1 / number of steps the first."""
         count = len(self.betas)
         index = (t * count).round().long().clamp(1, count) - 1
         return self._table(t)[index]
 
     def inverse(self, log_snr: Tensor) -> Tensor:
-        """Times in [0, 1] of the nearest steps."""
+        """Return the times in [0, 1] of the nearest steps."""
         table = self._table(log_snr)
         nearest = (table - log_snr.unsqueeze(-1)).abs().argmin(-1)
         return (nearest + 1).to(log_snr) / len(self.betas)
+
+
+__getattr__ = renamed(__name__, {"Level": "NoiseLevel"})

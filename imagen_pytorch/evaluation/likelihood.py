@@ -25,7 +25,7 @@ from ..cascade.preparation import Request, build_batch, checked_pictures, pictur
 from ..cascade.stage import is_null
 from ..cascade.video import ClipInput
 from ..diffusion.guidance import Denoise
-from ..diffusion.schedules import GRIDS, Level, Schedule
+from ..diffusion.schedules import GRIDS, NoiseLevel, Schedule
 from ..ranges import check_whole
 from ..registry import suggestion
 from ..tensors import Generators, expand_to, rand, randn, seeded, widest
@@ -76,7 +76,7 @@ def bound(
     total = _squares(x0) * precision[0] / 2
     for index in range(count):
         step = ((index + places) * (steps / count)).long().clamp(max=steps - 1)
-        level = Level(*(expand_to(part, x0) for part in schedule.level(log_snrs[step].to(x0))))
+        level = NoiseLevel(*(expand_to(part, x0) for part in schedule.level(log_snrs[step].to(x0))))
         x_t = level.alpha * x0 + level.sigma * randn(x0.shape, generator, x0.device, x0.dtype)
         with torch.no_grad():
             error = _squares(x0 - denoise(x_t, level, None))

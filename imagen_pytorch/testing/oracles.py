@@ -1,4 +1,4 @@
-"""Densities whose denoiser ``E[x0 | x_t]`` is a formula; each computes in the precision of what it is given."""
+"""Densities whose denoiser ``E[x0 | x_t]`` is a formula. Each computes in the precision of its input."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..diffusion.samplers import Noises, fresh_noise
-from ..diffusion.schedules import Level
+from ..diffusion.samplers import NoiseSource, draw_noise
+from ..diffusion.schedules import NoiseLevel
 from ..tensors import Generators, expand_to, rand
 
 
-def _parts(level: Level, x: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha and sigma as they broadcast over ``x``, in its precision."""
+def _parts(level: NoiseLevel, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return alpha and sigma as they broadcast over ``x``, in its precision."""
     alpha, sigma = (expand_to(part.to(x), x) for part in level)
     return alpha, sigma
 
@@ -33,16 +33,16 @@ class IsotropicGaussian:
     std: float | Tensor = 0.5
 
     def __call__(
-        self, x: Float[Tensor, "b *shape"], level: Level, x0_before: Tensor | None
+        self, x: Float[Tensor, "b *shape"], level: NoiseLevel, x0_before: Tensor | None
     ) -> Float[Tensor, "b *shape"]:
         """``m + alpha s**2 / (alpha**2 s**2 + sigma**2) (x - alpha m)``."""
         alpha, sigma = _parts(level, x)
         variance = self.std**2
         return self.mean + alpha * variance / (alpha.square() * variance + sigma.square()) * (x - alpha * self.mean)
 
-    def draw(self, shape: Sequence[int], generator: Noises = None, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Data of this shape, the batch first."""
-        return self.mean + self.std * fresh_noise(torch.empty(tuple(shape), dtype=dtype), generator)
+    def draw(self, shape: Sequence[int], generator: NoiseSource = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Draw data of this shape, the batch first."""
+        return self.mean + self.std * draw_noise(torch.empty(tuple(shape), dtype=dtype), generator)
 
 
 class Gaussian:
@@ -53,7 +53,7 @@ class Gaussian:
         covariance: ``(d, d)``, symmetric and not negative.
 
     Raises:
-        ValueError: a covariance that is none.
+        ValueError: a matrix that is not a covariance.
     """
 
     def __init__(self, mean: Float[Tensor, " d"], covariance: Float[Tensor, "d d"]) -> None:
@@ -63,7 +63,7 @@ class Gaussian:
         self.mean, self.axes, self.variances = mean.double(), axes, variances.clamp(min=0)
 
     def __call__(
-        self, x: Float[Tensor, "b *shape"], level: Level, x0_before: Tensor | None
+        self, x: Float[Tensor, "b *shape"], level: NoiseLevel, x0_before: Tensor | None
     ) -> Float[Tensor, "b *shape"]:
         """``m + alpha C (alpha**2 C + sigma**2 I)**-1 (x - alpha m)``, along the axes of C."""
         flat = x.flatten(1)
@@ -72,9 +72,11 @@ class Gaussian:
         gain = alpha * variances / (alpha.square() * variances + sigma.square())
         return (mean + ((flat - alpha * mean) @ axes * gain) @ axes.T).reshape(x.shape)
 
-    def draw(self, count: int, generator: Noises = None, dtype: torch.dtype = torch.float32) -> Float[Tensor, "b d"]:
-        """``count`` items."""
-        z = fresh_noise(torch.empty(count, len(self.mean), dtype=dtype), generator)
+    def draw(
+        self, count: int, generator: NoiseSource = None, dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "b d"]:
+        """Draw ``count`` items."""
+        z = draw_noise(torch.empty(count, len(self.mean), dtype=dtype), generator)
         return self.mean.to(z) + (z * self.variances.to(z).sqrt()) @ self.axes.to(z).T
 
 
@@ -83,11 +85,11 @@ class IsotropicMixture:
     """``sum_k weights_k N(means_k, stds_k**2 I)`` over the values of an item.
 
     Args:
-        means: one point of d values for each part.
-        stds, weights: one number for each part; the weights sum to one.
+        means: one point of d values for each component.
+        stds, weights: one number for each component. The weights sum to one.
 
     Raises:
-        ValueError: the parts do not match, or the weights do not sum to one.
+        ValueError: the numbers of components differ, or the weights do not sum to one.
     """
 
     means: Sequence[Sequence[float]]
@@ -108,16 +110,16 @@ class IsotropicMixture:
         means, stds, weights = (torch.tensor(part, dtype=torch.float64).to(x) for part in parts)
         return means, stds.square(), weights
 
-    def responsibilities(self, x: Float[Tensor, "b *shape"], level: Level) -> Float[Tensor, "b k"]:
-        """The probability of each part given ``x_t``."""
+    def responsibilities(self, x: Float[Tensor, "b *shape"], level: NoiseLevel) -> Float[Tensor, "b k"]:
+        """Return the probability of each component given ``x_t``."""
         return torch.softmax(self._joint(x, level), dim=1)
 
-    def log_density(self, x: Float[Tensor, "b *shape"], level: Level) -> Float[Tensor, " b"]:
-        """The log-density of ``x_t``, in nats."""
+    def log_density(self, x: Float[Tensor, "b *shape"], level: NoiseLevel) -> Float[Tensor, " b"]:
+        """Return the log-density of ``x_t``, in nats."""
         size = x.flatten(1).shape[1]
         return torch.logsumexp(self._joint(x, level), dim=1) - size / 2 * math.log(2 * math.pi)
 
-    def _joint(self, x: Tensor, level: Level) -> Tensor:
+    def _joint(self, x: Tensor, level: NoiseLevel) -> Tensor:
         means, variances, weights = self._tables(x)
         flat = x.flatten(1)
         alpha, sigma = (part.to(x).reshape(-1, 1) for part in level)
@@ -126,7 +128,7 @@ class IsotropicMixture:
         return weights.log() - distance / (2 * spread) - flat.shape[1] / 2 * spread.log()
 
     def __call__(
-        self, x: Float[Tensor, "b *shape"], level: Level, x0_before: Tensor | None
+        self, x: Float[Tensor, "b *shape"], level: NoiseLevel, x0_before: Tensor | None
     ) -> Float[Tensor, "b *shape"]:
         """``sum_k r_k (alpha s_k**2 x + sigma**2 m_k) / (alpha**2 s_k**2 + sigma**2)`` with the responsibilities r."""
         means, variances, _ = self._tables(x)
@@ -138,15 +140,15 @@ class IsotropicMixture:
     def draw(
         self, count: int, generator: Generators = None, dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, "b d"]:
-        """``count`` items."""
-        z = fresh_noise(torch.empty(count, len(self.means[0]), dtype=dtype), generator)
+        """Draw ``count`` items."""
+        z = draw_noise(torch.empty(count, len(self.means[0]), dtype=dtype), generator)
         means, variances, weights = self._tables(z)
         edges = weights.cumsum(0)
         part = torch.searchsorted(edges, rand((count,), generator, dtype=dtype)).clamp(max=len(edges) - 1)
         return means[part] + variances[part].sqrt()[:, None] * z
 
 
-#: Four parts in the plane, near enough to make every sampler's order visible and far enough to be no Gaussian.
+#: Four components in the plane, near enough to make every sampler's order visible and far enough not to be Gaussian.
 TEST_MIXTURE = IsotropicMixture(
     means=((1.0, 0.2), (-0.8, 0.9), (-0.3, -1.0), (0.6, -0.6)),
     stds=(0.3, 0.25, 0.35, 0.2),

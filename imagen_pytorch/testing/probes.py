@@ -1,4 +1,4 @@
-"""What a sampler does to Gaussian data, without Monte Carlo."""
+"""The exact response of a sampler to Gaussian data, without Monte Carlo."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..diffusion.guidance import Denoise
 from ..diffusion.samplers import Sampler
-from ..diffusion.schedules import Level, Schedule
+from ..diffusion.schedules import NoiseLevel, Schedule
 
 
 @dataclass(frozen=True)
@@ -28,25 +28,25 @@ class AffineResponse:
     noise_gains: Float[Tensor, " n"]
 
     def mean(self, start: float = 0.0) -> float:
-        """Mean of the result if the start has this mean."""
+        """Return the mean of the result if the start has this mean."""
         return self.offset + self.start_gain * start
 
     def variance(self, start: float) -> float:
-        """Variance of the result if the start has this variance."""
+        """Return the variance of the result if the start has this variance."""
         return self.start_gain**2 * start + float(self.noise_gains.square().sum())
 
 
-def affine_response(sampler: Sampler, denoise: Denoise, schedule: Schedule, levels: list[Level]) -> AffineResponse:
-    """The exact response of a sampler on one-dimensional Gaussian data.
+def affine_response(sampler: Sampler, denoise: Denoise, schedule: Schedule, levels: list[NoiseLevel]) -> AffineResponse:
+    """Return the exact response of a sampler to one-dimensional Gaussian data.
 
-    There every estimate, and so every sampler, is affine in the start and in each noise: a batch of unit vectors reads
-    off all factors in one run.
+    Every estimate, and so every sampler, is affine in the start and in each noise there. A batch of unit vectors gives
+    all factors in one run.
 
     Args:
         sampler: any sampler.
         denoise: affine in ``x_t``, such as `IsotropicGaussian`.
         schedule: the process.
-        levels: the levels to walk, not necessarily to the clean end.
+        levels: the noise levels of the run, not necessarily to the clean end.
     """
     drawn = 0
 
@@ -68,9 +68,9 @@ def affine_response(sampler: Sampler, denoise: Denoise, schedule: Schedule, leve
 
 
 def moment_exact_noise(x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-    """Noise whose batch has mean zero and unit covariance exactly and no correlation with the state at all.
+    """Draw noise whose batch has exactly mean zero, unit covariance and no correlation with the state.
 
-    With it in place of random noise (``generator=moment_exact_noise``), the batch mean and covariance of an affine
+    With it in place of random noise (``generator=moment_exact_noise``) the batch mean and covariance of an affine
     sampler without memory are those of infinitely many draws. Ten rows serve two dimensions.
 
     Raises:

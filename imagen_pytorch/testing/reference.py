@@ -9,14 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..diffusion.guidance import Denoise
-from ..diffusion.schedules import Karras, Level, Schedule
+from ..diffusion.schedules import Karras, NoiseLevel, Schedule
 
 
-def log_uniform_levels(schedule: Schedule, noisiest: float, cleanest: float, steps: int) -> list[Level]:
-    """``steps + 1`` points of the schedule's family, evenly spaced in the logarithm of ``sigma / alpha``.
+def log_uniform_levels(schedule: Schedule, noisiest: float, cleanest: float, steps: int) -> list[NoiseLevel]:
+    """Return ``steps + 1`` noise levels of the schedule's family, evenly spaced in the logarithm of ``sigma / alpha``.
 
     Args:
-        schedule: says only what family of processes is meant.
+        schedule: determines the family of processes; its times are not used.
         noisiest, cleanest: first and last ``sigma / alpha``; the clean end itself is not added.
         steps: number of steps.
     """
@@ -27,7 +27,7 @@ def log_uniform_levels(schedule: Schedule, noisiest: float, cleanest: float, ste
 def probability_flow(
     denoise: Denoise, x: Float[Tensor, "b *shape"], noisiest: float, cleanest: float, rtol: float = 1e-12
 ) -> Float[Tensor, "b *shape"]:
-    """``x / alpha`` where the probability-flow ODE leads, by Dormand and Prince's method of order 8; needs scipy.
+    """Integrate the probability-flow ODE to ``x / alpha``, by Dormand and Prince's method of order 8; needs scipy.
 
     With ``l`` the logarithm of ``sigma / alpha`` the ODE is ``d(x / alpha) / dl = x / alpha - denoise(x)`` for every
     process (Karras et al. 2022, arXiv 2206.00364, eq. 4).
