@@ -16,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationInfo,
     create_model,
     field_validator,
@@ -163,6 +164,7 @@ class _CascadeBase(Configuration):
     }
     unets: list[Annotated[Any, BeforeValidator(_unet)]]
     video: bool = False
+    _rehearsed: dict[str, Any] | None = PrivateAttr(None)  # what it said when it was seen that the model can be made
 
     @model_validator(mode="before")
     @classmethod
@@ -195,14 +197,27 @@ class _CascadeBase(Configuration):
         Raises:
             ConfigError: it cannot be made, or needs more memory than there is; known before it is taken.
         """
-        memory = main_memory()
+        memory, stated = main_memory(), self.model_dump(mode="json")
         try:
-            rehearse(self._make, memory // 4, _PARTS * len(self.unets))
+            if stated != self._rehearsed:
+                rehearse(self._make, memory // 4, _PARTS * len(self.unets))
         except TooLarge as error:
             raise ConfigError(f"{error}; this machine has a memory of {memory:,} bytes") from error
         imagen = self._make()
-        imagen._config = self.model_dump(mode="json")
+        imagen._config = stated
         return imagen
+
+    def note_rehearsal(self, cascade: Cascade) -> None:
+        """Spare `create` another look, if the model that was made of this configuration without memory is not large.
+
+        Args:
+            cascade: the model on the device "meta".
+        """
+        tensors = [*cascade.parameters(), *cascade.buffers()]
+        numbers, parts = sum(item.numel() for item in tensors), len(tensors) + sum(1 for _ in cascade.modules())
+        # a network that is fitted to its place is made twice
+        if 2 * numbers <= main_memory() // 4 and 2 * parts <= _PARTS * len(self.unets):
+            self._rehearsed = self.model_dump(mode="json")
 
     def _make(self) -> Cascade:
         arguments = {name: value for name, value in self.given().items() if name not in ("unets", "video")}

@@ -213,7 +213,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
         self._init_data()
         self.resume_notes: list[str] = []
         if contents is not None:
-            self._take_over(contents, imagen_checkpoint_path, only_model=True, strict=True)
+            self.take_over(contents, imagen_checkpoint_path, only_model=True, strict=True)
         self._init_checkpoints(checkpoint_path, checkpoint_every)
         if self.store is not None:
             self.load_from_checkpoint_folder()

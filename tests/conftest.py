@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # commands started by tests inherit the single thread as well
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# and read what the first of them has compiled of the package: else each compiles all of it anew
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import jaxtyping
 import numpy as np
@@ -40,6 +43,9 @@ ROOMS = sorted({path.stem for path in Path(__file__).parents[1].glob("imagen_pyt
 install_import_hook([f"imagen_pytorch.{room}" for room in ROOMS if room != "storage"], "typeguard.typechecked")
 
 torch.set_num_threads(1)
+# whatever is imported stays, half a million objects, and looking through them for garbage takes a fifth of all time:
+# see `only_new_garbage`
+gc.disable()
 
 
 #: files whose tests are about files, commands and runs: whole trainings, whose time the checks would multiply; or about
@@ -48,6 +54,15 @@ UNCHECKED = ("test_cascade_calls", "test_cascade_fast", "test_cascade_inputs", "
              "test_cascade_own_guidance", "test_checkpoint", "test_cli", "test_config", "test_evaluation",
              "test_learning", "test_many", "test_peer_readme", "test_promises", "test_readme", "test_resume",
              "test_sharding", "test_storage", "test_trainer", "test_traps")  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def only_new_garbage() -> None:
+    """The garbage collector looks, now and then, at what the tests of a file make, and never at what was before."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="module")

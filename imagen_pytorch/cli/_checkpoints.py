@@ -41,17 +41,20 @@ def refuse_fleeting(fs: Any, path: str) -> None:
         )
 
 
-def _verify(path: str) -> None:
+def _verified(path: str) -> dict[str, Any] | None:
     from ..storage import locate
     from ..storage.places import is_local
     from ..storage.store import verify_checkpoint
 
     fs, place = locate(path)
-    verify_checkpoint(place if is_local(fs) else path, fs)
+    return verify_checkpoint(place if is_local(fs) else path, fs)
 
 
-def whole_or_previous(path: str) -> str:
+def whole_or_previous(path: str) -> tuple[str, dict[str, Any] | None]:
     """A checkpoint, or if it is damaged or gone the one before it, which is said in a warning.
+
+    Returns:
+        its path, and its contents if it is a file.
 
     Raises:
         CheckpointUnreachable: the storage does not answer.
@@ -60,15 +63,14 @@ def whole_or_previous(path: str) -> str:
     from ..storage import CheckpointError, CheckpointMissing, CheckpointUnreachable, previous_of
 
     try:
-        _verify(path)
-        return path
+        return path, _verified(path)
     except CheckpointUnreachable:
         raise
     except CheckpointError as error:
         newest = error
     before = previous_of(path)
     try:
-        _verify(before)
+        contents = _verified(before)
     except (CheckpointMissing, CheckpointUnreachable) as error:
         raise (error if isinstance(error, CheckpointUnreachable) else newest) from newest
     except CheckpointError as error:
@@ -78,7 +80,7 @@ def whole_or_previous(path: str) -> str:
         text = f"{described(newest)}, and {described(error)}; move it away to start afresh"
         raise CheckpointError(text) from error
     warnings.warn(f"{described(newest)}; {before} is taken instead", stacklevel=2)
-    return before
+    return before, contents
 
 
 def has_checkpoint(path: str) -> bool:

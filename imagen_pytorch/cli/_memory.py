@@ -70,6 +70,7 @@ class MemoryCheck:
         except (ConfigError, NotImplementedError):  # it cannot be made, or not without memory: making it says why
             self.numbers = []
             return
+        config.imagen.note_rehearsal(self.cascade)
         self.plan = replace(plan_of(config, self.cascade), device=self.machine.device, enough=0)
 
     def before_data(self) -> None:

@@ -99,9 +99,19 @@ class SavedRun:
         """
         from ..checkpoint import CheckpointError
 
+        read: dict[str, dict[str, Any] | None] = {}
+
+        def whole() -> str:
+            path, contents = whole_or_previous(self.path)
+            read[path] = contents
+            return path
+
         try:
-            found = self.trainer.processes.from_main(lambda: whole_or_previous(self.path))
-            contents = self.trainer.load(found, strict=strict) or {}
+            found = self.trainer.processes.from_main(whole)
+            if (contents := read.get(found)) is None or self.trainer.processes.count > 1:
+                contents = self.trainer.load(found, strict=strict) or {}
+            else:  # what has just been checked
+                self.trainer.take_over(contents, found, strict=strict)
         except CheckpointError as error:
             hint = f"cannot go on from {self.path} (--checkpoint names another file to train in)"
             reason = described(error).replace("strict=False loads what fits", "--allow-mismatch goes on with what fits")

@@ -64,7 +64,8 @@ class Persistent(nn.Module):
         fitted = type(self)(**{**self._locals, **wanted, **text})
         kept, target = self.state_dict(), fitted.state_dict()
         fits = {name: value for name, value in kept.items() if name in target and target[name].shape == value.shape}
-        fitted.load_state_dict({**target, **fits})
+        if any(not value.is_meta for value in fits.values()):
+            fitted.load_state_dict(fits, strict=False)  # what is not there stays as it is
         lost = [name for name in kept if name not in fits]
         # a new network's last layer is zero: where it is not, this one was trained
         if lost and any(not part.is_meta and bool(part.any()) for part in self.final_conv.parameters()):

@@ -44,16 +44,18 @@ def read_finite(path: str, fs: Any) -> dict[str, Any]:
     return contents
 
 
-def verify_checkpoint(path: str, fs: Any) -> None:
+def verify_checkpoint(path: str, fs: Any) -> dict[str, Any] | None:
     """See that a checkpoint, a file or a folder of shards, can be read, and that the weights of a file are finite.
+
+    Returns:
+        the contents of a file; None for a folder.
 
     Raises:
         CheckpointError: as `read_finite`.
     """
     place = locate(path, fs)[1]
     if not is_sharded(fs, place):
-        read_finite(path, fs)
-        return
+        return read_finite(path, fs)
     from .sharded import ShardedCheckpoint
 
     try:
@@ -65,6 +67,7 @@ def verify_checkpoint(path: str, fs: Any) -> None:
     except CheckpointError as error:
         note_unusable(fs, place, str(error))
         raise
+    return None
 
 
 class _Found(NamedTuple):

@@ -250,20 +250,31 @@ class TrainerCheckpoints:
         if self.processes.sharded and is_sharded(fs, place):
             source = ShardedCheckpoint(fs, place)
             contents = described(source)
-            self._take_over(contents, path, only_model, strict, source)
+            self.take_over(contents, path, only_model, strict, source)
             return contents
         contents = read_checkpoint(path, self._fs, self._fs_kwargs)
-        self._take_over(contents, path, only_model, strict)
+        self.take_over(contents, path, only_model, strict)
         return contents
 
-    def _take_over(
+    def take_over(
         self,
         contents: dict[str, Any],
         path: str | Path,
-        only_model: bool,
-        strict: bool,
+        only_model: bool = False,
+        strict: bool = True,
         source: ShardedCheckpoint | None = None,
     ) -> None:
+        """Go on from the contents of a checkpoint, as `load` does.
+
+        Args:
+            contents: as `storage.read_checkpoint` gives them.
+            path: where they were read, for messages.
+            only_model, strict: as for `load`.
+            source: the folder of shards that they describe.
+
+        Raises:
+            CheckpointError: as `load`.
+        """
         if self.processes.count > 1:
             advice = "put the same file where each of them reads it"
             self.processes.check_same(f"the checkpoint {path}", facts_of_checkpoint(contents), advice)
@@ -372,7 +383,7 @@ class TrainerCheckpoints:
         if path is None:
             return None
         contents = contents or read_checkpoint(path, folder.fs)
-        self._take_over(contents, path, only_model=False, strict=True)
+        self.take_over(contents, path, only_model=False, strict=True)
         self.print(f"going on from {os.path.basename(path)}")
         return path
 
