@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from importlib.util import find_spec
@@ -19,6 +20,7 @@ from imagen_pytorch.cli import main
 from imagen_pytorch.cli._demo_videos import VideoDemo
 from imagen_pytorch.cli._files import counts_frames, put_before_number, without_number, write_series
 from imagen_pytorch.cli._presets import find_config, preset_path
+from imagen_pytorch.evaluation import digits
 
 SMALL = {"dim": 8, "dim_mults": [1, 2], "layer_attns": False, "layer_cross_attns": False, "attn_heads": 2}
 MODELS: dict[str, bytes] = {}
@@ -307,7 +309,14 @@ def test_the_shipped_configuration_fits_its_data():
 # -- demo -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_demo_of_videos(folder):
+def quick_reader(monkeypatch) -> None:
+    """A classifier of digits that has hardly learned anything."""
+    quick = functools.partial(digits.train_digit_reader, frames=60, steps=5)
+    monkeypatch.setattr(digits, "train_digit_reader", quick)
+
+
+def test_the_demo_of_videos(folder, monkeypatch):
+    quick_reader(monkeypatch)
     prompts = ["the digit 3 moves left", "a green idea"]
     config = write_config(path="tiny.json", steps=[2, 1], sample_texts=prompts)
     done = succeed("demo", "--config", config, "--output", "run", "--judge", 5, "--device", "cpu", "--cond-scale", 1)
@@ -327,6 +336,12 @@ def test_the_demo_of_videos(folder):
     assert metrics["training_clips"] == 12 and metrics["motion"]["clips"] == 5
     assert 0 <= metrics["motion"]["generated"] <= 1 and metrics["motion"]["chance"] == 0.25
     assert f"{100 * metrics['motion']['real']:.1f} %" in done.stderr and "--config tiny.json" in done.stderr
+    judged = metrics["digits"]
+    assert (
+        judged["clips"] == 5 and 0 <= judged["every_frame"]["real"]["value"] <= judged["most_frames"]["real"]["value"]
+    )
+    lines = [line for line in done.stderr.splitlines() if "its digit" in line or "every frame" in line]
+    assert len(lines) == 2 and f"{100 * judged['chance']:.1f} %" in lines[0]
 
 
 def test_the_demo_writes_a_film_where_it_can(tmp_path, monkeypatch):
@@ -336,3 +351,37 @@ def test_the_demo_writes_a_film_where_it_can(tmp_path, monkeypatch):
     assert film(demo) == tmp_path / "stage2-after.mp4"
     monkeypatch.setattr("imagen_pytorch.cli._demo_videos.find_spec", lambda _: None)
     assert film(demo) is None
+
+
+# -- eval -----------------------------------------------------------------------------------------------------------
+
+
+def test_motion_and_digits_of_a_model_of_videos(folder, monkeypatch):
+    quick_reader(monkeypatch)
+    train("--unet", "all")
+    done = succeed("eval", "imagen.pt", "--limit", 6, "--cond-scale", 1, "--seed", 3, "-o", "judged")
+    assert done.stdout.split() == ["judged/eval.json", "judged/eval.png"]
+    found = json.loads(Path("judged/eval.json").read_text())
+    assert (found["data"]["name"], found["data"]["split"], found["seeds"]) == ("moving-digits", "test", [3, 8])
+    motion, judged = found["figures"]["motion"], found["figures"]["digits"]
+    assert motion["clips"] == judged["clips"] == 6 and motion["low"] <= motion["generated"] <= motion["high"]
+    assert "moves where its caption says" in done.stderr and "every frame shows it" in done.stderr
+    width, height = Image.open("judged/eval.png").size
+    assert width > 4 * 8 * 2 * 2 and height > 6 * 8 * 2
+    first = succeed("eval", "imagen.pt", "--limit", 4, "--cond-scale", 1, "--stop-at-unet", 1, "--split", "train")
+    found = json.loads(Path("eval.json").read_text())
+    assert found["data"]["split"] == "train" and found["figures"]["motion"]["clips"] == 4 and "train" in first.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "emoji64"], ["makes videos", "eval also videos of moving-digits"]),
+        (["--metrics", "kid"], ["--metrics kid", "motion"]),
+        (["--extractor", "pixels"], ["--extractor pixels", "digits"]),
+    ],
+)
+def test_what_cannot_be_judged_of_videos(models, arguments, words):
+    data = [] if "--data" in arguments else ["--data", "moving-digits"]
+    refused(imagen("eval", "imagen.pt", *arguments, *data), *words)
+    assert not list(Path().glob("eval*"))

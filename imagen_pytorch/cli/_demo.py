@@ -249,6 +249,10 @@ class Demo(ABC):
     def tell(self, report: dict[str, Any]) -> None:
         """The figures of `judge` as a table."""
 
+    def entries(self, report: dict[str, Any]) -> dict[str, Any]:
+        """Return the figures of `judge` by their names in ``metrics.json``."""
+        return {self.entry: report}
+
     # -- the whole ----------------------------------------------------------------------------------------------------
 
     def train(self, interruption: Interruption) -> None:
@@ -301,7 +305,7 @@ class Demo(ABC):
         """``metrics.json``: all figures of this run."""
         last = {name: curve[-1][1] for name, curve in self.training.log.history().items()}
         metrics = {
-            self.entry: report,
+            **self.entries(report),
             "loss": last,
             "steps": self.training.taken(),
             f"training_{self.outputs.noun}s": len(self.data),

@@ -1,4 +1,4 @@
-"""The demo of videos: how many of them move as their captions say."""
+"""The demo of videos: how many of them move, and show the digit, as their captions say."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from ._demo import BATCH, Demo, gathered, spread
 from ._files import write_over
+from ._judge import clip_figures, clip_table
 
 #: the part of the embedded data that is never trained on: other clips, in other people's handwriting
 HELD_OUT = "test"
@@ -17,7 +18,7 @@ class VideoDemo(Demo):
     """The demo of a model that makes videos."""
 
     entry = "motion"
-    figures = "how many move as they should,"
+    figures = "how many move and look as they should,"
 
     def held_out_split(self) -> str | None:
         """The part of the data that is never trained on, if they have a known one."""
@@ -43,18 +44,18 @@ class VideoDemo(Demo):
         return dict([first, *film, *rest])
 
     def judge(self) -> dict[str, Any]:
-        """How many guided samples for captions that are not trained on move as they say, beside real clips."""
-        from ..evaluation.motion import motion_figures
-
+        """Motion and digits of guided samples for captions that are not trained on, beside real clips."""
         source = self.data if self.held_out is None else self.held_out
         real, captions = gathered(source, spread(len(source), self.options.judge))  # type: ignore[arg-type]
         made = self.draw(self.training.trainer.sample, captions, max_batch_size=BATCH)[-1].cpu()
-        return motion_figures(made, real, captions)
+        return clip_figures(made, real, captions, self.options.seed)
+
+    def entries(self, report: dict[str, Any]) -> dict[str, Any]:
+        """Return the figures of `judge` by their names in ``metrics.json``."""
+        return {self.entry: {}, **report}
 
     def tell(self, report: dict[str, Any]) -> None:
         """The figures of `judge` as a table."""
-        if not report:
-            return
-        self.say(f"\nclips that move where their captions say ({report['clips']} of each kind)")
-        for row, label in (("generated", "generated"), ("chance", "chance"), ("real", "real clips")):
-            self.say(f"  {label:20}{100 * report[row]:7.1f} %")
+        lines = clip_table(report)
+        if lines:
+            self.say("\n" + "\n".join(lines))

@@ -1,4 +1,4 @@
-"""A model of images whose samples are judged."""
+"""A model whose samples are judged."""
 
 from __future__ import annotations
 
@@ -41,21 +41,24 @@ class DrawingOptions:
 
 
 class Model:
-    """A model of images whose samples are judged.
+    """A model of images, or where that is allowed of videos, whose samples are judged.
 
     Args:
         path: of its checkpoint.
         request: the options of a command.
+        videos: allow a model of videos.
 
     Raises:
         click.ClickException: it cannot be used.
     """
 
-    def __init__(self, path: str, request: DrawingOptions) -> None:
+    def __init__(self, path: str, request: DrawingOptions, videos: bool = False) -> None:
         device = chosen_device(request.device)
         self.path, self.imagen = path, load(path, request.load_ema).to(device)
-        if self.imagen.is_video:
-            raise click.UsageError(f"{path} makes videos; imagen eval and compare judge images")
+        if self.imagen.is_video and not videos:
+            raise click.UsageError(
+                f"{path} makes videos; imagen eval and compare judge images, and eval also videos of moving-digits"
+            )
         if self.imagen.channels not in (1, 3):
             raise click.UsageError(f"{path} makes images of {self.imagen.channels} channels; 1 or 3 can be judged")
         self.stop = last_unet(self.imagen, path, request.stop_at_unet)
@@ -64,7 +67,7 @@ class Model:
         self.place = f"{path} on {device}"
 
     def sample(self, wanted: list[Wanted], request: DrawingOptions) -> tuple[Tensor, str]:
-        """Return images ``(n, c, h, w)`` in [0, 1] of the last stage, and how they were sampled, in words."""
+        """Return images ``(n, c, h, w)``, or clips with frames, in [0, 1], and how they were sampled, in words."""
         import torch
 
         arguments = sample_arguments(request, self.imagen, self.stop)

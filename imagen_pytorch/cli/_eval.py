@@ -13,6 +13,7 @@ import click
 from ..version import __version__
 from ._drawing import DrawingOptions, Model
 from ._errors import USAGE, CommandFailed, say
+from ._eval_videos import FIGURES, SHEET, evaluate_videos, judges_clips
 from ._files import check_place, encoded, tell, write_new
 from ._judge import EMBEDDED_JUDGE, caption_judge, fingerprint
 from ._models import find_model
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from ..evaluation.features import FeatureExtractor
     from ..evaluation.subject import Enlarged, Subject
 
-#: names of what is written
-FIGURES, SHEET = "eval.json", "eval.png"
 #: small real images that are given to an upsampler, real images with classes, and those whose bits are counted, at most
 UPSAMPLED, EXAMPLES, COUNTED = 64, 1500, 32
 
@@ -179,7 +178,10 @@ def run(request: Request) -> None:
         extractors()[name.partition(":")[0]]
     target, output = find_target(request.target), Path(request.output)
     check_place(output / FIGURES)
-    model = Model(target, request) if isinstance(target, str) else None
+    model = Model(target, request, judges_clips(target, request.data)) if isinstance(target, str) else None
+    if model is not None and model.imagen.is_video:
+        evaluate_videos(model, request)
+        return
     if model is None:
         asked = (request.image_size, request.image_size) if request.image_size else None
         folder = folder_images(target, request.limit, asked)

@@ -63,6 +63,9 @@ def eval(no_load_ema: bool, **request: Any) -> None:
 
     Every figure stands beside what real images reach. An extractor that took part in training is refused.
 
+    Of a model of videos that was trained on moving-digits: how many clips for captions of its test split move, and show
+    the digit, as they say; without --metrics and --extractor.
+
     \b
     imagen eval                                       the newest model, on the data it was trained on
     imagen eval imagen.pt --split pair --limit 400    on captions that it has not seen

@@ -34,9 +34,7 @@ NAME = "model.safetensors"
     '"posthoc_ema": true in the trainer part of its configuration.',
 )
 @click.option("--force", is_flag=True, help="Replace the file if there is one.")
-def export(
-    model: str | None, output: str, full: bool, no_load_ema: bool, ema_width: float | None, force: bool
-) -> None:
+def export(model: str | None, output: str, full: bool, no_load_ema: bool, ema_width: float | None, force: bool) -> None:
     """Write the weights and the description of MODEL without what only training needs, and print the path.
 
     MODEL is a checkpoint, a folder of checkpoints, or the address of one. Without it: ./imagen.pt, else the newest

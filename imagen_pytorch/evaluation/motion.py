@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.moving_digits import DIRECTIONS, centre_track
+from .intervals import fraction_interval
 
 #: What is darker than this counts as ground.
 GROUND = 0.2
@@ -75,8 +76,9 @@ def motion_figures(
         captions: those that name no direction are left out.
 
     Returns:
-        ``clips`` that were judged, the shares ``generated``, ``real`` and ``chance``, ``tolerance`` in degrees, and by
-        the name of each direction ``by_direction`` the share of the generated clips. Empty if no caption names one.
+        ``clips`` that were judged, the shares ``generated``, ``real`` and ``chance``, the ends ``low`` and ``high`` of
+        the 95 % interval of ``generated``, ``tolerance`` in degrees, and by the name of each direction ``by_direction``
+        the share of the generated clips. Empty if no caption names one.
 
     Raises:
         ValueError: other numbers of clips than captions.
@@ -94,9 +96,13 @@ def motion_figures(
     groups: dict[str, list[bool]] = {}
     for index in ways:
         groups.setdefault(" + ".join(_MOVES.findall(captions[index])), []).append(right["generated"][index])
+    shares = {kind: sum(results.values()) / len(ways) for kind, results in right.items()}
+    interval = fraction_interval(shares["generated"], len(ways))
     return {
         "clips": len(ways),
-        **{kind: sum(results.values()) / len(ways) for kind, results in right.items()},
+        **shares,
+        "low": interval.low,
+        "high": interval.high,
         "chance": tolerance / 180,
         "tolerance": tolerance,
         "by_direction": {name: sum(results) / len(results) for name, results in sorted(groups.items())},
