@@ -6,8 +6,6 @@ five; they are processes like any others and share nothing with the tests. Start
 
 from __future__ import annotations
 
-import atexit
-import gc
 import json
 import os
 import resource
@@ -15,16 +13,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from launching import usual_signals
+from launching import import_everything, run_and_end, usual_signals
 from PIL import Image
 
 from imagen_pytorch.checkpoint import read_checkpoint
@@ -266,40 +261,12 @@ def _become(job: dict[str, Any]) -> None:
     exec(job["before"], {})
     from imagen_pytorch.cli import main
 
-    code = 1
-    try:
-        main(job["arguments"], prog_name="imagen")
-    except SystemExit as error:
-        code = error.code or 0
-    except BaseException:
-        traceback.print_exc()
-    # what the interpreter does at its end, but for taking apart everything that was imported, which takes a second
-    threading._shutdown()
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, OSError):  # closed, or on a full disk
-            stream.flush()
-    os._exit(code)
+    run_and_end(lambda: main(job["arguments"], prog_name="imagen"))
 
 
 def _serve() -> None:
     """Read jobs, one a line; fork a child for each and answer with its number, or with the exit code of one."""
-    import accelerate  # noqa: F401 - so that children need not
-    import ema_pytorch  # noqa: F401
-    import fsspec  # noqa: F401
-    import torch._dynamo
-    import torch._refs
-    import torch.distributed.fsdp  # noqa: F401
-
-    import imagen_pytorch.cli._training
-    import imagen_pytorch.cli.train
-    import imagen_pytorch.configs
-    import imagen_pytorch.data
-    import imagen_pytorch.evaluation.pictures
-    import imagen_pytorch.trainer  # noqa: F401
-
-    Image.init()
-    gc.freeze()  # a child that looks through all of it would copy it
+    import_everything()
     for line in iter(sys.stdin.readline, ""):
         job = json.loads(line)
         if "poll" in job:

@@ -1,4 +1,4 @@
-"""Started by torchrun on two processes that differ in something: each writes down what it is told about that.
+"""Started by `launching.launch` on two processes that differ in something: each writes down what it is told about that.
 
 torchrun --standalone --nproc_per_node 2 tests/ranks/differing.py FOLDER
 """

@@ -1,4 +1,4 @@
-"""Started by torchrun: the last process is killed while it writes its part of the second checkpoint.
+"""Started by `launching.launch`: the last process is killed while it writes its part of the second checkpoint.
 
 torchrun --standalone --nproc_per_node 2 tests/ranks/killed_writing.py FOLDER
 """

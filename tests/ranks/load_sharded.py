@@ -1,4 +1,4 @@
-"""Started by torchrun: any number of processes load a checkpoint that another number wrote, or write it again.
+"""Started by `launching.launch`: any number of processes load a checkpoint that another number wrote, or write it.
 
 torchrun --standalone --nproc_per_node 3 tests/ranks/load_sharded.py FOLDER [WRITE]
 """

@@ -1,4 +1,4 @@
-"""Started by torchrun on some processes: trains a toy in many ways and writes down what each process saw.
+"""Started by `launching.launch` on some processes: trains a toy in many ways and writes down what each process saw.
 
 Usage: torchrun --nproc_per_node N shared_run.py OUTPUT_FOLDER CHECK...
 """
@@ -163,12 +163,20 @@ def gradient(**options) -> dict:
     whole = pictures(4)
     made(whole[rows], texts=CAPTIONS[rows])
     made.update()  # the first update also builds what exchanges gradients
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    talks: list[str] = []
+    with _talks_noted(talks) if count > 1 else contextlib.nullcontext():
         made(whole[rows], texts=CAPTIONS[rows], max_batch_size=1)
         found = torch.cat([item.grad.flatten() for item in made.imagen.unets[0].parameters()])
         made.update()
-    talks = [event.name for event in profile.events() if "all_reduce" in event.name.lower()]
     return {"gradient": found.tolist(), "talks": sum("gloo" in name for name in talks), "names": sorted(set(talks))}
+
+
+@contextlib.contextmanager
+def _talks_noted(names: list[str]) -> Iterator[None]:
+    """Whatever processes tell each other inside the block, by name."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        yield
+    names += [event.name for event in profile.events() if "all_reduce" in event.name.lower()]
 
 
 def not_finite(**options) -> dict:

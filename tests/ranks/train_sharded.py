@@ -1,4 +1,4 @@
-"""Started by torchrun: a network trained in shards is the network that one process trains on all pictures.
+"""Started by `launching.launch`: a network trained in shards is the network that one process trains on all pictures.
 
 torchrun --standalone --nproc_per_node 2 tests/ranks/train_sharded.py FOLDER [pieces] [checkpointing] [levels] [video]
 """
