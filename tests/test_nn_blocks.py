@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from imagen_pytorch import Unet
-from imagen_pytorch.nn.attention import Attention, LinearAttention, to_map, to_tokens, unit
+from imagen_pytorch.nn.attention import Attention, LinearAttention, l2norm, to_map, to_tokens
 from imagen_pytorch.nn.blocks import BlockOptions, Context, GlobalContext, ResnetBlock, Transformer, UpsampleCombiner
 from imagen_pytorch.nn.embeddings import FourierFeatures, PerceiverResampler, masked_mean
 from imagen_pytorch.nn.geometry import IMAGE
@@ -232,7 +232,7 @@ def test_nothing_to_attend_to_is_defined():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_zeros_stay_finite_in_half_precision(dtype):
-    assert torch.equal(unit(torch.zeros(2, 4, dtype=dtype)), torch.zeros(2, 4, dtype=dtype))
+    assert torch.equal(l2norm(torch.zeros(2, 4, dtype=dtype)), torch.zeros(2, 4, dtype=dtype))
     zeros = torch.zeros(1, 8, 4, 4, dtype=dtype)
     for layer in (Attention(8, 2, 4, cosine=True), LinearAttention(8, 2, 4), ResnetBlock(8, 8, OPTIONS, gated=True)):
         layer = layer.to(dtype)

@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from imagen_pytorch.nn import softmax_attention
 from imagen_pytorch.nn.attention import FeedForward
-from imagen_pytorch.nn.frames import Frames, moved_on, usual_times
-from imagen_pytorch.nn.temporal import Squeeze, Stretch, TemporalAttention, TemporalConv, TimeBias
-from imagen_pytorch.nn.unet3d import gaps_between
+from imagen_pytorch.nn.frames import Frames, shift_tokens, usual_times
+from imagen_pytorch.nn.temporal import TemporalAttention, TemporalConv, TemporalDownsample, TemporalUpsample, TimeBias
+from imagen_pytorch.nn.unet3d import time_deltas_between
 
 CLIPS, COUNT, DIM = 2, 6, 8
 CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["both ways", "causal"])
@@ -26,7 +26,7 @@ def awake(module: nn.Module) -> nn.Module:
 
 
 def steady(count: int = COUNT, fps: float = 8.0, apart: list[bool] | None = None) -> Frames:
-    gaps, _ = gaps_between(usual_times(count, fps))
+    gaps, _ = time_deltas_between(usual_times(count, fps))
     return Frames(count, gaps, None if apart is None else torch.tensor(apart))
 
 
@@ -101,7 +101,7 @@ def test_the_convolution_is_that_of_torch_over_frames(causal, depthwise):
 @pytest.mark.parametrize("fps", [8, 10, 24, 29.97])
 @pytest.mark.parametrize("count", [6, 20])
 def test_the_bias_of_steady_frames_depends_on_their_distance_alone_and_on_its_sign(fps, count):
-    bias = awake(TimeBias(2, 16, 2))(steady(count, fps).gaps)
+    bias = awake(TimeBias(2, 16, 2))(steady(count, fps).time_deltas)
     assert bias.shape == (1, 2, count, count)
     for distance in range(1 - count, count):
         along = bias.diagonal(distance, dim1=2, dim2=3)
@@ -119,11 +119,11 @@ def test_the_bias_is_a_network_of_the_signed_logarithm_of_time():
 
 
 def test_gaps_are_signed_seconds_in_the_order_of_time():
-    gaps, order = gaps_between(torch.tensor([[0.0, 0.5, 2.0]], dtype=torch.float64))
+    gaps, order = time_deltas_between(torch.tensor([[0.0, 0.5, 2.0]], dtype=torch.float64))
     assert order is None
     assert torch.equal(gaps, torch.tensor([[[0.0, 0.5, 2.0], [-0.5, 0.0, 1.5], [-2.0, -1.5, 0.0]]]))
     times = torch.tensor([[2.0, 0.0, 0.5], [0.0, 0.5, 2.0]], dtype=torch.float64)
-    mixed, order = gaps_between(times)
+    mixed, order = time_deltas_between(times)
     assert torch.equal(order, torch.tensor([[1, 2, 0], [0, 1, 2]]))
     assert torch.equal(mixed, gaps.expand(2, -1, -1))
 
@@ -144,7 +144,7 @@ def test_usual_times():
 def test_attention_is_the_textbook_formula_with_bias_and_null_token(causal, cosine, shared):
     layer, x = awake(TemporalAttention(DIM, 2, 4, causal, cosine=cosine)), maps()
     times = torch.tensor([[0.0, 0.1, 0.5, 0.6, 2.0, 3.0], [0.0, 1.0, 1.5, 4.0, 4.1, 4.2]], dtype=torch.float64)
-    gaps, _ = gaps_between(times[:1] if shared else times)
+    gaps, _ = time_deltas_between(times[:1] if shared else times)
     tokens = by_clip(x).flatten(3).permute(0, 3, 1, 2)  # b pixels f c
     inner = layer.attention
     parts = inner.to_qkv(inner.norm(tokens)).unflatten(-1, (3, 2, 4))
@@ -195,7 +195,7 @@ def test_attention_makes_no_matrix_of_frames_by_frames_for_every_pixel(trained, 
     monkeypatch.setattr(softmax_attention, "_AT_ONCE", 2**14)
     clips, count, size, heads, dim_head = 3, 64, 16, 2, 4
     layer, x = TemporalAttention(8, heads, dim_head), torch.randn(clips * count, 8, size, size)
-    gaps = gaps_between(usual_times(count, 8.0 if shared else torch.tensor([8.0, 5.0, 2.0])))[0]
+    gaps = time_deltas_between(usual_times(count, 8.0 if shared else torch.tensor([8.0, 5.0, 2.0])))[0]
     with torch.set_grad_enabled(trained), Largest() as largest:
         answer = layer(x, Frames(count, gaps))
         if trained:
@@ -227,17 +227,18 @@ def test_squeezing_starts_as_the_mean_or_the_first_and_stretching_as_repetition(
     x, frames = maps(), steady()
     groups = by_clip(x).unflatten(1, (-1, stride))
     for causal, expected in ((False, groups.mean(2)), (True, groups[:, :, 0])):
-        few = frames.squeezed(stride, causal)
-        squeezed = Squeeze(DIM, stride, causal)(x, few)
-        torch.testing.assert_close(squeezed, expected.flatten(0, 1), rtol=0, atol=1e-6)
-        assert torch.equal(Stretch(DIM, stride)(squeezed, few), squeezed.repeat_interleave(stride, dim=0))
-        assert awake(Squeeze(DIM, stride, causal))(x, None) is x and awake(Stretch(DIM, stride))(x, None) is x
+        few = frames.downsampled(stride, causal)
+        down, up = TemporalDownsample(DIM, stride, causal), TemporalUpsample(DIM, stride)
+        merged = down(x, few)
+        torch.testing.assert_close(merged, expected.flatten(0, 1), rtol=0, atol=1e-6)
+        assert torch.equal(up(merged, few), merged.repeat_interleave(stride, dim=0))
+        assert awake(down)(x, None) is x and awake(up)(x, None) is x
 
 
 @CAUSAL
 def test_what_becomes_of_a_group_knows_that_group_or_nothing_later_than_its_first_frame(causal):
-    squeeze, stretch, x = awake(Squeeze(DIM, 2, causal)), awake(Stretch(DIM, 2)), maps()
-    few = steady().squeezed(2, causal)
+    squeeze, stretch, x = awake(TemporalDownsample(DIM, 2, causal)), awake(TemporalUpsample(DIM, 2)), maps()
+    few = steady().downsampled(2, causal)
 
     def through(x):
         return by_clip(stretch(squeeze(x, few), few))
@@ -254,11 +255,11 @@ def test_what_becomes_of_a_group_knows_that_group_or_nothing_later_than_its_firs
 
 def test_times_of_groups():
     frames = steady(fps=1)
-    causal, both = (frames.squeezed(2, flag) for flag in (True, False))
+    causal, both = (frames.downsampled(2, flag) for flag in (True, False))
     assert causal.count == both.count == 3
-    assert torch.equal(causal.gaps, gaps_between(torch.tensor([[0.0, 2.0, 4.0]], dtype=torch.float64))[0])
-    uneven, _ = gaps_between(torch.tensor([[0.0, 1.0, 5.0, 7.0]], dtype=torch.float64))
-    middle = Frames(4, uneven).squeezed(2, False).gaps
+    assert torch.equal(causal.time_deltas, time_deltas_between(torch.tensor([[0.0, 2.0, 4.0]], dtype=torch.float64))[0])
+    uneven, _ = time_deltas_between(torch.tensor([[0.0, 1.0, 5.0, 7.0]], dtype=torch.float64))
+    middle = Frames(4, uneven).downsampled(2, False).time_deltas
     torch.testing.assert_close(middle, torch.tensor([[[0.0, 5.5], [-5.5, 0.0]]]))
 
 
@@ -267,12 +268,12 @@ def test_times_of_groups():
 
 def test_half_of_the_features_move_to_the_next_frame():
     hidden = torch.randn(CLIPS * COUNT, 5, 4)
-    moved = by_clip(moved_on(hidden, steady(), torch.ones(())))
+    moved = by_clip(shift_tokens(hidden, steady(), torch.ones(())))
     clips = by_clip(hidden)
     assert torch.equal(moved[..., 2:], clips[..., 2:])
     assert torch.equal(moved[:, 1:, :, :2], clips[:, :-1, :, :2]) and torch.equal(moved[:, 0], clips[:, 0])
-    assert torch.equal(moved_on(hidden, steady(), torch.zeros(())), hidden)
-    some = by_clip(moved_on(hidden, steady(apart=[True, False]), torch.ones(())))
+    assert torch.equal(shift_tokens(hidden, steady(), torch.zeros(())), hidden)
+    some = by_clip(shift_tokens(hidden, steady(apart=[True, False]), torch.ones(())))
     assert torch.equal(some[0], clips[0]) and torch.equal(some[1], moved[1])
 
 

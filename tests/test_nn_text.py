@@ -288,10 +288,10 @@ def test_vector_and_tokens_are_separate_parts_of_the_conditioning():
     net = make()
     steps, once = conditioned(net, inputs(net), text_embeds=captions().requires_grad_())
     conditioning = net.condition(batch=2, size=(6, 8), **once)
-    for part in (replace(conditioning, hidden=None), replace(conditioning, static=(), mask=None)):
+    for part in (replace(conditioning, emb=None), replace(conditioning, static=(), mask=None)):
         answer = net(**steps, conditioning=part).square().sum()
         assert torch.autograd.grad(answer, once["text_embeds"], retain_graph=True)[0].norm() > 0
-    deaf = replace(conditioning, hidden=None, static=(), mask=None)
+    deaf = replace(conditioning, emb=None, static=(), mask=None)
     assert torch.autograd.grad(net(**steps, conditioning=deaf).sum(), once["text_embeds"], allow_unused=True) == (None,)
 
 

@@ -233,7 +233,7 @@ def test_a_dropped_conditioning_picture_is_blank():
     ("options", "change", "message"),
     [
         ({}, {"text_embeds": None}, "is conditioned on text.*text_embeds must be given"),
-        ({"lowres_cond": True}, {"lowres_cond_img": None}, "enlarges a picture.*lowres_cond_img must be given"),
+        ({"lowres_cond": True}, {"lowres_cond_img": None}, "enlarges an image.*lowres_cond_img must be given"),
         ({"lowres_cond": True}, {"lowres_noise_times": None}, "lowres_noise_times must be given"),
         ({"cond_images_channels": 2}, {"cond_images": None}, "cond_images must be given"),
         (

@@ -191,7 +191,7 @@ def _check_parts(cascade: Cascade, stages: Sequence[Stage], parts: list[Part], i
                 seen = frames.at(stage.factor)
                 check = getattr(cascade.unets[stage.number - 1], "check_frames", None)
                 if check is not None:  # a network of the user's own need not have it
-                    check(seen.times, seen.slots)
+                    check(seen.times, seen.noisy_slice)
         except ValueError as error:
             count = f"{len(made)} frames given {len(shown)}"
             raise ValueError(f"call {number} of {len(parts)} of sample_long makes {count}: {error}") from error

@@ -108,7 +108,7 @@ def build_batch(cascade: CascadeParts, stage: Stage, request: Request, generator
         **clip_draws(cascade, stage, clip, shown, x0, generator),
         lowres_cond_img=lowres,
         lowres_noise_times=lowres_times,
-        base=base if base is None or shown is None else base[:, :, shown.slots],
+        base=base if base is None or shown is None else base[:, :, shown.noisy_slice],
         crop_window=window,
         augment_label=label,
         perceptual=perceptual_draws(cascade, stage, t, generator),
@@ -229,7 +229,7 @@ def split_given(stage: Stage, x0: Tensor, shown: StageFrames | None) -> tuple[Te
     """Frames to learn and frames that are given, the latter scaled as the network takes clean ones."""
     if shown is None:
         return x0, {}
-    first, last = shown.slots.start, shown.slots.stop
+    first, last = shown.noisy_slice.start, shown.noisy_slice.stop
     clean = x0 * stage.process.clean_scale
     parts = {"cond_video_frames": clean[:, :, :first], "post_cond_video_frames": clean[:, :, last:]}
     return x0[:, :, first:last], {name: part for name, part in parts.items() if part.shape[2]}

@@ -69,7 +69,7 @@ class StageFrames:
     times: Float[Tensor, "b m"]
 
     @property
-    def slots(self) -> slice:
+    def noisy_slice(self) -> slice:
         """Where the noisy frames are among all."""
         return slice(len(self.preceding), len(self.preceding) + len(self.noisy))
 
@@ -220,7 +220,7 @@ def draw_given(count: int, causal: bool, generator: Generators) -> Tensor:
 
 def in_front(frames: StageFrames, chosen: Tensor) -> tuple[StageFrames, Tensor]:
     """Some of the noisy frames given instead: what is what then, and the order of all frames that goes with it."""
-    first, last = frames.slots.start, frames.slots.stop
+    first, last = frames.noisy_slice.start, frames.noisy_slice.stop
     left = torch.ones(len(frames.noisy), dtype=torch.bool)
     left[chosen] = False
     others = left.nonzero().flatten()

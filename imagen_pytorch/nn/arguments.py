@@ -1,4 +1,4 @@
-"""The numbers and switches that a network is built with, refused with a sentence before anything is made."""
+"""Checks of the numbers and switches that a network is built with, before anything is allocated."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from ..ranges import check_number, check_whole
 
-#: largest width, number of tokens, and number of channels
+#: largest width, number of tokens and number of channels
 _WIDEST = 2**20
-#: most layers of a kind, heads, groups and frames that become one; largest kernel
+#: largest number of layers of a kind, heads, groups and merged frames; largest kernel
 _MOST = 2**10
 
-#: Whole numbers, one value or one per level: the smallest and the largest that works. None may stand for a default.
+#: Integers, one value or one per level: the smallest and the largest allowed value. None may stand for a default.
 WHOLE = {
     **dict.fromkeys(("dim", "text_embed_dim", "cond_dim", "init_dim", "channels", "channels_out"), (1, _WIDEST)),
     **dict.fromkeys(("attn_dim_head", "max_text_len", "num_time_tokens"), (1, _WIDEST)),
@@ -29,7 +29,7 @@ WHOLE = {
     "learned_sinu_pos_emb_dim": (2, _WIDEST),
 }
 
-#: Lists of any length; what is not one of them is one value, or one per level.
+#: Lists of any length. All other arguments are one value, or one per level.
 LISTS = ("dim_mults", "init_cross_embed_kernel_sizes", "cross_embed_downsample_kernel_sizes")
 
 #: Accepted for old code and not used.
@@ -37,7 +37,7 @@ UNUSED = ("num_image_tokens", "out_dim", "image_embed_dim")
 
 
 def _entries(value: Any, name: str) -> Sequence[Any]:
-    """One value, or several, as a sequence."""
+    """Return one or several values as a sequence."""
     if isinstance(value, list | tuple):
         if not 0 < len(value) <= _MOST:
             raise ValueError(f"{name} must have 1 to {_MOST:,} entries, got {len(value):,}")
@@ -48,10 +48,10 @@ def _entries(value: Any, name: str) -> Sequence[Any]:
 
 
 def check_arguments(init: Callable[..., None], given: Mapping[str, Any]) -> None:
-    """Refuse numbers and switches that no network can be built with.
+    """Check that a network can be built with these numbers and switches.
 
     Args:
-        init: the constructor; what its annotations call a bool is a switch.
+        init: the constructor. Arguments annotated with bool are switches.
         given: its arguments.
 
     Raises:
@@ -84,7 +84,7 @@ def _check_switches(name: str, value: Any) -> None:
 
 
 def _check_widths(given: Mapping[str, Any]) -> None:
-    """What depends on the width of the network, and the shares."""
+    """Check the widths that depend on that of the network, and the fractions."""
     for mult in _entries(given["dim_mults"], "dim_mults"):
         width = int(given["dim"] * check_number(mult, "dim_mults", 0, _WIDEST, above=True))
         if not 1 <= width <= _WIDEST:

@@ -1,4 +1,4 @@
-"""Attention over positions and context tokens, always through the fused kernel; and a linear kind for large maps."""
+"""Attention over positions and context tokens by the fused kernel, and attention of linear cost for large maps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from .frames import Frames, moved_on
+from .frames import Frames, shift_tokens
 from .geometry import IMAGE, Geometry
 from .norms import GroupNorm
 from .plain import is_plain
@@ -20,27 +20,27 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 def to_tokens(x: Float[Tensor, "b c *space"]) -> Float[Tensor, "b n c"]:
-    """A feature map as a sequence of positions."""
+    """Flatten a feature map to a sequence of positions."""
     return x.flatten(2).transpose(1, 2)
 
 
 def to_map(tokens: Float[Tensor, "b n c"], like: Float[Tensor, "b c2 *space"]) -> Float[Tensor, "b c *space"]:
-    """A sequence of positions as a feature map of the space of ``like``."""
+    """Reshape a sequence of positions to a feature map with the space of ``like``."""
     return tokens.transpose(1, 2).reshape(like.shape[0], -1, *like.shape[2:])
 
 
-def unit(x: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
-    """Vectors of length one; zeros stay zeros, in half precision too."""
+def l2norm(x: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
+    """Scale vectors to length one. Zeros stay zeros, in half precision too."""
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1).to(x.dtype)
 
 
-def spread(x: Shaped[Tensor, "b *rest"], batch: int) -> Shaped[Tensor, "b2 *rest"]:
-    """What belongs to a clip, for each of its frames; in a picture the same."""
+def repeat_frames(x: Shaped[Tensor, "b *rest"], batch: int) -> Shaped[Tensor, "b2 *rest"]:
+    """Repeat per-clip rows for every frame; images pass through."""
     return x if x.shape[0] == batch else x.repeat_interleave(batch // x.shape[0], dim=0)
 
 
-def joined(groups: Sequence[KeysValues]) -> KeysValues:
-    """Keys and values of several groups of tokens as one."""
+def concat_kv(groups: Sequence[KeysValues]) -> KeysValues:
+    """Concatenate the keys and values of several groups of tokens."""
     keys, values = (torch.cat([group[part] for group in groups], dim=2) for part in (0, 1))
     return keys, values
 
@@ -58,8 +58,9 @@ class FeedForward(nn.Module):
     Args:
         dim: width.
         mult: expansion.
-        zero: start with an update of zero.
-        token_shift: between frames, move half of the inner features to the next one; how far is learned, from 0 on.
+        zero: initialise the output layer to zero, so that the update starts at zero.
+        token_shift: between frames, shift half of the inner features to the next one, by a learned fraction that starts
+            at 0.
     """
 
     def __init__(
@@ -77,31 +78,31 @@ class FeedForward(nn.Module):
             nn.init.zeros_(self.contract.bias)
 
     def forward(self, x: Float[Tensor, "b n d"], frames: Frames | None = None) -> Float[Tensor, "b n d"]:
-        """The update, to be added to ``x``."""
+        """Return the update, to be added to ``x``."""
         hidden = F.gelu(self.expand(self.norm(x)))
         if self.shift_share is not None and frames is not None:
-            hidden = moved_on(hidden, frames, self.shift_share.reshape(()))  # a vector of one in sharded training
+            hidden = shift_tokens(hidden, frames, self.shift_share.reshape(()))  # of shape (1,) in sharded training
         return self.contract(self.dropout(hidden))
 
 
 class Attention(nn.Module):
     """Multi-head attention of tokens to themselves, to context tokens and to one learned null token.
 
-    The null token lets a position attend to nothing, and keeps the softmax defined when every context token is masked.
+    The null token lets a position attend to nothing. It keeps the softmax defined when every context token is masked.
 
-    Where tokens are not wider than heads, the CPU attends in the width of the tokens, which is the same function: with
-    queries ``q = Wq x``, ``q . k = x . (Wq' k)``, and ``Wo (p v) = p (Wo v)``. Maps of high resolution are narrow, and
-    there attention costs half of it or less. This reads the weights of ``to_qkv`` and ``to_out``; where these are more
-    than their weights (adapters, hooks, parametrizations), they are called instead.
+    Where tokens are not wider than heads, the CPU attends in the width of the tokens, which computes the same function:
+    with queries ``q = Wq x``, ``q . k = x . (Wq' k)``, and ``Wo (p v) = p (Wo v)``. Maps of high resolution are narrow,
+    and attention costs half or less there. This reads the weights of ``to_qkv`` and ``to_out`` directly. Layers that
+    are more than their weights (adapters, hooks, parametrizations) are called instead.
 
     Args:
         dim: width of the tokens.
         heads, dim_head: number and width of the heads.
-        context_dim: width of context tokens; None for none.
-        attend_self: whether tokens attend to each other.
-        cosine: unit queries and keys, scaled by 16.
-        zero: start with an update of zero; for whatever is no part of a block that starts as its shortcut already.
-        kv_heads: number of key and value heads; each serves ``heads / kv_heads`` consecutive query heads (Ainslie et
+        context_dim: width of context tokens; None without context.
+        attend_self: true if tokens attend to each other.
+        cosine: normalise queries and keys to length one and scale by 16.
+        zero: initialise the output layer to zero. Not needed inside a block that already starts as its shortcut.
+        kv_heads: number of key and value heads. Each serves ``heads / kv_heads`` consecutive query heads (Ainslie et
             al. 2023, arXiv 2305.13245). None: as many as ``heads``.
     """
 
@@ -133,11 +134,12 @@ class Attention(nn.Module):
         nn.init.zeros_(self.to_out.bias)
 
     def _narrows(self, device: torch.device) -> bool:
-        """Whether attention works in the width of the tokens."""
+        """Return true if attention works in the width of the tokens."""
         return self.narrow and device.type == "cpu" and is_plain(self.to_qkv) and is_plain(self.to_out)
 
-    def _inward(self) -> tuple[Tensor, Tensor]:
-        """What takes keys and values from the width of the heads to that of the tokens, ``(heads, dim_head, dim)``."""
+    def _to_token_weights(self) -> tuple[Tensor, Tensor]:
+        """Return the weights from the width of the heads to that of the tokens, for keys and values: ``(heads,
+        dim_head, dim)``."""
         dim = self.to_out.out_features
         queries = self.to_qkv.weight[: self.to_out.in_features]
         return queries.view(self.heads, -1, dim), self.to_out.weight.view(dim, self.heads, -1).permute(1, 2, 0)
@@ -147,32 +149,32 @@ class Attention(nn.Module):
         groups = self.heads // self.kv_heads
         return x if groups == 1 else x.repeat_interleave(groups, dim=-3)
 
-    def _narrowed(self, keys: Tensor, values: Tensor) -> KeysValues:
-        """Keys and values in the width in which they are attended to."""
+    def _to_token_width(self, keys: Tensor, values: Tensor) -> KeysValues:
+        """Bring keys and values to the width in which they are attended to."""
         if not self._narrows(keys.device):
             return keys, values
-        to_keys, to_values = self._inward()
+        to_keys, to_values = self._to_token_weights()
         keys, values = self._repeated(keys), self._repeated(values)
         return keys @ to_keys.to(keys.dtype), values @ to_values.to(values.dtype)
 
     def context(self, tokens: Float[Tensor, "b n d"]) -> KeysValues:
-        """Keys and values of context tokens."""
+        """Return the keys and values of context tokens."""
         keys, values = split_heads(self.to_context(self.norm_context(tokens)), self.kv_heads, self.kv_heads)
-        return self._narrowed(unit(keys) if self.cosine else keys, values)
+        return self._to_token_width(l2norm(keys) if self.cosine else keys, values)
 
-    def _asked(self, x: Float[Tensor, "b n d"]) -> tuple[Tensor, list[KeysValues]]:
-        """The queries of normed tokens, one for all heads where these share it, and their own keys and values if they
-        attend to each other."""
+    def _project(self, x: Float[Tensor, "b n d"]) -> tuple[Tensor, list[KeysValues]]:
+        """Project normed tokens to queries, one for all heads where these share it, and to their own keys and values if
+        they attend to each other."""
         if not self._narrows(x.device):
             query, *own = split_heads(self.to_qkv(x), self.heads, *(self.kv_heads,) * (2 * self.attend_self))
             if self.cosine:
-                query, own = unit(query), [unit(own[0]), own[1]] if own else own
+                query, own = l2norm(query), [l2norm(own[0]), own[1]] if own else own
             return query, [(own[0], own[1])] if own else []
         query = x[:, None]
         if not self.attend_self:
             return query, []
         outward = self.to_qkv.weight[self.to_out.in_features :].view(2, self.kv_heads, -1, x.shape[-1])
-        weight = torch.stack(self._inward()).transpose(-1, -2) @ self._repeated(outward)
+        weight = torch.stack(self._to_token_weights()).transpose(-1, -2) @ self._repeated(outward)
         keys, values = split_heads(F.linear(x, weight.flatten(0, 2)), self.heads, self.heads)
         return query, [(keys, values)]
 
@@ -183,25 +185,25 @@ class Attention(nn.Module):
         mask: Bool[Tensor, "b2 m"] | None = None,
         bias: Float[Tensor, "b2 heads n m"] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """The update of tokens ``x``.
+        """Return the update of tokens ``x``.
 
         Args:
-            context: keys and values of other tokens. There may be fewer of them than items in ``x``: those of a clip
-                serve all of its frames.
-            mask: true at those tokens of all context groups that count.
-            bias: added to the logits of the null token, of the context and of the tokens; only without a mask.
+            context: keys and values of other tokens. They may have fewer items than ``x``: those of a clip serve all of
+                its frames.
+            mask: true at the valid tokens of all context groups.
+            bias: added to the logits of the null token, of the context and of the tokens. Only without a mask.
         """
         shape = x.shape
-        if context and not self.attend_self:  # the frames of a clip ask the same tokens: no copies of these
+        if context and not self.attend_self:  # the frames of a clip share their context: no copies of it
             x = x.reshape(context[0][0].shape[0], -1, shape[-1])
         elif context:
-            context = [(spread(keys, x.shape[0]), spread(values, x.shape[0])) for keys, values in context]
-            mask = None if mask is None else spread(mask, x.shape[0])
+            context = [(repeat_frames(keys, x.shape[0]), repeat_frames(values, x.shape[0])) for keys, values in context]
+            mask = None if mask is None else repeat_frames(mask, x.shape[0])
         batch, count, _ = x.shape
-        query, own = self._asked(self.norm(x))
-        null = self._narrowed(*self.null_kv.to(query.dtype)[:, :, None])
+        query, own = self._project(self.norm(x))
+        null = self._to_token_width(*self.null_kv.to(query.dtype)[:, :, None])
         null = tuple(part.expand(batch, -1, -1, -1) for part in null)
-        keys, values = joined([null, *context, *own])
+        keys, values = concat_kv([null, *context, *own])
         if mask is not None:
             mask = F.pad(mask, (1, count if self.attend_self else 0), value=True)[:, None, None]
         out = attend(query, keys, values, self.scale, mask, bias)
@@ -215,13 +217,13 @@ class Attention(nn.Module):
         context: Sequence[KeysValues] = (),
         mask: Bool[Tensor, "b2 m"] | None = None,
     ) -> Float[Tensor, "b c *space"]:
-        """The update of a feature map, whose positions are the tokens."""
+        """Return the update of a feature map, whose positions are the tokens."""
         return to_map(self.tokens(to_tokens(x), context, mask), x)
 
 
 class LinearAttention(nn.Module):
     """Attention of linear cost (Shen et al. 2018, arXiv 1812.01243): softmax of queries over features and of keys over
-    positions. Attends to the map itself with 3x3 depthwise convolutions behind the projections (So et al. 2021, arXiv
+    positions. It attends to the map itself with 3x3 depthwise convolutions after the projections (So et al. 2021, arXiv
     2109.08668), or, as cross-attention, to context tokens only.
 
     Args:
@@ -259,7 +261,7 @@ class LinearAttention(nn.Module):
         nn.init.zeros_(self.to_out.bias)
 
     def context(self, tokens: Float[Tensor, "b n d"]) -> KeysValues:
-        """Keys and values of context tokens."""
+        """Return the keys and values of context tokens."""
         keys, values = split_heads(self.to_context(self.norm_context(tokens)), self.kv_heads, self.kv_heads)
         return keys, values
 
@@ -269,18 +271,18 @@ class LinearAttention(nn.Module):
         context: Sequence[KeysValues] = (),
         mask: Bool[Tensor, "b2 m"] | None = None,
     ) -> Float[Tensor, "b c *space"]:
-        """The update of a feature map."""
+        """Return the update of a feature map."""
         if self.attend_self:
-            context = [(spread(keys, x.shape[0]), spread(values, x.shape[0])) for keys, values in context]
-            mask = None if mask is None else spread(mask, x.shape[0])
+            context = [(repeat_frames(keys, x.shape[0]), repeat_frames(values, x.shape[0])) for keys, values in context]
+            mask = None if mask is None else repeat_frames(mask, x.shape[0])
         projected = self.to_qkv(self.dropout(self.norm(x))).flatten(2)
         query, *own = split_heads(projected.transpose(1, 2), self.heads, *(self.kv_heads,) * (2 * self.attend_self))
-        keys, values = joined([*context, *([tuple(own)] if own else [])])
+        keys, values = concat_kv([*context, *([tuple(own)] if own else [])])
         if mask is not None:
             seen = F.pad(mask, (0, keys.shape[2] - mask.shape[1]), value=True)[:, None, :, None]
             keys = keys.masked_fill(~seen, torch.finfo(keys.dtype).min)
             values = values * seen
-        summary = spread(keys.softmax(dim=2).transpose(-1, -2) @ values, x.shape[0])
+        summary = repeat_frames(keys.softmax(dim=2).transpose(-1, -2) @ values, x.shape[0])
         if self.kv_heads < self.heads:
             summary = summary.repeat_interleave(self.heads // self.kv_heads, dim=1)
         out = (query.softmax(dim=-1) * query.shape[-1] ** -0.5) @ summary

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .attention import Attention, FeedForward, KeysValues, LinearAttention, spread, to_map, to_tokens
+from .attention import Attention, FeedForward, KeysValues, LinearAttention, repeat_frames, to_map, to_tokens
 from .frames import Frames
 from .geometry import Geometry
 from .norms import group_norm
@@ -18,54 +18,54 @@ from .plain import is_plain
 
 @dataclass(frozen=True)
 class Context:
-    """What the layers of one forward pass know besides the map.
+    """The context of one forward pass, for all layers.
 
     Attributes:
-        hidden: what modulates the blocks, activated: SiLU of the noise level's vector plus the text's, ``(b, d)``; one
-            row per map.
-        time_tokens: made of the noise level, ``(b, m, d)``; None if no layer reads tokens.
+        emb: the modulation of the blocks: SiLU of the sum of the noise level's embedding and the text's, ``(b, d)``,
+            one row per map.
+        time_tokens: computed from the noise level, ``(b, m, d)``; None if no layer reads tokens.
         static: keys and values of all other tokens, per attention layer; computed once per sampling call.
-        mask: true at tokens that count, time tokens first; None if all do.
-        frames: which maps are frames of one clip; None if each is for itself.
+        mask: true at valid tokens, time tokens first; None if all are valid.
+        frames: the maps that are frames of one clip; None if all are independent.
     """
 
-    hidden: Tensor
+    emb: Tensor
     time_tokens: Tensor | None = None
     static: tuple[KeysValues, ...] = ()
     mask: Tensor | None = None
     frames: Frames | None = None
 
-    def squeezed(self, stride: int, causal: bool) -> Context:
-        """The same for maps of which ``stride`` frames became one."""
+    def downsampled(self, stride: int, causal: bool) -> Context:
+        """Return the context for maps of which ``stride`` frames were merged into one."""
         if self.frames is None or stride == 1:
             return self
-        return replace(self, hidden=self.hidden[::stride], frames=self.frames.squeezed(stride, causal))
+        return replace(self, emb=self.emb[::stride], frames=self.frames.downsampled(stride, causal))
 
     def read(
         self, layer: Attention | LinearAttention, index: int
     ) -> tuple[list[KeysValues], Bool[Tensor, "b m"] | None]:
-        """Groups of keys and values for one layer, those of the time tokens first, and the mask over all of them."""
+        """Return the keys and values for one layer, those of the time tokens first, and the mask over all of them."""
         return [layer.context(self.time_tokens), *self.static[index : index + 1]], self.mask
 
 
-class ReadsContext(nn.Module):
-    """Base of what holds one attention layer that reads the context; numbered by the U-Net."""
+class ContextAttention(nn.Module):
+    """Base of modules with one attention layer that reads the context. The U-Net numbers them."""
 
     attention: Attention | LinearAttention
     context_index: int = -1
 
     def attend(self, x: Float[Tensor, "b c *space"], context: Context) -> Float[Tensor, "b c *space"]:
-        """The update of a feature map from the context."""
+        """Return the update of a feature map from the context."""
         return self.attention(x, *context.read(self.attention, self.context_index))
 
 
 class GlobalContext(nn.Module):
-    """Gate channels by an attention-pooled summary of a whole map: the same one (Cao et al. 2020, arXiv 2012.13375) or
+    """Gate channels by an attention-pooled summary of a map: of the same map (Cao et al. 2020, arXiv 2012.13375) or of
     a smaller one ("skip-layer excitation", Liu et al. 2021, arXiv 2101.04775).
 
     Args:
         dim: channels of the map that is gated.
-        source: channels of the map that is summed up, if that is another one.
+        source: channels of the map that is summarised, if it is another one.
     """
 
     def __init__(self, dim: int, source: int | None = None) -> None:
@@ -75,7 +75,7 @@ class GlobalContext(nn.Module):
         self.net = nn.Sequential(nn.Linear(source, hidden), nn.SiLU(), nn.Linear(hidden, dim), nn.Sigmoid())
 
     def gate(self, source: Float[Tensor, "b c *space"]) -> Float[Tensor, "b c2"]:
-        """A factor in (0, 1) per channel."""
+        """Return a factor in (0, 1) per channel."""
         flat = source.flatten(2)
         logits = (
             self.to_weight.weight @ flat
@@ -88,14 +88,14 @@ class GlobalContext(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c *space"], source: Float[Tensor, "b c2 *space2"] | None = None
     ) -> Float[Tensor, "b c *space"]:
-        """The gated map."""
+        """Return the gated map."""
         gate = self.gate(x if source is None else source)
         return x * gate.reshape(*gate.shape, *(1,) * (x.ndim - 2))
 
 
 @dataclass(frozen=True)
 class BlockOptions:
-    """What all blocks of one U-Net share."""
+    """Options that all blocks of one U-Net share."""
 
     geometry: Geometry
     groups: int
@@ -109,12 +109,12 @@ class BlockOptions:
 
     @property
     def attention_shape(self) -> tuple[int, int, bool, int | None]:
-        """Heads, their width, whether they compare by cosine, and the number of key and value heads."""
+        """Heads, their width, cosine similarity, and the number of key and value heads."""
         return self.heads, self.dim_head, self.cosine, self.kv_heads
 
 
-class CrossAttention(ReadsContext):
-    """A map looks at the context tokens only."""
+class CrossAttention(ContextAttention):
+    """Attention of a map to the context tokens only."""
 
     def __init__(self, dim: int, options: BlockOptions, linear: bool) -> None:
         super().__init__()
@@ -127,14 +127,14 @@ class CrossAttention(ReadsContext):
         )
 
     def forward(self, x: Float[Tensor, "b c *space"], context: Context) -> Float[Tensor, "b c *space"]:
-        """The map plus what it read."""
+        """Return the map plus its update."""
         return x + self.attend(x, context)
 
 
 class ResnetBlock(nn.Module):
-    """Norm, SiLU, convolution over pixels and then frames, twice; modulated by the noise level and the pooled text
-    (Perez et al. 2017, arXiv 1709.07871), with optional cross-attention between and a gate behind. Starts as its
-    shortcut.
+    """Norm, SiLU, convolution over pixels and then frames, twice. It is modulated by the noise level and the pooled
+    text (Perez et al. 2017, arXiv 1709.07871), with optional cross-attention between the convolutions and a gate after
+    them. It starts as its shortcut.
 
     Args:
         dim_in, dim_out: channels.
@@ -160,18 +160,18 @@ class ResnetBlock(nn.Module):
         self.shortcut = options.geometry.conv(dim_in, dim_out, 1) if dim_in != dim_out else nn.Identity()
 
     def forward(self, x: Float[Tensor, "b c *space"], context: Context) -> Float[Tensor, "b c2 *space"]:
-        """The updated map."""
+        """Return the updated map."""
         h = self.temporal1(self.conv1(F.silu(self.norm1(x))), context.frames)
         if self.cross is not None:
             h = self.cross(h, context)
-        modulation = self.to_scale_shift(context.hidden)
+        modulation = self.to_scale_shift(context.emb)
         scale, shift = modulation.reshape(*modulation.shape, *(1,) * (x.ndim - 2)).chunk(2, dim=1)
         h = F.silu(torch.addcmul(shift, self.norm2(h), scale + 1))
         h = self.temporal2(self.conv2(self.dropout(h)), context.frames)
         return self.shortcut(x) + self.gate(h)
 
 
-class TransformerLayer(ReadsContext):
+class TransformerLayer(ContextAttention):
     """Attention, then a feed-forward, both residual."""
 
     def __init__(self, dim: int, options: BlockOptions, ff_mult: float, linear: bool, reads: bool) -> None:
@@ -186,7 +186,7 @@ class TransformerLayer(ReadsContext):
         self.feed_forward = FeedForward(dim, ff_mult, options.dropout, True, options.geometry.token_shift)
 
     def forward(self, x: Float[Tensor, "b c *space"], context: Context) -> Float[Tensor, "b c *space"]:
-        """The updated map."""
+        """Return the updated map."""
         x = x + (self.attend(x, context) if self.reads else self.attention(x))
         return x + to_map(self.feed_forward(to_tokens(x), context.frames), x)
 
@@ -208,14 +208,14 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(TransformerLayer(dim, options, ff_mult, linear, reads) for _ in range(depth))
 
     def forward(self, x: Float[Tensor, "b c *space"], context: Context) -> Float[Tensor, "b c *space"]:
-        """The updated map."""
+        """Return the updated map."""
         for layer in self.layers:
             x = layer(x, context)
         return x
 
 
 class TemporalBlock(nn.Module):
-    """Attention between the frames of each pixel, behind a convolution that tells it what is near."""
+    """Attention between the frames of each pixel, after a convolution that encodes positions."""
 
     def __init__(self, dim: int, options: BlockOptions) -> None:
         super().__init__()
@@ -223,13 +223,13 @@ class TemporalBlock(nn.Module):
         self.attention = options.geometry.temporal_attention(dim, *options.attention_shape)
 
     def forward(self, x: Float[Tensor, "b c *space"], context: Context) -> Float[Tensor, "b c *space"]:
-        """The mixed map."""
+        """Return the mixed map."""
         return self.attention(self.peg(x, context.frames), context.frames)
 
 
 class UpsampleCombiner(nn.Module):
-    """Concatenate the maps of all levels of the upward path, each brought to ``dim`` channels, full size and full frame
-    rate."""
+    """Concatenate the maps of all levels of the upward path, each projected to ``dim`` channels, full size and full
+    frame rate."""
 
     def __init__(self, widths: list[int], dim: int, options: BlockOptions) -> None:
         super().__init__()
@@ -240,9 +240,9 @@ class UpsampleCombiner(nn.Module):
         self.extra = dim * len(widths)
 
     def forward(self, x: Float[Tensor, "b c *space"], maps: list[Tensor]) -> Float[Tensor, "b c2 *space"]:
-        """The full-size map and all projections."""
+        """Return the full-size map and all projections."""
         sized = [
-            spread(F.interpolate(projection(item), x.shape[2:], mode="nearest"), x.shape[0])
+            repeat_frames(F.interpolate(projection(item), x.shape[2:], mode="nearest"), x.shape[0])
             for projection, item in zip(self.projections, maps, strict=True)
         ]
         return torch.cat([x, *sized], dim=1)

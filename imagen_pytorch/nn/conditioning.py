@@ -1,4 +1,4 @@
-"""What a network knows besides the noisy picture: computed once, used at every step."""
+"""The conditioning of a network, computed once per call and used at every step."""
 
 from __future__ import annotations
 
@@ -15,55 +15,56 @@ from torch import Tensor, nn
 from ..images import Size, resize
 from ..tensors import token_mask
 from .attention import KeysValues
-from .blocks import Context, ReadsContext
+from .blocks import Context, ContextAttention
 from .embeddings import FourierFeatures, PerceiverResampler, masked_mean, pixel_coordinates
 from .persistence import Persistent
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """The result of `Conditioned.condition`; rows can be taken out of it.
+    """The result of `ConditioningEncoder.condition`. `rows` selects items of the batch.
 
     Attributes:
-        hidden: what low-resolution noise level and text add to the noise level's vector, ``(b, d)``.
+        emb: sum of the embeddings of low-resolution noise level and text, added to that of the noise level, ``(b, d)``.
         static: keys and values of low-resolution and text tokens, per attention layer.
-        mask: ``(b, n)``, true at those of the tokens that count.
-        pictures: conditioning pictures at working size; lowres: the low-resolution picture.
+        mask: ``(b, n)``, true at valid tokens.
+        cond_images: conditioning images at working size.
+        lowres: the low-resolution image.
         coordinates: x and y of every pixel in the full image, ``(b, 2, h, w)``, or ``(1, 2, h, w)`` for all items.
     """
 
-    hidden: Tensor | None = None
+    emb: Tensor | None = None
     static: tuple[KeysValues, ...] = ()
     mask: Tensor | None = None
-    pictures: Tensor | None = None
+    cond_images: Tensor | None = None
     lowres: Tensor | None = None
     coordinates: Tensor | None = None
 
     def rows(self, rows: slice) -> Conditioning:
-        """The conditioning of some items of the batch."""
+        """Return the conditioning of some items of the batch."""
         return replace(self, **{field.name: _rows(getattr(self, field.name), rows) for field in fields(self)})
 
 
 def _rows(value: Any, rows: slice) -> Any:
     if isinstance(value, tuple):
         return tuple(_rows(item, rows) for item in value)
-    shared = not isinstance(value, Tensor) or value.shape[0] == 1  # one row that serves all items
+    shared = not isinstance(value, Tensor) or value.shape[0] == 1  # one row for all items
     return value if shared else value[rows]
 
 
 @dataclass(frozen=True)
-class Told:
-    """What one condition has to say: a vector, tokens and which of them count; None where it says nothing."""
+class EncodedCondition:
+    """One encoded condition: a vector, tokens and their mask. Each is None where the condition has none."""
 
-    hidden: Tensor | None
+    emb: Tensor | None
     tokens: Tensor | None
     mask: Tensor | None
 
 
-class Conditioned(Persistent):
-    """The half of a U-Net that reads noise levels, captions and pictures; the other half makes maps out of maps."""
+class ConditioningEncoder(Persistent):
+    """The conditioning half of a U-Net: it encodes noise levels, captions and images. The other half computes maps."""
 
-    #: whether its maps are clips
+    #: true for networks of clips
     is_video = False
     has_cond_image: bool
     cond_images_channels: int
@@ -75,7 +76,7 @@ class Conditioned(Persistent):
     # -- construction -----------------------------------------------------------------------------------------------
 
     def _build_conditions(self, given: Mapping[str, Any], cond_dim: int, hidden_dim: int, attends: bool) -> None:
-        """``attends``: some layer reads tokens; parts that nobody would listen to are not made."""
+        """Build the encoders. ``attends``: some layer reads tokens. Parts that no layer would read are left out."""
         features, tokens = given["learned_sinu_pos_emb_dim"], given["num_time_tokens"]
 
         def hiddens() -> nn.Module:
@@ -100,7 +101,7 @@ class Conditioned(Persistent):
 
     def _build_text(self, given: Mapping[str, Any], cond_dim: int, hidden_dim: int) -> None:
         self.text_to_cond = nn.Linear(given["text_embed_dim"], cond_dim)
-        # a dropped caption is one null token to those who attend, and one null vector to the rest
+        # a dropped caption is one null token for attention, and one null vector for the modulation
         self.null_text_embed = None if self.norm_cond is None else nn.Parameter(torch.randn(1, 1, cond_dim))
         if given["text_film"]:
             self.to_text_non_attn_cond = nn.Sequential(
@@ -112,8 +113,8 @@ class Conditioned(Persistent):
             self.attn_pool = PerceiverResampler(cond_dim, *shape, kv_heads=given["attn_kv_heads"])
 
     def _number_readers(self) -> None:
-        """Tell every layer that reads the context which of the prepared keys and values are its own."""
-        readers = (part for part in self.modules() if isinstance(part, ReadsContext))
+        """Number the layers that read the context, so that each finds its own keys and values."""
+        readers = (part for part in self.modules() if isinstance(part, ContextAttention))
         self._readers = [reader for reader in readers if reader.attention.to_context is not None]
         for index, reader in enumerate(self._readers):
             reader.context_index = index
@@ -135,25 +136,25 @@ class Conditioned(Persistent):
         crop_window: Float[Tensor, "b 4"] | None = None,
         augment_label: Float[Tensor, "b k"] | None = None,
     ) -> Conditioning:
-        """Everything that does not depend on the noise level, once.
+        """Encode everything that does not depend on the noise level, once per call.
 
         Args:
-            batch, size: number of pictures and their height and width.
-            text_embeds, text_mask: captions; without a mask every position counts that is not all zero. Other
-                positions influence nothing, and those behind the longest caption cost nothing.
-            text_keep: false replaces a caption by the learned null text, as does an empty one.
-            lowres_cond_img, lowres_noise_times: low-resolution picture, noised, and the log-SNR of that noise.
-            cond_images, cond_images_keep: conditioning pictures of any size; false blanks one out.
-            crop_window: top, left, height and width of each image as fractions of the full image that it was cut from;
-                by default each is a full image. For networks with ``crop_coordinates``.
-            augment_label: the numbers that describe how each image was augmented; by default zeros. For networks with
+            batch, size: number of images and their height and width.
+            text_embeds, text_mask: captions. Without a mask every position that is not all zero is valid. Invalid
+                positions have no influence, and those after the longest caption cost nothing.
+            text_keep: false replaces a caption by the learned null text, as does an empty caption.
+            lowres_cond_img, lowres_noise_times: the noised low-resolution image, and the log-SNR of its noise.
+            cond_images, cond_images_keep: conditioning images of any size. False sets one to zero.
+            crop_window: top, left, height and width of each image as fractions of the full image that it was cut from.
+                By default each is a full image. For networks with ``crop_coordinates``.
+            augment_label: the numbers that describe how each image was augmented, by default zeros. For networks with
                 ``augment_dim``.
 
         Raises:
-            ValueError: what the network needs is missing, what it does not take is given, or shapes do not fit.
+            ValueError: a required input is missing, an unused one is given, or shapes do not fit.
         """
-        text, enlarges = "is conditioned on text (cond_on_text)", "enlarges a picture (lowres_cond)"
-        sees = "sees another picture (cond_images_channels)"
+        text, enlarges = "is conditioned on text (cond_on_text)", "enlarges an image (lowres_cond)"
+        sees = "sees another image (cond_images_channels)"
         changes = "takes the label of an augmentation (augment_dim)"
         located = "has channels of coordinates (crop_coordinates)"
         augments = self.to_augment_cond
@@ -171,22 +172,22 @@ class Conditioned(Persistent):
         }
         for name, (value, wanted, what, fits) in taken.items():
             _check(name, value, wanted, what, batch, fits)
-        told = []
+        encoded = []
         if self.lowres_cond:
-            told.append(self._lowres_level(lowres_noise_times))
+            encoded.append(self._lowres_level(lowres_noise_times))
         if augment_label is not None:
-            told.append(Told(augments(augment_label.to(augments.weight.dtype)), None, None))
+            encoded.append(EncodedCondition(augments(augment_label.to(augments.weight.dtype)), None, None))
         if self.text_to_cond is not None and self.cond_on_text:
-            told.append(self._read_text(*self._counted(text_embeds, text_mask, text_keep)))
-        all_told = _together(told)
+            encoded.append(self._read_text(*self._trim_text(text_embeds, text_mask, text_keep)))
+        joined = _concat_conditions(encoded)
         static: tuple[KeysValues, ...] = ()
-        if all_told.tokens is not None:
-            normed = self.norm_cond(all_told.tokens)
+        if joined.tokens is not None:
+            normed = self.norm_cond(joined.tokens)
             static = tuple(reader.attention.context(normed) for reader in self._readers)
-        pictures = self._pictures(cond_images, cond_images_keep, size)
+        cond_images = self._cond_images(cond_images, cond_images_keep, size)
         lowres = None if lowres_cond_img is None else resize(lowres_cond_img, size)
         coordinates = self._coordinates(crop_window, size)
-        return Conditioning(all_told.hidden, static, all_told.mask, pictures, lowres, coordinates)
+        return Conditioning(joined.emb, static, joined.mask, cond_images, lowres, coordinates)
 
     def _coordinates(self, window: Tensor | None, size: Size) -> Tensor | None:
         if not self.crop_coordinates:
@@ -195,30 +196,32 @@ class Conditioned(Persistent):
             window = torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=self.to_time_cond.weight.device)
         return pixel_coordinates(window, size)
 
-    def _lowres_level(self, times: Tensor) -> Told:
-        hidden = self.to_lowres_time_hiddens(times)
-        tokens = None if self.to_lowres_time_tokens is None else self.to_lowres_time_tokens(hidden)
-        return Told(self.to_lowres_time_cond(hidden), tokens, None)
+    def _lowres_level(self, times: Tensor) -> EncodedCondition:
+        emb = self.to_lowres_time_hiddens(times)
+        tokens = None if self.to_lowres_time_tokens is None else self.to_lowres_time_tokens(emb)
+        return EncodedCondition(self.to_lowres_time_cond(emb), tokens, None)
 
-    def _counted(self, embeds: Tensor, mask: Tensor | None, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Captions cut behind the last token that counts, which tokens do, and which captions have any."""
+    def _trim_text(self, embeds: Tensor, mask: Tensor | None, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Trim captions after the last valid token. Return them, their mask, and which captions have a valid token."""
         mask = torch.any(embeds != 0, dim=-1) if mask is None else token_mask(mask, "text_mask")
         if mask.shape != embeds.shape[:2]:
             raise ValueError(f"text_mask must be {tuple(embeds.shape[:2])} as text_embeds are, got {tuple(mask.shape)}")
         mask = mask if keep is None else mask & keep[:, None]
         length = embeds.shape[1]
-        # a compiled network keeps the shapes that it was given, and no training step waits for an accelerator
+        # a compiled network needs constant shapes, and a training step must not wait for the accelerator
         waits = mask.device.type != "cpu" and torch.is_grad_enabled()
         if not waits and not torch.compiler.is_compiling():
             length = int((mask.any(dim=0) * torch.arange(1, length + 1, device=mask.device)).amax()) if length else 0
         if length > self.max_text_len:
             warnings.warn(f"captions of {length} tokens are cut at max_text_len={self.max_text_len}", stacklevel=3)
-        # one token at least, for the null text; a negative number cuts
+        # at least one token, for the null text; a negative number trims
         room = max(1, min(length, self.max_text_len)) - embeds.shape[1]
         embeds, mask = F.pad(embeds, (0, 0, 0, room)), F.pad(mask, (0, room))
         return embeds, mask, mask.any(dim=1, keepdim=True)
 
-    def _read_text(self, embeds: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"], kept: Bool[Tensor, "b 1"]) -> Told:
+    def _read_text(
+        self, embeds: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"], kept: Bool[Tensor, "b 1"]
+    ) -> EncodedCondition:
         tokens = self.text_to_cond(embeds)
         null = tokens.new_zeros(()) if self.null_text_embed is None else self.null_text_embed.to(tokens.dtype)
         tokens = torch.where(mask[..., None], tokens, null)
@@ -226,13 +229,13 @@ class Conditioned(Persistent):
         mask = mask | (first & ~kept)
         if self.attn_pool is not None:
             tokens, mask = self.attn_pool(tokens, mask), None
-        hidden = None
+        emb = None
         if self.to_text_non_attn_cond is not None:
             pooled = self.to_text_non_attn_cond(masked_mean(tokens, mask))
-            hidden = torch.where(kept, pooled, self.null_text_hidden.to(pooled.dtype))
-        return Told(hidden, tokens, mask) if self.norm_cond is not None else Told(hidden, None, None)
+            emb = torch.where(kept, pooled, self.null_text_hidden.to(pooled.dtype))
+        return EncodedCondition(emb, tokens, mask) if self.norm_cond is not None else EncodedCondition(emb, None, None)
 
-    def _pictures(self, images: Tensor | None, keep: Tensor | None, size: Size) -> Tensor | None:
+    def _cond_images(self, images: Tensor | None, keep: Tensor | None, size: Size) -> Tensor | None:
         if images is None:
             return None
         if images.ndim != 4 or images.shape[1] != self.cond_images_channels:
@@ -243,17 +246,17 @@ class Conditioned(Persistent):
 
     # -- at every step ----------------------------------------------------------------------------------------------
 
-    def _look(self, time: Tensor, conditioning: Conditioning) -> Context:
-        """What modulates all blocks, and what attention may read."""
+    def _embed_time(self, time: Tensor, conditioning: Conditioning) -> Context:
+        """Return the modulation of all blocks and the tokens that attention may read."""
         time_hidden = self.to_time_hiddens(time)
-        hidden = self.to_time_cond(time_hidden)
-        if conditioning.hidden is not None:
-            hidden = hidden + conditioning.hidden
+        emb = self.to_time_cond(time_hidden)
+        if conditioning.emb is not None:
+            emb = emb + conditioning.emb
         tokens = None if self.to_time_tokens is None else self.norm_cond(self.to_time_tokens(time_hidden))
         mask = conditioning.mask
         if mask is not None:
             mask = F.pad(mask, (tokens.shape[1], 0), value=True)
-        return Context(F.silu(hidden), tokens, conditioning.static, mask)
+        return Context(F.silu(emb), tokens, conditioning.static, mask)
 
     def forward_with_cond_scale(
         self,
@@ -263,17 +266,18 @@ class Conditioned(Persistent):
         keep_parallel_frac: float = 0.0,
         **kwargs: Any,
     ) -> Float[Tensor, "b c h w"]:
-        """`forward`, guided in the space of the answer (Ho & Salimans 2022, arXiv 2207.12598); kept for code that
-        calls the network itself. Sampling guides estimates of the picture instead, in one batch.
+        """Run `forward` with guidance in the space of the prediction (Ho & Salimans 2022, arXiv 2207.12598).
+
+        For code that calls the network itself. Sampling guides estimates of the image instead, in one batch.
 
         Args:
             *args, **kwargs: of `forward`, without a ready ``conditioning``.
-            cond_scale: 1 returns the plain answer, as does a network that takes no text.
-            remove_parallel_component, keep_parallel_frac: weaken what guidance adds along the answer itself to this
-                share (Sadat et al. 2024, arXiv 2410.02416).
+            cond_scale: 1 returns the plain prediction, as does a network without text.
+            remove_parallel_component, keep_parallel_frac: scale the part of the guidance that is parallel to the
+                prediction by this fraction (Sadat et al. 2024, arXiv 2410.02416).
 
         Raises:
-            ValueError: as `forward`; a ready conditioning, out of which the caption cannot be taken.
+            ValueError: as `forward`; or a ready conditioning, from which the caption cannot be removed.
         """
         answer = self.forward(*args, **kwargs)
         if cond_scale == 1 or not self.cond_on_text:
@@ -292,7 +296,7 @@ class Conditioned(Persistent):
 def _check(
     name: str, value: Tensor | None, wanted: bool, what: str, batch: int, fits: tuple[int | str | None, ...] | None
 ) -> None:
-    """Refuse an input that is missing, surplus or of another shape than ``fits`` says behind the batch."""
+    """Check that an input is given where needed, and that its shape after the batch is ``fits``."""
     if wanted and value is None:
         raise ValueError(f"this U-Net {what}: {name} must be given")
     if value is None:
@@ -309,15 +313,15 @@ def _check(
         raise ValueError(f"{name} must be ({shape}), got {tuple(value.shape)}")
 
 
-def _together(told: list[Told]) -> Told:
-    """Vectors added, tokens one behind the other; no mask if all of them count."""
-    hiddens = [item.hidden for item in told if item.hidden is not None]
-    spoken = [item for item in told if item.tokens is not None]
-    hidden = sum(hiddens[1:], hiddens[0]) if hiddens else None
+def _concat_conditions(encoded: list[EncodedCondition]) -> EncodedCondition:
+    """Add the vectors and concatenate the tokens. The mask is None if all tokens are valid."""
+    hiddens = [item.emb for item in encoded if item.emb is not None]
+    spoken = [item for item in encoded if item.tokens is not None]
+    emb = sum(hiddens[1:], hiddens[0]) if hiddens else None
     tokens = torch.cat([item.tokens for item in spoken], dim=1) if spoken else None
     if all(item.mask is None for item in spoken):
-        return Told(hidden, tokens, None)
+        return EncodedCondition(emb, tokens, None)
     masks = [
         torch.ones_like(item.tokens[..., 0], dtype=torch.bool) if item.mask is None else item.mask for item in spoken
     ]
-    return Told(hidden, tokens, torch.cat(masks, dim=1))
+    return EncodedCondition(emb, tokens, torch.cat(masks, dim=1))

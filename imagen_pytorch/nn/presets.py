@@ -17,7 +17,7 @@ UNETS.register("Unet3D")(Unet3D)
 
 @UNETS.register("NullUnet")
 class NullUnet(Persistent):
-    """Takes the place of a U-Net that is not used; it is neither trained nor sampled."""
+    """Placeholder for a U-Net that is not used. It is neither trained nor sampled."""
 
     is_null = True
     lowres_cond = cond_on_text = self_cond = has_cond_image = False
@@ -28,16 +28,16 @@ class NullUnet(Persistent):
         self._locals = {}
 
     def cast_model_parameters(self, **_: Any) -> NullUnet:
-        """Itself: a placeholder fits everywhere."""
+        """Return itself: a placeholder fits everywhere."""
         return self
 
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
-        """Its input."""
+        """Return the input."""
         return x
 
 
 class _Preset(Unet):
-    """A `Unet` with other defaults; every one of them can be overridden."""
+    """A `Unet` with other defaults, all of which can be overridden."""
 
     defaults: dict[str, Any] = {}
 
@@ -82,7 +82,7 @@ class SRUnet256(_Preset):
 class SRUnet1024(_Preset):
     """The 256 to 1024 upsampler (Saharia et al. 2022, appendix F).
 
-    It has no self-attention, not even at the bottleneck, where a picture of 1024x1024 still has 4096 positions.
+    It has no self-attention, not even at the bottleneck, where an image of 1024x1024 still has 4096 positions.
     """
 
     defaults = {

@@ -1,5 +1,5 @@
-"""Attention with a softmax, by the fastest kernel that there is: torch's fused one, or on a CPU in half precision the
-products of matrices that its library has for it."""
+"""Softmax attention by the fastest kernel available: torch's fused one, or on a CPU in half precision the matrix
+products of its library."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-#: Logits that are held at once, so that they stay in the cache of a core.
+#: Number of logits that are held at once, so that they stay in the cache of a core.
 _AT_ONCE = 2**19
 
 _FOUND = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
-#: Whether this CPU multiplies bfloat16, but not in tiles: only with tiles torch's fused kernel is faster in it.
+#: True if this CPU multiplies bfloat16, but not in tiles. Torch's fused kernel is faster only with tiles.
 PRODUCTS_ARE_FASTER = all(_FOUND) and _FOUND[0]() and not _FOUND[1]()
 
 
@@ -27,13 +27,13 @@ def attend(
     mask: Bool[Tensor, "b 1 1 m"] | None = None,
     bias: Float[Tensor, "b2 heads n m"] | None = None,
 ) -> Float[Tensor, "b heads n d2"]:
-    """``softmax(scale query keys' + bias) values``.
+    """Compute ``softmax(scale query keys' + bias) values``.
 
     Args:
         query: of each head, or one for all.
         keys, values: of each head, or of each group of consecutive heads.
-        mask: true where a key counts; at least one does.
-        bias: added to the logits; only without a mask.
+        mask: true at valid keys, of which there is at least one.
+        bias: added to the logits. Only without a mask.
     """
     query = query.to(keys.dtype)
     if query.shape[1] > keys.shape[1]:
@@ -52,7 +52,7 @@ def attend(
 def _grouped(
     query: Tensor, keys: Tensor, values: Tensor, scale: float, mask: Tensor | None, bias: Tensor | None
 ) -> Tensor:
-    """Compute `attend` for fewer keys and values than queries: the queries of a group are one longer sequence, so
+    """Compute `attend` for fewer keys and values than queries. The queries of a group form one longer sequence, so
     nothing is repeated."""
     shape = (keys.shape[1], query.shape[1] // keys.shape[1])
     query = query.unflatten(1, shape).flatten(2, 3)
@@ -62,8 +62,8 @@ def _grouped(
 
 
 def _outgrows(query: Tensor, keys: Tensor, bias: Tensor) -> bool:
-    """Whether torch's kernel for CPUs would hold a matrix of queries by keys, larger than the keys, of every item: it
-    does where the bias needs a gradient."""
+    """Return true if torch's kernel for CPUs would store a matrix of queries by keys, larger than the keys, of every
+    item. It does so if the bias needs a gradient."""
     trained = torch.is_grad_enabled() and bias.requires_grad and bias.shape[0] == 1
     if not trained or query.device.type != "cpu" or torch.compiler.is_compiling():
         return False
@@ -72,7 +72,7 @@ def _outgrows(query: Tensor, keys: Tensor, bias: Tensor) -> bool:
 
 
 def _recomputed(query: Tensor, keys: Tensor, values: Tensor, scale: float, bias: Tensor) -> Tensor:
-    """The same as `attend` for a few items at once, whose matrices are made again in the backward pass."""
+    """Compute `attend` for a few items at a time, and recompute their matrices in the backward pass."""
 
     def few(*parts: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(*parts[:3], attn_mask=parts[3], scale=scale)
@@ -91,7 +91,7 @@ def by_products(
     scale: float,
     mask: Bool[Tensor, "b 1 1 m"] | None = None,
 ) -> Float[Tensor, "b heads n d2"]:
-    """The same as `attend` by two products of matrices and a softmax between, for as many queries at once as fit."""
+    """Compute `attend` by two matrix products and a softmax between, for as many queries at once as fit."""
     batch, heads, known, _ = keys.shape
     count = query.shape[2]
     added = None
@@ -121,7 +121,7 @@ def by_products(
     schema="(Tensor query, Tensor keys, Tensor values, float scale, Tensor? mask) -> Tensor",
 )
 def _opaque(query: Tensor, keys: Tensor, values: Tensor, scale: float, mask: Tensor | None) -> Tensor:
-    """`by_products` as one operator: `torch.compile` would unroll its loops, anew for every size."""
+    """`by_products` as one operator, because `torch.compile` would unroll its loops, again for every size."""
     return by_products(query, keys, values, scale, mask)
 
 

@@ -17,71 +17,71 @@ from ..construction import records_construction
 from ..images import RESIZE_MODES
 from .arguments import UNUSED, check_arguments
 from .blocks import BlockOptions, Context, ResnetBlock, Transformer, UpsampleCombiner
-from .conditioning import Conditioned, Conditioning
+from .conditioning import Conditioning, ConditioningEncoder
 from .geometry import IMAGE, Geometry
-from .levels import DownLevel, LevelSpec, UpLevel, level_specs
+from .unet_blocks import DownBlock, LevelSpec, UpBlock, level_specs
 
 
-class Unet(Conditioned):
-    """A U-Net for pictures of any height and width.
+class Unet(ConditioningEncoder):
+    """A U-Net for images of any height and width.
 
     "per-level" arguments are one value or one per entry of ``dim_mults``.
 
     Args:
         dim: base width.
         text_embed_dim: width of the text embeddings.
-        num_resnet_blocks: per-level number of residual blocks behind the first, conditioned one.
+        num_resnet_blocks: per-level number of residual blocks after the first, conditioned one.
         cond_dim: width of the conditioning tokens; ``dim`` by default.
-        num_time_tokens: tokens made of the noise level.
+        num_time_tokens: tokens computed from the noise level.
         learned_sinu_pos_emb_dim: even number of learned Fourier features of the noise level.
         dim_mults: widths of the levels, in units of ``dim``.
-        cond_images_channels: channels of a conditioning picture; above 0 it must be given.
-        channels, channels_out: of the picture and of the answer.
+        cond_images_channels: channels of a conditioning image. Above 0 it must be given.
+        channels, channels_out: of the image and of the prediction.
         attn_dim_head, attn_heads: attention size.
         attn_kv_heads: number of key and value heads of all attention layers; it divides ``attn_heads``. Each serves a
             group of query heads, which saves parameters. None: as many as ``attn_heads``; 1: one for all.
         ff_mult: expansion of the feed-forwards.
-        lowres_cond: take a low-resolution picture and its noise level.
+        lowres_cond: take a low-resolution image and its noise level.
         layer_attns, layer_attns_depth: per-level self-attention and its depth.
         layer_mid_attns_depth, attend_at_middle: the same at the bottleneck.
         layer_attns_add_text_cond: self-attention sees the conditioning tokens too.
         layer_cross_attns, mid_cross_attn: per-level cross-attention in the level's first block, and at the bottleneck.
         use_linear_attn, use_linear_cross_attn: per-level attention of linear cost, where the full one is off.
-        cond_on_text, max_text_len: take text, of at most so many tokens.
-        text_film: the pooled text modulates the blocks, beside what attention reads.
+        cond_on_text, max_text_len: take text, and the largest number of its tokens.
+        text_film: the pooled text modulates the blocks, in addition to the tokens that attention reads.
         init_dim, init_conv_kernel_size, init_cross_embed, init_cross_embed_kernel_sizes: the first convolution, with
             kernels of several sizes or one. At full resolution the 15x15 kernel is most of the cost of a small network.
         cross_embed_downsample, cross_embed_downsample_kernel_sizes: downsample with kernels of several sizes.
         attn_pool_text, attn_pool_num_latents: Perceiver resampler over the text tokens.
         dropout: in residual blocks and feed-forwards.
         memory_efficient: downsample at the start of a level and upsample at its end.
-        init_conv_to_final_conv_residual: hand the first convolution's answer to the last block.
+        init_conv_to_final_conv_residual: concatenate the first convolution's output to the input of the last block.
         use_global_context_attn: gate the additional residual blocks.
-        skip_layer_excitation: on the way up, each map gates the one that is made of it.
+        skip_layer_excitation: on the way up, each map gates the one that is computed from it.
         scale_skip_connection: multiply skips by ``2**-0.5``.
         final_resnet_block, final_conv_kernel_size: the end; the last convolution starts at zero.
-        self_cond: take an earlier estimate of the picture.
+        self_cond: take an earlier estimate of the image.
         crop_coordinates: take x and y of every pixel in the full image, for training on crops (Wang et al. 2023, "Patch
             Diffusion", arXiv 2304.12526).
         augment_dim: length of a label that describes how a training image was augmented; 0 for networks without. The
             label is zero in sampling (Karras et al. 2022, arXiv 2206.00364, appendix F.2).
-        resize_mode: of conditioning pictures.
+        resize_mode: of conditioning images.
         combine_upsample_fmaps: concatenate the maps of all upward levels before the end.
         pixel_shuffle_upsample: sub-pixel upsampling instead of nearest and convolution.
         resnet_groups: groups of the norms.
         cosine_sim_attn: attention by cosine similarity.
         gradient_checkpointing: recompute levels in the backward pass instead of storing them.
-        image_embed_dim, num_image_tokens, out_dim: accepted for old code; they never did anything.
+        image_embed_dim, num_image_tokens, out_dim: accepted for old code and without effect.
 
     Raises:
-        ValueError: contradicting or impossible choices, each with a sentence.
-        TypeError: something else than a number, a switch or a list where one is needed.
+        ValueError: contradicting or impossible choices, named in the message.
+        TypeError: an argument that is not a number, a switch or a list where one is needed.
     """
 
     geometry: Geometry = IMAGE
-    #: channels of the first convolution beside those of pictures
-    _marks = 0
-    #: classes of modules that sharded training gathers whole; the name is the one that Accelerate and others look for
+    #: channels of the first convolution that mark given frames
+    _mask_channels = 0
+    #: classes of modules that sharded training gathers as a unit; Accelerate and others look for this name
     _no_split_modules = ("ResnetBlock", "TransformerLayer", "TemporalBlock", "PerceiverResampler")
 
     @records_construction
@@ -184,8 +184,8 @@ class Unet(Conditioned):
     # -- construction -----------------------------------------------------------------------------------------------
 
     def _build_stem(self, given: dict[str, Any], init_dim: int, options: BlockOptions, temporal: bool) -> None:
-        taken = self.channels * (1 + self.lowres_cond + self.self_cond) + self.cond_images_channels + self._marks
-        taken += 2 * self.crop_coordinates
+        taken = self.channels * (1 + self.lowres_cond + self.self_cond) + self.cond_images_channels
+        taken += self._mask_channels + 2 * self.crop_coordinates
         self.init_conv = (
             self.geometry.cross_embed(taken, init_dim, given["init_cross_embed_kernel_sizes"])
             if given["init_cross_embed"]
@@ -200,7 +200,7 @@ class Unet(Conditioned):
 
     def _build_levels(self, given: dict[str, Any], specs: list[LevelSpec], options: BlockOptions) -> None:
         scale = 2**-0.5 if given["scale_skip_connection"] else 1.0
-        self.downs = nn.ModuleList(DownLevel(spec, options) for spec in specs)
+        self.downs = nn.ModuleList(DownBlock(spec, options) for spec in specs)
         width, middle = specs[-1].dim_out, replace(options, groups=specs[-1].groups)
         cross = "full" if given["mid_cross_attn"] else ""
         self.mid_block1 = ResnetBlock(width, width, middle, cross)
@@ -212,7 +212,7 @@ class Unet(Conditioned):
         self.mid_temporal_peg = self.geometry.temporal_peg(width)
         self.mid_temporal_attn = self.geometry.temporal_attention(width, *options.attention_shape)
         self.mid_block2 = ResnetBlock(width, width, middle, cross)
-        self.ups = nn.ModuleList(UpLevel(spec, options, scale) for spec in reversed(specs))
+        self.ups = nn.ModuleList(UpBlock(spec, options, scale) for spec in reversed(specs))
         self.stride = 2 ** sum(spec.halves for spec in specs)
         self.strides = tuple(spec.stride for spec in specs)
 
@@ -254,27 +254,27 @@ class Unet(Conditioned):
         inner: Sequence[Tensor] | None = None,
         return_inner: bool = False,
     ) -> Float[Tensor, "b c4 h w"] | tuple[Float[Tensor, "b c4 h w"], list[Tensor]]:
-        """Answer for a noisy picture.
+        """Return the prediction for a noisy image.
 
         Args:
-            x: the picture, scaled to about unit variance.
+            x: the image, scaled to about unit variance.
             time: the noise condition: log-SNR for `Imagen`, a quarter of log sigma for `ElucidatedImagen`.
-            conditioning: from `condition`. Without it, it is made of the remaining arguments, explained there.
+            conditioning: from `condition`. Without it, it is computed from the remaining arguments, explained there.
             self_cond: an earlier estimate; zeros if missing. Networks that were built without self_cond ignore it.
-            cond_drop_prob: share of captions to drop; 0 and 1 are exact, between them torch's generator decides.
-            inner: maps of the inner levels from an earlier call, taken in place of this one's (Ma et al. 2024,
-                "DeepCache", arXiv 2312.00858): only the level with the largest maps is computed.
-            return_inner: return the answer and these maps.
+            cond_drop_prob: fraction of captions to drop. 0 and 1 are exact. Between them torch's generator decides.
+            inner: maps of the inner levels from an earlier call, used in place of this one's (Ma et al. 2024,
+                "DeepCache", arXiv 2312.00858). Only the level with the largest maps is computed.
+            return_inner: return the prediction and these maps.
 
         Raises:
-            ValueError: as `condition`; pictures of other channels than the network was built for; a ready conditioning
-                and parts of another one.
+            ValueError: as `condition`; images with other channels than the network was built for; a ready conditioning
+                together with parts of another one.
         """
         self._check_input(x, time, self_cond, "height, width")
         named = {
             "text_embeds": text_embeds,
             "text_mask": text_mask,
-            "text_keep": self._kept(x, text_keep, cond_drop_prob),
+            "text_keep": self._draw_text_keep(x, text_keep, cond_drop_prob),
             "lowres_cond_img": lowres_cond_img,
             "lowres_noise_times": lowres_noise_times,
             "cond_images": cond_images,
@@ -282,16 +282,16 @@ class Unet(Conditioned):
             "crop_window": crop_window,
             "augment_label": augment_label,
         }
-        conditioning = self._settled(conditioning, named, batch=x.shape[0], size=tuple(x.shape[-2:]))
+        conditioning = self._resolve_conditioning(conditioning, named, batch=x.shape[0], size=tuple(x.shape[-2:]))
         stacked = self._stack(x, self_cond, conditioning)
-        answer, inner = self._answer(stacked, conditioning.lowres, self._look(time, conditioning), inner)
+        answer, inner = self._answer(stacked, conditioning.lowres, self._embed_time(time, conditioning), inner)
         return (answer, inner) if return_inner else answer
 
     def _check_input(self, x: Tensor, time: Tensor, self_cond: Tensor | None, space: str) -> None:
-        """Refuse shapes that do not fit each other.
+        """Check that the shapes of the inputs fit each other.
 
         Raises:
-            ValueError: with what came and what fits.
+            ValueError: names the given shape and the one that fits.
         """
         if x.ndim != 3 + space.count(",") or x.shape[1] != self.channels:
             raise ValueError(f"x must be (batch, {self.channels}, {space}), got {tuple(x.shape)}")
@@ -301,14 +301,14 @@ class Unet(Conditioned):
             raise ValueError(f"self_cond must be {tuple(x.shape)} as x is, got {tuple(self_cond.shape)}")
 
     @staticmethod
-    def _kept(x: Tensor, keep: Tensor | None, drop_prob: float) -> Tensor | None:
-        """Which captions survive dropping; None if all do."""
+    def _draw_text_keep(x: Tensor, keep: Tensor | None, drop_prob: float) -> Tensor | None:
+        """Draw which captions are kept. None keeps all."""
         if keep is None and drop_prob > 0:
             return torch.rand(x.shape[0], device=x.device) >= drop_prob
         return keep
 
-    def _settled(self, conditioning: Any, named: dict[str, Any], **place: Any) -> Any:
-        """The ready conditioning, or one that is made of its parts.
+    def _resolve_conditioning(self, conditioning: Any, named: dict[str, Any], **place: Any) -> Any:
+        """Return the ready conditioning, or compute it from its parts.
 
         Raises:
             ValueError: both were given.
@@ -323,7 +323,7 @@ class Unet(Conditioned):
     def _answer(
         self, x: Tensor, lowres: Tensor | None, context: Context, inner: Sequence[Tensor] | None
     ) -> tuple[Tensor, list[Tensor]]:
-        """From all pictures of an item, stacked as channels, to what is predicted, and the inner maps; both pictures
+        """Compute the prediction and the inner maps from all images of an item, concatenated as channels. Both images
         are ``(b, c, h, w)``."""
         height, width = x.shape[-2:]
         x = self._pad(x)
@@ -341,15 +341,16 @@ class Unet(Conditioned):
         return self._head([*maps[1:], x], stem, lowres, context)[..., :height, :width], maps
 
     def _contexts(self, context: Context) -> list[Context]:
-        """The context of every level, from the largest maps on: a level may have fewer frames than the one above."""
+        """Return the context of every level, from the largest maps on. A level may have fewer frames than the one
+        above."""
         contexts = []
         for stride in self.strides:
-            context = context.squeezed(stride, self.geometry.causal)
+            context = context.downsampled(stride, self.geometry.causal)
             contexts.append(context)
         return contexts
 
     def _stack(self, x: Tensor, self_cond: Tensor | None, conditioning: Conditioning) -> Tensor:
-        parts = [] if conditioning.pictures is None else [conditioning.pictures.to(x.dtype)]
+        parts = [] if conditioning.cond_images is None else [conditioning.cond_images.to(x.dtype)]
         parts.append(x)
         if self.self_cond:
             parts.append(torch.zeros_like(x) if self_cond is None else self_cond.to(x.dtype))
@@ -360,7 +361,7 @@ class Unet(Conditioned):
         return torch.cat(parts, dim=1) if len(parts) > 1 else x
 
     def _pad(self, x: Tensor) -> Tensor:
-        """Up to the next multiple of what the levels divide by; `forward` cuts it off again."""
+        """Pad to the next multiple of the levels' total stride. `forward` removes the padding again."""
         bottom, right = (-side % self.stride for side in x.shape[-2:])
         return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
 
@@ -370,7 +371,8 @@ class Unet(Conditioned):
         return level(*arguments)
 
     def _inner(self, x: Tensor, contexts: list[Context]) -> list[Tensor]:
-        """The map of the middle, and those of the levels on the way up to the largest maps, which are not in it."""
+        """Return the map of the middle, and those of the levels on the way up, without the one with the largest
+        maps."""
         skips = []
         for level, context in list(zip(self.downs, contexts, strict=True))[1:]:
             x, found = self._run(level, x, context)

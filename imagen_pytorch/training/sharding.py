@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..nn.blocks import ReadsContext
+from ..nn.blocks import ContextAttention
 from ..storage.parts import local_part
 
 #: methods of a network, beside its forward pass, that use its weights
@@ -55,7 +55,7 @@ def shard(unet: nn.Module, mesh: Any) -> None:
     blocks = [part for part in unet.modules() if type(part).__name__ in unet._no_split_modules]
     for part in list(unet.modules()):
         # keys and values of captions are made for all blocks at once, before any block is gathered
-        if isinstance(part, ReadsContext) and part.attention.to_context is not None:
+        if isinstance(part, ContextAttention) and part.attention.to_context is not None:
             fully_shard([part.attention.norm_context, part.attention.to_context], **options)
             part.attention.narrow = False  # it would take the weights of a block that is not gathered yet
     for block in reversed(blocks):

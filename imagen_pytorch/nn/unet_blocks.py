@@ -1,4 +1,4 @@
-"""One resolution of the U-Net on its way down, and on its way up."""
+"""One resolution of the U-Net: its block on the way down and its block on the way up."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from .geometry import Geometry
 
 @dataclass(frozen=True)
 class LevelSpec:
-    """All choices of one level.
+    """All options of one resolution level of the U-Net.
 
     Attributes:
         dim_in, dim_out: channels above and below.
-        width: channels at which the level works on the way down.
-        halves: whether it halves height and width.
-        first: whether it downsamples before its blocks (the memory-efficient form).
-        top: whether it is the one with the largest maps.
+        width: channels of the blocks on the way down.
+        halves: halve height and width.
+        first: downsample before the blocks (the memory-efficient form).
+        top: the level with the largest maps.
         attention, cross: "full", "linear" or "" for none: over the map, and to the context in the first block.
-        reads: whether ``attention`` sees the context too.
-        excited: whether the map below gates the one above on the way up.
-        stride: how many frames become one in it.
-        temporal: whether it attends between frames.
+        reads: ``attention`` sees the context too.
+        skip_layer_excitation: the map below gates the one above on the way up.
+        stride: number of frames that are merged into one.
+        temporal: attend between frames.
     """
 
     dim_in: int
@@ -46,19 +46,19 @@ class LevelSpec:
     ff_mult: float
     gated: bool
     pixel_shuffle: bool
-    excited: bool
+    skip_layer_excitation: bool
     stride: int
     temporal: bool
     cross_embed_kernels: tuple[int, ...] | None
 
     @property
     def attends(self) -> bool:
-        """Whether some layer of the level reads context tokens."""
+        """Return true if some layer of the level reads context tokens."""
         return bool(self.cross) or (bool(self.attention) and self.reads and self.depth > 0)
 
 
 def level_specs(given: Mapping[str, Any], init_dim: int, geometry: Geometry) -> list[LevelSpec]:
-    """The arguments of a U-Net, and what it does with frames, gathered per level.
+    """Return the arguments of a U-Net and of its geometry, one `LevelSpec` per level.
 
     Raises:
         ValueError: a per-level argument with another number of entries than ``dim_mults``.
@@ -101,7 +101,7 @@ def level_specs(given: Mapping[str, Any], init_dim: int, geometry: Geometry) -> 
                 ff_mult=given["ff_mult"],
                 gated=given["use_global_context_attn"],
                 pixel_shuffle=given["pixel_shuffle_upsample"],
-                excited=given["skip_layer_excitation"],
+                skip_layer_excitation=given["skip_layer_excitation"],
                 stride=row["stride"],
                 temporal=row["temporal"],
                 cross_embed_kernels=kernels,
@@ -116,8 +116,8 @@ def _per_level(value: Any, count: int, name: str) -> tuple[Any, ...]:
     return per_stage(value, count, name)
 
 
-class _Level(nn.Module):
-    """What both directions share: a conditioned block, more blocks, attention."""
+class _UnetBlock(nn.Module):
+    """The common part of both directions: a conditioned block, more blocks, attention."""
 
     def _build(self, spec: LevelSpec, width: int, skip: int, options: BlockOptions) -> None:
         options = replace(options, groups=spec.groups)
@@ -138,7 +138,8 @@ class _Level(nn.Module):
 
 
 class _Edge(nn.Module):
-    """The last level of the ordinary form changes the width but not the size: a 3x3 and a 1x1 convolution, added."""
+    """The last level of the ordinary form, which changes the width but not the size: the sum of a 3x3 and a 1x1
+    convolution."""
 
     def __init__(self, dim_in: int, dim_out: int, options: BlockOptions) -> None:
         super().__init__()
@@ -146,7 +147,7 @@ class _Edge(nn.Module):
         self.narrow = options.geometry.conv(dim_in, dim_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Another width."""
+        """Return a map of another width."""
         return self.wide(x) + self.narrow(x)
 
 
@@ -156,12 +157,12 @@ def _downsample(spec: LevelSpec, options: BlockOptions) -> nn.Module:
     return options.geometry.downsample(spec.dim_in, spec.dim_out)
 
 
-class DownLevel(_Level):
-    """Blocks, each leaving a skip, and the step to the next size."""
+class DownBlock(_UnetBlock):
+    """The downward half of a level: blocks, each of which adds a skip, and the downsampling to the next size."""
 
     def __init__(self, spec: LevelSpec, options: BlockOptions) -> None:
         super().__init__()
-        self.squeeze = options.geometry.squeeze(spec.dim_in, spec.stride)
+        self.squeeze = options.geometry.temporal_downsample(spec.dim_in, spec.stride)
         self.before = _downsample(spec, options) if spec.first else None
         self._build(spec, spec.width, 0, options)
         self.after = None
@@ -169,7 +170,7 @@ class DownLevel(_Level):
             self.after = _downsample(spec, options) if spec.halves else _Edge(spec.dim_in, spec.dim_out, options)
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, list[Tensor]]:
-        """The map for the next level, and this level's skips; ``context`` has the frames of this level."""
+        """Return the map for the next level, and the skips. ``context`` has the frames of this level."""
         x = self.squeeze(x, context.frames)
         x = x if self.before is None else self.before(x)
         x = self.init_block(x, context)
@@ -182,11 +183,11 @@ class DownLevel(_Level):
         return (x if self.after is None else self.after(x)), skips
 
 
-class UpLevel(_Level):
-    """Blocks, each taking a skip, and the step to the previous size.
+class UpBlock(_UnetBlock):
+    """The upward half of a level: blocks, each of which takes a skip, and the upsampling to the previous size.
 
     Attributes:
-        dim_out: channels of its answer.
+        dim_out: channels of the output.
     """
 
     def __init__(self, spec: LevelSpec, options: BlockOptions, skip_scale: float) -> None:
@@ -198,11 +199,11 @@ class UpLevel(_Level):
         self.after = (
             options.geometry.upsample(spec.dim_out, spec.dim_in, spec.pixel_shuffle) if grows else nn.Identity()
         )
-        self.stretch = options.geometry.stretch(self.dim_out, spec.stride)
-        self.excite = GlobalContext(self.dim_out, spec.dim_out) if spec.excited and grows else None
+        self.stretch = options.geometry.temporal_upsample(self.dim_out, spec.stride)
+        self.excite = GlobalContext(self.dim_out, spec.dim_out) if spec.skip_layer_excitation and grows else None
 
     def forward(self, x: Tensor, skips: list[Tensor], context: Context) -> Tensor:
-        """The map for the next level; it takes the skips of its level, the latest first."""
+        """Return the map for the next level. The skips are taken the latest first."""
         below, (first, *rest) = x, reversed(skips)
         x = self.init_block(self._join(x, first), context)
         for block, skip in zip(self.blocks, rest, strict=True):
