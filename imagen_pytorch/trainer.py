@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .cascade.batch import TrainingBatch
 from .cascade.cascade import Cascade
 from .cascade.inputs import as_tensor
-from .cascade.placement import compile_once, evaluating
+from .cascade.module_state import compile_once, evaluating
 from .checkpoint import described_model
 from .storage import read_checkpoint
 from .tensors import Share

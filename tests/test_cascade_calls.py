@@ -81,7 +81,7 @@ def test_pieces_count_what_the_whole_counts():
     pieces = sample(model, init_images=init, strength=0.5, max_batch_size=2)
     assert set(batches) == {2} and len(pieces) == 10
     torch.testing.assert_close(pieces, sample(model, init_images=init, strength=0.5), rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="4 pictures need as many init_images, got 10"):
+    with pytest.raises(ValueError, match="4 images need as many init_images, got 10"):
         sample(model, init_images=init, batch_size=4)
 
 

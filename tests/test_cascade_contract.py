@@ -270,7 +270,7 @@ def test_networks_are_found_by_number_and_held_alone_by_number_or_object():
         pass
     with pytest.raises(ValueError, match="either unet_number or unet"), model.one_unet_in_gpu():
         pass
-    with pytest.raises(ValueError, match="none of this model's"), model.one_unet_in_gpu(unet=unet()):
+    with pytest.raises(ValueError, match="does not belong to this model"), model.one_unet_in_gpu(unet=unet()):
         pass
     model.reset_unets_all_one_device("cpu")
 

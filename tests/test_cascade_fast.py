@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toys import CAPTIONS, small_imagen, small_unet
 
 from imagen_pytorch import ElucidatedImagen, Imagen, ImagenTrainer
-from imagen_pytorch.cascade import placement
-from imagen_pytorch.cascade.reuse import InnerMaps
+from imagen_pytorch.cascade import module_state
+from imagen_pytorch.cascade.deepcache import FeatureCache
 
 both = pytest.mark.parametrize("kind", [Imagen, ElucidatedImagen])
 
@@ -133,11 +133,11 @@ def test_kernels_lie_as_the_maps_do_while_sampling_and_as_before_after_it(stops)
     ],
 )
 def test_what_a_compiled_network_on_an_accelerator_may_have_recorded_stays(mode, precision, changes, monkeypatch):
-    monkeypatch.setattr(placement, "device_of", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(module_state, "device_of", lambda _: torch.device("cuda"))
     network = small_unet()
-    placement.compile_once(network, mode)
+    module_state.compile_once(network, mode)
     before = {name: (item, item.data_ptr()) for name, item in network.named_parameters()}
-    with placement.weights_ready(network, precision):
+    with module_state.inference_weights(network, precision):
         inside = {name: (item, item.data_ptr()) for name, item in network.named_parameters()}
     assert any(item is not inside[name][0] or place != inside[name][1] for name, (item, place) in before.items()) == (
         changes
@@ -147,7 +147,7 @@ def test_what_a_compiled_network_on_an_accelerator_may_have_recorded_stays(mode,
 
 @pytest.mark.parametrize("has", [True, False])
 def test_half_precision_that_is_imitated_is_said(has, monkeypatch):
-    monkeypatch.setattr(placement, "computes_in", lambda name, kind: has or name == "no")
+    monkeypatch.setattr(module_state, "computes_in", lambda name, kind: has or name == "no")
     imagen = small_imagen()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -206,14 +206,14 @@ class Counted(torch.nn.Module):
 
 def test_one_call_in_so_many_is_whole():
     """A smaller batch takes the first maps of a larger one, a larger one is computed whole."""
-    net, kept = Counted(), InnerMaps(3)
+    net, kept = Counted(), FeatureCache(3)
     for number in range(4):
         kept.answer(net, torch.full((1,), float(number)))
     assert net.calls == ["whole", [0, 0], [0, 0], "whole"]
     kept.answer(net, torch.tensor([5.0, 6.0]))
     kept.answer(net, torch.tensor([7.0]))
     assert net.calls[4:] == ["whole", [5, 5]]
-    net, kept = Counted(), InnerMaps(1)
+    net, kept = Counted(), FeatureCache(1)
     for _ in range(3):
         kept.answer(net, torch.ones(1))
     assert net.calls == ["whole"] * 3

@@ -30,7 +30,7 @@ def test_a_number_of_a_unet_is_named(number):
 @pytest.mark.parametrize(
     ("given", "match"),
     [
-        (["a", "b"], r"behind the images come text_embeds or a network, got list; write texts=\[\.\.\.\]"),
+        (["a", "b"], r"after the images come text_embeds or a network, got list; write texts=\[\.\.\.\]"),
         (2, "got int; write .*unet_number=.* for a number"),
         ("a", "got str; write texts"),
     ],
@@ -81,7 +81,7 @@ def test_a_model_without_text_takes_none(name):
 
 def test_guidance_without_anything_to_guide_on_is_said():
     model = cascade(condition_on_text=False)
-    with pytest.warns(UserWarning, match="cond_scale does nothing here"):
+    with pytest.warns(UserWarning, match="cond_scale has no effect here"):
         guided = sample(model, cond_scale=3.0, seed=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -147,14 +147,14 @@ def test_captions_of_numpy_are_cut_into_pieces_too():
 
 @pytest.mark.parametrize("device", ["cuda:99", "mps:7"])
 def test_a_device_that_is_not_there_is_named(device):
-    refused(f'there is no device "{device}" on this machine', cascade(condition_on_text=False).sample, device=device)
+    refused(f'this machine has no device "{device}"', cascade(condition_on_text=False).sample, device=device)
 
 
 def test_a_placeholder_at_the_end_is_not_sampled_behind():
     model = Imagen((unet(cond_on_text=False), NullUnet()), image_sizes=(4, 8), condition_on_text=False, timesteps=2)
     refused(r"U-Net 2 is a NullUnet: stop sampling before it \(stop_at_unet_number\)", sample, model)
     model = Imagen((NullUnet(), unet(cond_on_text=False)), image_sizes=(4, 8), condition_on_text=False, timesteps=2)
-    refused(r"U-Net 1 is a NullUnet: start sampling behind it \(start_at_unet_number\)", sample, model)
+    refused(r"U-Net 1 is a NullUnet: start sampling after it \(start_at_unet_number\)", sample, model)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cascade_toys import KINDS, Net, cascade, changed, pictures, sample, standing_in, text, unchecked
 
-from imagen_pytorch.cascade import preparation
+from imagen_pytorch.cascade import training_inputs
 from imagen_pytorch.diffusion.samplers import SAMPLERS
 from imagen_pytorch.diffusion.schedules import SCHEDULES
 from imagen_pytorch.imagen import ElucidatedImagen, Imagen
@@ -274,7 +274,7 @@ def test_strength_goes_from_the_picture_itself_to_pure_noise(kind, residual):
 def test_training_and_sampling_show_the_same_low_resolution_picture_for_the_same_noise(monkeypatch):
     model = cascade(stages=2, condition_on_text=False)
     net, images = standing_in(model, 2), pictures(2, 16)
-    monkeypatch.setattr(preparation, "augmentation_times", lambda batch, *_: torch.full((batch,), 0.35))
+    monkeypatch.setattr(training_inputs, "augmentation_times", lambda batch, *_: torch.full((batch,), 0.35))
     batch = model.training_batch(images, unet_number=2, generator=seeded(7, 2))
     small = resize(images, 8)
     sample(model, start_at_unet_number=2, start_image_or_video=small, lowres_sample_noise_level=0.35, seed=7)

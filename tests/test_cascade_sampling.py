@@ -9,7 +9,7 @@ import pytest
 import torch
 from cascade_toys import KINDS, cascade, pictures, sample, standing_in, text, unchecked
 
-from imagen_pytorch.cascade.placement import alone_on_device, on_device
+from imagen_pytorch.cascade.module_state import alone_on_device, on_device
 from imagen_pytorch.diffusion.samplers import SAMPLERS
 from imagen_pytorch.imagen import ElucidatedImagen, Imagen
 
@@ -261,7 +261,7 @@ MISTAKES = {
     "takes no video_frames": {"video_frames": 4},
     "needs start_image_or_video": {"start_at_unet_number": 2},
     "it needs start_at_unet_number above 1": {"start_image_or_video": pictures()},
-    "2 pictures need as many start_image_or_video, got 3": {
+    "2 images need as many start_image_or_video, got 3": {
         "start_at_unet_number": 2,
         "start_image_or_video": pictures(3),
     },
@@ -271,7 +271,7 @@ MISTAKES = {
         "inpaint_masks": torch.ones(2, 4, 4, dtype=torch.bool),
     },
     "inpaint_resample_times must be at least 1": {**KNOWN, "inpaint_resample_times": 0},
-    "2 pictures need as many init_images, got 1": {"init_images": pictures(1)},
+    "2 images need as many init_images, got 1": {"init_images": pictures(1)},
     r"init_images must be \(batch, 3, height, width\)": {"init_images": pictures(2, 8, 1)},
     "skip_steps and strength need init_images": {"skip_steps": 1},
     "strength must lie between 0 and 1": {"init_images": pictures(), "strength": 1.5},

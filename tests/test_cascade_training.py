@@ -312,7 +312,7 @@ MISTAKES = {
     "conditioned on text": {"text_embeds": None},
     r"text_embeds must be \(batch, tokens, 12\)": {"text_embeds": torch.randn(2, 3, 5)},
     r"text_masks must be \(2, 3\)": {"text_masks": torch.ones(2, 4, dtype=torch.bool)},
-    "3 pictures need as many texts, got 2": {"images": pictures(3, 16)},
+    "3 images need as many texts, got 2": {"images": pictures(3, 16)},
     "the images are smaller: 8x8": {"images": pictures(2, 8)},
     "other proportions": {"images": pictures(2, (16, 24))},
     "has 3 channels, the images have 1": {"images": pictures(2, 16, 1)},

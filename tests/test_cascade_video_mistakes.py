@@ -92,7 +92,7 @@ def test_a_model_of_clips_is_described_copied_and_rebuilt(kind):
 CONSTRUCTION = {
     "video and image networks": (
         lambda: Imagen([unet(), video_unet()], image_sizes=(4, 8), text_embed_dim=12),
-        r"all Unet \(pictures\) or all Unet3D \(videos\), got both",
+        r"all Unet \(images\) or all Unet3D \(videos\), got both",
     ),
     "rates of pictures": (lambda: cascade(stages=2, temporal_downsample_factor=(2, 1)), "is for video cascades"),
     "rising factors": (
@@ -119,10 +119,10 @@ def test_impossible_models_get_a_sentence(name):
 
 
 SAMPLING = {
-    "no frames": ({}, r"video model: say how many frames to make, video_frames=\.\.\."),
+    "no frames": ({}, r"video model: give the number of frames, video_frames=\.\.\."),
     "zero frames": ({"video_frames": 0}, "video_frames must be at least 1, got 0"),
     "factor": ({"video_frames": 3}, r"U-Net 1 makes one of 2 frames .*must be a multiple of that, got 3"),
-    "pillow": ({"video_frames": 4, "return_pil_images": True}, "return_pil_images is for pictures"),
+    "pillow": ({"video_frames": 4, "return_pil_images": True}, "return_pil_images is for images"),
     "frames of a known clip": (
         {"video_frames": 4, "inpaint_videos": clips(2, 6), "inpaint_masks": MASK},
         "inpaint_images must have as many frames as are made, 4; got 6",
@@ -187,7 +187,7 @@ def test_sampling_mistakes_get_a_sentence(name):
 TRAINING = {
     "rank": (torch.rand(2, 3, 8), {}, r"images must be \(batch, 3, frames, height, width\), got \(2, 3, 8\)"),
     "channels": (clips(channels=1), {}, "the model has 3 channels, the images have 1"),
-    "size": (clips(size=6), {}, "U-Net 2 trains on pictures of 8x8, the images are smaller: 6x6"),
+    "size": (clips(size=6), {}, "U-Net 2 trains on images of 8x8, the images are smaller: 6x6"),
     "shape": (clips(size=(8, 12)), {}, "images of 8x12 have other proportions"),
     "range": (clips() * 255, {}, "divide by 255 or pass uint8"),
     "given beside pictures": (
@@ -202,7 +202,7 @@ TRAINING = {
     "noise": (
         clips(),
         {"noise": torch.zeros(2, 3, 8, 8)},
-        r"noise must be like the training pictures \(2, 3, 4, 8, 8\)",
+        r"noise must be like the training images \(2, 3, 4, 8, 8\)",
     ),
 }
 

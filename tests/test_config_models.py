@@ -115,7 +115,7 @@ def test_video_makes_video_networks_of_those_that_say_nothing_else(model):
     assert imagen.unets[1].strides == (1, 2)
     again = model(**imagen._config).create()
     assert [type(unet) for unet in again.unets] == [Unet3D, Unet3D] and again.unets[1].strides == (1, 2)
-    with pytest.raises(ValueError, match="all Unet .pictures. or all Unet3D .videos., got both"):
+    with pytest.raises(ValueError, match="all Unet .images. or all Unet3D .videos., got both"):
         model(**small(video=True, unets=[SMALL, {**SMALL, "type": "Unet"}], image_sizes=[4, 8])).create()
     assert not ImagenConfig(**small()).create().is_video
 

@@ -55,10 +55,10 @@ def test_gradients_of_pieces_add_up_to_those_of_the_whole(kind, number, self_con
                 item += 0.05 * torch.randn(item.shape, generator=torch.Generator().manual_seed(item.numel()))
         loss = made(pictures(7, 16), texts=[*CAPTIONS, *CAPTIONS[:3]], unet_number=number, max_batch_size=pieces)
         found.append((loss, gradients(made, number)))
-    (whole, expected), (loss, in_pieces) = found
+    (whole, expected), (loss, in_batches) = found
     assert sum(bool(item.abs().max() > 0) for item in expected) > len(expected) / 2
     assert loss == pytest.approx(whole, rel=1e-5)
-    for mine, theirs in zip(in_pieces, expected, strict=True):
+    for mine, theirs in zip(in_batches, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=2e-4, atol=2e-6)
 
 

@@ -8,7 +8,7 @@ import torch
 from toys import CAPTIONS, WORDS, pictures, small_imagen, small_unet
 
 from imagen_pytorch import ElucidatedImagen, Imagen, ImagenTrainer
-from imagen_pytorch.cascade.pieces import in_pieces
+from imagen_pytorch.cascade.batching import in_batches
 from imagen_pytorch.images import resize
 from imagen_pytorch.training.loaders import BatchStream, make_loader, named_batch
 from imagen_pytorch.training.optim import rate_factor
@@ -210,7 +210,7 @@ def test_arguments_per_unet_are_not_cut_like_a_batch():
 
     init = (torch.arange(4.0), None)
     arguments = {"texts": CAPTIONS, "cond_scale": (2.0, 1.0), "init_images": init, "seed": 10}
-    in_pieces(sample, arguments, 3)
+    in_batches(sample, arguments, 3)
     assert [item["cond_scale"] for item in seen] == [(2.0, 1.0)] * 2
     assert [item["seed"] for item in seen] == [[10, 11, 12], [13]]
     assert [item["init_images"][0].tolist() for item in seen] == [[0, 1, 2], [3]] and seen[0]["init_images"][1] is None

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "imagen_pytorch"
 
 #: rooms whose words are not settled yet; this list only shrinks
 OPEN = set(
-    "cascade checkpoint checkpoints cli configs data evaluation images imagen io profiling signatures storage t5 "
+    "checkpoint checkpoints cli configs data evaluation images imagen io profiling signatures storage t5 "
     "tensors text trainer training wording docs README.md".split()
 )
 

@@ -1,4 +1,4 @@
-"""Captions and conditioning pictures on their way to the network, for training and sampling alike."""
+"""Captions and conditioning images as a network needs them, for training and sampling alike."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from .inputs import as_tensor, conditioning_images, text_mask
 from .options import check_text_count
-from .stage import takes_pictures
+from .stage import takes_cond_images
 
 if TYPE_CHECKING:
-    from .parts import CascadeParts
+    from .base import CascadeBase
 
 
 class Text(NamedTuple):
@@ -24,13 +24,13 @@ class Text(NamedTuple):
     mask: Tensor
 
     def repeated(self, batch: int) -> Text:
-        """One caption for every image of a batch; several stay as they are."""
+        """Repeat one caption for every image of a batch. Several captions stay as they are."""
         if len(self.embeds) == batch:
             return self
         return Text(self.embeds.expand(batch, -1, -1), self.mask.expand(batch, -1))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Text:
-        """The same captions elsewhere, in another precision."""
+        """Return the captions on another device, in another precision."""
         return Text(self.embeds.to(device, dtype), self.mask.to(device))
 
 
@@ -44,14 +44,14 @@ def text_input(
     embeds: Any,
     mask: Any,
 ) -> Text | None:
-    """The captions of a call; ready embeddings win over ``texts``.
+    """Return the captions of a call. Ready embeddings take precedence over ``texts``.
 
     Args:
         encode: turns captions into embeddings.
         dim: width of the embeddings; None if the model takes no text.
 
     Raises:
-        ValueError: text where the model takes none, none where it needs some, or embeddings of another shape.
+        ValueError: text for a model that takes none, none for one that needs some, or embeddings of another shape.
         TypeError: one string instead of a list, or embeddings that are neither a tensor nor an array of floats.
     """
     if dim is None:
@@ -75,13 +75,13 @@ def text_input(
 
 
 def null_text(batch: int, dim: int, device: torch.device, dtype: torch.dtype) -> Text:
-    """Captions of no token, for a network that reads text in a call without any."""
+    """Return captions without tokens, for a network that reads text in a call without any."""
     mask = torch.zeros(batch, 1, dtype=torch.bool, device=device)
     return Text(torch.zeros(batch, 1, dim, device=device, dtype=dtype), mask)
 
 
 def stacked(first: Text, second: Text) -> Text:
-    """Two batches of captions as one, padded to the longer."""
+    """Concatenate two batches of captions, padded to the longer."""
     length = max(first.embeds.shape[1], second.embeds.shape[1])
     rooms = [length - text.embeds.shape[1] for text in (first, second)]
     embeds = [F.pad(text.embeds, (0, 0, 0, room)) for text, room in zip((first, second), rooms, strict=True)]
@@ -89,18 +89,18 @@ def stacked(first: Text, second: Text) -> Text:
     return Text(torch.cat(embeds), torch.cat(masks))
 
 
-def conditioning_pictures(
-    cascade: CascadeParts, cond_images: Any, unet: nn.Module, batch: int, device: torch.device
+def prepare_cond_images(
+    cascade: CascadeBase, cond_images: Any, unet: nn.Module, batch: int, device: torch.device
 ) -> tuple[Tensor | None, bool]:
-    """Conditioning images of a network as floats, and whether any were given.
+    """Return the conditioning images of a network as floats, and true if any were given.
 
-    Where training drops some (``cond_images_drop_prob``), they may be absent: zeros replace them, as dropped ones.
+    If training drops some (``cond_images_drop_prob``), they may be absent. Zeros replace them, as for dropped ones.
 
     Raises:
         ValueError: given but not taken, taken but not given, or as `conditioning_images`.
         TypeError: as `conditioning_images`.
     """
-    if not takes_pictures(unet):
+    if not takes_cond_images(unet):
         if cond_images is not None:
             raise ValueError("cond_images were given, but the U-Net was built without cond_images_channels")
         return None, False

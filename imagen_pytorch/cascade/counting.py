@@ -1,4 +1,4 @@
-"""How many images one call of `sample` makes."""
+"""The number of images that one call of `sample` generates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .inputs import as_tensor
 from .limits import MOST_IMAGES
 from .options import check_texts
 
-#: arguments with one entry per image; the first that is given counts where neither captions nor batch_size do
+#: arguments with one entry per image; the first that is given sets the number if neither captions nor batch_size do
 _COUNTED = (
     "inpaint_images",
     "inpaint_videos",
@@ -22,14 +22,14 @@ _COUNTED = (
 
 
 def images_of(arguments: Mapping[str, Any]) -> int:
-    """The number of images or clips that `Cascade.sample` makes from these arguments.
+    """Return the number of images or clips that `Cascade.sample` generates from these arguments.
 
-    Captions decide, or their embeddings. One caption serves ``batch_size`` images. Without captions it is
-    ``batch_size``; where that is 1, the number of images that are given.
+    Captions, or their embeddings, set the number. One caption serves ``batch_size`` images. Without captions it is
+    ``batch_size``, or, if that is 1, the number of given images.
 
     Raises:
         TypeError: a ``batch_size`` that is not a number, or captions that are not a list of strings.
-        ValueError: a ``batch_size`` below 1 or not whole, no caption, or another number of captions.
+        ValueError: a ``batch_size`` below 1 or not an integer, no caption, or another number of captions.
     """
     stated = check_whole(arguments.get("batch_size", 1), "batch_size", 1, MOST_IMAGES)
     captions, embeds = arguments.get("texts"), arguments.get("text_embeds")

@@ -1,4 +1,4 @@
-"""The formulas of EDM under the names by which earlier code calls them on a model (Karras et al. 2022, arXiv
+"""The formulas of EDM as methods of a model, under the names that earlier code uses (Karras et al. 2022, arXiv
 2206.00364, table 1)."""
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from ..diffusion.losses import NOISE_LEVELS, WEIGHTINGS
 from ..diffusion.objectives import OBJECTIVES, Coefficients
 from ..diffusion.schedules import SCHEDULES, NoiseLevel
 from ..tensors import expand_to
-from .parts import CascadeParts
-from .stage import bounded
+from .base import CascadeBase
+from .stage import thresholded
 
 
 def _level(sigma: Tensor) -> NoiseLevel:
@@ -26,42 +26,42 @@ def _coefficients(sigma_data: float, sigma: Tensor) -> Coefficients:
     return OBJECTIVES["edm"](sigma_data=sigma_data).coefficients(_level(sigma))
 
 
-class ElucidatedFormulas(CascadeParts):
-    """Formulas of a noise level ``sigma`` of any shape; nothing in training or sampling needs them."""
+class ElucidatedFormulas(CascadeBase):
+    """Formulas of a noise level ``sigma`` of any shape. Training and sampling do not need them."""
 
     def c_skip(self, sigma_data: float, sigma: Tensor) -> Tensor:
-        """Weight of the noisy picture in the estimate."""
+        """Return the weight of the noisy image in the estimate."""
         return _coefficients(sigma_data, sigma).c_skip
 
     def c_out(self, sigma_data: float, sigma: Tensor) -> Tensor:
-        """Weight of the network's answer in the estimate."""
+        """Return the weight of the network's prediction in the estimate."""
         return _coefficients(sigma_data, sigma).c_out
 
     def c_in(self, sigma_data: float, sigma: Tensor) -> Tensor:
-        """Scale of the network's input."""
+        """Return the scale of the network's input."""
         return _coefficients(sigma_data, sigma).c_in
 
     def c_noise(self, sigma: Tensor) -> Tensor:
-        """What the network is told: a quarter of log sigma."""
+        """Return the noise condition of the network: a quarter of log sigma."""
         return _coefficients(1.0, sigma).c_noise
 
     def loss_weight(self, sigma_data: float, sigma: Tensor) -> Tensor:
-        """Weight of the squared error of the estimate."""
+        """Return the weight of the squared error of the estimate."""
         return WEIGHTINGS["edm"](sigma_data=sigma_data).weight(_level(sigma))
 
     def noise_distribution(self, P_mean: float, P_std: float, batch_size: int) -> Tensor:
-        """Training levels ``(batch_size,)``, on the model's device."""
+        """Draw noise levels of training, ``(batch_size,)``, on the model's device."""
         return NOISE_LEVELS["log_normal"](P_mean=P_mean, P_std=P_std).draw(batch_size, device=self.device)
 
     def sample_schedule(self, num_sample_steps: int, rho: float, sigma_min: float, sigma_max: float) -> Tensor:
-        """The levels of a sampling run, ``(num_sample_steps + 1,)``; the last one is 0."""
+        """Return the noise levels of a sampling run, ``(num_sample_steps + 1,)``; the last one is 0."""
         schedule = SCHEDULES["karras"](sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
         sigmas = [level.sigma for level in schedule.discretize(num_sample_steps)]
         return torch.stack(sigmas).to(self.device, torch.float32)
 
     def threshold_x_start(self, x_start: Tensor, dynamic_threshold: bool = True) -> Tensor:
-        """Estimates of pictures, clipped at their quantile or at 1."""
-        return bounded(x_start, self.dynamic_thresholding_percentile if dynamic_threshold else None)
+        """Clip estimates of images at their quantile or at 1."""
+        return thresholded(x_start, self.dynamic_thresholding_percentile if dynamic_threshold else None)
 
     def preconditioned_network_forward(
         self,
@@ -74,12 +74,12 @@ class ElucidatedFormulas(CascadeParts):
         dynamic_threshold: bool = True,
         **kwargs: Any,
     ) -> Tensor:
-        """The estimate of the picture by a network that is called as ``unet_forward(x, time, **kwargs)``.
+        """Estimate the image by a network that is called as ``unet_forward(x, time, **kwargs)``.
 
         Args:
             noised_images: ``(b, c, *space)``.
-            sigma: one noise level, or one per picture.
-            clamp, dynamic_threshold: threshold the estimate, and how.
+            sigma: one noise level, or one per image.
+            clamp, dynamic_threshold: threshold the estimate, and by which method.
         """
         process = replace(self.stages[0].process, objective=OBJECTIVES["edm"](sigma_data=sigma_data))
         level = _level(torch.as_tensor(sigma, dtype=torch.float32, device=noised_images.device))

@@ -13,7 +13,7 @@ from .stage import Stage
 
 
 def perceptual_loss(batch: TrainingBatch, stage: Stage) -> Callable[[Tensor], Tensor] | None:
-    """Return a function from estimates of ``x0`` to the perceptual loss of each item; None where there is none.
+    """Return a function from estimates of ``x0`` to the perceptual loss of each item, or None without such a loss.
 
     Estimates of a residual stage are added to the enlarged low-resolution image first.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..images import Size
 from ..ranges import check_number
 from ..tensors import Generators, rand, randn
-from .limits import check_flag, check_share
+from .limits import check_flag, check_fraction
 
 #: Length of a label: flip, shift down and to the right, log2 of the scale, cosine minus 1 and sine of the rotation.
 LABEL_DIM = 6
@@ -28,7 +28,7 @@ class GeometricAugmentation:
 
     Args:
         probability: of each of the four, 0 to 1.
-        flips: whether images are flipped from left to right.
+        flips: flip images from left to right.
         shifts: standard deviation of shifts by whole pixels of the stage, as a fraction of the side; 0 for none.
         scales: standard deviation of log2 of the scale, which is the same for both sides; 0 for none.
         rotations: largest angle in degrees, to either side; 0 for none.
@@ -45,7 +45,7 @@ class GeometricAugmentation:
     rotations: float = 180.0
 
     def __post_init__(self) -> None:
-        check_share(self.probability, "probability")
+        check_fraction(self.probability, "probability")
         check_flag(self.flips, "flips")
         check_number(self.shifts, "shifts", 0, 1)
         check_number(self.scales, "scales", 0, 2)
@@ -54,7 +54,7 @@ class GeometricAugmentation:
     def draw(
         self, batch: int, size: Size, generator: Generators = None, device: torch.device | str | None = None
     ) -> Float[Tensor, "b 6"]:
-        """Return the label of each image: what `changed` is to do with it.
+        """Return the label of each image: the parameters of `changed`.
 
         Args:
             batch: number of images.
@@ -74,7 +74,7 @@ class GeometricAugmentation:
 def changed(images: Float[Tensor, "b c *space"], label: Float[Tensor, "b 6"]) -> Float[Tensor, "b c *space"]:
     """Return images, or all frames of clips, changed as their labels say: flipped, scaled, rotated, then shifted.
 
-    What lies outside of an image is its reflection. Values stay within those of each image, and an image whose label
+    Pixels outside of an image are its reflection. Values stay within those of each image, and an image whose label
     is zero stays as it is to the last bit.
     """
     rows = label.any(dim=1).nonzero().flatten()

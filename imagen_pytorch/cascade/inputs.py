@@ -1,7 +1,8 @@
-"""Images, clips and masks that a caller hands in, checked before any work is done.
+"""Checks of the images, clips and masks that a caller gives, before any work is done.
 
-Training and sampling check alike, with one difference: in training, values that are not finite are left to the loss,
-where the trainer counts and skips them; and values on an accelerator are not read there, because every step would wait.
+Training and sampling check alike, with two differences. In training, values that are not finite are left to the loss,
+where the trainer counts and skips them. Values on an accelerator are not read in training, because every step would
+wait.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ from torch import Tensor
 from ..images import as_float
 from ..ranges import check_number
 from ..tensors import token_mask, truth_of
-from .stage import takes_pictures
+from .stage import takes_cond_images
 
 if TYPE_CHECKING:
-    from .parts import CascadeParts
+    from .base import CascadeBase
 
-#: what `as_tensor` names as fitting
+#: the types that `as_tensor` accepts, for messages
 _FITS = "a tensor or a NumPy array"
 
 
 def as_tensor(value: Any, name: str) -> Tensor:
-    """A tensor, also from a NumPy array.
+    """Return a tensor, also from a NumPy array.
 
     Raises:
-        TypeError: anything else, or an array of something that a tensor cannot hold.
+        TypeError: another type, or an array of values that a tensor cannot hold.
         ValueError: a tensor without axes.
     """
     if isinstance(value, Tensor) and not value.ndim:
@@ -56,7 +57,7 @@ def as_tensor(value: Any, name: str) -> Tensor:
 
 
 def arrays_as_tensors(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments with NumPy arrays of numbers as tensors, and arrays of captions as lists."""
+    """Convert NumPy arrays of numbers to tensors, and arrays of captions to lists."""
 
     def without_numpy(value: Any, name: str) -> Any:
         if not isinstance(value, np.ndarray):
@@ -67,14 +68,14 @@ def arrays_as_tensors(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_range(images: Tensor, name: str, bottom: float, *, sampling: bool) -> None:
-    """Catch images in 0..255 (an error), outside of their range (a warning), and in sampling not finite (an error).
+    """Check the range of images: in 0..255 (an error), out of range (a warning), and in sampling not finite (an error).
 
     Args:
-        bottom: of the range: 0, or -1 for a model that works on [-1, 1]; the top is 1.
-        sampling: whether this is a call of `sample`, which may wait for an accelerator.
+        bottom: of the range: 0, or -1 for a model that works on [-1, 1]. The top is 1.
+        sampling: true in a call of `sample`, which may wait for an accelerator.
 
     Raises:
-        ValueError: values far outside: the image was probably not divided by 255; or NaN or infinity.
+        ValueError: values far out of range, so that the image was probably not divided by 255; or NaN or infinity.
     """
     if images.is_meta or not images.numel() or (images.device.type != "cpu" and not sampling):
         return
@@ -91,12 +92,12 @@ def check_range(images: Tensor, name: str, bottom: float, *, sampling: bool) -> 
             cure = "this model works on that range (auto_normalize_img=False): scale images and latents to it"
         raise ValueError(f"{name} must lie in {fits}, got {low:g} to {high:g}; {cure}")
     if high > 1 + 1e-3 or low < bottom - 1e-3:
-        # without the values: a text that changes would be shown at every call
+        # without the values: a message that changes would be shown at every call
         warnings.warn(f"{name} should lie in {fits}, some values lie outside of it", stacklevel=4)
 
 
 def checked_images(
-    cascade: CascadeParts,
+    cascade: CascadeBase,
     given: Any,
     name: str,
     *,
@@ -106,18 +107,18 @@ def checked_images(
     sampling: bool = False,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Images or clips of a caller as floats in the caller's range.
+    """Return images or clips of a caller as floats in the caller's range.
 
     Args:
-        batch: how many there must be; None takes any number but 0.
-        clips: whether these are clips ``(b, c, f, h, w)``; by default as the model makes.
+        batch: the required number; None takes any number but 0.
+        clips: true for clips ``(b, c, f, h, w)``. Default: as the model generates.
         channels: by default those of the model.
         sampling: as for `check_range`.
-        mask: where values count, broadcastable; others may be anything.
+        mask: true at relevant values, broadcastable. The others may be anything.
 
     Raises:
         ValueError: another shape, number, or range.
-        TypeError: neither tensor nor array, or whole numbers that are not uint8.
+        TypeError: neither tensor nor array, or integers that are not uint8.
     """
     images = as_tensor(given, name)
     clips = cascade.is_video if clips is None else clips
@@ -132,7 +133,7 @@ def checked_images(
                 hint += "; the last axis has as many: if these are the channels, permute the axes"
         raise ValueError(f"{name} must be {fits}, got {tuple(images.shape)}{hint}")
     if batch is not None and len(images) != batch:
-        raise ValueError(f"{batch} {'clips' if clips else 'pictures'} need as many {name}, got {len(images)}")
+        raise ValueError(f"{batch} {'clips' if clips else 'images'} need as many {name}, got {len(images)}")
     if not images.numel():
         raise ValueError(f"{name} must hold at least one image of at least one pixel, got {tuple(images.shape)}")
     floats = cascade.as_given(images, name)
@@ -142,13 +143,13 @@ def checked_images(
 
 
 def conditioning_images(
-    cascade: CascadeParts, given: Any, channels: int, *, batch: int, sampling: bool = False
+    cascade: CascadeBase, given: Any, channels: int, *, batch: int, sampling: bool = False
 ) -> Tensor:
-    """Conditioning images as floats; uint8 becomes [0, 1].
+    """Return conditioning images as floats. uint8 becomes [0, 1].
 
     Raises:
         ValueError: another shape, number, or range.
-        TypeError: neither tensor nor array, or whole numbers that are not uint8.
+        TypeError: neither tensor nor array, or integers that are not uint8.
     """
     images = as_float(as_tensor(given, "cond_images"), "cond_images")
     if images.ndim != 4:
@@ -162,11 +163,11 @@ def conditioning_images(
 
 
 def image_mask(given: Any, name: str = "inpaint_masks") -> Tensor:
-    """A mask of pixels as booleans; numbers are cut in the middle: floats at 0.5, 0..255 at 128.
+    """Return a mask of pixels as booleans. Numbers are thresholded in the middle: floats at 0.5, 0..255 at 128.
 
     Raises:
         TypeError: neither tensor nor array.
-        ValueError: fewer axes than a batch of images, floats outside of [0, 1], or whole numbers outside of 0..255.
+        ValueError: fewer axes than a batch of images, floats out of [0, 1], or integers out of 0..255.
     """
     mask = as_tensor(given, name)
     if mask.ndim < 3:
@@ -185,11 +186,11 @@ def image_mask(given: Any, name: str = "inpaint_masks") -> Tensor:
     return mask.bool() if high <= 1 else mask >= 128
 
 
-def independent(given: Any, batch: int) -> bool | Tensor:
-    """``ignore_time`` as a boolean, or as booleans of all clips.
+def check_ignore_time(given: Any, batch: int) -> bool | Tensor:
+    """Return ``ignore_time`` as a boolean, or as a boolean per clip.
 
     Raises:
-        TypeError: another kind of value.
+        TypeError: a value of another type.
         ValueError: another number of entries, or other numbers than 0 and 1.
     """
     if given is None or isinstance(given, bool | np.bool_):
@@ -201,7 +202,7 @@ def independent(given: Any, batch: int) -> bool | Tensor:
 
 
 def text_mask(text_embeds: Tensor, given: Any) -> Tensor:
-    """The given mask ``(b, n)``, or true where an embedding has any non-zero entry (zero padding is enough).
+    """Return the given mask ``(b, n)``, or true where an embedding has any non-zero entry (zero padding is enough).
 
     Raises:
         TypeError: neither tensor nor array.
@@ -215,16 +216,18 @@ def text_mask(text_embeds: Tensor, given: Any) -> Tensor:
     return token_mask(mask, "text_masks")
 
 
-# -- the door of sample() ---------------------------------------------------------------------------------------------
+# -- the arguments of sample() ----------------------------------------------------------------------------------------
 
 
-def sampling_inputs(cascade: CascadeParts, arguments: Mapping[str, Any], batch: int) -> dict[str, Any]:
-    """Those arguments of `Cascade.sample` that hold images, clips or masks, checked: images as floats in the caller's
-    range, masks as booleans.
+def sampling_inputs(cascade: CascadeBase, arguments: Mapping[str, Any], batch: int) -> dict[str, Any]:
+    """Check those arguments of `Cascade.sample` that hold images, clips or masks.
+
+    Returns:
+        images as floats in the caller's range, masks as booleans.
 
     Raises:
         ValueError: another shape, number or range, or values that are not finite.
-        TypeError: neither tensor nor array, or whole numbers that are not uint8.
+        TypeError: neither tensor nor array, or integers that are not uint8.
     """
     found: dict[str, Any] = {}
 
@@ -237,7 +240,7 @@ def sampling_inputs(cascade: CascadeParts, arguments: Mapping[str, Any], batch: 
         if (given := arguments[name]) is not None:
             known = _known_pixels(as_tensor(given, name), found.get("inpaint_masks"))
             low, high = cascade.input_image_range
-            found[name] = images(given, name, mask=known).clamp(low, high)  # they are returned as they are
+            found[name] = images(given, name, mask=known).clamp(low, high)  # they are returned unchanged
     for name in ("start_image_or_video", "cond_video_frames", "post_cond_video_frames"):
         if (given := arguments[name]) is not None:
             if name != "start_image_or_video" and not cascade.is_video:
@@ -249,7 +252,7 @@ def sampling_inputs(cascade: CascadeParts, arguments: Mapping[str, Any], batch: 
     elif init is not None:
         found["init_images"] = images(init, "init_images")
     if (given := arguments["cond_images"]) is not None:
-        takers = [unet for unet in cascade.unets if takes_pictures(unet)]
+        takers = [unet for unet in cascade.unets if takes_cond_images(unet)]
         for channels in sorted({unet.cond_images_channels for unet in takers if hasattr(unet, "cond_images_channels")}):
             found["cond_images"] = conditioning_images(cascade, given, channels, batch=batch, sampling=True)
     if (embeds := arguments["text_embeds"]) is not None:
@@ -262,7 +265,7 @@ def sampling_inputs(cascade: CascadeParts, arguments: Mapping[str, Any], batch: 
 
 
 def _known_pixels(images: Tensor, mask: Tensor | None) -> Tensor | None:
-    """The mask as it broadcasts over images, if it does; its shape is checked later."""
+    """Make the mask broadcast over images, if it can. Its shape is checked later."""
     if mask is None or not 3 <= mask.ndim <= images.ndim:
         return None
     for _ in range(images.ndim - mask.ndim):
@@ -272,10 +275,10 @@ def _known_pixels(images: Tensor, mask: Tensor | None) -> Tensor | None:
 
 
 def check_times(given: Any) -> Tensor:
-    """Times of frames ``(b, m)`` in seconds.
+    """Return times of frames ``(b, m)`` in seconds.
 
     Raises:
-        TypeError: no numbers.
+        TypeError: not numbers.
         ValueError: not finite.
     """
     try:
@@ -288,10 +291,10 @@ def check_times(given: Any) -> Tensor:
 
 
 def check_rates(given: Any) -> None:
-    """Frames per second, one number or one per clip.
+    """Check frames per second, one number or one per clip.
 
     Raises:
-        TypeError: no numbers.
+        TypeError: not numbers.
         ValueError: not positive, not finite, or absurdly large.
     """
     many = given.reshape(-1).tolist() if isinstance(given, Tensor | np.ndarray) else given

@@ -1,4 +1,4 @@
-"""Numbers and names that a caller states: their kinds and ranges, refused with a sentence that names the argument."""
+"""Checks of numbers and names that a caller gives, with messages that name the argument."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ import numpy as np
 from ..ranges import check_number, check_whole, plain_number
 from ..tensors import per_stage
 
-#: most sampling steps, noise levels of a run
+#: largest number of sampling steps
 MOST_STEPS = 100_000
-#: most images of one call, and most frames of a clip
+#: largest number of images of one call, and of frames of a clip
 MOST_IMAGES = 1_000_000
 #: modes of `torch.compile`
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
-def check_share(value: Any, name: str) -> float:
-    """A number between 0 and 1.
+def check_fraction(value: Any, name: str) -> float:
+    """Check that a number lies between 0 and 1, and return it.
 
     Raises:
         TypeError: not a number.
-        ValueError: outside of the range, or NaN.
+        ValueError: out of range, or NaN.
     """
     return check_number(value, name, 0, 1)
 
 
 def check_positive(value: Any, name: str) -> float:
-    """A finite number above 0.
+    """Check that a number is finite and above 0, and return it.
 
     Raises:
         TypeError: not a number.
-        ValueError: outside of the range, or NaN.
+        ValueError: out of range, or NaN.
     """
     return check_number(value, name, 0, 1e6, above=True)
 
 
 def check_scale(value: Any, name: str = "cond_scale") -> float:
-    """A guidance weight.
+    """Check a guidance weight and return it.
 
     Raises:
         TypeError: not a number.
@@ -56,7 +56,7 @@ def check_scale(value: Any, name: str = "cond_scale") -> float:
 
 
 def check_name(value: Any, name: str) -> str:
-    """The name of a choice.
+    """Check that the name of a choice is a string, and return it.
 
     Raises:
         TypeError: not a string.
@@ -67,10 +67,10 @@ def check_name(value: Any, name: str) -> str:
 
 
 def check_flag(value: Any, name: str) -> bool:
-    """A switch: True or False, also as 1, 0 or None.
+    """Check a switch: True or False, also as 1, 0 or None.
 
     Raises:
-        TypeError: something else, which would count as true.
+        TypeError: another value, which would count as true.
     """
     if value is not None and not (isinstance(value, bool | Real | np.bool_) and value in (0, 1)):
         raise TypeError(f"{name} must be True or False, got {value!r}")
@@ -78,10 +78,10 @@ def check_flag(value: Any, name: str) -> bool:
 
 
 def check_compile(value: Any) -> bool | str:
-    """Whether, or in which mode, networks are compiled.
+    """Check that networks are to be compiled, or in which mode, and return the argument.
 
     Raises:
-        ValueError: no such mode.
+        ValueError: an unknown mode.
     """
     if not isinstance(value, bool) and value not in COMPILE_MODES:
         raise ValueError(f"compile must be True, False or one of {', '.join(COMPILE_MODES)}; got {value!r}")
@@ -89,11 +89,11 @@ def check_compile(value: Any) -> bool | str:
 
 
 def check_unet_number(value: Any, count: int, name: str = "unet_number") -> int:
-    """The 1-based number of one of ``count`` U-Nets.
+    """Check the 1-based number of one of ``count`` U-Nets, and return it.
 
     Raises:
         TypeError: not a number.
-        ValueError: a fraction, or no such U-Net.
+        ValueError: not an integer, or a U-Net that does not exist.
     """
     number = check_whole(value, name, -math.inf)
     if not 1 <= number <= count:
@@ -107,7 +107,7 @@ def check_each(
     """Check a per-U-Net argument.
 
     Args:
-        optional: whether an entry may be None, which is not checked.
+        optional: an entry may be None, which is not checked.
 
     Raises:
         TypeError: as ``check``.

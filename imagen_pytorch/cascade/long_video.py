@@ -1,4 +1,4 @@
-"""Videos longer than a network can look at: frames made a few at a time, each call given some that exist already."""
+"""Videos longer than a network's window: each call generates a few frames, given some that exist already."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _DECIDED = (
 
 
 class Part(NamedTuple):
-    """One call: which frames are given and which are made, both by their index in the whole video, in order."""
+    """One call: the given frames and the new ones, both by their index in the complete video, in order."""
 
     given: tuple[int, ...]
     new: tuple[int, ...]
@@ -51,7 +51,7 @@ SCHEMES: Registry[Callable[[int, int], list[Part]]] = Registry("scheme")
 
 @SCHEMES.register("autoregressive")
 def autoregressive(total: int, window: int) -> list[Part]:
-    """From the beginning to the end, each time half a window more, given the half before it."""
+    """Go from the beginning to the end, half a window at a time, given the half before it."""
     half = max(1, window // 2)
     parts = [Part((), tuple(range(min(window, total))))]
     for first in range(min(window, total), total, half):
@@ -61,7 +61,7 @@ def autoregressive(total: int, window: int) -> list[Part]:
 
 @SCHEMES.register("long_range")
 def long_range(total: int, window: int) -> list[Part]:
-    """As `autoregressive`, but of the given frames every other one lies far back: evenly over all that exists."""
+    """As `autoregressive`, but every other given frame comes from the past, evenly over all existing frames."""
     parts = []
     for given, new in autoregressive(total, window):
         near = given[len(given) // 2 :]
@@ -73,8 +73,8 @@ def long_range(total: int, window: int) -> list[Part]:
 
 @SCHEMES.register("hierarchical")
 def hierarchical(total: int, window: int) -> list[Part]:
-    """A window of frames spread over the whole video first, then, in order, what lies between two of them, given the
-    frames around it."""
+    """Generate a window of frames distributed over the complete video first, then, in order, those between two of them,
+    given the nearest frames."""
     if total <= window:
         return [Part((), tuple(range(total)))]
     coarse = sorted({round(index * (total - 1) / (window - 1)) for index in range(window)})
@@ -84,7 +84,7 @@ def hierarchical(total: int, window: int) -> list[Part]:
         missing = range(early + 1, late)
         for place in range(0, len(missing), room):
             new = tuple(missing[place : place + room])
-            sides = (new[0] - 1, late)  # both first: nearer ones on one side alone would miss what must be reached
+            sides = (new[0] - 1, late)  # both come first: nearer ones on one side alone would miss the frame to reach
             near = sorted(known, key=lambda index: (index not in sides, max(new[0] - index, index - new[-1]), index))
             parts.append(Part(tuple(sorted(near[: window - len(new)])), new))
             known |= set(new)
@@ -92,11 +92,11 @@ def hierarchical(total: int, window: int) -> list[Part]:
 
 
 def checked(scheme: str | Sequence[Any], total: int, window: int) -> list[Part]:
-    """The parts of a scheme, by name or given as (given, new) pairs of frame indices.
+    """Return the parts of a scheme, by name or given as (given, new) pairs of frame indices.
 
     Raises:
-        ValueError: an unknown scheme; a frame that is made twice or never, or given before it is made; more frames in
-            one call than a window.
+        ValueError: an unknown scheme; a frame that is generated twice or never, or given before it exists; more frames
+            in one call than a window.
         TypeError: neither a name nor such pairs.
     """
     check_whole(total, "total_frames", 1, MOST_IMAGES)
@@ -138,10 +138,10 @@ def sample_long(
     options: SampleOptions,
     arguments: dict[str, Any],
 ) -> Tensor:
-    """What `Cascade.sample_long` does.
+    """Implement `Cascade.sample_long`.
 
     Args:
-        options: what the arguments mean to `Cascade.sample`.
+        options: the arguments as options of `Cascade.sample`.
     """
     if not cascade.is_video:
         raise ValueError("sample_long is for video models; this is an image model")
@@ -159,7 +159,7 @@ def sample_long(
     video: Tensor | None = None
     for given, new in parts:
         if inpaint:
-            made = _painted(cascade, video, given, new, rates, arguments)
+            made = _inpainted(cascade, video, given, new, rates, arguments)
         else:
             known = {} if not given else {"cond_video_frames": video[:, :, list(given)]}
             times = torch.tensor([*given, *new], dtype=torch.float64) / rates
@@ -171,33 +171,33 @@ def sample_long(
 
 
 def _check_parts(cascade: Cascade, stages: Sequence[Stage], parts: list[Part], inpaint: bool, rates: Tensor) -> None:
-    """Refuse what a later call could not make, before the first one.
+    """Check before the first call that every later one is possible.
 
     Raises:
-        ValueError: naming the call, or the stage that leaves out frames.
+        ValueError: names the call, or the stage that leaves out frames.
     """
-    if (last := stages[-1]).factor != 1:
+    if (last := stages[-1]).frame_stride != 1:
         raise ValueError(
-            f"sample_long makes every frame, but U-Net {last.number} makes one of {last.factor} "
+            f"sample_long makes every frame, but U-Net {last.number} makes one of {last.frame_stride} "
             "(temporal_downsample_factor): let stop_at_unet_number end at a later one"
         )
     for number, (given, new) in enumerate(parts, start=1):
-        shown, made = ((), sorted({*given, *new})) if inpaint else (given, new)
-        times = torch.tensor([*shown, *made], dtype=torch.float64) / rates
+        stage_frames, made = ((), sorted({*given, *new})) if inpaint else (given, new)
+        times = torch.tensor([*stage_frames, *made], dtype=torch.float64) / rates
         try:
             check_frame_count(stages, len(made))
-            frames = ClipFrames(len(made), len(shown), 0, times, cascade.resize_cond_video_frames)
+            frames = ClipFrames(len(made), len(stage_frames), 0, times, cascade.resize_cond_video_frames)
             for stage in stages:
-                seen = frames.at(stage.factor)
+                seen = frames.at(stage.frame_stride)
                 check = getattr(cascade.unets[stage.number - 1], "check_frames", None)
-                if check is not None:  # a network of the user's own need not have it
+                if check is not None:  # a custom network need not have it
                     check(seen.times, seen.noisy_slice)
         except ValueError as error:
-            count = f"{len(made)} frames given {len(shown)}"
+            count = f"{len(made)} frames given {len(stage_frames)}"
             raise ValueError(f"call {number} of {len(parts)} of sample_long makes {count}: {error}") from error
 
 
-def _painted(
+def _inpainted(
     cascade: Cascade,
     video: Tensor | None,
     given: tuple[int, ...],
@@ -205,7 +205,7 @@ def _painted(
     rates: Tensor,
     arguments: dict[str, Any],
 ) -> Tensor:
-    """New frames beside given ones that are kept by RePaint."""
+    """Generate new frames together with given ones that RePaint keeps."""
     every = sorted({*given, *new})
     named: dict[str, Any] = {}
     if given:
@@ -218,7 +218,7 @@ def _painted(
 
 
 def _one_source_of_noise(arguments: dict[str, Any]) -> dict[str, Any]:
-    """One generator per clip that goes on from call to call: the same seed at every call would be the same noise."""
+    """Return one generator per clip for all calls. The same seed at every call would repeat the noise."""
     seed = arguments.get("seed")
     if seed is None:
         return arguments

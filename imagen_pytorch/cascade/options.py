@@ -1,4 +1,4 @@
-"""What a user may ask for, checked at the door and spread over the stages once."""
+"""Options of models and of `sample()`: checked once on entry, and distributed to the stages."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from .limits import (
     check_compile,
     check_each,
     check_flag,
+    check_fraction,
     check_name,
     check_positive,
     check_scale,
-    check_share,
     check_unet_number,
 )
+from .module_state import check_precision
 from .objects import option_objects
-from .placement import check_precision
 from .sizes import crop_entries, is_pair, stage_sizes
 
-#: ``callback(unet_number, step, total_steps, picture so far in [0, 1])``; returning False ends the stage.
+#: ``callback(unet_number, step, total_steps, latest estimate in [0, 1])``; returning False ends the stage.
 Callback = Callable[[int, int, int, Tensor], Any]
 
 
 class _Taken:
-    """Dataclasses that pick their fields out of a larger table of arguments."""
+    """Dataclasses that take their fields from a larger table of arguments."""
 
     @classmethod
     def take(cls, arguments: Mapping[str, Any]) -> Any:
@@ -52,7 +52,7 @@ class _Taken:
 
 @dataclass(frozen=True)
 class SharedOptions(_Taken):
-    """The constructor arguments that `Imagen` and `ElucidatedImagen` have in common (contract of both)."""
+    """The constructor arguments that `Imagen` and `ElucidatedImagen` have in common."""
 
     image_sizes: Any
     text_encoder_name: str | None
@@ -89,10 +89,10 @@ class SharedOptions(_Taken):
     perceptual_loss: Any
 
     def check(self, count: int) -> None:
-        """Refuse what lies outside its range.
+        """Check that all arguments are in range.
 
         Raises:
-            ValueError: with what came and what fits.
+            ValueError: names what was given and what fits.
         """
         shares = (
             "cond_drop_prob",
@@ -103,7 +103,7 @@ class SharedOptions(_Taken):
             "given_frames_prob",
         )
         for name in shares:
-            check_share(getattr(self, name), name)
+            check_fraction(getattr(self, name), name)
         switches = (
             "per_sample_random_aug_noise_level",
             "condition_on_text",
@@ -116,9 +116,9 @@ class SharedOptions(_Taken):
         check_each(self.self_cond, count, "self_cond", check_flag)
         check_each(self.crop_coordinates, count, "crop_coordinates", check_flag)
         levels = per_stage(self.lowres_sample_noise_level, count, "lowres_sample_noise_level")
-        for level in levels[1:]:  # the first U-Net has no low-resolution picture
-            check_share(level, "lowres_sample_noise_level")
-        check_each(levels[0], 1, "lowres_sample_noise_level", check_share)
+        for level in levels[1:]:  # the first U-Net has no low-resolution image
+            check_fraction(level, "lowres_sample_noise_level")
+        check_each(levels[0], 1, "lowres_sample_noise_level", check_fraction)
         check_whole(self.channels, "channels", 1, 10_000)
         check_positive(self.fps, "fps")
         if self.text_embed_dim is not None:
@@ -144,10 +144,10 @@ class SharedOptions(_Taken):
                 raise ValueError(f"cond_scale={scale} needs cond_drop_prob above 0: guidance compares with no caption")
 
     def temporal_factors(self, count: int) -> tuple[int, ...]:
-        """The frame-rate divisor of each stage.
+        """Return the frame-rate divisor of each stage.
 
         Raises:
-            ValueError: divisors that rise from stage to stage, or end in another one than 1.
+            ValueError: divisors that increase from stage to stage, or whose last one is not 1.
         """
         name = "temporal_downsample_factor"
         factors = per_stage(self.temporal_downsample_factor, count, name)
@@ -160,7 +160,7 @@ class SharedOptions(_Taken):
         return factors
 
     def lowres_schedule(self) -> Schedule:
-        """The noise schedule of low-resolution images.
+        """Return the noise schedule of low-resolution images.
 
         Raises:
             ValueError: an unknown one, or one whose times do not lie in [0, 1].
@@ -174,7 +174,7 @@ class SharedOptions(_Taken):
         return schedule
 
     def sizes(self, count: int) -> tuple[Size, ...]:
-        """One (height, width) per stage.
+        """Return one (height, width) per stage.
 
         Raises:
             ValueError: another number of sizes than U-Nets, a stage smaller than the one before, or two numbers for
@@ -189,34 +189,34 @@ class SharedOptions(_Taken):
         return stage_sizes(self.image_sizes, count)
 
     def crops(self, sizes: tuple[Size, ...]) -> tuple[Size | None, ...]:
-        """The training crop of each stage.
+        """Return the training crop of each stage.
 
         Raises:
-            ValueError: a crop for the first stage, or one larger than its picture.
+            ValueError: a crop for the first stage, or one larger than its image.
         """
         given = crop_entries(self.random_crop_sizes, len(sizes))
         crops = tuple(None if crop is None else as_size(crop) for crop in given)
         if crops[0] is not None:
-            raise ValueError("random_crop_sizes: the first U-Net makes whole pictures, its entry must be None")
+            raise ValueError("random_crop_sizes: the first U-Net makes whole images, its entry must be None")
         for crop, size in zip(crops, sizes, strict=True):
             if crop is not None and (crop[0] > size[0] or crop[1] > size[1]):
-                raise ValueError(f"a training crop of {crop} does not fit into pictures of {size}")
+                raise ValueError(f"a training crop of {crop} does not fit into images of {size}")
         return crops
 
     def residuals(self, count: int) -> tuple[float | None, ...]:
-        """The residual scale of each stage.
+        """Return the residual scale of each stage.
 
         Raises:
             ValueError: a scale for the first stage, or one that is not positive.
         """
         scales = _of_upsamplers(self.lowres_residual, count, "lowres_residual")
         if scales[0] is not None:
-            raise ValueError("lowres_residual: the first U-Net has no low-resolution picture, its entry must be None")
+            raise ValueError("lowres_residual: the first U-Net has no low-resolution image, its entry must be None")
         check_each(scales, count, "lowres_residual", check_positive)
         return scales
 
     def choices_of_networks(self, count: int) -> tuple[dict[str, Any], ...]:
-        """Return the arguments of each network that the model states in its place, None where it states none.
+        """Return the arguments of each network that the model sets, None where it sets none.
 
         Raises:
             ValueError: coordinates of crops for the first stage, which sees full images.
@@ -238,7 +238,7 @@ class SharedOptions(_Taken):
         return option_objects(GeometricAugmentation, self.augment, count, "augment")
 
     def perceptual_losses(self, count: int) -> tuple[PerceptualLoss | None, ...]:
-        """Return the loss in feature maps of each stage, None where there is none.
+        """Return the perceptual loss of each stage, None where there is none.
 
         Raises:
             ValueError: no such features, or images that are neither grey nor RGB.
@@ -262,14 +262,14 @@ class SharedOptions(_Taken):
 
 
 def _of_upsamplers(value: Any, count: int, name: str) -> tuple[Any, ...]:
-    """Return a value for each stage; one for all of several stages is meant for those after the first."""
+    """Return a value for each stage. A single value for several stages applies to those after the first."""
     values = per_stage(value, count, name)
     return (None, *values[1:]) if count > 1 and not isinstance(value, list | tuple) else values
 
 
 @dataclass(frozen=True)
 class SampleOptions(_Taken):
-    """The arguments of `Cascade.sample`; see there for their meaning."""
+    """The arguments of `Cascade.sample`, documented there."""
 
     texts: Sequence[str] | None
     text_masks: Tensor | None
@@ -312,11 +312,11 @@ class SampleOptions(_Taken):
     cache_interval: Any
 
     def check(self, count: int) -> None:
-        """Refuse what contradicts itself or lies outside of its range.
+        """Check that the arguments are in range and do not contradict each other.
 
         Raises:
-            ValueError: with what came and what fits.
-            TypeError: another kind of value.
+            ValueError: names what was given and what fits.
+            TypeError: a value of another type.
         """
         self._check_numbers(count)
         self._check_choices(count)
@@ -327,13 +327,13 @@ class SampleOptions(_Taken):
             )
         if (self.start_at_unet_number > 1) != (self.start_image_or_video is not None):
             raise ValueError(
-                "start_at_unet_number above 1 needs start_image_or_video, the picture to begin from"
+                "start_at_unet_number above 1 needs start_image_or_video, the image to begin from"
                 if self.start_image_or_video is None
-                else "start_image_or_video is what an upsampler begins from: it needs start_at_unet_number above 1"
+                else "start_image_or_video is the input of an upsampler: it needs start_at_unet_number above 1"
             )
         if self.inpaint_images is not None and self.inpaint_videos is not None:
             raise ValueError("inpaint_images and inpaint_videos are two names of the same: give one of them")
-        if (self.painted is None) != (self.inpaint_masks is None):
+        if (self.known_images is None) != (self.inpaint_masks is None):
             raise ValueError(
                 "inpaint_images (or inpaint_videos) and inpaint_masks belong together: give both or neither"
             )
@@ -344,7 +344,7 @@ class SampleOptions(_Taken):
 
     def _check_numbers(self, count: int) -> None:
         check_whole(self.inpaint_resample_times, "inpaint_resample_times", 1, 10_000)
-        check_share(self.cfg_keep_parallel_frac, "cfg_keep_parallel_frac")
+        check_fraction(self.cfg_keep_parallel_frac, "cfg_keep_parallel_frac")
         check_whole(self.start_at_unet_number, "start_at_unet_number", -math.inf)
         if self.stop_at_unet_number is not None:
             check_whole(self.stop_at_unet_number, "stop_at_unet_number", -math.inf)
@@ -352,9 +352,9 @@ class SampleOptions(_Taken):
             check_whole(self.video_frames, "video_frames", 1, MOST_IMAGES)
         check_each(self.steps, count, "steps", check_whole, 1, MOST_STEPS)
         check_each(self.skip_steps, count, "skip_steps", check_whole, 0, MOST_STEPS)
-        check_each(self.strength, count, "strength", check_share)
+        check_each(self.strength, count, "strength", check_fraction)
         check_each(self.cond_scale, count, "cond_scale", check_scale)
-        check_each(self.lowres_sample_noise_level, count, "lowres_sample_noise_level", check_share)
+        check_each(self.lowres_sample_noise_level, count, "lowres_sample_noise_level", check_fraction)
         check_each(self.sigma_min, count, "sigma_min", check_positive)
         check_each(self.sigma_max, count, "sigma_max", check_positive)
         check_each(self.cache_interval, count, "cache_interval", check_whole, 1, MOST_STEPS)
@@ -378,27 +378,27 @@ class SampleOptions(_Taken):
         check_generators(self.generator)
 
     @property
-    def painted(self) -> Tensor | None:
-        """The partly known pictures or clips."""
+    def known_images(self) -> Tensor | None:
+        """Return the partly known images or clips."""
         return self.inpaint_videos if self.inpaint_images is None else self.inpaint_images
 
     def generators(self, batch: int) -> Generators:
-        """The source of every random draw of this call."""
+        """Return the source of all random draws of this call."""
         return self.generator if self.seed is None else seeded(self.seed, batch)
 
     def stage(self, index: int, count: int) -> StageChoices:
-        """The choices for stage ``index`` (0-based)."""
+        """Return the options of stage ``index`` (0-based)."""
         names = [field.name for field in fields(StageChoices)]
         return StageChoices(**{name: per_stage(getattr(self, name), count, name)[index] for name in names})
 
     def guide(self, scale: float | None, own_scale: float | None, own_method: str | None) -> Guidance:
-        """The guidance of one stage.
+        """Return the guidance of one stage.
 
         Args:
-            scale: the weight that this call states; None takes that of a ready-made method, else the model's own. A
-                weight of 1 leaves a ready-made method as it is.
-            own_scale, own_method: the model's own choices; None means 1 and "cfg". The own weight is lowered to the
-                largest one that the method takes.
+            scale: the weight of this call. None takes that of a ready method, else the model's own. A weight of 1
+                leaves a ready method as it is.
+            own_scale, own_method: the model's own options. None means 1 and "cfg". The own weight is reduced to the
+                largest one that the method accepts.
         """
         if isinstance(self.guidance, Guidance):
             return self.guidance if scale in (None, 1) else replace(self.guidance, scale=scale)
@@ -411,7 +411,7 @@ class SampleOptions(_Taken):
 
 @dataclass(frozen=True)
 class StageChoices:
-    """What `SampleOptions` says about one stage."""
+    """The part of `SampleOptions` for one stage."""
 
     init_images: Tensor | None
     skip_steps: int | None
@@ -426,10 +426,10 @@ class StageChoices:
 
 
 def check_texts(texts: Any, what: str = "texts") -> None:
-    """Refuse what is not a list of captions.
+    """Check that this is a list of captions.
 
     Raises:
-        TypeError: naming what came.
+        TypeError: names the given type.
     """
     if isinstance(texts, str):
         raise TypeError(f'{what} must be a list of captions, got one string; write {what}=["..."]')
@@ -440,13 +440,13 @@ def check_texts(texts: Any, what: str = "texts") -> None:
 
 
 def check_text_count(texts: Sequence[str] | Tensor, batch: int, what: str = "texts") -> None:
-    """Refuse a number of captions that is not the number of pictures.
+    """Check that there are as many captions as images.
 
     Raises:
-        TypeError: one string where a list is needed.
-        ValueError: the counts differ.
+        TypeError: one string instead of a list.
+        ValueError: the numbers differ.
     """
     if not isinstance(texts, Tensor):
         check_texts(texts, what)
     if len(texts) != batch:
-        raise ValueError(f"{batch} pictures need as many {what}, got {len(texts)}")
+        raise ValueError(f"{batch} images need as many {what}, got {len(texts)}")

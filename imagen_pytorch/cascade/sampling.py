@@ -1,4 +1,4 @@
-"""One `sample()` call: what was asked for, checked, and the stages in order."""
+"""One `sample()` call: its options, checked, and the stages in order."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from ..diffusion.process import DiffusionProcess
 from ..images import resize
 from .conditioning import Text, text_input
 from .counting import images_of
+from .module_state import alone_on_device, device_of, on_device
 from .options import SampleOptions, StageChoices, check_text_count
-from .placement import alone_on_device, device_of, on_device
 from .sizes import stage_sizes
-from .stage import Stage, is_null, takes_pictures
+from .stage import Stage, is_null, takes_cond_images
 from .stage_sampling import StageRun
 from .video import ClipInput, check_frame_count, clip_frames
 
 if TYPE_CHECKING:
-    from .parts import CascadeParts
+    from .base import CascadeBase
 
 
 class SamplingRun:
-    """The state of one call: options, captions, generators. Between stages a picture is in the caller's range."""
+    """The state of one call: options, captions, generators. Between stages an image is in the caller's range."""
 
-    def __init__(self, cascade: CascadeParts, options: SampleOptions, device: torch.device | None) -> None:
+    def __init__(self, cascade: CascadeBase, options: SampleOptions, device: torch.device | None) -> None:
         count = len(cascade.unets)
         self.cascade, self.options, self.device = cascade, options, device
         numbers = range(options.start_at_unet_number, (options.stop_at_unet_number or count) + 1)
@@ -46,7 +46,7 @@ class SamplingRun:
         self.batch = images_of(vars(options))
         self.text = None if self.text is None else self.text.repeated(self.batch)
         self.negative = self._negative()
-        self._say_what_is_not_guided()
+        self._warn_if_not_guided()
         self.generator = options.generators(self.batch)
         self.known = self._known()
         self.clip = self._clip()
@@ -56,17 +56,17 @@ class SamplingRun:
         networks = [self.cascade.unets[stage.number - 1] for stage in self.stages]
         for stage, unet in zip(self.stages, networks, strict=True):
             if is_null(unet):
-                behind = any(not is_null(other) for other in self.cascade.unets[stage.number :])
-                cure = "start sampling behind it (start_at" if behind else "stop sampling before it (stop_at"
+                after = any(not is_null(other) for other in self.cascade.unets[stage.number :])
+                cure = "start sampling after it (start_at" if after else "stop sampling before it (stop_at"
                 raise ValueError(f"U-Net {stage.number} is a NullUnet: {cure}_unet_number)")
-        if self.options.cond_images is not None and not any(takes_pictures(unet) for unet in networks):
+        if self.options.cond_images is not None and not any(takes_cond_images(unet) for unet in networks):
             raise ValueError("cond_images were given, but every U-Net was built without cond_images_channels")
 
     def _process(self, stage: Stage) -> DiffusionProcess:
-        """The process of a stage with the bounds of this call.
+        """Return the process of a stage with the bounds of this call.
 
         Raises:
-            ValueError: bounds, steps, or shares of them that do not fit.
+            ValueError: bounds, steps or fractions of them that do not fit.
         """
         choices, process = self.choices[stage.number - 1], stage.process
         given = {name: getattr(choices, name) for name in ("sigma_min", "sigma_max")}
@@ -86,26 +86,26 @@ class SamplingRun:
         if self.text is None:
             raise ValueError("negative_texts need a model that is conditioned on text")
         if not any(self.guidances[stage.number - 1].uses_uncond for stage in self.stages):
-            raise ValueError("negative_texts are what guidance leads away from: they need a cond_scale other than 1")
+            raise ValueError("negative_texts are the captions to guide away from: they need a cond_scale other than 1")
         texts = [texts] * self.batch if isinstance(texts, str) else texts
         check_text_count(texts, self.batch, "negative_texts")
         return self.cascade.encode(texts)
 
-    def _say_what_is_not_guided(self) -> None:
+    def _warn_if_not_guided(self) -> None:
         scales = [self.choices[stage.number - 1].cond_scale for stage in self.stages]
         if self.text is None and not self._guides_on_images() and any(scale not in (None, 1) for scale in scales):
             warnings.warn(
-                "cond_scale does nothing here: the model takes no captions, and no conditioning images that training "
+                "cond_scale has no effect here: the model takes no captions, and no conditioning images that training "
                 "drops (cond_images_drop_prob)",
                 stacklevel=5,
             )
 
     def _guides_on_images(self) -> bool:
-        """Whether conditioning images are given that training sometimes drops."""
+        """Return true if conditioning images are given that training sometimes drops."""
         return self.options.cond_images is not None and self.cascade.cond_images_drop_prob > 0
 
     def _known(self) -> tuple[Tensor, Tensor] | None:
-        image, mask = self.options.painted, self.options.inpaint_masks
+        image, mask = self.options.known_images, self.options.inpaint_masks
         if image is None or mask is None:
             return None
         got = tuple(mask.shape)
@@ -117,7 +117,7 @@ class SamplingRun:
             fits += f" or (b, f, h, w) = {(self.batch, *image.shape[2:])}" if image.ndim == 5 else ""
             raise ValueError(f"inpaint_masks must be {fits}, got {got}")
         if bool(mask.all()):
-            warnings.warn("inpaint_masks are true (= keep) everywhere: nothing is left to paint", stacklevel=5)
+            warnings.warn("inpaint_masks are true (= keep) everywhere: nothing is left to inpaint", stacklevel=5)
         return image, mask
 
     def _clip(self) -> ClipInput:
@@ -131,19 +131,19 @@ class SamplingRun:
         return clip
 
     def _frame_count(self) -> int:
-        """Frames to make, at the full rate.
+        """Return the number of frames to generate, at the full rate.
 
         Raises:
-            ValueError: nobody says how many, or they do not fit the given clips or the frame rates of the stages.
+            ValueError: no number is given, or it does not fit the given clips or the frame rates of the stages.
         """
-        clips = [("inpaint_images", self.options.painted)]
+        clips = [("inpaint_images", self.options.known_images)]
         clips += [("init_images", choices.init_images) for choices in self.choices]
         counts = [(name, clip.shape[2]) for name, clip in clips if clip is not None and clip.ndim == 5]
         count = self.options.video_frames
         if count is None:
             count = counts[0][1] if counts else self.cascade.video_frames
         if count is None or count < 1:
-            raise ValueError(f"this is a video model: say how many frames to make, video_frames=...; got {count}")
+            raise ValueError(f"this is a video model: give the number of frames, video_frames=...; got {count}")
         for name, other in counts:
             if other != count:
                 raise ValueError(f"{name} must have as many frames as are made, {count}; got {other}")
@@ -160,16 +160,16 @@ class SamplingRun:
             return start
         before, count = self.cascade.stages[number - 1], self.frames.count
         if start.shape[2] == count:
-            return start[:, :, :: before.factor]
-        if start.shape[2] * before.factor != count:
+            return start[:, :, :: before.frame_stride]
+        if start.shape[2] * before.frame_stride != count:
             raise ValueError(
-                f"start_image_or_video must have {count // before.factor} frames, as U-Net {number} makes, or all "
-                f"{count}; got {start.shape[2]}"
+                f"start_image_or_video must have {count // before.frame_stride} frames, as U-Net {number} makes, or "
+                f"all {count}; got {start.shape[2]}"
             )
         return start
 
     def run(self) -> list[Tensor]:
-        """The picture of each stage, in the caller's range."""
+        """Return the image of each stage, in the caller's range."""
         outputs: list[Tensor] = []
         before = self._start()
         for stage in self.stages:

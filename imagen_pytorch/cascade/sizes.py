@@ -9,10 +9,10 @@ from ..tensors import per_stage
 
 
 def stage_sizes(given: Any, count: int) -> tuple[Size, ...]:
-    """One (height, width) per stage from one size, or one size per stage.
+    """Return one (height, width) per stage from one size, or one size per stage.
 
     Raises:
-        TypeError: another kind of value.
+        TypeError: a value of another type.
         ValueError: another number of sizes than U-Nets, or a stage smaller than the one before.
     """
     if not isinstance(given, int | list | tuple):
@@ -28,17 +28,17 @@ def stage_sizes(given: Any, count: int) -> tuple[Size, ...]:
 
 
 def plain_size(size: Size) -> int | Size:
-    """The side of a square, else (height, width)."""
+    """Return the side of a square, else (height, width)."""
     return size[0] if size[0] == size[1] else size
 
 
 def is_pair(value: Any) -> bool:
-    """Whether this is (height, width)."""
+    """Return true for a (height, width)."""
     return isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(side, int) for side in value)
 
 
 def crop_entries(value: Any, count: int) -> tuple[Any, ...]:
-    """``random_crop_sizes`` per stage; one number is for all but the first."""
+    """Return ``random_crop_sizes`` per stage. A single number applies to all but the first."""
     if isinstance(value, int):
         return (None,) * (count > 1) + (value,) * (count - (count > 1))
     return per_stage(value, count, "random_crop_sizes")

@@ -1,4 +1,4 @@
-"""One place in the cascade: its process, its size and what its pictures pass through."""
+"""One stage of the cascade: its process, its size and the processing of its images."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from .lowres import Direct, Residual
 
 @dataclass(frozen=True)
 class Stage:
-    """What belongs to one U-Net besides its weights.
+    """The properties of one U-Net besides its weights.
 
     Attributes:
         number: 1-based.
         process: schedule, objective, noise levels, weighting and sampler.
-        size: height and width of the pictures that it makes.
-        crop: height and width of its training crops; None trains on whole pictures.
+        size: height and width of its images.
+        crop: height and width of its training crops; None trains on whole images.
         percentile: quantile at which estimates are thresholded (Saharia et al. 2022, section 2.3); None clips at 1.
-        residual: scale of the residual over the enlarged low-resolution picture; None models the picture itself.
-        factor: of the full frame rate's frames it makes every so-many-th.
-        augment: random geometric changes of its training images; None trains on them as they are.
-        perceptual: a loss in the maps of a frozen network, for training only.
+        residual: scale of the residual over the enlarged low-resolution image; None models the image itself.
+        frame_stride: it keeps every ``frame_stride``-th frame of the full frame rate.
+        augment: random geometric changes of its training images; None for none.
+        perceptual: a loss on the features of a frozen network, for training only.
     """
 
     number: int
@@ -38,33 +38,33 @@ class Stage:
     crop: Size | None
     percentile: float | None
     residual: float | None
-    factor: int = 1
+    frame_stride: int = 1
     augment: GeometricAugmentation | None = None
     perceptual: PerceptualLoss | None = None
 
     def threshold(self, x0: Tensor, space: Residual | Direct) -> Tensor:
-        """Estimates in the stage's space, thresholded as the pictures that they mean; for training and sampling."""
-        return space.encode(bounded(space.decode(x0), self.percentile))
+        """Threshold estimates in the stage's space as the images they represent, for training and sampling."""
+        return space.encode(thresholded(space.decode(x0), self.percentile))
 
 
-def bounded(picture: Tensor, percentile: float | None) -> Tensor:
-    """Estimates of pictures, each within its own quantile of absolute values, or (None) clipped to [-1, 1]."""
-    return static_threshold(picture) if percentile is None else dynamic_threshold(picture, percentile)
+def thresholded(image: Tensor, percentile: float | None) -> Tensor:
+    """Threshold each estimate at its own quantile of absolute values, or (None) clip it to [-1, 1]."""
+    return static_threshold(image) if percentile is None else dynamic_threshold(image, percentile)
 
 
 def fitted(
     unet: nn.Module, index: int, channels: int, text_embed_dim: int | None, choices: Mapping[str, Any]
 ) -> nn.Module:
-    """A U-Net as its place in the cascade needs it: one without text if there is no width of its embeddings.
+    """Adapt a U-Net to its place in the cascade. Without a width of text embeddings it takes no text.
 
-    ``choices`` are arguments of the network that the model may state in its place; None leaves them as they are.
+    ``choices`` are arguments of the network that the model may set. None leaves them as they are.
 
-    A network from ``torch.compile`` is compiled in place after the fitting, with torch's default settings, so that the
-    names in its state dict stay plain; ``imagen.unets[0].compile(...)`` takes other settings.
+    A network from ``torch.compile`` is compiled in place after that, with torch's default settings, so that the names
+    in its state dict do not change. ``imagen.unets[0].compile(...)`` takes other settings.
 
     Raises:
         TypeError: not a network of this package.
-        ValueError: the network was built with another one of the ``choices`` than the model wants.
+        ValueError: the network was built with another value of one of the ``choices`` than the model sets.
     """
     compiled = hasattr(unet, "_orig_mod")
     inner = unet._orig_mod if compiled else unet
@@ -88,15 +88,15 @@ def fitted(
 
 
 def is_null(unet: nn.Module) -> bool:
-    """Whether this is a placeholder that is neither trained nor sampled."""
+    """Return true for a placeholder, which is neither trained nor sampled."""
     return bool(getattr(unet, "is_null", False))
 
 
 def makes_videos(unet: nn.Module) -> bool:
-    """Whether this network works on clips ``(b, c, f, h, w)``."""
+    """Return true for a network of clips ``(b, c, f, h, w)``."""
     return bool(getattr(unet, "is_video", False))
 
 
-def takes_pictures(unet: nn.Module) -> bool:
-    """Whether this network is conditioned on pictures (``cond_images_channels``)."""
+def takes_cond_images(unet: nn.Module) -> bool:
+    """Return true for a network that is conditioned on images (``cond_images_channels``)."""
     return bool(getattr(unet, "has_cond_image", False))

@@ -13,33 +13,33 @@ from ..diffusion.process import DiffusionProcess
 from ..diffusion.samplers import Inpainting
 from ..diffusion.schedules import NoiseLevel
 from ..images import Size, resize, shrink_known, unnormalize
-from .conditioning import conditioning_pictures, null_text, stacked
+from .conditioning import null_text, prepare_cond_images, stacked
+from .deepcache import FeatureCache
 from .lowres import Direct, Residual, target_space
-from .placement import (
+from .module_state import (
     autocasting,
     compile_once,
     device_of,
     dtype_of,
+    inference_weights,
     warn_if_emulated,
-    weights_ready,
 )
-from .reuse import InnerMaps
-from .stage import Stage, takes_pictures
-from .video import StageFrames, frame_rate, given_frames, in_time
+from .stage import Stage, takes_cond_images
+from .video import StageFrames, frame_rate, given_frames, resample_to_stage
 
 if TYPE_CHECKING:
     from .sampling import SamplingRun
 
 
 class SampleNotFinite(ValueError):
-    """A stage made NaN or infinity."""
+    """A stage generated NaN or infinity."""
 
 
 class StageRun:
     """One stage of one call.
 
     Args:
-        before: the picture of the stage before, in the caller's range.
+        before: the image of the previous stage, in the caller's range.
     """
 
     def __init__(self, run: SamplingRun, stage: Stage, unet: nn.Module, before: Tensor | None) -> None:
@@ -49,31 +49,31 @@ class StageRun:
         self.size: Size = run.sizes[stage.number - 1]
         self.device = device_of(unet)
         self.dtype = dtype_of(unet)
-        # picture and noise levels are never in half precision, only what the network computes
+        # image and noise levels are never in half precision, only what the network computes
         self.precision = torch.promote_types(self.dtype, torch.float32)
         warn_if_emulated(self.options.precision, self.device)
         compile_once(unet, self.options.compile)
         self.process: DiffusionProcess = run.processes[stage.number]
         self.guidance = self._guidance()
-        self.frames: StageFrames | None = None if run.frames is None else run.frames.at(stage.factor)
+        self.frames: StageFrames | None = None if run.frames is None else run.frames.at(stage.frame_stride)
         enlarged = None if before is None else self._enlarged(before)
         self.given, whole = self._given(enlarged)
         self.space: Residual | Direct = target_space(enlarged, stage.residual)
         with autocasting(self.device, self.options.precision):
             self.conditioning = self._condition(whole)
         self.known = self._known()
-        self.inner = InnerMaps(self.choices.cache_interval)
+        self.inner = FeatureCache(self.choices.cache_interval)
 
     def _enlarged(self, before: Tensor) -> Tensor:
-        """What the stage before made, at this stage's size and frame rate, in [-1, 1]."""
-        enlarged = self._modelled(before)
+        """Bring the output of the previous stage to this stage's size and frame rate, in [-1, 1]."""
+        enlarged = self._to_stage_size(before)
         if self.frames is None:
             return enlarged
         stages, number = self.cascade.stages, self.stage.number
-        return in_time(self.cascade, enlarged, self.stage, stages[number - 2], len(self.frames.noisy))
+        return resample_to_stage(self.cascade, enlarged, self.stage, stages[number - 2], len(self.frames.noisy))
 
     def _given(self, enlarged: Tensor | None) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Given frames as the network takes them, and the low-resolution clip of all frames."""
+        """Return the given frames as inputs of the network, and the low-resolution clip of all frames."""
         if self.frames is None:
             return {}, enlarged
         number = self.stage.number
@@ -81,25 +81,25 @@ class StageRun:
         given = given_frames(self.cascade, self.run_.clip, self.frames, low, self.size)
         named = {}
         names = ("cond_video_frames", "post_cond_video_frames")
-        for name, part, base in zip(names, given.pictures, given.companions, strict=True):
+        for name, part, base in zip(names, given.images, given.lowres_images, strict=True):
             if part is not None:
                 part, base = (None if item is None else item.to(self.device, self.precision) for item in (part, base))
                 inside = target_space(base, self.stage.residual).encode(part)
                 named[name] = (inside * self.process.clean_scale).to(self.dtype)
-        return named, None if enlarged is None else given.around(enlarged, given.companions)
+        return named, None if enlarged is None else given.around(enlarged, given.lowres_images)
 
     def _picked(self, clip: Tensor) -> Tensor:
-        """Of a clip at the full rate, the frames that this stage makes."""
+        """Select the frames of this stage from a clip at the full rate."""
         return clip if self.frames is None else clip[:, :, self.frames.noisy.to(clip.device)]
 
-    def _modelled(self, picture: Tensor) -> Tensor:
-        """A picture in the caller's range as one of this stage's size in [-1, 1]."""
-        picture = self.cascade.normalize_img(picture.to(self.device, self.precision))
-        return resize(picture, self.size, self.cascade.resize_mode)
+    def _to_stage_size(self, image: Tensor) -> Tensor:
+        """Resize an image in the caller's range to this stage's size in [-1, 1]."""
+        image = self.cascade.normalize_img(image.to(self.device, self.precision))
+        return resize(image, self.size, self.cascade.resize_mode)
 
     def _guidance(self) -> Guidance:
         run, cascade = self.run_, self.cascade
-        takes = takes_pictures(self.unet) and self.options.cond_images is not None
+        takes = takes_cond_images(self.unet) and self.options.cond_images is not None
         if run.text is None and not (cascade.cond_images_drop_prob > 0 and takes):
             return GUIDANCE["cfg"](1.0)  # there is nothing to guide on
         guidance = run.guidances[self.stage.number - 1]
@@ -113,20 +113,20 @@ class StageRun:
     # -- conditions: for both halves of guidance in one batch ---------------------------------------------------------
 
     def _condition(self, enlarged: Tensor | None) -> Any:
-        """All that the network needs besides the noisy picture."""
+        """Encode all conditions of the network."""
         batch = self.run_.batch
         both = self.guidance.uses_uncond
         keep = torch.ones(batch, dtype=torch.bool, device=self.device)
         named = self._text(keep, both)
-        given = self.options.cond_images if takes_pictures(self.unet) else None
-        pictures, are_given = conditioning_pictures(self.cascade, given, self.unet, batch, self.device)
-        if pictures is not None:
-            shown = keep & are_given
-            dropped = torch.zeros_like(keep) if self.cascade.cond_images_drop_prob > 0 else shown
-            pictures = pictures.to(self.dtype)
+        given = self.options.cond_images if takes_cond_images(self.unet) else None
+        cond_images, are_given = prepare_cond_images(self.cascade, given, self.unet, batch, self.device)
+        if cond_images is not None:
+            stage_frames = keep & are_given
+            dropped = torch.zeros_like(keep) if self.cascade.cond_images_drop_prob > 0 else stage_frames
+            cond_images = cond_images.to(self.dtype)
             named |= {
-                "cond_images": torch.cat([pictures, pictures]) if both else pictures,
-                "cond_images_keep": torch.cat([shown, dropped]) if both else shown,
+                "cond_images": torch.cat([cond_images, cond_images]) if both else cond_images,
+                "cond_images_keep": torch.cat([stage_frames, dropped]) if both else stage_frames,
             }
         if self.unet.lowres_cond:
             named |= self._lowres(enlarged, both)
@@ -134,7 +134,7 @@ class StageRun:
         return self.unet.condition(batch=batch * (1 + both), size=self.size, **named, **self._when(both))
 
     def _when(self, both: bool) -> dict[str, Any]:
-        """How many frames are made, when they are, and how fast they follow each other."""
+        """Return the number of frames, their times and their rate."""
         if self.frames is None:
             return {}
         times = self.frames.times
@@ -144,8 +144,8 @@ class StageRun:
         }
         rates = frame_rate(self.run_.clip.fps, self.run_.batch)
         if rates is not None:
-            told = (rates / self.stage.factor).to(self.device, torch.float32)
-            named["fps"] = torch.cat([told, told]) if both else told
+            rates = (rates / self.stage.frame_stride).to(self.device, torch.float32)
+            named["fps"] = torch.cat([rates, rates]) if both else rates
         return named
 
     def _text(self, keep: Tensor, both: bool) -> dict[str, Any]:
@@ -163,14 +163,14 @@ class StageRun:
 
     def _lowres(self, enlarged: Tensor | None, both: bool) -> dict[str, Tensor]:
         if enlarged is None:
-            raise ValueError(f"U-Net {self.stage.number} enlarges a picture: give start_image_or_video")
+            raise ValueError(f"U-Net {self.stage.number} enlarges an image: give start_image_or_video")
         level = self.choices.lowres_sample_noise_level
         if level is None:
             own = self.cascade.lowres_sample_noise_level
             level = own[self.stage.number - 1] if isinstance(own, list | tuple) else own
         times = torch.full((len(enlarged),), float(level), device=self.device)
-        noised, told = self.cascade.augmentation(enlarged, times, self.run_.generator)
-        parts = {"lowres_cond_img": noised.to(self.dtype), "lowres_noise_times": told}
+        noised, log_snr = self.cascade.augmentation(enlarged, times, self.run_.generator)
+        parts = {"lowres_cond_img": noised.to(self.dtype), "lowres_noise_times": log_snr}
         return {name: torch.cat([part, part]) for name, part in parts.items()} if both else parts
 
     # -- estimates ----------------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ class StageRun:
         return self.process.denoiser(net)
 
     def _denoise(self) -> Any:
-        """The denoiser that samplers see: network, guidance, thresholding, in that order."""
+        """Return the denoiser of the sampler: network, guidance, thresholding, in that order."""
         both_halves = alone = self._network(self.conditioning)
         if self.guidance.uses_uncond:
             alone = self._network(self.conditioning.rows(slice(0, self.run_.batch)))
@@ -205,17 +205,17 @@ class StageRun:
 
         return denoise
 
-    # -- given pictures -----------------------------------------------------------------------------------------------
+    # -- given images -------------------------------------------------------------------------------------------------
 
     def _known(self) -> tuple[Tensor, Tensor] | None:
-        """The known pixels at this size, in the caller's range, and where they are."""
+        """Return the known pixels at this size, in the caller's range, and their mask."""
         if self.run_.known is None:
             return None
         image, mask = self.run_.known
         image, mask = self._picked(image.to(self.device, self.precision)), self._picked(mask.to(self.device))
         return shrink_known(image, mask, self.size)
 
-    def _kept(self) -> Inpainting | None:
+    def _inpainting(self) -> Inpainting | None:
         if self.known is None:
             return None
         image, mask = self.known
@@ -226,14 +226,14 @@ class StageRun:
         given = self.choices.init_images
         if given is None:
             return None
-        return self.space.encode(self._modelled(self._picked(given)))
+        return self.space.encode(self._to_stage_size(self._picked(given)))
 
     def _shape(self) -> tuple[int, ...]:
         frames = () if self.frames is None else (len(self.frames.noisy),)
         return (self.run_.batch, self.cascade.channels, *frames, *self.size)
 
     def run(self) -> Tensor:
-        """The picture of this stage, in the caller's range; known pixels are the caller's own."""
+        """Return the image of this stage, in the caller's range. Known pixels are exactly the caller's."""
         bar = tqdm(disable=not self.options.use_tqdm, desc=f"U-Net {self.stage.number}", unit="step", leave=False)
 
         def after_step(step: int, total: int, x0: Tensor) -> Any:
@@ -244,15 +244,15 @@ class StageRun:
             with torch.autocast(self.device.type, enabled=False):
                 return self.options.callback(self.stage.number, step, total, unnormalize(self.space.decode(x0)))
 
-        half = autocasting(self.device, self.options.precision)  # the sums of samplers and guidance stay as they are
-        with bar, weights_ready(self.unet, self.options.precision), half:
+        half = autocasting(self.device, self.options.precision)  # sampler and guidance keep their precision
+        with bar, inference_weights(self.unet, self.options.precision), half:
             x0 = self.process.sample(
                 self._denoise(),
                 self._shape(),
                 steps=self.choices.steps,
                 sampler=self.choices.sampler,
                 generator=self.run_.generator,
-                known=self._kept(),
+                known=self._inpainting(),
                 init=self._init(),
                 skip_steps=self.choices.skip_steps,
                 strength=self.choices.strength,
@@ -261,15 +261,15 @@ class StageRun:
                 dtype=self.precision,
             )
         self._check_finite(x0)
-        picture = self.cascade.unnormalize_img(self.space.decode(x0).clamp(-1, 1))
-        # pasted in the caller's range: on the way to the stage's space and back their last bits would change
-        return picture if self.known is None else torch.where(self.known[1], self.known[0], picture)
+        image = self.cascade.unnormalize_img(self.space.decode(x0).clamp(-1, 1))
+        # composed in the caller's range: the conversion to the stage's space and back would change the last bits
+        return image if self.known is None else torch.where(self.known[1], self.known[0], image)
 
     def _check_finite(self, x0: Tensor) -> None:
-        """Refuse a result that is not finite: NaN would become black.
+        """Check that a result is finite. NaN would become black.
 
         Raises:
-            SampleNotFinite: naming the cause, if it is known.
+            SampleNotFinite: names the cause, if it is known.
         """
         if x0.is_meta or bool(x0.isfinite().all()):
             return

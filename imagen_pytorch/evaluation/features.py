@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from ..cascade.placement import evaluating
+from ..cascade.module_state import evaluating
 from ..images import as_float, resize
 from ..nn.efficientnet import NETWORKS, efficientnet_lite, scaled
 from ..registry import Registry

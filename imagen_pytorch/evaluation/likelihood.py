@@ -20,9 +20,9 @@ from ..cascade.conditioning import Text, text_input
 from ..cascade.inputs import as_tensor
 from ..cascade.limits import check_unet_number
 from ..cascade.lowres import target_space
-from ..cascade.placement import device_of, dtype_of, evaluating
-from ..cascade.preparation import Request, build_batch, checked_pictures, pictures_of_stage
+from ..cascade.module_state import device_of, dtype_of, evaluating
 from ..cascade.stage import is_null
+from ..cascade.training_inputs import TrainingInputs, build_batch, check_training_images, images_of_stage
 from ..cascade.video import ClipInput
 from ..diffusion.guidance import Denoise
 from ..diffusion.schedules import GRIDS, NoiseLevel, Schedule
@@ -215,7 +215,8 @@ def bits_per_dim(
         for first in range(0, len(images), batch_size):
             rows = slice(first, first + batch_size)
             some = None if text is None else Text(text.embeds[rows], text.mask[rows])
-            request = Request(images[rows], some, None if cond_images is None else cond_images[rows], None, ClipInput())
+            chosen = None if cond_images is None else cond_images[rows]
+            request = TrainingInputs(images[rows], some, chosen, None, ClipInput())
             parts.append(_bits(cascade, number, request, method, generators[rows], options))
     return torch.cat(parts) if parts else torch.zeros(0)
 
@@ -229,7 +230,7 @@ def dequantized(images: Float[Tensor, "b c h w"], generator: Generators = None) 
 def _bits(
     cascade: Cascade,
     number: int,
-    request: Request,
+    request: TrainingInputs,
     method: str,
     generator: list[torch.Generator],
     options: dict[str, Any],
@@ -239,8 +240,8 @@ def _bits(
     device, dtype = device_of(unet), dtype_of(unet)
     with torch.no_grad():
         batch = build_batch(cascade, stage, request, torch.Generator())  # of its draws none is used
-        picture, companion = pictures_of_stage(
-            cascade, stage, checked_pictures(cascade, request.images, stage, device), None
+        picture, companion = images_of_stage(
+            cascade, stage, check_training_images(cascade, request.images, stage, device), None
         )
         named = batch.conditioning()
         if companion is not None:

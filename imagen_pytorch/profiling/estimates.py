@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..cascade.batch import TrainingBatch
 from ..cascade.cascade import Cascade
-from ..cascade.stage import is_null, takes_pictures
+from ..cascade.stage import is_null, takes_cond_images
 from ..diffusion.process import DiffusionProcess
 from ..training.precision import Precision
 from .metering import Meter, SavedTensors
@@ -192,7 +192,7 @@ def sampling_cost(cascade: Cascade, number: int, passes: int, plan: Plan) -> tup
 
 def guided_passes(cascade: Cascade, number: int) -> int:
     """Halves of one evaluation: two where guidance is possible."""
-    dropped_pictures = cascade.cond_images_drop_prob > 0 and takes_pictures(cascade.unets[number - 1])
+    dropped_pictures = cascade.cond_images_drop_prob > 0 and takes_cond_images(cascade.unets[number - 1])
     text = cascade.condition_on_text and cascade.can_classifier_guidance
     return 2 if text or dropped_pictures else 1
 

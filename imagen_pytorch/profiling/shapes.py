@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ..cascade.batch import TrainingBatch
 from ..cascade.cascade import Cascade
 from ..cascade.conditioning import Text
-from ..cascade.placement import device_of, evaluating
-from ..cascade.preparation import Request, build_batch
-from ..cascade.stage import takes_pictures
+from ..cascade.module_state import device_of, evaluating
+from ..cascade.stage import takes_cond_images
+from ..cascade.training_inputs import TrainingInputs, build_batch
 from ..cascade.video import ClipInput
 from ..training.rehearsal import limited
 
@@ -58,7 +58,7 @@ def frames_of(cascade: Cascade, number: int, frames: int | None = None) -> int |
     if not cascade.is_video:
         return None
     count = frames or cascade.video_frames or USUAL_FRAMES
-    return -(-count // cascade.stages[number - 1].factor)
+    return -(-count // cascade.stages[number - 1].frame_stride)
 
 
 def tokens_of(unet: nn.Module) -> int:
@@ -77,16 +77,16 @@ def one_row(cascade: Cascade, number: int, frames: int | None = None, whole: boo
     """
     stage, unet = cascade.stages[number - 1], cascade.unets[number - 1]
     device = device_of(unet)
-    clip = () if not cascade.is_video else (frames_of(cascade, number, frames) * stage.factor,)
+    clip = () if not cascade.is_video else (frames_of(cascade, number, frames) * stage.frame_stride,)
     images = torch.zeros(1, cascade.channels, *clip, *stage.size, device=device)
     text, pictures = None, None
     if cascade.condition_on_text:
         tokens = max(tokens_of(unet), 1)
         mask = torch.ones(1, tokens, dtype=torch.bool, device=device)
         text = Text(torch.zeros(1, tokens, cascade.text_embed_dim, device=device), mask)
-    if takes_pictures(unet):
+    if takes_cond_images(unet):
         pictures = torch.zeros(1, unet.cond_images_channels, *stage.size, device=device)
-    request = Request(images, text, pictures, None, ClipInput())
+    request = TrainingInputs(images, text, pictures, None, ClipInput())
     with evaluating(cascade):  # nothing is dropped, and no frame given
         batch = build_batch(cascade, replace(stage, crop=None) if whole else stage, request, None)
     return replace(batch, self_condition=False, frame_times=None)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..cascade.cascade import Cascade
-from ..cascade.stage import takes_pictures
+from ..cascade.stage import takes_cond_images
 from ..trainer import ImagenTrainer
 from .shapes import frames_of, tokens_of
 from .spans import Spans, name_network, name_training
@@ -33,14 +33,14 @@ def _pictures(cascade: Cascade, number: int, count: int, frames: int | None, cha
     stage = cascade.stages[number - 1]
     clip = ()
     if cascade.is_video and channels is None:
-        clip = (frames_of(cascade, number, frames) * stage.factor,)
+        clip = (frames_of(cascade, number, frames) * stage.frame_stride,)
     return torch.rand(count, channels or cascade.channels, *clip, *stage.size, device=cascade.device)
 
 
 def _conditions(cascade: Cascade, number: int, count: int) -> dict[str, Tensor]:
     """Random pictures for a network that is conditioned on some."""
     unet = cascade.unets[number - 1]
-    if not takes_pictures(unet):
+    if not takes_cond_images(unet):
         return {}
     return {"cond_images": _pictures(cascade, number, count, None, unet.cond_images_channels)}
 
@@ -80,7 +80,7 @@ def sampling_steps(
         "seed": 0,
     }
     if cascade.is_video:
-        arguments["video_frames"] = frames_of(cascade, number, frames) * cascade.stages[number - 1].factor
+        arguments["video_frames"] = frames_of(cascade, number, frames) * cascade.stages[number - 1].frame_stride
     if number > 1:
         arguments["start_image_or_video"] = _pictures(cascade, number - 1, count, frames)
 

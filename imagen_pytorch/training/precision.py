@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from ..cascade.placement import PRECISIONS, autocasting, check_precision, warn_if_emulated
+from ..cascade.module_state import PRECISIONS, autocasting, check_precision, warn_if_emulated
 
 
 def chosen_precision(fp16: bool, precision: str | None, otherwise: str, forwarded: str | None = None) -> str:

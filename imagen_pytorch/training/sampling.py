@@ -45,9 +45,9 @@ def enlarged(images: Tensor, cascade: Cascade, number: int, sizes: Sequence[Any]
         sizes: of all stages, in place of the model's.
     """
     before, stage = cascade.stages[number - 2], cascade.stages[number - 1]
-    if images.ndim == 5 and before.factor != stage.factor:
-        frames = images.shape[2] * before.factor // stage.factor
-        places = torch.arange(frames) * (stage.factor / before.factor)
+    if images.ndim == 5 and before.frame_stride != stage.frame_stride:
+        frames = images.shape[2] * before.frame_stride // stage.frame_stride
+        places = torch.arange(frames) * (stage.frame_stride / before.frame_stride)
         images = resample_frames(images, places, cascade.temporal_resize_mode)
     return resize(images, stage.size if sizes is None else sizes[number - 1], cascade.resize_mode)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..cascade.cascade import Cascade
 from ..cascade.limits import check_unet_number
-from ..cascade.placement import device_of
+from ..cascade.module_state import device_of
 from ..imagen import ElucidatedImagen
 from .lane import Lane
 from .processes import Processes

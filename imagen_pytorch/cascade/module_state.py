@@ -1,4 +1,4 @@
-"""Where networks live and in which mode they are, changed for a while and always restored."""
+"""Devices, modes, precision and compilation of networks. Temporary changes are always undone."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .limits import check_compile
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """The device of a module's first parameter; the CPU if it has none."""
+    """Return the device of a module's first parameter, or the CPU if it has none."""
     parameter = next(module.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
 
 
 def chosen_device(device: torch.device | str | None) -> torch.device | None:
-    """The device that a caller names, if one is named.
+    """Return the device that a caller names, or None.
 
     Raises:
-        ValueError: no such kind of device, or none that this machine has.
+        ValueError: an unknown kind of device, or one that this machine does not have.
     """
     if device is None:
         return None
@@ -37,29 +37,29 @@ def chosen_device(device: torch.device | str | None) -> torch.device | None:
     try:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        raise ValueError(f'there is no device "{chosen}" on this machine, or torch was built without it') from error
+        raise ValueError(f'this machine has no device "{chosen}", or torch was built without it') from error
     return chosen
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:
-    """The precision of a module's first parameter; single if it has none."""
+    """Return the precision of a module's first parameter, or single if it has none."""
     parameter = next(module.parameters(), None)
     return torch.float32 if parameter is None else parameter.dtype
 
 
-#: Modules that are compiled in a mode that remembers no addresses.
-_PLAINLY: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-#: Modules whose parameters enter products of matrices and convolutions.
+#: Modules that are compiled in the default mode, which records no addresses.
+_COMPILED_DEFAULT: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+#: Modules whose parameters enter matrix products and convolutions.
 _MULTIPLY = (nn.Linear, nn.Conv2d, TemporalConv)
 #: Precisions in which networks may compute, by the names of Accelerate.
 PRECISIONS = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def check_precision(name: str) -> str:
-    """The name of a precision.
+    """Check the name of a precision and return it.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: an unknown precision.
     """
     if not isinstance(name, str) or name not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {name!r}")
@@ -68,7 +68,7 @@ def check_precision(name: str) -> str:
 
 @functools.cache
 def computes_in(name: str, device_type: str) -> bool:
-    """Whether a kind of device has instructions for a precision; of others than CPUs that is assumed."""
+    """Return true if a kind of device has instructions for a precision. This is assumed of all but CPUs."""
     if device_type != "cpu" or PRECISIONS[name] is None:
         return True
     ask = getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", None)
@@ -76,39 +76,39 @@ def computes_in(name: str, device_type: str) -> bool:
 
 
 def warn_if_emulated(name: str, device: torch.device) -> None:
-    """Say so where half precision would make things slower."""
+    """Warn if half precision would be slower."""
     if not computes_in(name, device.type):
         warnings.warn(
-            f"this processor has no instructions for {name} and imitates them: precision='no' is several times faster",
+            f"this processor has no instructions for {name} and emulates them: precision='no' is several times faster",
             stacklevel=2,
         )
 
 
 def autocasting(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Context in which matrix products and convolutions run in this precision."""
+    """Return a context in which matrix products and convolutions run in this precision."""
     dtype = PRECISIONS[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def compile_once(module: nn.Module, mode: bool | str) -> None:
-    """Have `torch.compile` compile a module in place, unless it is; names in its state dict stay as they are.
+    """Compile a module in place with `torch.compile`, if it is not compiled yet. Names in its state dict do not change.
 
     Args:
-        mode: of `torch.compile`; True for its default, False for nothing.
+        mode: of `torch.compile`; True for its default, False to do nothing.
 
     Raises:
-        ValueError: no such mode.
+        ValueError: an unknown mode.
     """
     check_compile(mode)
     if mode and module._compiled_call_impl is None:
         module.compile(mode=None if mode is True else mode)
         if mode in (True, "default"):
-            _PLAINLY.add(module)
+            _COMPILED_DEFAULT.add(module)
 
 
 @contextmanager
 def on_device(module: nn.Module, device: torch.device) -> Iterator[nn.Module]:
-    """Have ``module`` on ``device`` inside the block and back where it was after it, whatever happens."""
+    """Move ``module`` to ``device`` inside the context, and always back after it."""
     home = device_of(module)
     moved = home != device
     if moved:
@@ -121,17 +121,17 @@ def on_device(module: nn.Module, device: torch.device) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def weights_ready(module: nn.Module, precision: str = "no") -> Iterator[nn.Module]:
-    """Have the weights of products and convolutions in memory as they are read, inside the block: kernels channels
-    last, as the maps are, and in half precision if that is asked for. Otherwise each call would copy them before it can
-    start (autocast keeps what it has rounded, but not in inference mode).
+def inference_weights(module: nn.Module, precision: str = "no") -> Iterator[nn.Module]:
+    """Prepare the weights of products and convolutions for inference inside the context: kernels channels last, as the
+    maps are, and on request in half precision. Otherwise each call would copy them before it can start (autocast caches
+    rounded weights, but not in inference mode).
 
-    Not so for training, where gradients would have to follow, nor for shards, which are gathered anew in every call. A
-    compiled network on an accelerator arranges its kernels itself, and may have recorded where all weights are.
+    Not for training, where gradients would have to follow, nor for shards, which are gathered again in every call. A
+    compiled network on an accelerator arranges its kernels itself, and may have recorded the addresses of all weights.
     """
     dtype = PRECISIONS[precision]
     compiled = module._compiled_call_impl is not None and device_of(module).type != "cpu"
-    stay = compiled and (dtype is None or module not in _PLAINLY)
+    stay = compiled and (dtype is None or module not in _COMPILED_DEFAULT)
     parts = [part for part in module.modules() if isinstance(part, _MULTIPLY) and not stay]
     with _in_order(parts) if dtype is None else _rounded(parts, dtype):
         yield module
@@ -139,7 +139,7 @@ def weights_ready(module: nn.Module, precision: str = "no") -> Iterator[nn.Modul
 
 @contextmanager
 def _in_order(parts: Sequence[nn.Module]) -> Iterator[None]:
-    """Kernels channels last; not as a second copy, which in single precision may be too much."""
+    """Bring kernels to channels last, in place, because a second copy may not fit in single precision."""
     kernels = [part.weight for part in parts if _is_whole(part.weight) and part.weight.ndim == 4]
     kernels = [kernel for kernel in kernels if kernel.is_contiguous()]
     _arrange(kernels, torch.channels_last)
@@ -149,7 +149,7 @@ def _in_order(parts: Sequence[nn.Module]) -> Iterator[None]:
         _arrange(kernels, torch.contiguous_format)
 
 
-@torch.inference_mode(False)  # what is made in that mode could never be trained again
+@torch.inference_mode(False)  # tensors that are made in that mode could never be trained again
 def _arrange(kernels: Sequence[nn.Parameter], how: torch.memory_format) -> None:
     for kernel in kernels:
         kernel.data = kernel.data.contiguous(memory_format=how)
@@ -157,7 +157,7 @@ def _arrange(kernels: Sequence[nn.Parameter], how: torch.memory_format) -> None:
 
 @contextmanager
 def _rounded(parts: Sequence[nn.Module], dtype: torch.dtype) -> Iterator[None]:
-    """Other parameters in the places of the real ones, which stay as they are for whoever else knows them."""
+    """Replace parameters by rounded copies. The real ones are unchanged for other owners."""
     named = [(part._parameters, name) for part in parts for name in ("weight", "bias")]
     kept = [(where, name, where[name]) for where, name in named if _is_whole(where.get(name))]
     try:
@@ -171,13 +171,13 @@ def _rounded(parts: Sequence[nn.Module], dtype: torch.dtype) -> Iterator[None]:
 
 
 def _is_whole(parameter: object) -> bool:
-    """Whether this is a parameter with all of its numbers here."""
+    """Return true for a parameter that is complete on this process."""
     return type(parameter) is nn.Parameter
 
 
 @contextmanager
 def alone_on_device(networks: nn.ModuleList, keep: int, device: torch.device) -> Iterator[None]:
-    """Keep only network ``keep`` (0-based) on ``device`` inside the block, the others on the CPU."""
+    """Keep only network ``keep`` (0-based) on ``device`` inside the context, the others on the CPU."""
     homes = [device_of(network) for network in networks]
     try:
         for index, network in enumerate(networks):
@@ -189,7 +189,7 @@ def alone_on_device(networks: nn.ModuleList, keep: int, device: torch.device) ->
 
 
 class Turn:
-    """A lock that one thread holds at a time, as often as it likes. A copy of its owner has one of its own."""
+    """A reentrant lock that one thread holds at a time. A copy of its owner has a lock of its own."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -206,7 +206,7 @@ class Turn:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Every submodule in evaluation mode inside the block, each back in its own mode after it."""
+    """Set every submodule to evaluation mode inside the context, and back to its own mode after it."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

@@ -1,4 +1,4 @@
-"""Inner maps of a network that are taken again at the next noise levels, where they would hardly differ."""
+"""Feature caching: inner maps of a network are reused at the next noise levels, where they would hardly differ."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 
 
-class InnerMaps:
-    """Calls of one network in one stage, of which only some compute it whole (Ma et al. 2024, "DeepCache", arXiv
-    2312.00858, with a uniform interval).
+class FeatureCache:
+    """A cache for the calls of one network in one stage (Ma et al. 2024, "DeepCache", arXiv 2312.00858, with a uniform
+    interval).
 
     Args:
-        interval: one call in so many computes all levels; those between compute the level with the largest maps and
-            take the others' maps from the last whole call.
+        interval: one of ``interval`` calls computes all levels. The others compute the level with the largest maps, and
+            reuse the maps of the other levels from the last complete call.
     """
 
     def __init__(self, interval: int) -> None:
@@ -23,9 +23,9 @@ class InnerMaps:
         self._batch = self._age = 0
 
     def answer(self, unet: nn.Module, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
-        """What ``unet`` answers; ``arguments`` and ``named`` are those of its `forward` behind ``x``.
+        """Return the prediction of ``unet``. ``arguments`` and ``named`` are those of its `forward` after ``x``.
 
-        Where a call has fewer items than the last whole one, which was for both halves of guidance, they are its first.
+        If a call has fewer items than the last complete one, which served both halves of guidance, they are its first.
         """
         if self.interval == 1:
             return unet(x, *arguments, **named)
@@ -34,7 +34,7 @@ class InnerMaps:
             inner = [item[: len(item) * len(x) // self._batch] for item in self._maps]  # clips have an entry per frame
             return unet(x, *arguments, **named, inner=inner)
         answer, maps = unet(x, *arguments, **named, return_inner=True)
-        # a recorded CUDA graph writes the answers of its next call into the same memory
+        # a recorded CUDA graph writes the outputs of its next call into the same memory
         self._maps = [item.clone() for item in maps] if x.is_cuda and unet._compiled_call_impl is not None else maps
         self._batch, self._age = len(x), 0
         return answer

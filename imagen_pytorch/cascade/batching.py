@@ -1,4 +1,4 @@
-"""One `sample()` call as several smaller ones, which make the same pictures from the same seed."""
+"""One `sample()` call as several smaller ones, which generate the same images from the same seed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..ranges import check_whole
 from ..tensors import seeds_of
 from .counting import images_of
 
-#: arguments of `Cascade.sample` with one entry per picture
-PER_PICTURE = (
+#: arguments of `Cascade.sample` with one entry per image
+PER_IMAGE = (
     "texts",
     "text_masks",
     "text_embeds",
@@ -34,8 +34,8 @@ PER_PICTURE = (
 
 
 def rows(value: Any, chosen: slice) -> Any:
-    """The entries of a per-picture argument for some of the pictures; per-unet tuples are cut one by one, and a single
-    row (or number) serves all pictures."""
+    """Return the entries of a per-image argument for some of the images. Per-unet tuples are sliced one by one. A
+    single row (or number) serves all images."""
     if isinstance(value, Tensor):
         return value[chosen] if value.ndim and len(value) > 1 else value
     if not isinstance(value, list | tuple):
@@ -46,16 +46,16 @@ def rows(value: Any, chosen: slice) -> Any:
 
 
 def joined(results: Sequence[Any], per_stage: bool) -> Any:
-    """The results of several calls as that of one."""
+    """Concatenate the results of several calls."""
     if per_stage:
         return [joined(stage, False) for stage in zip(*results, strict=True)]
     if isinstance(results[0], Tensor):
         return torch.cat(list(results))
-    return [picture for result in results for picture in result]
+    return [image for result in results for image in result]
 
 
-def in_pieces(sample: Callable[..., Any], arguments: dict[str, Any], max_batch_size: int) -> Any:
-    """Call ``sample`` with at most ``max_batch_size`` pictures at a time; a seed gives the same pictures.
+def in_batches(sample: Callable[..., Any], arguments: dict[str, Any], max_batch_size: int) -> Any:
+    """Call ``sample`` with at most ``max_batch_size`` images at a time. A seed gives the same images.
 
     Raises:
         ValueError: a size below one, or impossible seeds.
@@ -68,6 +68,6 @@ def in_pieces(sample: Callable[..., Any], arguments: dict[str, Any], max_batch_s
     results = []
     for first in range(0, count, max_batch_size):
         chosen = slice(first, min(first + max_batch_size, count))
-        piece = {name: rows(value, chosen) if name in PER_PICTURE else value for name, value in arguments.items()}
+        piece = {name: rows(value, chosen) if name in PER_IMAGE else value for name, value in arguments.items()}
         results.append(sample(**piece | {"batch_size": chosen.stop - chosen.start}))
     return joined(results, bool(arguments.get("return_all_unet_outputs")))

@@ -1,4 +1,4 @@
-"""What a cascade is made of: networks, stages, a text encoder, and how it was made."""
+"""The parts of a cascade: networks, stages, a text encoder, and the arguments of its constructor."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ..text import TextEncoder, as_encoder, check_name, text_encoder
 from .conditioning import Text
 from .limits import check_unet_number
 from .lowres import Augmentation
+from .module_state import Turn, alone_on_device, device_of
 from .options import SharedOptions
-from .placement import Turn, alone_on_device, device_of
 from .sizes import plain_size
 from .stage import Stage, fitted, is_null, makes_videos
 
 
-class CascadeParts(nn.Module):
+class CascadeBase(nn.Module):
     """Networks in order, each with its process and its size.
 
     Args:
@@ -36,19 +36,19 @@ class CascadeParts(nn.Module):
 
     Attributes:
         unets: the networks, fitted to their places.
-        stages: what belongs to each besides its weights.
+        stages: the properties of each stage besides the weights.
         image_sizes, random_crop_sizes: per U-Net, an int for a square or (height, width).
-        sample_channels: channels of the pictures of each U-Net.
-        cond_scale, guidance: per U-Net the guidance weight, and the method, of `sample` where it is given none; None
-            where the model states none either.
-        turn: held by whatever changes the networks for a while, such as `sample`; one thread at a time has it.
+        sample_channels: channels of the images of each U-Net.
+        cond_scale, guidance: defaults of `sample`: per U-Net the guidance weight, and the method. None where the model
+            sets none.
+        turn: lock of the model, held during changes of the networks, such as in `sample`.
 
     Raises:
-        ValueError: contradicting or unknown choices, each with a sentence.
-        TypeError: something that is no network.
+        ValueError: contradicting or unknown options, named in the message.
+        TypeError: an object that is not a network.
     """
 
-    #: name of the table of choices, as configuration files and checkpoints spell it
+    #: type of the model, as configuration files and checkpoints spell it
     kind: ClassVar[str] = ""
     _unrecorded: ClassVar[tuple[str, ...]] = ("unets", "text_encoder")
     _locals: dict[str, Any]
@@ -113,38 +113,38 @@ class CascadeParts(nn.Module):
         self._check_ranks()
 
     def _check_ranks(self) -> None:
-        """Refuse networks of pictures and of videos in one cascade, and frame rates without frames."""
+        """Check that all networks are for images or all for videos, and that frame rates belong to videos."""
         kinds = {makes_videos(unet) for unet in self.unets if not is_null(unet)}
         if len(kinds) > 1:
-            raise ValueError("the U-Nets of a cascade are all Unet (pictures) or all Unet3D (videos), got both")
+            raise ValueError("the U-Nets of a cascade are all Unet (images) or all Unet3D (videos), got both")
         if not self.is_video and self.temporal_downsample_divisor != 1:
-            raise ValueError("temporal_downsample_factor is for video cascades (Unet3D); pictures have no frames")
+            raise ValueError("temporal_downsample_factor is for video cascades (Unet3D); images have no frames")
 
     # -- facts ------------------------------------------------------------------------------------------------------
 
     @property
     def unconditional(self) -> bool:
-        """Whether the model takes no text."""
+        """True if the model takes no text."""
         return not self.condition_on_text
 
     @property
     def can_classifier_guidance(self) -> bool:
-        """Whether captions were dropped in training, so that there is something to guide away from."""
+        """True if captions were dropped in training, which classifier-free guidance needs."""
         return self.cond_drop_prob > 0
 
     @property
     def is_video(self) -> bool:
-        """Whether the networks make videos."""
+        """True if the networks generate videos."""
         return any(makes_videos(unet) for unet in self.unets)
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
+        """Device of the networks."""
         return device_of(self.unets)
 
     @property
     def noise_schedulers(self) -> tuple[GaussianDiffusionContinuousTimes, ...]:
-        """The schedule of each stage, with the methods of earlier versions."""
+        """Schedule of each stage, with the methods of earlier versions."""
         return tuple(
             GaussianDiffusionContinuousTimes(
                 noise_schedule=stage.process.schedule,
@@ -155,22 +155,22 @@ class CascadeParts(nn.Module):
 
     @property
     def lowres_noise_schedule(self) -> GaussianDiffusionContinuousTimes:
-        """The schedule of the noise on low-resolution pictures, with the methods of earlier versions."""
+        """Schedule of the noise on low-resolution images, with the methods of earlier versions."""
         return GaussianDiffusionContinuousTimes(noise_schedule=self.augmentation.schedule)
 
     def get_unet(self, unet_number: int) -> nn.Module:
-        """The network with this 1-based number; it stays where it is.
+        """Return the network with this 1-based number. It is not moved.
 
         Raises:
-            TypeError, ValueError: no such number.
+            TypeError, ValueError: a number that does not exist.
         """
         return self.unets[check_unet_number(unet_number, len(self.unets)) - 1]
 
     def to_config(self) -> dict[str, Any]:
-        """How the model was made, as plain containers: {"type", "unets": [{"type", ...}, ...], ...}.
+        """Return the constructor's arguments as plain containers: {"type", "unets": [{"type", ...}, ...], ...}.
 
         Raises:
-            TypeError: it was made with an object that a file cannot hold.
+            TypeError: the model was made with an object that a file cannot hold.
         """
         given = dict(self._locals)
         if self._text_encoder is not None:
@@ -180,28 +180,28 @@ class CascadeParts(nn.Module):
         unets = [{"type": class_name(unet), **plain(unet._locals)} for unet in self.unets]
         return {"type": self.kind, "unets": unets, **plain(given)}
 
-    # -- pictures and captions --------------------------------------------------------------------------------------
+    # -- images and captions ----------------------------------------------------------------------------------------
 
     def as_given(self, images: Shaped[Tensor, "b c *space"], name: str = "images") -> Float[Tensor, "b c *space"]:
-        """Pictures as floats in the caller's range; uint8 is brought there.
+        """Convert images to floats in the caller's range, also from uint8.
 
         Raises:
-            TypeError: whole numbers that are not uint8.
+            TypeError: integers that are not uint8.
         """
-        pictures = as_float(images, name)
-        return pictures if self.auto_normalize_img or images.is_floating_point() else normalize(pictures)
+        cond_images = as_float(images, name)
+        return cond_images if self.auto_normalize_img or images.is_floating_point() else normalize(cond_images)
 
     def normalize_img(self, images: Float[Tensor, "b c *space"]) -> Float[Tensor, "b c *space"]:
-        """From the caller's range to [-1, 1]."""
+        """Convert from the caller's range to [-1, 1]."""
         return normalize(images) if self.auto_normalize_img else images
 
     def unnormalize_img(self, images: Float[Tensor, "b c *space"]) -> Float[Tensor, "b c *space"]:
-        """From [-1, 1] to the caller's range."""
+        """Convert from [-1, 1] to the caller's range."""
         return unnormalize(images) if self.auto_normalize_img else images
 
     @property
     def text_encoder(self) -> TextEncoder:
-        """The encoder of captions; its weights are loaded at the first caption.
+        """Text encoder of the model. Its weights are loaded at the first caption.
 
         Raises:
             ValueError: the model has none, because ``text_encoder_name`` is None.
@@ -214,36 +214,36 @@ class CascadeParts(nn.Module):
         return self._text_encoder or text_encoder(self.text_encoder_name)
 
     def encode(self, texts: Sequence[str]) -> Text:
-        """Captions as embeddings and mask, on the model's device."""
+        """Encode captions to embeddings and mask, on the model's device."""
         return Text(*self.text_encoder.encode(list(texts), device=self.device))
 
     def encode_text(self, texts: Sequence[str], return_attn_mask: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """Embeddings ``(b, n, d)`` of captions, on request with their mask ``(b, n)``."""
+        """Encode captions to embeddings ``(b, n, d)``, on request with their mask ``(b, n)``."""
         text = self.encode(texts)
         return tuple(text) if return_attn_mask else text.embeds
 
     # -- changes ----------------------------------------------------------------------------------------------------
 
     def force_unconditional_(self) -> None:
-        """Use a text model without text, in place: its networks see the null caption that they met in training."""
+        """Use a text model without text, in place. Its networks receive the null caption of training."""
         self.condition_on_text = False
 
     def reset_unets_all_one_device(self, device: torch.device | str | None = None) -> None:
-        """Bring every network to one device (that of the first one)."""
+        """Move every network to one device (that of the first one)."""
         self.unets.to(device or self.device)
 
     @contextmanager
     def one_unet_in_gpu(self, unet_number: int | None = None, unet: nn.Module | None = None) -> Iterator[None]:
-        """Keep one network, by number or itself, on the model's device and the others on the CPU inside the block.
+        """Keep one network, by number or itself, on the model's device and the others on the CPU inside the context.
 
         Raises:
-            ValueError: not exactly one of the two arguments, or no network of this model.
+            ValueError: not exactly one of the two arguments, or a network of another model.
         """
         if (unet_number is None) == (unet is None):
             raise ValueError("one_unet_in_gpu takes either unet_number or unet")
         kept = unet if unet_number is None else self.get_unet(unet_number)
         index = next((index for index, item in enumerate(self.unets) if item is kept), None)
         if index is None:
-            raise ValueError("one_unet_in_gpu: the network is none of this model's; pass its unet_number")
+            raise ValueError("one_unet_in_gpu: the network does not belong to this model; pass its unet_number")
         with alone_on_device(self.unets, index, self.device):
             yield
