@@ -1,4 +1,4 @@
-"""Configuration classes: their fields are the constructors' arguments, so that every default lives once."""
+"""Configuration classes whose fields are the constructors' arguments, so that every default exists once."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from .trainer import ImagenTrainer
 from .training.options import forwarded
 from .training.rehearsal import TooLarge, main_memory, rehearse
 
-#: The names of the noise schedules, for those who prefer an enum to a string.
+#: Names of the noise schedules as an enum.
 NoiseSchedule = Enum("NoiseSchedule", {name: name for name in SCHEDULES.names()}, type=str)  # type: ignore[misc]
 
 
-#: weights, buffers and modules of a network, at most
+#: largest number of weights, buffers and modules of a network
 _PARTS = 50_000
 
 
@@ -51,29 +51,29 @@ _PARTS = 50_000
 
 
 class _UnetBase(Configuration):
-    longest = 64  # levels that no picture has
+    longest = 64  # more levels than any image has
 
     def create(self) -> Any:
         return self.target(**{name: value for name, value in self.given().items() if name != "type"})
 
 
 class NullUnetConfig(Configuration):
-    """The placeholder for a U-Net that is not used."""
+    """Placeholder for a U-Net that is not used."""
 
     target = UNETS["NullUnet"]
     is_null: Literal[True] = True
 
     def create(self) -> Any:
-        """The placeholder."""
+        """Return the placeholder."""
         return self.target()
 
 
 @functools.cache
 def unet_model(name: str) -> type[Configuration]:
-    """The model of the network that is registered under this name.
+    """Return the configuration class of the network that is registered under this name.
 
     Raises:
-        ValueError: no network of that name.
+        ValueError: an unknown network.
     """
     if UNETS[name] is NullUnetConfig.target:
         return NullUnetConfig
@@ -85,7 +85,8 @@ Unet3DConfig = unet_model("Unet3D")
 
 
 def _unet(values: Any) -> Configuration:
-    """A network's model from a dict with an optional "type"; ``{"is_null": true}`` is the placeholder."""
+    """Return a network's configuration from a dict with an optional "type"; ``{"is_null": true}`` is the
+    placeholder."""
     if isinstance(values, Configuration):
         return values
     if not isinstance(values, Mapping):
@@ -102,10 +103,10 @@ def _unet(values: Any) -> Configuration:
 
 @contextmanager
 def _at(place: str, given: Mapping[str, Any]) -> Iterator[None]:
-    """Errors inside the block say where in the configuration they come from.
+    """Prefix errors with their place in the configuration.
 
     Args:
-        place: of the part whose object is made.
+        place: of the part whose object is built.
         given: its entries.
     """
     try:
@@ -121,7 +122,8 @@ def _at(place: str, given: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _key_of(message: str, given: Mapping[str, Any]) -> str | None:
-    """Which entry a message is about: the first that it names, or else the only one whose value it repeats."""
+    """Return the entry that a message is about: the first that it names, or else the only one whose value it
+    repeats."""
     named = {match.start(): key for key in given if (match := re.search(rf"\b{re.escape(key)}\b", message))}
     if named:
         return named[min(named)]
@@ -136,7 +138,7 @@ def _key_of(message: str, given: Mapping[str, Any]) -> str | None:
 
 @contextmanager
 def _in_trainer(given: Mapping[str, Any]) -> Iterator[None]:
-    """As `_at`, of impossible values only: a trainer may also open a checkpoint, whose errors stay as they are."""
+    """As `_at`, for impossible values only: a trainer may also open a checkpoint, whose errors stay as they are."""
     try:
         yield
     except (ValueError, TypeError) as error:
@@ -147,7 +149,7 @@ def _in_trainer(given: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _without(key: str, message: str) -> str:
-    """A message that begins with the name of an entry, without it."""
+    """Remove the name of an entry from the beginning of a message."""
     return message.removeprefix(f"{key} ")
 
 
@@ -169,7 +171,7 @@ class _CascadeBase(Configuration):
     @model_validator(mode="before")
     @classmethod
     def _networks_of_videos(cls, values: Any) -> Any:
-        """With ``video``, a U-Net is a `Unet3D` unless it says otherwise."""
+        """Make `Unet3D` the default type of U-Nets if ``video`` is set."""
         if not isinstance(values, Mapping) or not values.get("video") or "unets" not in values:
             return values
         unets = cls._one_or_many(values["unets"])
@@ -192,10 +194,10 @@ class _CascadeBase(Configuration):
         return self
 
     def create(self) -> Cascade:
-        """The model; it remembers this configuration in ``_config``.
+        """Build the model. It keeps this configuration in ``_config``.
 
         Raises:
-            ConfigError: it cannot be made, or needs more memory than there is; known before it is taken.
+            ConfigError: it cannot be built, or needs more memory than there is. Checked before memory is allocated.
         """
         memory, stated = main_memory(), self.model_dump(mode="json")
         try:
@@ -239,10 +241,10 @@ class _CascadeBase(Configuration):
 
 @functools.cache
 def cascade_model(kind: str) -> type[Configuration]:
-    """The model of ``"original"``, ``"elucidated"`` or any other registered type.
+    """Return the configuration class of ``"original"``, ``"elucidated"`` or any other registered type.
 
     Raises:
-        ValueError: no type of that name.
+        ValueError: an unknown type.
     """
     return model_from_signature(CASCADES[kind], base=_CascadeBase, skip=("text_encoder",))
 
@@ -255,7 +257,7 @@ ElucidatedImagenConfig = cascade_model("elucidated")
 
 
 class _TrainerBase(Configuration):
-    """The trainer also takes keywords for others: ``ema_*``, ``accelerate_*`` and what Adam takes."""
+    """Arguments of the trainer, and keywords that it passes on: ``ema_*``, ``accelerate_*`` and those of Adam."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -273,7 +275,7 @@ TrainerOptions = model_from_signature(ImagenTrainer, base=_TrainerBase, skip=("i
 
 
 class ImagenTrainerConfig(TrainerOptions):  # type: ignore[misc, valid-type]
-    """A trainer with its model: the trainer's arguments, ``imagen``, and whether that is an `ElucidatedImagen`."""
+    """A trainer with its model: the trainer's arguments, ``imagen``, and a switch for `ElucidatedImagen`."""
 
     elucidated: bool = False
     video: bool = False
@@ -288,7 +290,7 @@ class ImagenTrainerConfig(TrainerOptions):  # type: ignore[misc, valid-type]
         return value if isinstance(value, Configuration) else part(cascade_model(kind), value)
 
     def create(self) -> ImagenTrainer:
-        """The trainer with a new model."""
+        """Build the trainer with a new model."""
         own = ("imagen", "elucidated", "video")
         options = {name: value for name, value in self.given().items() if name not in own}
         imagen = self.imagen.create()
@@ -300,14 +302,14 @@ class ImagenTrainerConfig(TrainerOptions):  # type: ignore[misc, valid-type]
 
 
 def loader_arguments() -> frozenset[str]:
-    """The names of the arguments of torch's ``DataLoader``."""
+    """Return the names of the arguments of torch's ``DataLoader``."""
     return frozenset(inspect.signature(DataLoader).parameters) - {"dataset"}
 
 
-#: what the annotations of scalar arguments consist of
+#: the words in annotations of scalar arguments
 _SCALARS = {"int": int, "float": float, "bool": bool, "str": str, "None": None, "Optional": Optional, "Union": Union}
 
-#: arguments of the loader whose annotations tell less than what they take
+#: types of arguments of the loader whose annotations are incomplete
 _LOADER = {
     "batch_size": Annotated[int, Field(ge=1)],
     "multiprocessing_context": Literal["fork", "spawn", "forkserver"] | None,
@@ -317,7 +319,7 @@ _LOADER = {
 }
 
 
-#: arguments of the loader that only worker processes have
+#: arguments of the loader that apply to worker processes only
 _WORKERS = ("timeout", "persistent_workers", "prefetch_factor", "multiprocessing_context")
 
 
@@ -328,10 +330,10 @@ class _DatasetOptions(Configuration):
 
     @model_validator(mode="after")
     def _options_of_workers(self) -> _DatasetOptions:
-        """What only worker processes have is refused without them, before torch does so in its own words."""
+        """Refuse options of worker processes without such processes, before torch does."""
         for key in _WORKERS if not getattr(self, "num_workers", None) else ():
             if getattr(self, key, None):
-                raise FieldError(key, "it needs reading processes: set num_workers to 1 or more, or leave it out")
+                raise FieldError(key, "it needs worker processes: set num_workers to 1 or more, or leave it out")
         return self
 
 
@@ -339,12 +341,12 @@ def _no_object(_: Any) -> Any:
     raise ValueError("an object of Python, which no configuration can hold; leave it out")
 
 
-#: the type of an argument that only Python can give
+#: the type of an argument that exists in Python only
 _OBJECT = Annotated[Any, BeforeValidator(_no_object)]
 
 
 def _scalar(annotation: Any) -> Any:
-    """The type of an argument of the loader that a configuration can hold, if it can."""
+    """Return the type of an argument of the loader, if a configuration can hold it."""
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
     words = set(re.findall(r"\w+", text)) - {"typing"}
     return eval(text.replace("typing.", ""), dict(_SCALARS)) if words <= _SCALARS.keys() else _OBJECT
@@ -352,10 +354,10 @@ def _scalar(annotation: Any) -> Any:
 
 @functools.cache
 def dataset_model(name: str | None) -> type[Configuration]:
-    """The model of the entries of ``dataset``.
+    """Return the configuration class of the entries of ``dataset``.
 
     Args:
-        name: of an embedded data set; None: a folder or a data set of the hub, which may take what any of them takes.
+        name: of an embedded data set; None: a folder or a data set of the hub, with the arguments of both.
     """
     from .data import SOURCES, Dataset, VideoDataset, hub_dataset
 
@@ -366,7 +368,7 @@ def dataset_model(name: str | None) -> type[Configuration]:
     for source in (Dataset, VideoDataset, hub_dataset) if name is None else (SOURCES[name],):
         hints = get_type_hints(source.__init__ if inspect.isclass(source) else source)
         for key in inspect.signature(source).parameters:
-            if key not in loader and key not in ("folder", "name"):  # of what both take, the loader gets it
+            if key not in loader and key not in ("folder", "name"):  # shared arguments go to the loader
                 known.setdefault(key, []).append(_OBJECT if hints.get(key, Any) is Any else hints[key])
     fields: dict[str, Any] = {key: (functools.reduce(operator.or_, kinds), None) for key, kinds in known.items()}
     return create_model("DatasetOptions", __base__=_DatasetOptions, __module__=__name__, **fields)
@@ -376,7 +378,7 @@ def _check_dataset(name: str, values: Any) -> None:
     """Check the entries of ``dataset``.
 
     Raises:
-        ValueError: one that neither the loader nor the source takes, or of another type than they take.
+        ValueError: an entry that neither the loader nor the source has, or of another type.
     """
     from .data import SOURCES
 
@@ -389,7 +391,7 @@ def _check_dataset(name: str, values: Any) -> None:
 
 
 class TrainingConfig(Configuration):
-    """A whole configuration file: a model, a trainer, data, and what happens when.
+    """A complete configuration file: a model, a trainer, data, and the periods of samples and checkpoints.
 
     All periods are counted in training steps of the U-Net that is trained; 0 means never.
     """
@@ -402,19 +404,19 @@ class TrainingConfig(Configuration):
         default_factory=lambda: {"batch_size": 16, "shuffle": True},
         description="arguments of torch's DataLoader and of the data source, in any order",
     )
-    image_label: str | None = Field(None, description="column of a hub data set that holds the pictures")
-    url_label: str | None = Field(None, description="column that holds their addresses, if they must be fetched")
+    image_label: str | None = Field(None, description="column of a hub data set that holds the images")
+    url_label: str | None = Field(None, description="column that holds their URLs, if they must be fetched")
     text_label: str | None = Field(None, description="column of the captions")
     checkpoint_path: str = Field("./imagen.pt", description="written while training and at its end, continued from")
-    max_skipped_share: float = Field(0.05, ge=0, le=1, description="stop if more of the data than that is unusable")
-    max_batch_size: int | None = Field(None, ge=1, description="pictures that fit into memory at once")
+    max_skipped_share: float = Field(0.05, ge=0, le=1, description="stop if a larger fraction of the data is unusable")
+    max_batch_size: int | None = Field(None, ge=1, description="largest number of images in memory at once")
     steps: int | list[int | None] | None = Field(
-        None, description="total training steps, one number or one per U-Net, where the command line says nothing"
+        None, description="total training steps, one number or one per U-Net; the command line takes precedence"
     )
-    sample_at_every: int = Field(100, ge=0, description="period of sample pictures")
+    sample_at_every: int = Field(100, ge=0, description="period of sample images")
     save_at_every: int = Field(1000, ge=0, description="period of checkpoints")
-    validate_at_every: int = Field(0, ge=0, description="period of validations, on a part set aside for it")
-    sample_texts: list[str] = Field(default_factory=list, description="captions of the sample pictures")
+    validate_at_every: int = Field(0, ge=0, description="period of validations, on a fraction held out for it")
+    sample_texts: list[str] = Field(default_factory=list, description="captions of the sample images")
 
     @field_validator("type")
     @classmethod
@@ -447,17 +449,18 @@ class TrainingConfig(Configuration):
         return self
 
     def total_steps(self, unet_number: int) -> int | None:
-        """The number of steps after which this U-Net (1-based) is done, if the configuration says so."""
+        """Return the number of steps after which this U-Net (1-based) is done, or None if it is not configured."""
         return self.steps[unet_number - 1] if isinstance(self.steps, list) else self.steps
 
     def split_dataset_arguments(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The entries of ``dataset`` for torch's ``DataLoader``, and those for the data source."""
+        """Return the entries of ``dataset`` for torch's ``DataLoader``, and those for the data source."""
         known = loader_arguments()
         loader = {"batch_size": 16} | {name: value for name, value in self.dataset.items() if name in known}
         return loader, {name: value for name, value in self.dataset.items() if name not in known}
 
     def create(self, **trainer_options: Any) -> ImagenTrainer:
-        """The trainer with a new model; further options of `ImagenTrainer` override those of the configuration."""
+        """Build the trainer with a new model. Further options of `ImagenTrainer` override those of the
+        configuration."""
         imagen, given = self.imagen.create(), self.trainer.given()
         with _in_trainer(given):
             return ImagenTrainer(imagen, **{**given, **trainer_options})

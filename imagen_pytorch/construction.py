@@ -1,4 +1,4 @@
-"""Objects that remember how they were made, so that a checkpoint can make them again."""
+"""Objects that record their constructor's arguments, so that a checkpoint can build them again."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 
 def records_construction(init: Callable[..., None]) -> Callable[..., None]:
-    """Decorator of ``__init__``: keeps the arguments that were given, by name, in ``self._locals``.
+    """Decorate ``__init__`` to keep the given arguments, by name, in ``self._locals``.
 
-    Only what was given is kept: a default that changes later must not be frozen into every checkpoint.
+    Only given arguments are kept: a default that changes later must not be frozen into every checkpoint.
     A subclass that calls ``super().__init__`` keeps its own arguments. Arguments that a class names in ``_unrecorded``
-    are left out: networks, for one, are parts of the object already. The name of the class is kept for `class_name`.
-    Numbers of NumPy and of torch become Python's before the constructor sees them.
+    are left out, for example networks, which are parts of the object already. The name of the class is kept for
+    `class_name`. Numbers of NumPy and of torch become Python's before the constructor gets them.
     """
     signature = inspect.signature(init)
 
@@ -33,22 +33,22 @@ def records_construction(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def _python(value: Any) -> Any:
-    """A number of NumPy or torch, alone or in a list, as a Python number; everything else as it is."""
+    """Convert a number of NumPy or torch, alone or in a list, to a Python number. Other values pass unchanged."""
     if type(value) in (list, tuple):
         return type(value)(_python(item) for item in value)
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def class_name(made: Any) -> str:
-    """The name of the class that an object was made as: sharding puts its own class in the place of a network's."""
+    """Return the name of the class that an object was built as. Sharding replaces the class of a network by its own."""
     return getattr(made, "_made_as", type(made).__name__)
 
 
 def plain(value: Any) -> Any:
-    """A value as plain containers (tuples become lists); enums become their values.
+    """Convert a value to plain containers (tuples become lists). Enums become their values.
 
     Raises:
-        TypeError: something that a checkpoint must not hold.
+        TypeError: a value that a checkpoint must not hold.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return getattr(value, "value", value)

@@ -1,4 +1,4 @@
-"""The two public wrappers: one cascade, two tables of choices."""
+"""The two public models: one cascade with two sets of default choices."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def _networks(unets: nn.Module | Sequence[nn.Module]) -> tuple[nn.Module, ...]:
 
 
 def padded_schedules(given: str | Sequence[str], count: int) -> tuple[str, ...]:
-    """Noise schedules of all stages: what is missing is cosine for the second U-Net and linear behind it.
+    """Return the noise schedules of all stages. Missing ones are cosine for the second U-Net and linear after it.
 
     Raises:
         ValueError: more schedules than U-Nets.
-        TypeError: something that is not a name.
+        TypeError: a value that is not a name.
     """
     names = tuple(given) if isinstance(given, list | tuple) else (given,)
     for name in names:
@@ -52,7 +52,7 @@ def padded_schedules(given: str | Sequence[str], count: int) -> tuple[str, ...]:
 
 
 def _timed_from_0_to_1(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of schedules whose times lie in [0, 1].
+    """Check that the times of schedules lie in [0, 1], and return their names.
 
     Raises:
         ValueError: an unknown schedule, or one whose time is the noise level.
@@ -86,54 +86,56 @@ class Imagen(Cascade):
         unets: one network or several, lowest resolution first.
         image_sizes: size of each stage, an int or (height, width).
         text_encoder_name: hub name or folder of a T5 or any other transformers encoder, or an embedded one. None: the
-            model is only given embeddings, of width ``text_embed_dim``.
+            model takes only embeddings, of width ``text_embed_dim``.
         text_encoder: in place of a name, an encoder object or a function from a list of captions to embeddings
             ``(b, n, d)``, or to embeddings and a mask. Checkpoints do not hold it.
-        text_embed_dim: width of caption embeddings; known from the encoder by default.
-        channels: of the pictures.
+        text_embed_dim: width of caption embeddings; by default that of the encoder.
+        channels: of the images.
         timesteps: per-unet number of sampling steps.
         sampler: per-unet name of the sampler.
         self_cond: per-unet; true gives the network its own earlier estimate (Chen et al. 2022, arXiv 2208.04202). By
             default it is as the U-Net was built.
-        cond_drop_prob: share of captions dropped in training; 0 forbids guidance.
-        cond_images_drop_prob: share of conditioning pictures dropped in training; above 0 they are guided on too.
-        cond_scale, guidance: per-unet guidance weight and name of the guidance method that `sample` uses unless it is
-            given others; None means 1 (no guidance) and "cfg".
+        cond_drop_prob: fraction of captions dropped in training; 0 excludes guidance.
+        cond_images_drop_prob: fraction of conditioning images dropped in training; above 0 they are guided on too.
+        cond_scale, guidance: per-unet guidance weight and name of the guidance method, the defaults of `sample`. None
+            means 1 (no guidance) and "cfg".
         loss_type: "l1", "l2" or "huber".
         noise_schedules: per-unet name; missing ones are cosine for U-Net 2, then linear.
         pred_objectives: per-unet, "noise", "x_start" or "v".
         random_crop_sizes: per-unet training crop of upsamplers; the first entry is None.
         lowres_noise_schedule, lowres_sample_noise_level, per_sample_random_aug_noise_level: noise-conditioning
-            augmentation of the low-resolution picture: its schedule, its per-unet time when sampling, and whether
-            training draws a level per picture instead of per batch.
+            augmentation of the low-resolution image: its schedule, its per-unet time when sampling, and a switch to
+            draw a training level per image instead of per batch.
         lowres_max_noise_level: training draws those times from [0, this); at 1 up to pure noise, as in the paper.
-        lowres_residual: per-unet scale; the stage then models (picture - enlarged low-resolution picture) / scale.
+        lowres_residual: per-unet scale; the stage then models (image - enlarged low-resolution image) / scale.
         condition_on_text: False for unconditional models.
-        auto_normalize_img: pictures are given and returned in [0, 1]; False means [-1, 1].
+        auto_normalize_img: images are given and returned in [0, 1]; False means [-1, 1].
         dynamic_thresholding, dynamic_thresholding_percentile: per-unet switch and quantile (Imagen section 2.3).
         only_train_unet_number: refuse training any other U-Net.
-        temporal_downsample_factor: of a video cascade, per-unet; a stage makes every so-many-th frame, the last all.
-        resize_cond_video_frames: a stage with fewer frames sees of the given frames those that fall on its own times.
+        temporal_downsample_factor: of a video cascade, per-unet; a stage with k keeps every k-th frame, the last all.
+        resize_cond_video_frames: a stage with fewer frames uses of the given frames those that fall on its own times.
         temporal_resize_mode: from the frames of one stage to those of the next: "linear" or "nearest".
-        video_frames, fps: how many frames `sample` makes and at which rate they follow each other, unless told.
-        fps_drop_prob: share of training clips whose ``fps`` is hidden from the network.
-        given_frames_prob: share of training batches in which some frames are given and the rest is learned: with
-            causal networks the first ones, else any. `sample` can then go on from ``cond_video_frames``.
+        video_frames, fps: default number of frames and frame rate of `sample`.
+        fps_drop_prob: fraction of training clips whose ``fps`` is hidden from the network.
+        given_frames_prob: fraction of training batches in which some frames are given and the rest is learned: with
+            causal networks the first ones, else any. `sample` can then continue ``cond_video_frames``.
         resize_mode: of every resize, antialiased for "bilinear" and "bicubic".
         spectral_loss: per-unet; a loss of the error by spatial frequency, added to the plain one: ``{"table": "jpeg85",
             "weight": 1.0}`` or the name of a table, "jpeg85" (low frequencies count most), "sharp" (high ones) or
             "flat". It does not move the minimiser of ``loss_type="l2"`` (Ma et al. 2025, arXiv 2511.19365; see
             `SpectralLoss`).
-        crop_coordinates: per-unet, of upsamplers: give the network x and y of every pixel in the full image, so that it
-            knows where a crop of ``random_crop_sizes`` was cut (Wang et al. 2023, "Patch Diffusion", arXiv 2304.12526).
+        crop_coordinates: per-unet, of upsamplers: give the network x and y of every pixel in the full image, as the
+            position of a crop of ``random_crop_sizes`` (Wang et al. 2023, "Patch Diffusion", arXiv 2304.12526).
             By default it is as the U-Net was built.
-        augment: per-unet; flip, shift, scale and rotate training images at random and describe that to the network by a
-            label, which is zero in sampling and validation: ``{"probability": 0.12, "flips": True, "shifts": 0.125,
+        augment: per-unet; flip, shift, scale and rotate training images at random, and condition the network on a
+            label of these changes, which is zero in sampling and validation: ``{"probability": 0.12, "flips": True,
+                "shifts": 0.125,
             "scales": 0.2, "rotations": 180}``, of which missing entries have these values. The low-resolution image
             and conditioning images change alike (Karras et al. 2022, arXiv 2206.00364, appendix F.2; see
             `GeometricAugmentation`).
-        perceptual_loss: per-unet; a loss of the estimated image in the early maps of a frozen network, at low noise and
-            for a part of the batch: ``{"features": "efficientnet-lite0", "weight": 0.1, "max_noise_share": 0.7,
+        perceptual_loss: per-unet; a loss on early features that a frozen network computes of the estimated image, at
+            low noise and for a part of the batch: ``{"features": "efficientnet-lite0", "weight": 0.1,
+                "max_noise_share": 0.7,
             "batch_fraction": 0.25}`` or the name of the features. It is left out of validation losses and likelihoods,
             moves the minimiser away from the posterior mean, and an evaluation refuses the features that it used
             (Ma et al. 2026, "PixelGen", arXiv 2602.02493; see `PerceptualLoss`).
@@ -141,11 +143,11 @@ class Imagen(Cascade):
         p2_loss_weight_gamma, p2_loss_weight_k: per-unet P2 weight in its place (Choi et al. 2022, arXiv 2204.00227).
         loss_space: per-unet; measure the error in "x0", "eps", "v" or "flow", whatever the network predicts. By default
             it is measured in the prediction. Needs ``min_snr_loss_weight=False``, because the min-SNR weight is stated
-            in x0 space and comes to the same loss in every space (Li & He 2025, arXiv 2511.13720).
+            in x0 space and gives the same loss in every space (Li & He 2025, arXiv 2511.13720).
 
     Raises:
-        ValueError: contradicting or unknown choices, each with a sentence.
-        TypeError: something that is no network.
+        ValueError: contradicting or unknown options, named in the message.
+        TypeError: an object that is not a network.
     """
 
     kind = "original"
@@ -244,7 +246,7 @@ def _loss_space(name: str | None, min_snr: bool) -> Objective | None:
     """Return the objective in whose prediction the error is measured.
 
     Raises:
-        ValueError: there is a min-SNR weight, or no objective of that name.
+        ValueError: combined with a min-SNR weight, or an unknown objective.
         TypeError: not a name.
     """
     if name is None:
@@ -274,7 +276,7 @@ class Hparams(NamedTuple):
     S_noise: float
 
 
-#: ranges of these numbers; within them all noise levels and weights are finite in single precision
+#: ranges of these numbers, within which all noise levels and weights are finite in single precision
 _RANGES = {
     "sigma_min": (1e-6, 1e5),
     "sigma_max": (1e-6, 1e5),
@@ -300,13 +302,13 @@ class ElucidatedImagen(ElucidatedFormulas, Cascade):
         sigma_min, sigma_max, rho: the grid of noise levels (eq. 5).
         sigma_data: standard deviation of the data in [-1, 1] (of the residual where lowres_residual is set).
         P_mean, P_std: training levels, log sigma ~ N(P_mean, P_std**2).
-        S_churn, S_tmin, S_tmax, S_noise: stochasticity of the sampler "edm" (algorithm 2), also where it is asked for
-            in `sample`.
+        S_churn, S_tmin, S_tmax, S_noise: stochasticity of the sampler "edm" (algorithm 2), also when `sample` requests
+            it.
         sampler: name of the sampler.
 
     Raises:
-        ValueError: contradicting or unknown choices, each with a sentence.
-        TypeError: something that is no network.
+        ValueError: contradicting or unknown options, named in the message.
+        TypeError: an object that is not a network.
     """
 
     kind = "elucidated"
@@ -379,7 +381,7 @@ class ElucidatedImagen(ElucidatedFormulas, Cascade):
 
 
 def edm_process(hparams: Hparams, sampler: str = "edm") -> DiffusionProcess:
-    """The EDM process with the given numbers."""
+    """Return the EDM process with the given numbers."""
     churn = {name: getattr(hparams, name) for name in ("S_churn", "S_tmin", "S_tmax", "S_noise")}
     churning = SAMPLERS["edm"](**churn)
     return DiffusionProcess(
@@ -394,10 +396,10 @@ def edm_process(hparams: Hparams, sampler: str = "edm") -> DiffusionProcess:
 
 
 def unet_from_config(config: Mapping[str, Any]) -> nn.Module:
-    """A network from its constructor arguments and the name of its class ("type", by default "Unet").
+    """Build a network from its constructor arguments and the name of its class ("type", by default "Unet").
 
     Raises:
-        ValueError: no network of that name.
+        ValueError: an unknown network.
         TypeError: an argument that the network does not take.
     """
     arguments = dict(config)
@@ -405,12 +407,12 @@ def unet_from_config(config: Mapping[str, Any]) -> nn.Module:
 
 
 def imagen_from_config(config: Mapping[str, Any]) -> Cascade:
-    """The model that `Cascade.to_config` described; its weights are fresh.
+    """Build the model that `Cascade.to_config` described, with new weights.
 
-    The description is data: nothing is imported, fetched or asked for, and the text encoder is not touched.
+    The description is data: nothing is imported or fetched, and the text encoder is not used.
 
     Raises:
-        ValueError: no model or network of that name, arguments that contradict each other, or a text model whose width
+        ValueError: an unknown model or network, arguments that contradict each other, or a text model whose width
             of caption embeddings is neither recorded nor well known.
         TypeError: an argument that the model does not take.
     """
@@ -426,13 +428,13 @@ def imagen_from_config(config: Mapping[str, Any]) -> Cascade:
 
 
 def _recorded_dim(arguments: Mapping[str, Any], unets: Sequence[nn.Module]) -> int | None:
-    """Width of caption embeddings of a described model that does not state it.
+    """Return the width of caption embeddings of a described model that does not state it.
 
     Raises:
-        ValueError: only the encoder itself could tell.
+        ValueError: only the encoder itself has the width.
     """
     if arguments.get("text_encoder") is not None:
-        return None  # the caller's encoder tells
+        return None  # the caller's encoder has it
     name = arguments.get("text_encoder_name", DEFAULT_T5_NAME)
     known = None if name is None else known_dim(name)
     if known is None:
@@ -440,7 +442,7 @@ def _recorded_dim(arguments: Mapping[str, Any], unets: Sequence[nn.Module]) -> i
         known = next((dim for dim in stated if dim is not None), None)
     if known is None:
         raise ValueError(
-            f'the description does not say how wide the embeddings of its text encoder "{name}" are '
+            f'the description lacks the width of the embeddings of its text encoder "{name}" '
             "(imagen.text_embed_dim), and nothing is fetched to find out: add that number, or build the model yourself"
         )
     return known

@@ -1,4 +1,4 @@
-"""Pictures and videos as tensors: ranges, antialiased resizing, paired crops, to and from Pillow."""
+"""Images and videos as tensors: ranges, antialiased resizing, paired crops, to and from Pillow."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 #: Height and width in pixels.
 Size = tuple[int, int]
 
-#: Pixels of one side, at most.
+#: Largest number of pixels of a side.
 LONGEST_SIDE = 65_536
 
-#: Pillow's name of the mode with so many channels.
+#: Pillow's mode for each number of channels.
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
-#: Modes from which Pillow converts to a few others only, and where to go first.
+#: Modes that Pillow converts to few others only, and the intermediate mode.
 DETOURS = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}
 
 RESIZE_MODES = ("nearest", "bilinear", "trilinear", "bicubic", "area")
@@ -31,31 +31,31 @@ TEMPORAL_MODES = ("linear", "nearest")
 
 
 def as_size(size: int | Sequence[int]) -> Size:
-    """``64`` or ``(height, width)`` as a pair.
+    """Convert ``64`` or ``(height, width)`` to a pair.
 
     Raises:
-        ValueError: not one or two positive whole numbers, or more than `LONGEST_SIDE`.
+        ValueError: not one or two positive integers, or more than `LONGEST_SIDE`.
     """
     pair = (size, size) if isinstance(size, int) else size
     if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise ValueError(f"a picture size is a positive int or (height, width), got {size!r}")
+        raise ValueError(f"an image size is a positive int or (height, width), got {size!r}")
     if max(pair) > LONGEST_SIDE:
-        raise ValueError(f"a picture size is at most {LONGEST_SIDE:,} pixels a side, got {size!r}")
+        raise ValueError(f"an image size is at most {LONGEST_SIDE:,} pixels a side, got {size!r}")
     return tuple(pair)
 
 
 def normalize(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """From [0, 1] to the model's [-1, 1]."""
+    """Convert from [0, 1] to the model's [-1, 1]."""
     return x * 2 - 1
 
 
 def unnormalize(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """From the model's [-1, 1] to [0, 1], clipped."""
+    """Convert from the model's [-1, 1] to [0, 1], clipped."""
     return (x.clamp(-1, 1) + 1) / 2
 
 
 def as_float(x: Shaped[Tensor, "*shape"], name: str = "images") -> Float[Tensor, "*shape"]:
-    """uint8 in 0..255 becomes float in [0, 1]; floating tensors pass unchanged.
+    """Convert uint8 in 0..255 to float in [0, 1]. Floating tensors pass unchanged.
 
     Raises:
         TypeError: any other dtype.
@@ -69,7 +69,7 @@ def as_float(x: Shaped[Tensor, "*shape"], name: str = "images") -> Float[Tensor,
 
 def _resize_plane(x: Float[Tensor, "b c h w"], size: Size, mode: str) -> Float[Tensor, "b c h2 w2"]:
     if mode in ("bilinear", "bicubic"):
-        # the antialiasing kernels of the CPU do not know half precision
+        # the antialiasing kernels of the CPU do not support half precision
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         return F.interpolate(wide, size, mode=mode, antialias=True, align_corners=False).to(x.dtype)
     return F.interpolate(x, size, mode="nearest-exact" if mode == "nearest" else mode)
@@ -78,10 +78,10 @@ def _resize_plane(x: Float[Tensor, "b c h w"], size: Size, mode: str) -> Float[T
 def resize(
     x: Float[Tensor, "b c *space"], size: int | Sequence[int], mode: str = "bilinear"
 ) -> Float[Tensor, "b c *to"]:
-    """Resize the last two axes of pictures ``b c h w`` or videos ``b c f h w``; "bilinear" and "bicubic" antialias.
+    """Resize the last two axes of images ``b c h w`` or videos ``b c f h w``. "bilinear" and "bicubic" antialias.
 
     "trilinear" is "bilinear" here, where frames keep their number; `resample_frames` changes that.
-    Bicubic overshoots; the result is clipped to the range of the input.
+    Bicubic overshoots, so the result is clipped to the range of the input.
 
     Raises:
         ValueError: an unknown mode.
@@ -107,10 +107,10 @@ def resize(
 def resample_frames(
     x: Float[Tensor, "b c f h w"], places: Float[Tensor, " f2"], mode: str = "linear"
 ) -> Float[Tensor, "b c f2 h w"]:
-    """Frames of a clip at any place in it: 0 is its first frame, 1 its second, 1.5 lies between the second and third.
+    """Resample a clip at positions in it: 0 is its first frame, 1 its second, 1.5 lies between the second and third.
 
     Args:
-        places: outside the clip its nearest frame stands.
+        places: positions. Outside the clip its nearest frame is used.
         mode: "linear" mixes the two neighbours, "nearest" takes the last frame that is not later.
 
     Raises:
@@ -131,10 +131,10 @@ def resample_frames(
 def shrink_known(
     image: Float[Tensor, "b c *space"], mask: Bool[Tensor, "b 1 *space"], size: Size
 ) -> tuple[Float[Tensor, "b c *to"], Bool[Tensor, "b 1 *to"]]:
-    """A partly known picture and its mask (true = known) at another size.
+    """Resize a partly known image and its mask (true = known).
 
-    A small pixel is known only if every pixel that it covers is known, and its value is the mean over known pixels:
-    no unknown value leaks in, whatever it is.
+    A small pixel is known only if every pixel that it covers is known. Its value is the mean over known pixels, so no
+    unknown value has an influence.
     """
     hidden = resize((~mask).float(), size, "area")
     known = resize(image.masked_fill(~mask, 0), size, "area") / (1 - hidden).clamp(min=1e-6)
@@ -142,19 +142,19 @@ def shrink_known(
 
 
 def crop_offsets(size: Size, crop: Size, draws: Float[Tensor, "b 2"]) -> list[tuple[int, int]]:
-    """Top-left corners of one crop per item from uniform draws in [0, 1).
+    """Return the top-left corners of one crop per item from uniform draws in [0, 1).
 
     Raises:
-        ValueError: the crop is larger than the picture.
+        ValueError: the crop is larger than the image.
     """
     if crop[0] > size[0] or crop[1] > size[1]:
-        raise ValueError(f"a crop of {crop} does not fit into a picture of {size}; choose smaller random_crop_sizes")
+        raise ValueError(f"a crop of {crop} does not fit into an image of {size}; choose smaller random_crop_sizes")
     room = torch.tensor([size[0] - crop[0] + 1, size[1] - crop[1] + 1])
     return [(int(y), int(x)) for y, x in (draws.cpu().double() * room).long()]
 
 
 def crop(x: Shaped[Tensor, "b c *space"], offsets: list[tuple[int, int]], size: Size) -> Shaped[Tensor, "b c *to"]:
-    """Cut the same window out of every channel and frame of an item; pair tensors by giving them the same offsets."""
+    """Crop the same window from every channel and frame of an item. Equal offsets pair several tensors."""
     height, width = size
     pairs = zip(x, offsets, strict=True)
     return torch.stack([item[..., top : top + height, left : left + width] for item, (top, left) in pairs])
@@ -166,21 +166,21 @@ def crop_windows(offsets: list[tuple[int, int]], crop: Size, size: Size) -> Floa
 
 
 def check_channels(channels: int) -> str:
-    """The Pillow mode of images with this number of channels.
+    """Return the Pillow mode of images with this number of channels.
 
     Raises:
-        ValueError: no Pillow mode has that many.
+        ValueError: Pillow has no such mode.
     """
     if channels not in MODES:
-        raise ValueError(f"pictures have 1 (L), 2 (LA), 3 (RGB) or 4 (RGBA) channels, got {channels}")
+        raise ValueError(f"images have 1 (L), 2 (LA), 3 (RGB) or 4 (RGBA) channels, got {channels}")
     return MODES[channels]
 
 
 def to_pil(x: Float[Tensor, "b c h w"]) -> list[Image.Image]:
-    """Pictures in [0, 1] as Pillow images (L, LA, RGB or RGBA by the number of channels); values outside are clipped.
+    """Convert images in [0, 1] to Pillow images (L, LA, RGB or RGBA by the number of channels), clipped to that range.
 
     Raises:
-        ValueError: no Pillow mode has so many channels.
+        ValueError: Pillow has no mode with this number of channels.
     """
     from PIL import Image
 
@@ -190,10 +190,10 @@ def to_pil(x: Float[Tensor, "b c h w"]) -> list[Image.Image]:
 
 
 def from_pil(picture: Image.Image, channels: int = 3) -> Float[Tensor, "c h w"]:
-    """A Pillow image of any mode as floats in [0, 1]; transparency is laid over white unless alpha is asked for.
+    """Convert a Pillow image of any mode to floats in [0, 1]. Transparency is composed over white, or kept as alpha.
 
     Raises:
-        ValueError: no Pillow mode has so many channels.
+        ValueError: Pillow has no mode with this number of channels.
     """
     import numpy as np
     from PIL import Image

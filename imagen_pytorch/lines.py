@@ -1,4 +1,4 @@
-"""Files of lines that runs add to: written to the file of that name itself, never through a link or into a pipe."""
+"""Files of lines that runs append to, written to the named file itself and never through a link or into a pipe."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def next_free(path: Path) -> Path:
-    """The path itself or, if it exists, the first of its name with -1, -2 and so on after its stem that does not.
+    """Return the path itself or, if it exists, the first free name with -1, -2 and so on after its stem.
 
-    A link counts as a file that exists, also one that leads nowhere. The end of a long row is found by halving; a gap
-    in the row may be passed over.
+    A link counts as a file that exists, also one that leads nowhere. The end of a long series is found by bisection. A
+    gap in the series may be passed over.
     """
 
     def name(number: int) -> Path:
@@ -28,7 +28,8 @@ def next_free(path: Path) -> Path:
 
 
 def set_aside(path: Path) -> Path | None:
-    """Rename a file, folder or link to the next free name; returns that name, None if there is nothing to rename."""
+    """Rename a file, folder or link to the next free name and return that name, or None if there is nothing to
+    rename."""
     if not os.path.lexists(path):
         return None
     free = next_free(path)
@@ -37,9 +38,9 @@ def set_aside(path: Path) -> Path | None:
 
 
 def append_lines(lines: Sequence[str], path: Path) -> None:
-    """Add lines to a file, in one piece; what else has its name, a link or a pipe, is renamed and not written through.
+    """Append lines to a file, in one piece. A link or a pipe of that name is renamed and not written through.
 
-    A last line that a crash has torn stays by itself. Names that are no UTF-8 keep their bytes.
+    A last line that a crash has cut off stays by itself. Names that are not UTF-8 keep their bytes.
 
     Raises:
         OSError: it cannot be written.
@@ -58,7 +59,7 @@ def append_lines(lines: Sequence[str], path: Path) -> None:
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a file, bytes that are no UTF-8 replaced; none if it cannot be read, or is a pipe or a device."""
+    """Return the lines of a file, with invalid UTF-8 replaced. Empty if it is not a readable file."""
     try:
         if stat.S_ISREG(os.stat(path).st_mode):
             return path.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -1,4 +1,4 @@
-"""Numbers that a caller states: their kinds and ranges, refused with a sentence that names the argument."""
+"""Checks of the type and range of numbers that a caller gives, with messages that name the argument."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 
 def plain_number(value: Any) -> Any:
-    """A tensor of one element as a number."""
+    """Return a tensor of one element as a number."""
     return value.item() if isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta else value
 
 
 def check_whole(value: Any, name: str, low: float = 1, high: int | None = None) -> int:
-    """A whole number in a range.
+    """Check that a value is an integer in a range, and return it.
 
     Raises:
         TypeError: not a number.
-        ValueError: a fraction, or outside of the range.
+        ValueError: not an integer, or out of range.
     """
     number = plain_number(value)
     if isinstance(number, bool) or not isinstance(number, Real):
@@ -34,14 +34,14 @@ def check_whole(value: Any, name: str, low: float = 1, high: int | None = None) 
 
 
 def check_number(value: Any, name: str, low: float, high: float, *, above: bool = False) -> float:
-    """A number in a range.
+    """Check that a value is a number in a range, and return it.
 
     Args:
-        above: whether the range leaves out its lower end.
+        above: the range excludes its lower end.
 
     Raises:
         TypeError: not a number.
-        ValueError: outside of the range, or NaN.
+        ValueError: out of range, or NaN.
     """
     number = plain_number(value)
     if isinstance(number, bool) or not isinstance(number, Real):

@@ -12,16 +12,16 @@ Member = TypeVar("Member")
 
 
 def suggestion(name: object, known: tuple[str, ...]) -> str:
-    """The words '; did you mean "x"?' when ``name`` looks like a known one, else nothing."""
+    """Return '; did you mean "x"?' if ``name`` resembles a known one, else nothing."""
     close = get_close_matches(str(name), known, n=1)
     return f'; did you mean "{close[0]}"?' if close else ""
 
 
 class Registry(Generic[Member]):
-    """Maps names to the members of one family; a member registers itself where it is defined.
+    """A family of members by name. A member registers itself where it is defined.
 
     Args:
-        family: what the members are, in the singular ("schedule"); used in the error message.
+        family: name of the family, in the singular ("schedule"), for the error message.
     """
 
     def __init__(self, family: str) -> None:
@@ -30,7 +30,7 @@ class Registry(Generic[Member]):
         self._canonical: list[str] = []
 
     def register(self, name: str, *aliases: str) -> Callable[[Member], Member]:
-        """Decorator that makes a member known as ``name`` and, silently, as each alias.
+        """Return a decorator that registers a member as ``name`` and, unlisted, as each alias.
 
         Raises:
             ValueError: a name is taken already.
@@ -48,14 +48,14 @@ class Registry(Generic[Member]):
         return decorate
 
     def names(self) -> tuple[str, ...]:
-        """The canonical names, in the order of their registration."""
+        """Return the canonical names, in the order of their registration."""
         return tuple(self._canonical)
 
     def __getitem__(self, name: str) -> Member:
-        """The member called ``name``.
+        """Return the member called ``name``.
 
         Raises:
-            ValueError: no such member; the message lists what is known.
+            ValueError: an unknown name; the message lists the known ones.
         """
         if name not in self._members:
             known = self.names()
@@ -70,6 +70,6 @@ class Registry(Generic[Member]):
 
 
 def no_file_system(protocol: str, known: tuple[str, ...]) -> str:
-    """The sentence about a protocol in a URL that is none of the known ones."""
+    """Return the sentence about an unknown protocol in a URL."""
     others = "use gs://, s3://, file:// or another one of fsspec"
     return f'no file system is called "{protocol}"; {others}{suggestion(protocol, known)}'

@@ -1,4 +1,4 @@
-"""Models of configurations made from the signatures of constructors, and their mistakes as sentences."""
+"""Configuration classes built from the signatures of constructors, with mistakes reported as sentences."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model
 
 from .registry import Registry, suggestion
 
-#: mistakes named in one message, characters about each of them, and bytes of a configuration, at most
+#: largest number of mistakes in one message, of characters for each of them, and of bytes of a configuration
 _MOST, _LONGEST, _LARGEST = 10, 400, 1 << 24
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message is one line and says where the mistake is."""
+    """A configuration that cannot be used. The message is one line and names the place of the mistake."""
 
 
 class FieldError(ValueError):
-    """A mistake in the value of one field, found where several are looked at.
+    """A mistake in the value of one field, found in a check of several.
 
     Args:
         field: its name.
-        message: what is wrong.
+        message: the mistake.
     """
 
     def __init__(self, field: str, message: object) -> None:
@@ -35,7 +35,7 @@ class FieldError(ValueError):
 
 
 class _Nested(ValueError):
-    """Carries the errors of a part of a configuration outwards, so that the whole path can be named."""
+    """Errors of a part of a configuration, passed outwards so that the complete path can be named."""
 
     def __init__(self, inner: ValidationError) -> None:
         super().__init__(sentence(inner))
@@ -43,7 +43,7 @@ class _Nested(ValueError):
 
 
 def _problems(error: ValidationError, path: str = "") -> dict[str, list[str]]:
-    """What is wrong at which place: "imagen.unets[0].dim" to messages (several for a union of types)."""
+    """Return the messages by place, such as "imagen.unets[0].dim" (several for a union of types)."""
     found: dict[str, list[str]] = {}
     for item in error.errors(include_url=False):
         where = path
@@ -53,7 +53,7 @@ def _problems(error: ValidationError, path: str = "") -> dict[str, list[str]]:
             elif index == 0:
                 where += f".{part}" if where else str(part)
             else:
-                break  # behind the field's name come the types that pydantic tried
+                break  # after the field's name come the types that pydantic tried
         cause = item.get("ctx", {}).get("error")
         if isinstance(cause, _Nested):
             found |= _problems(cause.inner, where)
@@ -74,7 +74,7 @@ def _message(item: Mapping[str, Any], cause: Exception | None) -> str:
 
 
 def sentence(error: ValidationError) -> str:
-    """A validation error as one line: ``imagen.unets[0]: unknown key "dimm"; did you mean "dim"?``."""
+    """Return a validation error as one line: ``imagen.unets[0]: unknown key "dimm"; did you mean "dim"?``."""
     problems, parts = _problems(error), []
     for where, messages in islice(problems.items(), _MOST):
         text = _short(" or ".join(dict.fromkeys(messages)))
@@ -84,16 +84,16 @@ def sentence(error: ValidationError) -> str:
 
 
 def _short(text: str) -> str:
-    """A message on one line of bounded length, whatever it repeats of what was given."""
+    """Return a message on one line of bounded length, however long the value in it is."""
     text = " ".join(text.split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
 def parse(model: type[Configuration], values: Any) -> Any:
-    """An instance of ``model`` from plain values.
+    """Return an instance of ``model`` from plain values.
 
     Raises:
-        ConfigError: something does not fit; one line with the place and what fits.
+        ConfigError: a value does not fit. One line names the place and what fits.
     """
     try:
         return model.model_validate(values)
@@ -102,10 +102,10 @@ def parse(model: type[Configuration], values: Any) -> Any:
 
 
 def part(model: type[Configuration], values: Any) -> Any:
-    """A part of a larger configuration, from plain values or ready made; for use in validators.
+    """Return a part of a larger configuration, from plain values or ready, for use in validators.
 
     Raises:
-        ValueError: something does not fit; the error of the whole then names the place within the part.
+        ValueError: a value does not fit. The error of the complete configuration names the place within the part.
     """
     if isinstance(values, model):
         return values
@@ -120,11 +120,11 @@ class Configuration(BaseModel):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
-    #: what `create` calls
+    #: the callable of `create`
     target: ClassVar[Any] = None
     #: arguments that name members of a family
     families: ClassVar[Mapping[str, Registry[Any]]] = {}
-    #: entries of any list, at most
+    #: largest number of entries of any list
     longest: ClassVar[int | None] = None
 
     @model_validator(mode="before")
@@ -139,10 +139,10 @@ class Configuration(BaseModel):
 
     @classmethod
     def _check_unknown(cls, values: dict[str, Any]) -> None:
-        """Refuse arguments that are no fields.
+        """Refuse unknown arguments.
 
         Raises:
-            ValueError: naming the first of them and, if one is close, the field that was meant.
+            ValueError: names the first of them and, if one is close, the field that was meant.
         """
         for key in values:
             raise ValueError(f'unknown key "{key}"{suggestion(key, tuple(cls.model_fields))}')
@@ -160,19 +160,19 @@ class Configuration(BaseModel):
         return self
 
     def given(self) -> dict[str, Any]:
-        """What was set by the user; everything else is left to the defaults of the target."""
+        """Return the values that the user set. All others are left to the defaults of the target."""
         chosen = {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
         return chosen | (self.model_extra or {})
 
     def create(self) -> Any:
-        """Call the target with what was set."""
+        """Call the target with the values that were set."""
         return self.target(**self.given())
 
 
 def constructor_arguments(target: type) -> dict[str, tuple[Any, Any]]:
-    """Name to (type, default) of a class's arguments; ``...`` stands for a default that is missing.
+    """Return the type and the default of a class's arguments by name. ``...`` stands for a missing default.
 
-    Arguments that a constructor passes on through ``**`` are looked up in its parents; a class attribute ``defaults``
+    Arguments that a constructor passes on through ``**`` are looked up in its parents. A class attribute ``defaults``
     replaces the parents' defaults.
     """
     found: dict[str, tuple[Any, Any]] = {}
@@ -195,12 +195,12 @@ def constructor_arguments(target: type) -> dict[str, tuple[Any, Any]]:
 def model_from_signature(
     target: type, *, base: type[Configuration] = Configuration, skip: Sequence[str] = (), **fields: Any
 ) -> type[Any]:
-    """A model whose fields are the constructor arguments of ``target``, with its types and its defaults.
+    """Return a configuration class with the constructor arguments of ``target``, their types and their defaults.
 
     Args:
-        target: the class that the model's ``create`` makes.
-        base: the model's parent; fields that it defines are not replaced.
-        skip: arguments that are no fields.
+        target: the class that ``create`` builds.
+        base: the parent of the configuration class. Fields that it defines are not replaced.
+        skip: arguments without a field.
         **fields: further fields, as pydantic's ``create_model`` takes them.
     """
     arguments = constructor_arguments(target)
@@ -218,10 +218,10 @@ def model_from_signature(
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The contents of a JSON file.
+    """Return the contents of a JSON file.
 
     Raises:
-        ConfigError: there is no such file, or it does not hold a JSON object; the message says where it breaks.
+        ConfigError: the file does not exist, or does not hold a JSON object. The message names the place of an error.
     """
     try:
         with open(path, "rb") as file:
@@ -234,7 +234,8 @@ def read_json(path: str | Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"the configuration {path} is not valid UTF-8") from error
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is no JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
+        place = f"line {error.lineno}, column {error.colno}"
+        raise ConfigError(f"{path} is not valid JSON: {place}: {error.msg}") from error
     except ValueError as error:
         raise ConfigError(f"{path} holds a number that is too long") from error
     except RecursionError as error:

@@ -1,4 +1,4 @@
-"""Text encoders by function, under the names that users know; `imagen_pytorch.text` has the objects behind them.
+"""Functions of text encoders under the names that users know. `imagen_pytorch.text` has the classes.
 
 Any transformers encoder works, not only T5. Weights are loaded at the first use of a name and kept for the next.
 """
@@ -40,16 +40,16 @@ def _pretrained(name: str) -> TransformersEncoder:
 
 
 def get_encoded_dim(name: str) -> int:
-    """Width of an encoder's states, without loading its weights.
+    """Return the width of an encoder's states, without loading its weights.
 
     Raises:
-        FileNotFoundError: an encoder that is neither well known nor to be found.
+        FileNotFoundError: an encoder that is neither well known nor found.
     """
     return text_encoder(name).dim
 
 
 def get_tokenizer(name: str) -> Any:
-    """The tokenizer of an encoder.
+    """Return the tokenizer of an encoder.
 
     Raises:
         FileNotFoundError: it can neither be found nor fetched.
@@ -59,7 +59,7 @@ def get_tokenizer(name: str) -> Any:
 
 
 def get_model(name: str) -> Any:
-    """The frozen network of an encoder.
+    """Return the frozen network of an encoder.
 
     Raises:
         FileNotFoundError: it can neither be found nor fetched.
@@ -69,12 +69,12 @@ def get_model(name: str) -> Any:
 
 
 def get_model_and_tokenizer(name: str) -> tuple[Any, Any]:
-    """Network and tokenizer of an encoder; see `get_model`."""
+    """Return network and tokenizer of an encoder. See `get_model`."""
     return get_model(name), get_tokenizer(name)
 
 
 def t5_tokenize(texts: Sequence[str], name: str = DEFAULT_T5_NAME) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:
-    """Token ids, padded to the longest caption and cut at 256, and their mask; on the GPU if there is one.
+    """Return token ids, padded to the longest caption and cut at 256, and their mask, on the GPU if there is one.
 
     Raises:
         TypeError: one string instead of a list.
@@ -90,7 +90,7 @@ def t5_encode_tokenized_text(
     pad_id: int | None = None,
     name: str = DEFAULT_T5_NAME,
 ) -> Float[Tensor, "b n d"]:
-    """States of tokens, zero where there is none.
+    """Return the states of tokens, zero where there is none.
 
     Args:
         token_ids: from `t5_tokenize`.
@@ -103,7 +103,7 @@ def t5_encode_tokenized_text(
         FileNotFoundError: the encoder can neither be found nor fetched.
     """
     if attn_mask is None and pad_id is None:
-        raise ValueError("which tokens count? give attn_mask, or pad_id for the id that marks padding")
+        raise ValueError("give attn_mask, or pad_id for the id that marks padding")
     mask = token_ids != pad_id if attn_mask is None else token_mask(attn_mask, "attn_mask")
     return _pretrained(name).encode_tokens(token_ids, mask.to(token_ids.device))
 
@@ -111,7 +111,7 @@ def t5_encode_tokenized_text(
 def t5_encode_text(
     texts: Sequence[str], name: str = DEFAULT_T5_NAME, return_attn_mask: bool = False
 ) -> Float[Tensor, "b n d"] | tuple[Float[Tensor, "b n d"], Bool[Tensor, "b n"]]:
-    """States of captions, zero at padding, on request with their mask; on the GPU if there is one.
+    """Return the states of captions, zero at padding, on request with their mask, on the GPU if there is one.
 
     Raises:
         TypeError: one string instead of a list.

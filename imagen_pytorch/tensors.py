@@ -21,15 +21,15 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Share:
-    """A generator for some rows of a batch that is larger: they get the numbers that the whole batch would give them.
+    """A generator for some rows of a larger batch: they get the numbers that the global batch would give them.
 
-    Processes that share a batch between them draw what one process would draw for all of it.
+    Ranks that divide a batch draw what one process would draw for all of it.
 
     Args:
-        generator: in the same state wherever the batch is shared.
-        first: place of the first row in the whole batch.
+        generator: in the same state on every rank.
+        first: index of the first row in the global batch.
         count: number of rows.
-        total: rows of the whole batch.
+        total: rows of the global batch.
     """
 
     generator: torch.Generator
@@ -38,13 +38,13 @@ class Share:
     total: int
 
 
-#: One generator for a whole batch, one per batch item (a draw then never depends on its neighbours), one for a share of
-#: a larger batch, or torch's own.
+#: One generator for a batch, one per item (a draw then never depends on other items), one for some rows of a larger
+#: batch, or torch's own.
 Generators = torch.Generator | Sequence[torch.Generator] | Share | None
 
 
 def check_generators(given: Any) -> None:
-    """Refuse what no number can be drawn from.
+    """Check that random numbers can be drawn from the argument.
 
     Raises:
         TypeError: neither a generator, nor one for each image, nor a function from a tensor to noise, nor None.
@@ -54,52 +54,52 @@ def check_generators(given: Any) -> None:
         return
     sources = given if several else [given]
     if not sources or not all(isinstance(each, torch.Generator) or callable(each) for each in sources):
-        raise TypeError(f"generator must be a torch.Generator, or one per picture; got {given!r}")
+        raise TypeError(f"generator must be a torch.Generator, or one per image; got {given!r}")
 
 
 def once(generator: Generators) -> torch.Generator | None:
-    """The generator of what is drawn once for a whole batch."""
+    """Return the generator of draws that a batch shares."""
     if isinstance(generator, Share):
         return generator.generator
     return generator[0] if isinstance(generator, list | tuple) else generator
 
 
 def seeds_of(seed: Any, batch: int) -> list[int]:
-    """One seed per batch item: ``seed + index`` for one number, else as given.
+    """Return one seed per batch item: ``seed + index`` for one number, else as given.
 
     Args:
-        seed: a whole number, or one per item; also as tensors, NumPy numbers or floats without a fraction.
+        seed: an integer, or one per item; also as tensors, NumPy numbers or floats without a fraction.
 
     Raises:
-        TypeError: something else.
-        ValueError: a fraction, a seed that torch does not take, or another number of seeds than ``batch``.
+        TypeError: a value of another type.
+        ValueError: not an integer, a seed that torch does not accept, or another number of seeds than ``batch``.
     """
     given = seed.tolist() if hasattr(seed, "tolist") else seed
     many = isinstance(given, Sequence) and not isinstance(given, str | bytes)
     seeds = [_whole_seed(item) for item in given] if many else [_whole_seed(given) + index for index in range(batch)]
     if len(seeds) != batch:
-        raise ValueError(f"{batch} pictures need one seed or {batch} seeds, got {len(seeds)}")
+        raise ValueError(f"{batch} images need one seed or {batch} seeds, got {len(seeds)}")
     if wrong := [item for item in seeds if not -(2**63) <= item < 2**64]:
-        raise ValueError(f"a seed lies between -2**63 and 2**64 - 1 (picture i gets seed + i), got {wrong[0]}")
+        raise ValueError(f"a seed lies between -2**63 and 2**64 - 1 (image i gets seed + i), got {wrong[0]}")
     return seeds
 
 
 def _whole_seed(seed: Any) -> int:
     number = seed.item() if isinstance(seed, Tensor) and seed.numel() == 1 else seed
     if not isinstance(number, Real):
-        raise TypeError(f"a seed is a whole number, or one for each picture; got {type(seed).__name__}")
+        raise TypeError(f"a seed is a whole number, or one for each image; got {type(seed).__name__}")
     if number != number or number in (math.inf, -math.inf) or int(number) != number:
         raise ValueError(f"a seed is a whole number, got {number}")
     return int(number)
 
 
 def seeded(seed: Any, batch: int) -> list[torch.Generator]:
-    """One CPU generator per batch item; arguments and errors as `seeds_of`."""
+    """Return one CPU generator per batch item. Arguments and errors as `seeds_of`."""
     return [torch.Generator().manual_seed(item) for item in seeds_of(seed, batch)]
 
 
 def sent(value: Tensor, device: torch.device | str | None) -> Tensor:
-    """A tensor on a device; the host does not wait for a GPU to have taken it."""
+    """Move a tensor to a device. The host does not wait for a GPU to receive it."""
     if value.device.type != "cpu" or device is None or torch.device(device).type != "cuda":
         return value.to(device)
     return value.contiguous().pin_memory().to(device, non_blocking=True)
@@ -129,7 +129,7 @@ def randn(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Standard normal noise of any shape whose first axis is the batch; drawn on the generator's own device."""
+    """Draw standard normal noise of any shape whose first axis is the batch, on the generator's own device."""
     return _draw(torch.randn, shape, generator, device, dtype)
 
 
@@ -139,38 +139,38 @@ def rand(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Uniform numbers in [0, 1) of any shape whose first axis is the batch."""
+    """Draw uniform numbers in [0, 1) of any shape whose first axis is the batch."""
     return _draw(torch.rand, shape, generator, device, dtype)
 
 
 def randn_like(x: Tensor, generator: Generators = None) -> Tensor:
-    """Standard normal noise of the shape, device and precision of ``x``."""
+    """Draw standard normal noise of the shape, device and precision of ``x``."""
     return randn(x.shape, generator, x.device, x.dtype)
 
 
 def bernoulli(
     probability: float, batch: int, generator: Generators = None, device: torch.device | str | None = None
 ) -> Bool[Tensor, " b"]:
-    """One independent coin per batch item, true with the given probability; 0 and 1 are exact."""
+    """Draw one independent boolean per batch item, true with the given probability. 0 and 1 are exact."""
     return rand((batch,), generator, device) < probability
 
 
 def expand_to(value: Tensor, x: Tensor) -> Tensor:
-    """Append unit axes to a per-item value ``(b,)`` so that it broadcasts over ``x``; a scalar stays as it is."""
+    """Append unit axes to a per-item value ``(b,)`` so that it broadcasts over ``x``. A scalar stays as it is."""
     return value if value.ndim == 0 else value.reshape(*value.shape, *(1,) * (x.ndim - value.ndim))
 
 
 def widest(x: Float[Tensor, "*shape"], device: torch.device | str | None = None) -> Float[Tensor, "*shape"]:
-    """In double precision, unless ``x`` or the ``device`` where the result goes is Apple's, which has none."""
+    """Convert to double precision, unless ``x`` or the target ``device`` is Apple's, which has none."""
     kinds = {x.device.type} if device is None else {x.device.type, torch.device(device).type}
     return x if "mps" in kinds else x.double()
 
 
 def quantile(x: Float[Tensor, "b *space"], q: float) -> Float[Tensor, " b"]:
-    """The q-quantile of each batch item, linearly interpolated as ``torch.quantile`` does.
+    """Return the q-quantile of each batch item, linearly interpolated as ``torch.quantile`` does.
 
-    Any number of elements and any floating precision: ``torch.quantile`` refuses more than 2**24 values and half
-    precision.
+    It takes any number of elements and any floating precision. ``torch.quantile`` refuses more than 2**24 values and
+    half precision.
     """
     flat = x.flatten(1).float() if x.dtype in (torch.float16, torch.bfloat16) else x.flatten(1)
     count = flat.shape[1]
@@ -185,7 +185,7 @@ def quantile(x: Float[Tensor, "b *space"], q: float) -> Float[Tensor, " b"]:
 
 
 def per_stage(value: Value | Sequence[Value], count: int, name: str) -> tuple[Value, ...]:
-    """Broadcast a per-U-Net argument: a list or tuple must have ``count`` entries, anything else is repeated.
+    """Broadcast a per-U-Net argument. A list or tuple must have ``count`` entries, anything else is repeated.
 
     Raises:
         ValueError: a list or tuple of another length; the message names the argument.
@@ -198,11 +198,11 @@ def per_stage(value: Value | Sequence[Value], count: int, name: str) -> tuple[Va
 
 
 def token_mask(mask: Tensor, name: str) -> Bool[Tensor, "*shape"]:
-    """A mask of tokens as truth values: true, 1 and 1.0 are tokens that count, false, 0 and 0.0 are padding.
+    """Return a mask of tokens as booleans: true, 1 and 1.0 are valid tokens, false, 0 and 0.0 are padding.
 
     Raises:
         ValueError: other numbers; the message names the argument. In masks that attention layers of other libraries add
-            to logits, of 0 and -inf, 0 is the token that counts.
+            to logits, of 0 and -inf, 0 is the valid token.
     """
     fits = (
         "true (1) where a token counts and false (0) at padding, got other numbers; of a mask that is added to logits, "
@@ -212,12 +212,12 @@ def token_mask(mask: Tensor, name: str) -> Bool[Tensor, "*shape"]:
 
 
 def truth_of(mask: Tensor, name: str, fits: str) -> Bool[Tensor, "*shape"]:
-    """The numbers 0 and 1 as truth values.
+    """Convert the numbers 0 and 1 to booleans.
 
-    Whole numbers on an accelerator are not looked at, because every training step would wait.
+    Integers on an accelerator are not read, because every training step would wait.
 
     Args:
-        fits: what the error says that the argument must be.
+        fits: description of valid values for the error.
 
     Raises:
         ValueError: other numbers; the message names the argument.

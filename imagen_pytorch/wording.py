@@ -1,4 +1,4 @@
-"""Text from files, captions and names, as it can be shown."""
+"""Text from files, captions and names, made safe to show."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from contextlib import suppress
 
 #: categories of characters that are escaped: control, lone surrogates, line and paragraph separators
 ESCAPED = ("Cc", "Cs", "Zl", "Zp")
-#: classes of characters that turn the direction of a line around, and with it what a reader sees
+#: classes of characters that change the direction of a line, and with it what a reader sees
 _TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
-#: characters of a value that is shown, at most
+#: largest number of characters of a value that is shown
 LONGEST = 200
 
 
@@ -19,19 +19,19 @@ def _is_plain(char: str) -> bool:
 
 
 def printable(text: object) -> str:
-    r"""A text for messages and terminals: what is no UTF-8 and what steers a terminal becomes ``\xff``, ``\n``."""
+    r"""Escape a text for messages and terminals: invalid UTF-8 and control characters become ``\xff``, ``\n``."""
     text = str(text)
-    with suppress(UnicodeEncodeError):  # surrogates that no file system made; they are escaped below
+    with suppress(UnicodeEncodeError):  # surrogates that do not come from a file name are escaped below
         text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(char if _is_plain(char) else char.encode("unicode_escape").decode() for char in text)
 
 
 def excerpt(value: object, most: int = LONGEST) -> str:
-    """A value that comes out of a file, as it is shown: printable, and cut after ``most`` characters."""
+    """Return a value from a file as it is shown: printable, and cut after ``most`` characters."""
     text = str(value)
     return printable(text) if len(text) <= most else f"{printable(text[:most])} ..."
 
 
 def first_of(names: Sequence[str]) -> str:
-    """The first of several names and how many follow: "a", "a and 2 more"."""
+    """Return the first of several names and the number of the others: "a", "a and 2 more"."""
     return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]

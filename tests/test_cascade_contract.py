@@ -125,7 +125,7 @@ def test_min_snr_weights_are_the_published_ones(gamma, objective, weight):
 MISTAKES = {
     "2 U-Nets need as many image_sizes, got 1": {"image_sizes": (8,)},
     "must not shrink": {"image_sizes": (16, 8)},
-    "a picture size is a positive int": {"image_sizes": (8, 0)},
+    "an image size is a positive int": {"image_sizes": (8, 0)},
     "its entry must be None": {"random_crop_sizes": (8, 8)},
     "a training crop of .* does not fit": {"random_crop_sizes": (None, 64)},
     "2 U-Nets take at most as many noise_schedules, got 3": {"noise_schedules": ("cosine",) * 3},

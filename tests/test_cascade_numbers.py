@@ -106,7 +106,7 @@ def test_seeds_are_whole_numbers_that_torch_takes():
     for wrong in (2**64, [2**64], 2**64 - 1):
         with pytest.raises(ValueError, match=r"between -2\*\*63 and 2\*\*64 - 1 .*got 18446744073709551616"):
             seeded(wrong, 2 if wrong == 2**64 - 1 else 1)
-    with pytest.raises(TypeError, match="a seed is a whole number, or one for each picture; got str"):
+    with pytest.raises(TypeError, match="a seed is a whole number, or one for each image; got str"):
         seeded("3", 1)
 
 

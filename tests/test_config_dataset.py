@@ -94,7 +94,7 @@ def test_what_only_worker_processes_have_is_refused_without_them(key):
     """Torch tells it when a loader is made, or not before the first batch, and in words about its classes."""
     value = OF_WORKERS[key]
     for others in ({}, {"num_workers": 0}):
-        with pytest.raises(ConfigError, match=f"^dataset.{key}: it needs reading processes: set num_workers to 1 or"):
+        with pytest.raises(ConfigError, match=f"^dataset.{key}: it needs worker processes: set num_workers to 1 or"):
             config("a folder", **others, **{key: value})
     assert config("a folder", num_workers=2, **{key: value}).dataset[key] == value
 

@@ -61,10 +61,10 @@ def test_shipped_configurations_can_be_made_without_memory(path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"{", "no JSON: line 1, column 2"),
+        (b"{", "not valid JSON: line 1, column 2"),
         (b"[1]", "must hold one JSON object, found list"),
         (b"\xff\xfe\x00", "not valid UTF-8"),
-        (b'{\n "a": 1,\n}', "no JSON: line [23]"),
+        (b'{\n "a": 1,\n}', "not valid JSON: line [23]"),
     ],
 )
 def test_files_that_hold_no_configuration(text, message, tmp_path):

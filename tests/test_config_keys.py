@@ -34,7 +34,7 @@ def mistake(values, made=lambda config: config.create()):
     ("values", "words"),
     [
         (config(model={"image_sizes": ["b"]}), "imagen.image_sizes"),
-        (config(model={"image_sizes": [-1]}), "imagen.image_sizes: a picture size is a positive int"),
+        (config(model={"image_sizes": [-1]}), "imagen.image_sizes: an image size is a positive int"),
         (config(model={"image_sizes": [8, 16]}, unet={"dim": 0}), "imagen.unets[0].dim: "),
         (config(model={"image_sizes": [8, 16, 32]}), "imagen.image_sizes: 1 unets need as many image_sizes, got 3"),
         (config(model={"noise_schedules": "cosin"}), 'imagen.noise_schedules: no '),

@@ -236,7 +236,7 @@ def test_a_folder_without_usable_clips_is_refused_by_a_sentence(tmp_path, name):
         ({"fps": -2.0}, "fps is a positive number, got -2.0"),
         ({"frame_stride": 0}, "frame_stride .* is a positive whole number, got 0"),
         ({"frame_stride": (2, 0)}, "frame_stride .* got 0"),
-        ({"image_size": 0}, "picture size"),
+        ({"image_size": 0}, "image size"),
         ({"channels": 5}, "no number of channels 5; known: 1, 2, 3, 4"),
         ({"convert_image_to_type": "L", "channels": 3}, "channels=3 and .*'L' contradict"),
     ],

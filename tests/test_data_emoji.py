@@ -317,7 +317,7 @@ def test_nothing_ever_changes(everything):
         ({"background": "grey"}, ValueError, "no background 'grey'; known: white, .*random; did you mean \"gray\""),
         ({"wording": "plane"}, ValueError, "no wording 'plane'; known: plain, bare, varied"),
         ({"channels": 5}, ValueError, "no number of channels 5; known: 1, 2, 3, 4"),
-        ({"image_size": 0}, ValueError, "picture size"),
+        ({"image_size": 0}, ValueError, "image size"),
         ({"limit": 0}, DataError, "no picture of emoji64 is left with .*limit=0"),
         ({"limit": -3}, DataError, "limit=-3"),
         ({"styles": "mono", "background": "black"}, DataError, "no picture .* background='black'"),

@@ -380,7 +380,7 @@ def test_a_picture_may_be_called_metadata(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"image_size": 0}, "picture size"),
+        ({"image_size": 0}, "image size"),
         ({"channels": 5}, "no number of channels 5; known: 1, 2, 3, 4"),
         ({"channels": 0}, "no number of channels 0"),
         ({"convert_image_to_type": "CMYK"}, "no picture mode 'CMYK'; known: L, LA, RGB, RGBA"),

@@ -214,7 +214,7 @@ def test_columns_that_nobody_named(row, words):
     [
         ({"channels": 5}, "no number of channels 5; known: 1, 2, 3, 4"),
         ({"channels": "CMYK"}, "no picture mode 'CMYK'; known: L, LA, RGB, RGBA"),
-        ({"image_size": 0}, "picture size"),
+        ({"image_size": 0}, "image size"),
     ],
 )
 def test_impossible_options_of_a_collator(options, words):

@@ -370,7 +370,7 @@ def test_the_licence_comes_along():
         ({"split": "tset"}, "no split 'tset'; known: train, test; did you mean \"test\""),
         ({"channels": 5}, "no number of channels 5; known: 1, 2, 3, 4"),
         ({"image_size": 4}, "image_size must be at least 8 for digits to be readable, got 4"),
-        ({"image_size": 0}, "picture size"),
+        ({"image_size": 0}, "image size"),
         ({"num_frames": 0}, "num_frames is a positive whole number, got 0"),
         ({"length": -3}, "length is a positive whole number, got -3"),
         ({"fps": 0}, "fps is a positive number, got 0"),

@@ -50,7 +50,7 @@ def test_sizes():
 
 @pytest.mark.parametrize("size", [0, -8, (8,), (8, 8, 8), (8, 0), (8, 4.5), 8.5, "64", "8x", None])
 def test_impossible_sizes(size):
-    with pytest.raises(ValueError, match=r"a picture size is a positive int or \(height, width\), got "):
+    with pytest.raises(ValueError, match=r"an image size is a positive int or \(height, width\), got "):
         plain(as_size)(size)
 
 

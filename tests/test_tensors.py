@@ -57,7 +57,7 @@ def test_distributions_and_precision():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: seeded([1, 2], 3), "3 pictures need one seed or 3 seeds, got 2"),
+        (lambda: seeded([1, 2], 3), "3 images need one seed or 3 seeds, got 2"),
         (lambda: randn((3, 2), seeded(0, 2)), "2 generators cannot serve a batch of 3"),
         (lambda: per_stage((1, 2, 3), 2, "timesteps"), r"timesteps needs one value, .* 2 U-Nets; got 3: \(1, 2, 3\)"),
     ],

@@ -1,4 +1,4 @@
-"""What every text encoder has in common: a name, a width, captions in, padded states and a mask out."""
+"""The common part of all text encoders: a name, a width, captions in, padded states and a mask out."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from torch import Tensor
 
 from ..registry import Registry
 
-#: Encoders with a name of their own. Any other name belongs to a transformers encoder.
+#: Encoders with a name of their own. All other names belong to transformers encoders.
 ENCODERS: Registry[type[TextEncoder]] = Registry("text encoder")
 
-#: What names in `ENCODERS` begin with, so that a misspelt one is not looked for on the hub.
+#: Prefix of the names in `ENCODERS`, so that a misspelt one is not searched on the hub.
 EMBEDDED = "builtin:"
 
-#: What the recorded name of an encoder begins with that was an object of the user's program and has no name of its own.
+#: Prefix of the recorded name of an encoder that was an object of the user's program and has no name of its own.
 OWN = "own:"
 
-#: Characters of a name, at most: a path on any file system fits.
+#: Largest number of characters of a name: a path on any file system fits.
 _LONGEST_NAME = 4096
 
 
 class TextCondition(NamedTuple):
-    """Captions as a network sees them.
+    """Encoded captions.
 
     Attributes:
-        embeds: one state per token ``(b, n, d)``, zero where there is no token.
-        mask: true where there is a token ``(b, n)``.
+        embeds: one state per token ``(b, n, d)``, zero at padding.
+        mask: true at tokens ``(b, n)``.
     """
 
     embeds: Float[Tensor, "b n d"]
@@ -44,10 +44,10 @@ class TextCondition(NamedTuple):
 
 
 class CaptionMemory:
-    """States of captions that were encoded lately; the least recently used are forgotten first. Threads may share it.
+    """A cache of the states of captions. The least recently used are dropped first. Threads may share it.
 
     Args:
-        limit: bytes that may be held.
+        limit: largest number of bytes.
     """
 
     def __init__(self, limit: int) -> None:
@@ -60,11 +60,11 @@ class CaptionMemory:
         return len(self._states)
 
     def __reduce__(self) -> tuple[type[CaptionMemory], tuple[int]]:
-        """A copy remembers nothing."""
+        """Copy without contents."""
         return CaptionMemory, (self.limit,)
 
     def get(self, caption: str) -> Tensor | None:
-        """The states ``(n, d)`` of a caption, if they are remembered."""
+        """Return the states ``(n, d)`` of a caption, or None if they are not cached."""
         with self._lock:
             states = self._states.get(caption)
             if states is not None:
@@ -72,7 +72,7 @@ class CaptionMemory:
         return states
 
     def put(self, caption: str, states: Tensor) -> None:
-        """Remember a caption."""
+        """Cache the states of a caption."""
         with self._lock:
             before = self._states.pop(caption, None)
             self._states[caption] = states
@@ -81,22 +81,22 @@ class CaptionMemory:
                 self.used -= self._states.popitem(last=False)[1].nbytes
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all captions."""
         with self._lock:
             self._states.clear()
             self.used = 0
 
 
 def encodable(caption: str) -> str:
-    """A caption without lone surrogates, which no file in UTF-8 has and no tokenizer takes: "?" in their place."""
+    """Replace lone surrogates by "?". No file in UTF-8 has them and no tokenizer accepts them."""
     return caption.encode("utf-8", "replace").decode()
 
 
 def check_captions(texts: Any) -> None:
-    """Refuse what is no list of captions.
+    """Check that this is a list of captions.
 
     Raises:
-        TypeError: a single string, or something among the captions that is no string.
+        TypeError: a single string, or captions that are not strings.
         ValueError: no caption.
     """
     if isinstance(texts, str):
@@ -111,12 +111,12 @@ def check_captions(texts: Any) -> None:
 class TextEncoder(ABC):
     """A frozen function from captions to states.
 
-    An implementation turns captions into states; this class remembers them, so that captions which come again while
-    training cost nothing, and pads them.
+    A subclass computes the states of captions. This class caches them, so that captions that recur in training cost
+    nothing, and pads them.
 
     Args:
         name: by which `text_encoder` finds it again.
-        memory: bytes of CPU memory for the states of captions; 0 remembers nothing.
+        memory: bytes of CPU memory for the states of captions; 0 caches nothing.
     """
 
     #: Captions per pass.
@@ -127,30 +127,30 @@ class TextEncoder(ABC):
         self.memory = CaptionMemory(memory)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Remembered captions stay behind when an encoder is sent to another process."""
+        """Leave out cached captions when an encoder is sent to another process."""
         return {**self.__dict__, "memory": CaptionMemory(self.memory.limit)}
 
     @property
     @abstractmethod
     def dim(self) -> int:
-        """Width of the states; known without loading weights."""
+        """Width of the states, known without loading weights."""
 
     @abstractmethod
     def states(self, captions: Sequence[str], device: torch.device) -> list[Float[Tensor, "_ d"]]:
-        """States of a few captions of similar length, without padding; at least one state for each."""
+        """Return the states of a few captions of similar length, without padding, at least one for each."""
 
     def encode(self, texts: Sequence[str], device: torch.device | str | None = None) -> TextCondition:
-        """Captions as padded states and their mask.
+        """Encode captions to padded states and their mask.
 
         Args:
-            texts: one or more captions; an empty one is legal.
-            device: where the result is wanted, and where unknown captions are encoded; default: the CPU.
+            texts: one or more captions; an empty one is allowed.
+            device: of the result, and of the encoding of new captions; default: the CPU.
 
         Returns:
             float32 states ``(b, n, d)``, zero at padding, and a mask ``(b, n)``; n is the longest caption's length.
 
         Raises:
-            TypeError: a single string, or something among the captions that is no string.
+            TypeError: a single string, or captions that are not strings.
             ValueError: no caption, or an encoder whose states are not finite.
             FileNotFoundError: the encoder's files can neither be found nor fetched.
         """
@@ -162,7 +162,7 @@ class TextEncoder(ABC):
 
     @torch.no_grad()
     def _encode_new(self, captions: list[str], device: torch.device) -> dict[str, Tensor]:
-        # similar lengths side by side waste the least on padding
+        # batches of similar lengths need the least padding
         captions = sorted(captions, key=len)
         found = {}
         for first in range(0, len(captions), self.batch_size):
@@ -193,11 +193,11 @@ def _discover() -> None:
 
 
 def check_name(name: Any) -> str:
-    """The name, if it can be that of a text encoder.
+    """Check that a name can be that of a text encoder, and return it.
 
     Raises:
         TypeError: not a string.
-        ValueError: an empty one, a very long one, or one with control characters.
+        ValueError: an empty or very long name, or one with control characters.
     """
     if not isinstance(name, str):
         raise TypeError(f"text_encoder_name must be a string, got {type(name).__name__}")
@@ -208,10 +208,10 @@ def check_name(name: Any) -> str:
 
 
 def _family(name: str) -> str | None:
-    """The entry of `ENCODERS` that serves this name; None for an encoder of the transformers library.
+    """Return the entry of `ENCODERS` for this name, or None for an encoder of the transformers library.
 
     Raises:
-        ValueError: it begins like that of an embedded encoder and is not one.
+        ValueError: an unknown name with the prefix of embedded encoders.
     """
     family = next((key for key in ENCODERS if name == key or name.startswith(f"{key}:")), None)
     if family is None and name.startswith(EMBEDDED):
@@ -220,9 +220,9 @@ def _family(name: str) -> str | None:
 
 
 def known_dim(name: str) -> int | None:
-    """Width of the states of an embedded or well-known encoder; None for every other one.
+    """Return the width of the states of an embedded or well-known encoder, or None for every other one.
 
-    Nothing is read, imported or fetched: models that are opened from files name their encoder too.
+    Nothing is read, imported or fetched, because models that are opened from files name their encoder too.
 
     Raises:
         TypeError, ValueError: a name that cannot be that of an encoder.
@@ -235,7 +235,7 @@ def known_dim(name: str) -> int | None:
 
 
 def text_encoder(name: str) -> TextEncoder:
-    """The encoder with this name; the same object every time. Its weights are loaded at the first caption.
+    """Return the encoder with this name, always the same object. Its weights are loaded at the first caption.
 
     Args:
         name: an embedded encoder ("builtin:words"), a transformers encoder on the hub ("google/t5-v1_1-base"), a local
@@ -243,8 +243,8 @@ def text_encoder(name: str) -> TextEncoder:
 
     Raises:
         TypeError: the name is not a string.
-        ValueError: no embedded encoder has this name (the message lists what is known), or the name is that of an
-            encoder that was an object of the user's program.
+        ValueError: an unknown embedded encoder (the message lists the known ones), or the name of an encoder that was
+            an object of the user's program.
     """
     if check_name(name).startswith(OWN):
         raise ValueError(

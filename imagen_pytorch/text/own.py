@@ -12,21 +12,21 @@ from torch import Tensor
 from ..tensors import token_mask
 from .base import OWN, TextEncoder
 
-#: The caption that tells how wide the states of a function are.
+#: The caption that determines the width of the states of a function.
 PROBE = "a"
 
 
 class OwnEncoder(TextEncoder):
     """A function from captions to embeddings as a text encoder.
 
-    The function is taken to be frozen: the embeddings of a caption are remembered. Checkpoints record its name with
-    "own:" in front, and a model that is opened from one asks for the function again.
+    The function must be frozen: the embeddings of a caption are cached. Checkpoints record its name with the prefix
+    "own:", and a model that is opened from one needs the function again.
 
     Args:
         function: called with a list of captions. It returns embeddings ``(b, n, d)`` in which rows of zeros are
             padding; or these and a mask ``(b, n)``, true where there is a token; or one vector per caption ``(b, d)``.
             Tensors or NumPy arrays.
-        dim: width of the embeddings; by default the function is asked once.
+        dim: width of the embeddings; by default the function is called once to find it.
         name: for messages and records.
 
     Raises:
@@ -44,7 +44,7 @@ class OwnEncoder(TextEncoder):
         return self._dim
 
     def states(self, captions: Sequence[str], device: torch.device) -> list[Float[Tensor, "_ d"]]:
-        """The embeddings of the tokens of each caption."""
+        """Return the embeddings of the tokens of each caption."""
         embeds, mask = self._answer(list(captions))
         if embeds.shape[-1] != self.dim:
             raise ValueError(f"{self._what} gives embeddings of width {embeds.shape[-1]}, expected were {self.dim}")
@@ -56,7 +56,7 @@ class OwnEncoder(TextEncoder):
 
     @torch.no_grad()
     def _answer(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """What the function says to captions, ``(b, n, d)``, and which of it counts ``(b, n)``."""
+        """Call the function, and return embeddings ``(b, n, d)`` and their mask ``(b, n)``."""
         found = self.function(captions)
         embeds, mask = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
         try:
@@ -81,14 +81,14 @@ class OwnEncoder(TextEncoder):
 
 
 def as_encoder(given: Any, dim: int | None = None) -> TextEncoder:
-    """A text encoder from what a user passes as one: a `TextEncoder`, any other object with ``encode``, or a function.
+    """Return a text encoder from a `TextEncoder`, any other object with ``encode``, or a function.
 
     Args:
-        given: a `TextEncoder` comes back as it is; of everything else see `OwnEncoder`.
-        dim: width of its embeddings, if it is known; an attribute ``dim`` of the object says it too.
+        given: a `TextEncoder` is returned as it is; for everything else see `OwnEncoder`.
+        dim: width of its embeddings, if known; an attribute ``dim`` of the object takes precedence.
 
     Raises:
-        TypeError: something that cannot be called; a name belongs into ``text_encoder_name``.
+        TypeError: an object that cannot be called. A name belongs into ``text_encoder_name``.
     """
     if isinstance(given, TextEncoder):
         return given

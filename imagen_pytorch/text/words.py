@@ -1,4 +1,4 @@
-"""Words as fixed pseudo-random vectors: no weights, no network, nothing to install."""
+"""Words as fixed pseudo-random vectors: no weights, nothing to install."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 
 @functools.lru_cache(2**15)
 def word_vector(word: str, dim: int) -> Float[Tensor, " d"]:
-    """The vector of a word: uniform values of mean 0 and variance 1, read from a cryptographic hash of the word.
+    """Return the vector of a word: uniform values of mean 0 and variance 1, read from a cryptographic hash of the word.
 
-    The same on every machine for ever. Vectors of different words are nearly orthogonal.
+    It is the same on every machine and in every version. Vectors of different words are nearly orthogonal.
     """
     raw = np.frombuffer(hashlib.shake_256(word.encode()).digest(2 * dim), dtype="<u2")
     return torch.from_numpy(((raw / 65535 * 2 - 1) * 3**0.5).astype(np.float32))
@@ -31,13 +31,13 @@ def word_vector(word: str, dim: int) -> Float[Tensor, " d"]:
 
 @ENCODERS.register("builtin:words")
 class HashedWords(TextEncoder):
-    """Each word of a caption, in lower case, becomes its own fixed vector; a last vector ends the caption.
+    """Words of a caption, in lower case, as fixed vectors; a last vector ends the caption.
 
-    For demonstrations and tests: related words are strangers to it, and it does not see the order of words.
+    For demonstrations and tests: related words have unrelated vectors, and the order of words is not encoded.
 
     Args:
         name: "builtin:words", or "builtin:words:256" for another width than 128.
-        max_length: vectors per caption, at most.
+        max_length: largest number of vectors per caption.
 
     Raises:
         ValueError: the width is not a whole number from 1 to 65,536.
@@ -60,6 +60,6 @@ class HashedWords(TextEncoder):
         return self._dim
 
     def states(self, captions: Sequence[str], device: torch.device) -> list[Float[Tensor, "_ d"]]:
-        """One vector per word and one for the end."""
+        """Return one vector per word and one for the end."""
         words = [WORD.findall(caption.lower())[: self.max_length - 1] for caption in captions]
         return [torch.stack([word_vector(word, self.dim) for word in (*each, "")]) for each in words]
