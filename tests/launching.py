@@ -73,7 +73,7 @@ def import_everything() -> None:
     import imagen_pytorch.cli.train
     import imagen_pytorch.configs
     import imagen_pytorch.data
-    import imagen_pytorch.evaluation.pictures
+    import imagen_pytorch.evaluation.plots
     import imagen_pytorch.trainer  # noqa: F401
 
     Image.init()

@@ -13,7 +13,7 @@ from imagen_pytorch import ImagenTrainer
 from imagen_pytorch.cli import _metrics, _samples
 from imagen_pytorch.cli._outputs import Pictures
 from imagen_pytorch.data import SkippedReport
-from imagen_pytorch.evaluation import pictures
+from imagen_pytorch.evaluation import plots
 from imagen_pytorch.training.lane import Lane
 from imagen_pytorch.training.workers import WorkersLost
 
@@ -25,7 +25,7 @@ DUTIES = {
     "writing a sheet": (_samples, "write_new", "no samples of U-Net 1: "),
     "validating": (ImagenTrainer, "valid_step", "no validation: "),
     "listing what is skipped": (SkippedReport, "update", "no list of what was left out: "),
-    "drawing the curve": (pictures, "loss_curve", "no loss.png: "),
+    "drawing the curve": (plots, "loss_curve", "no loss.png: "),
 }
 FAILURES = {
     "value": (ValueError("an odd number"), "an odd number"),

@@ -9,7 +9,7 @@ from PIL import Image, ImageFont
 
 from imagen_pytorch.evaluation import fonts
 from imagen_pytorch.evaluation.fonts import built_in, font_for, has_letter, letters_of
-from imagen_pytorch.evaluation.pictures import captioned_grid
+from imagen_pytorch.evaluation.plots import captioned_grid
 
 
 class Alphabet:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from imagen_pytorch.evaluation import videos
-from imagen_pytorch.evaluation.pictures import captioned_grid
+from imagen_pytorch.evaluation.plots import captioned_grid
 from imagen_pytorch.evaluation.videos import (
     FORMATS,
     as_frames,

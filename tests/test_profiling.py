@@ -26,8 +26,8 @@ from imagen_pytorch.profiling.estimates import (
     training_cost,
     weight_bytes,
 )
-from imagen_pytorch.profiling.metering import Meter, SavedTensors
-from imagen_pytorch.profiling.shapes import argument, as_rows, frames_of, one_row, shadow, without_memory
+from imagen_pytorch.profiling.metering import CostCounter, SavedTensors
+from imagen_pytorch.profiling.shapes import argument, as_rows, fake_copy, frames_of, one_row, without_memory
 
 BARE = {"dim_mults": (1,), "layer_cross_attns": False, "attend_at_middle": False, "mid_cross_attn": False}
 BARE |= {"num_resnet_blocks": 0, "use_global_context_attn": False}
@@ -47,7 +47,7 @@ def real_step(imagen, number: int, rows: int, precision: str = "no"):
     """Bytes saved and at most alive in a training step that really runs."""
     unet = imagen.unets[number - 1].train()
     batch = as_rows(one_row(imagen, number), rows, torch.zeros, torch.device("cpu"))
-    meter = Meter(given=held(unet, batch))
+    meter = CostCounter(given=held(unet, batch))
     dtype = {"no": None, "bf16": torch.bfloat16}[precision]
     with meter.without_gradients(unet):
         with meter, SavedTensors(unet) as saved, torch.autocast("cpu", dtype, dtype is not None):
@@ -64,7 +64,7 @@ def real_step(imagen, number: int, rows: int, precision: str = "no"):
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_flops_of_a_convolution(device):
     conv = nn.Conv2d(3, 8, 5, stride=2, padding=2, device=device)
-    with Meter() as meter:
+    with CostCounter() as meter:
         conv(torch.zeros(2, 3, 16, 12, device=device))
     assert meter.flops == 2 * (2 * 8 * 8 * 6) * 3 * 5 * 5
 
@@ -75,13 +75,13 @@ def test_flops_of_attention(device, masked):
     """The fused kernel of a CPU is one that torch's own counter passes over."""
     query, key = (torch.zeros(2, 4, count, 16, device=device) for count in (10, 12))
     mask = torch.ones(2, 1, 1, 12, dtype=torch.bool, device=device) if masked else None
-    with Meter() as meter:
+    with CostCounter() as meter:
         F.scaled_dot_product_attention(query, key, key, attn_mask=mask)
     assert meter.flops == 2 * (2 * 4 * 10 * 12 * 16) * 2
 
 
 def test_the_meter_follows_what_is_made_and_dropped():
-    with Meter() as meter:
+    with CostCounter() as meter:
         first = torch.zeros(100)
         second = first.view(10, 10)  # the same memory
         assert meter.live == 400
@@ -94,7 +94,7 @@ def test_the_meter_follows_what_is_made_and_dropped():
 
 def test_gradients_of_weights_do_not_count():
     layer = nn.Linear(30, 30, bias=False)
-    with Meter(given=layer.parameters()) as meter, meter.without_gradients(layer):
+    with CostCounter(given=layer.parameters()) as meter, meter.without_gradients(layer):
         loss = layer(torch.zeros(1, 30)).sum()
         assert meter.live < 400  # a view of the weight is no new memory
         loss.backward()
@@ -181,7 +181,7 @@ def test_arguments_of_networks_with_other_defaults():
 
 def test_a_shadow_shares_nothing():
     unet = small_unet(text_embed_dim=16, **BARE)
-    other = shadow(unet, torch.device("cpu"))
+    other = fake_copy(unet, torch.device("cpu"))
     assert other.state_dict().keys() == unet.state_dict().keys()
     assert not {id(item) for item in unet.parameters()} & {id(item) for item in other.parameters()}
     assert other.final_conv.weight.data_ptr() != unet.final_conv.weight.data_ptr()
@@ -205,7 +205,7 @@ def needing(activations: int, sampling: int = 20, checkpointing: bool = False) -
         (needing(800), 1000, None),
         (needing(800), 500, ["--max-batch-size 4 needs 450 B", "gradient_checkpointing", "--precision bf16"]),
         (needing(800, checkpointing=True), 140, ["try --max-batch-size 1 with --precision bf16, or a smaller preset"]),
-        (needing(800), 52, ["50 B are needed before the first picture: take a smaller preset", "fsdp2"]),
+        (needing(800), 52, ["50 B are needed before the first image: take a smaller preset", "fsdp2"]),
     ],
 )
 def test_advice_when_a_training_does_not_fit(stage, room, words):

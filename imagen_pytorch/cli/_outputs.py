@@ -83,7 +83,7 @@ class Pictures:
 
     def grid(self, items: Any, captions: Sequence[str], columns: int | None = None, **texts: Any) -> Any:
         """All items of one stage with their captions on one sheet, as an item; ``texts`` as for `captioned_grid`."""
-        from ..evaluation.pictures import captioned_grid
+        from ..evaluation.plots import captioned_grid
 
         return captioned_grid(items, captions, columns, **texts)
 

@@ -381,7 +381,7 @@ class Run:
         """Draw ``loss.png`` anew from the whole log; returns its path, None if there is nothing to draw."""
         if not is_main_process():
             return None
-        from ..evaluation.pictures import loss_curve
+        from ..evaluation.plots import loss_curve
 
         with self.spared("loss.png"):
             history = self.log.history()

@@ -1,7 +1,7 @@
-"""Degraded versions of images: for judges that learn to look past small defects, and for reference figures.
+"""Degraded versions of images: to train judges that ignore small defects, and as references for metrics.
 
-Generated images differ from real ones by a little noise, blur or a shifted colour before they differ in what they show.
-A judge that learned clean images only takes these defects for another subject.
+Generated images differ from real ones by a little noise, blur or a shifted colour before they differ in content. A
+judge that was trained on clean images only takes these defects for another subject.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def with_noise(
 
 
 def reduced(images: Float[Tensor, "n c h w"], size: int | Size) -> Float[Tensor, "n c h w"]:
-    """Shrink to ``size`` and enlarge to the old size again, bicubically: what an upsampler has to beat."""
+    """Shrink to ``size`` and enlarge to the old size again, bicubically: the baseline of an upsampler."""
     return resize(resize(images, size), tuple(images.shape[-2:]), "bicubic")
 
 
 def blurred(images: Float[Tensor, "n c h w"], sigma: Float[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
-    """Convolve each image with a Gaussian of its own width in pixels; edges are repeated outwards."""
+    """Convolve each image with a Gaussian of its own width in pixels. Edges are repeated outwards."""
     count, channels, height, width = images.shape
     radius = max(1, int((3 * sigma.max()).ceil()))
     places = torch.arange(-radius, radius + 1, dtype=images.dtype)
@@ -42,7 +42,7 @@ def blurred(images: Float[Tensor, "n c h w"], sigma: Float[Tensor, " n"]) -> Flo
 
 
 def shifted(images: Float[Tensor, "n c h w"], offsets: Int[Tensor, "n 2"]) -> Float[Tensor, "n c h w"]:
-    """Move each image down and right by whole pixels; edges are repeated outwards."""
+    """Move each image down and right by whole pixels. Edges are repeated outwards."""
     rows, columns = (
         (torch.arange(side) - offsets[:, axis, None]).clamp(0, side - 1) for axis, side in enumerate(images.shape[-2:])
     )
@@ -51,7 +51,7 @@ def shifted(images: Float[Tensor, "n c h w"], offsets: Int[Tensor, "n 2"]) -> Fl
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A random mixture of defects, drawn for each image on its own.
+    """A random mixture of defects, drawn for each image independently.
 
     Args:
         probability: of each of the five kinds of defects in an image.
@@ -70,7 +70,7 @@ class Augmentation:
     colour: float = 0.06
 
     def __call__(self, images: Float[Tensor, "n c h w"], generator: torch.Generator) -> Float[Tensor, "n c h w"]:
-        """Return an augmented version of each image, in [0, 1]; the same generator state gives the same versions."""
+        """Return an augmented version of each image, in [0, 1]. The same generator state gives the same versions."""
         count, side = len(images), min(images.shape[-2:])
 
         def uniform(*shape: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Class accuracy: a small classifier learns the classes from real images and is asked about generated ones."""
+"""Class accuracy: a small classifier is trained on the classes of real images and applied to generated ones."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class ClassAccuracy:
-    """How many generated images show the class that they should show.
+    """The fraction of generated images with the intended class.
 
     Attributes:
         generated: fraction of generated images that the classifier recognises.
@@ -66,9 +66,9 @@ def train_classifier(
     batch_size: int = 128,
     seed: int = 0,
 ) -> Classifier:
-    """Train a classifier from scratch; it sees shifted and slightly noisy versions of the images.
+    """Train a classifier from scratch on shifted and slightly noisy versions of the images.
 
-    Torch's global random state is left as it was.
+    Torch's global random state is restored.
 
     Args:
         images: of one size, floats in [0, 1] or uint8.
@@ -108,7 +108,7 @@ def _augmented(images: Tensor) -> Tensor:
 
 
 def check_labels(images: Tensor, labels: Tensor) -> None:
-    """Refuse labels that do not belong to the images.
+    """Check that labels belong to the images.
 
     Raises:
         ValueError: another number than images, none, or negative ones.
@@ -124,13 +124,13 @@ def class_accuracy(
     *,
     held_out: tuple[Shaped[Tensor, "m c h w"], Int[Tensor, " m"]],
 ) -> ClassAccuracy:
-    """Compute how many generated images are recognised as what they should show, beside real ones.
+    """Compute the fraction of generated images that are recognised as their intended class, and of real ones.
 
     Args:
         classifier: from `train_classifier`.
         generated: floats in [0, 1] or uint8, of the size of its training images.
-        labels: classes that were asked for.
-        held_out: real images that it has not seen, and their classes.
+        labels: the intended classes.
+        held_out: real images that were not part of its training, and their classes.
 
     Raises:
         ValueError: labels that do not belong to the images.

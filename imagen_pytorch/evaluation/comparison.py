@@ -1,4 +1,4 @@
-"""Comparison of two sets of images that were made for the same captions and seeds."""
+"""Comparison of two sets of images that were generated for the same captions and seeds."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .retrieval import CaptionJudge, ranks
 
 @dataclass(frozen=True)
 class Comparison:
-    """One figure of both sides.
+    """One metric of both sides.
 
     Attributes:
-        name: of the figure.
+        name: of the metric.
         a, b: its means; larger is better.
         difference: of b and a, with its interval over images.
     """
@@ -30,7 +30,7 @@ class Comparison:
     difference: Estimate
 
     def sentence(self) -> str:
-        """Return both means, the difference, and whether it may be chance."""
+        """Return both means, their difference, and a note if it may be chance."""
         start = f"{self.name}: A {self.a:.3g}, B {self.b:.3g}"
         gain = self.difference
         if gain.value == 0:
@@ -48,13 +48,13 @@ class Comparison:
 def caption_scores(
     judge: CaptionJudge, images: Float[Tensor, "n c h w"], captions: Sequence[str], candidates: Sequence[str]
 ) -> dict[str, Float[Tensor, " n"]]:
-    """Return for each image its similarity to its own caption, and whether that is the most similar candidate.
+    """Return for each image its similarity to its own caption, and true if that is the most similar candidate.
 
     Args:
         judge: compares images and captions.
         images: in [0, 1].
         captions: one per image.
-        candidates: captions to choose from beside these.
+        candidates: captions to choose from, in addition to these.
 
     Raises:
         ValueError: another number of captions than of images.

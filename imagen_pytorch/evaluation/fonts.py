@@ -1,4 +1,4 @@
-"""The font of captions: Pillow's own, or one of this machine where a caption has letters that Pillow's lacks."""
+"""The font of captions: Pillow's own, or a system font if a caption has letters that Pillow's lacks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-#: Fonts of many scripts, as Linux, macOS and Windows name their files; Pillow finds them in the folders of the system.
+#: Fonts of many scripts, by their file names on Linux, macOS and Windows. Pillow finds them in the system's folders.
 SYSTEM_FONTS = (
     "DejaVuSans.ttf",
     "NotoSans-Regular.ttf",
@@ -20,14 +20,14 @@ SYSTEM_FONTS = (
     "msgothic.ttc",
     "segoeui.ttf",
 )
-#: a code point that is no letter of any font: it is drawn as the mark of a missing letter
+#: a code point without a letter in any font, drawn as the mark of a missing letter
 _NO_LETTER = "\uffff"
 #: typographic signs and their plain forms
 _PLAIN = {0x2019: "'", 0x2018: "'", 0x201C: '"', 0x201D: '"', 0x2013: "-", 0x2014: "-"}
 
 
 def built_in(size: int) -> Any:
-    """The font that comes with Pillow."""
+    """Return the font that comes with Pillow."""
     from PIL import ImageFont
 
     try:
@@ -37,18 +37,18 @@ def built_in(size: int) -> Any:
 
 
 def has_letter(font: Any, letter: str) -> bool:
-    """Whether a font draws a letter as itself and not as the box of a missing one."""
+    """Return true if a font draws a letter as itself and not as the box of a missing one."""
     if letter.isascii():
         return True
     try:
         drawn, box = font.getmask(letter), font.getmask(_NO_LETTER)
-    except (UnicodeError, OSError):  # a bitmap font knows Latin letters only
+    except (UnicodeError, OSError):  # a bitmap font has Latin letters only
         return False
     return drawn.size != box.size or bytes(drawn) != bytes(box)
 
 
 def letters_of(text: str, font: Any) -> str:
-    """A text in the letters of a font: typographic signs, and accented letters that it lacks, become plain ones."""
+    """Rewrite a text in the letters of a font: typographic signs and missing accented letters become plain ones."""
     out = []
     for letter in unicodedata.normalize("NFC", text.translate(_PLAIN)):
         if not has_letter(font, letter):
@@ -59,7 +59,7 @@ def letters_of(text: str, font: Any) -> str:
 
 
 def _lacking(font: Any, texts: Iterable[str]) -> str:
-    """The letters of the texts for which a font has only boxes, each once."""
+    """Return the letters of the texts that a font lacks, each once."""
     letters = dict.fromkeys("".join(letters_of(text, font) for text in texts))
     return "".join(letter for letter in letters if not has_letter(font, letter))
 
@@ -75,9 +75,9 @@ def _system_fonts(size: int) -> Iterable[Any]:
 
 
 def font_for(texts: Iterable[str], size: int) -> Any:
-    """The font that has most letters of the texts: Pillow's own if it has all of them, else one of this machine.
+    """Return the font that has most letters of the texts: Pillow's own if it has all of them, else a system font.
 
-    Letters that none of them has are named in a warning; they are drawn as boxes.
+    Letters that none of them has are named in a warning. They are drawn as boxes.
     """
     texts = list(texts)
     best = built_in(size)

@@ -1,4 +1,4 @@
-"""Inception-v3 as the Frechet Inception Distance uses it, with weights that the user gives.
+"""Inception-v3 as in the Frechet Inception Distance, with weights that the user gives.
 
 The layers are those of Szegedy et al. 2015 (arXiv 1512.00567) with the poolings of the network of 2015-12-05, which
 Heusel et al. 2017 (arXiv 1706.08500) took for FID. Names of parameters are those of the public file
@@ -35,7 +35,7 @@ class Conv(nn.Module):
     Args:
         dim, out: channels.
         kernel: size of the kernel, one number or (height, width); padding keeps the size at stride 1.
-        stride: with 2, or where ``padded`` is false, there is no padding.
+        stride: with 2, or without ``padded``, the map is not padded.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Figures with an interval, by bootstrap (Efron 1979) or, for fractions, by the formula of Wilson (1927)."""
+"""Metrics with an interval, by bootstrap (Efron 1979) or, for fractions, by the formula of Wilson (1927)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..ranges import check_number, check_whole
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its interval.
+    """A metric with its interval.
 
     Attributes:
         value: the estimate from all data.
-        low, high: ends of the 95 % interval, unless another confidence was asked for.
+        low, high: ends of the 95 % interval, unless another confidence was requested.
     """
 
     value: float
@@ -25,7 +25,7 @@ class Estimate:
     high: float
 
     def includes(self, number: float) -> bool:
-        """Return whether the interval includes a number; a difference whose interval includes 0 may be chance."""
+        """Return true if the interval includes a number. A difference whose interval includes 0 may be chance."""
         return self.low <= number <= self.high
 
     def __str__(self) -> str:
@@ -40,7 +40,7 @@ def mean_interval(
     The interval lies between quantiles of the means of resamples with replacement (percentile bootstrap).
 
     Args:
-        values: numbers or truth values, one or more.
+        values: numbers or booleans, one or more.
         seed: of the resamples.
         resamples: number of resamples.
         confidence: probability that the interval covers, 0 to 1.
@@ -62,7 +62,7 @@ def mean_interval(
 def fraction_interval(fraction: float, count: int, z: float = 1.96) -> Estimate:
     """Estimate the probability of success from ``count`` independent trials, such as an R@k from ``count`` images.
 
-    Unlike a bootstrap, the interval of Wilson (1927) also has a width where the fraction is 0 or 1.
+    Unlike a bootstrap, the interval of Wilson (1927) has a width even if the fraction is 0 or 1.
 
     Args:
         fraction: of successes, 0 to 1.
@@ -90,7 +90,7 @@ def paired_interval(
 ) -> Estimate:
     """Estimate the mean difference ``a - b`` of scores of two models on the same items.
 
-    What an item contributes to both scores cancels, so the interval is narrower than those of two separate means.
+    The contribution of an item to both scores cancels, so the interval is narrower than those of two separate means.
 
     Args:
         a, b: scores in the order of the same prompts and seeds.
@@ -105,7 +105,7 @@ def paired_interval(
 
 
 def quantile_ends(draws: Float[Tensor, " n"], confidence: float = 0.95) -> tuple[float, float]:
-    """Return the quantiles between which the middle fraction ``confidence`` of the draws lies."""
+    """Return the quantiles that enclose the middle fraction ``confidence`` of the draws."""
     tail = (1 - confidence) / 2
     low, high = draws.double().quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return low, high

@@ -1,8 +1,8 @@
-"""Bits per dimension: how probable a model finds images, by a variational bound and by the probability-flow ODE.
+"""Bits per dimension of images under a model, by a variational bound and by the probability-flow ODE.
 
 Both work with ``x~ = x_t / alpha = x0 + s~ noise`` at the noise level ``s~ = sigma / alpha``, on which alone they
-depend, and with the estimate ``D`` of x0 that the network gives: without guidance, thresholds and self-conditioning,
-which belong to no density.
+depend, and with the network's estimate ``D`` of x0. Guidance, thresholds and self-conditioning are off, because no
+density belongs to them.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from ..tensors import Generators, expand_to, rand, randn, seeded, widest
 if TYPE_CHECKING:
     from ..cascade.cascade import Cascade
 
-#: Numbers of an item up to which the trace of a Jacobian is computed exactly.
+#: Largest number of values of an item for which the trace of a Jacobian is computed exactly.
 EXACT = 64
 
-#: Half of the number of steps between the 256 values of a byte: what [-1, 1] is scaled with.
+#: Half of the number of steps between the 256 values of a byte: the scale of [-1, 1].
 HALF_RANGE = 127.5
 
 
@@ -58,11 +58,11 @@ def bound(
 
     Args:
         denoise: ``(x_t, level, x0_before) -> x0``.
-        schedule: its family says what ``x_t`` is; its useful log-SNRs are walked.
+        schedule: its family defines ``x_t``; its `sampling_bounds` are used.
         x0: data in the space of the denoiser.
         steps: number of steps of the generative process whose bound this is.
-        evaluations: number of steps, spread evenly at random, that are evaluated and stand for all of them: the same on
-            average in less time; None evaluates all.
+        evaluations: number of steps, spread evenly at random, that are evaluated in place of all of them: the same on
+            average in less time. None evaluates all.
         generator: source of the noise.
 
     Raises:
@@ -104,12 +104,12 @@ def probability_flow(
     noise ``N(0, s~**2)``, and the log-density changes by the integral of the divergence ``d - tr(dD / dx~)``. Heun's
     method (order 2) on the Karras grid, two evaluations a step. Too few steps make data look more probable: on one
     value from a mixture of known density by 0.016 nats at 50 steps, 0.004 at 100 and 0.001 at 200. Up to `EXACT`
-    numbers per item the trace is exact; for more it is Hutchinson's estimate with Rademacher probes, which stay the
-    same along the way (Grathwohl et al. 2019, arXiv 1810.01367): unbiased for the log-density.
+    numbers per item the trace is exact. For more it is Hutchinson's estimate with Rademacher probes, which stay the
+    same along the path (Grathwohl et al. 2019, arXiv 1810.01367): unbiased for the log-density.
 
     Args:
         denoise: ``(x_t, level, x0_before) -> x0``, differentiable, each item independent of the others.
-        schedule: its family says what ``x_t`` is; its useful log-SNRs are walked.
+        schedule: its family defines ``x_t``; its `sampling_bounds` are used.
         x0: data in the space of the denoiser.
         steps: number of Heun steps.
         probes: number of probes; None is exact for small items, else one probe.
@@ -143,7 +143,7 @@ def probability_flow(
 def _slope(
     denoise: Denoise, schedule: Schedule, x: Tensor, log_snr: Tensor, signs: Float[Tensor, "b p *shape"]
 ) -> tuple[Tensor, Float[Tensor, " b"]]:
-    """Return ``x~ - D`` and its divergence, exactly if there are no probes."""
+    """Return ``x~ - D`` and its divergence, exactly without probes."""
     level = schedule.level(log_snr)
     with torch.enable_grad():
         x = x.detach().requires_grad_()
@@ -162,7 +162,7 @@ def _slope(
 
 # -- stages of a cascade -----------------------------------------------------------------------------------------------
 
-#: by name: what computes the negative log-density
+#: functions that compute the negative log-density, by name
 METHODS = {"bound": bound, "probability_flow": probability_flow}
 
 
@@ -183,9 +183,9 @@ def bits_per_dim(
     """Compute the bits per dimension of each image under one stage of an image model.
 
     Images are resized to the stage and rounded to 8 bits, and uniform noise as wide as the distance of two grey levels
-    is added (uniform dequantisation; Theis et al. 2016, arXiv 1511.01844): the values of a byte keep their places in
+    is added (uniform dequantisation; Theis et al. 2016, arXiv 1511.01844). The values of a byte keep their positions in
     [-1, 1], 2 / 255 apart. The result is ``-log2 p / d + log2(127.5)`` with the density ``p`` of these ``d`` numbers in
-    [-1, 1]. On average over the noise it is at least what the rounded images cost in bits. A stage that enlarges gives
+    [-1, 1]. On average over the noise it is at least the cost of the rounded images in bits. An upsampling stage gives
     the bits of its images given the small ones, augmented as in sampling. `mean_interval` gives the mean.
 
     Args:
@@ -194,12 +194,12 @@ def bits_per_dim(
         unet_number: 1-based number of the stage.
         method: "probability_flow" or "bound".
         texts, text_embeds, text_masks, cond_images: as for training, one for each image.
-        batch_size: images at a time; changes nothing but rounding.
+        batch_size: number of images at a time; affects rounding only.
         seed: image i gets seed + i for every draw.
         options: of `bound` (``steps``, ``evaluations``) or `probability_flow` (``steps``, ``probes``).
 
     Raises:
-        ValueError: an unknown method, a video model, or what does not fit the model, as in training.
+        ValueError: an unknown method, a video model, or inputs that do not fit the model, as in training.
     """
     if method not in METHODS:
         raise ValueError(f'no method "{method}"; known: {", ".join(METHODS)}{suggestion(method, tuple(METHODS))}')
@@ -239,19 +239,19 @@ def _bits(
     stage, unet = replace(cascade.stages[number - 1], crop=None), cascade.unets[number - 1]
     device, dtype = device_of(unet), dtype_of(unet)
     with torch.no_grad():
-        batch = build_batch(cascade, stage, request, torch.Generator())  # of its draws none is used
-        picture, companion = images_of_stage(
+        batch = build_batch(cascade, stage, request, torch.Generator())  # none of its draws is used
+        image, lowres_image = images_of_stage(
             cascade, stage, check_training_images(cascade, request.images, stage, device), None
         )
         named = batch.conditioning()
-        if companion is not None:
+        if lowres_image is not None:
             given = cascade.lowres_sample_noise_level
             time = given[number - 1] if isinstance(given, list | tuple) else given
-            times = torch.full((len(companion),), float(time), device=device)
-            noised, told = cascade.augmentation(companion, times, generator)
-            named |= {"lowres_cond_img": noised.to(dtype), "lowres_noise_times": told}
-        conditioning = unet.condition(batch=len(picture), size=stage.size, **named)
-        x0 = widest(target_space(batch.base, stage.residual).encode(dequantized(picture, generator)))
+            times = torch.full((len(lowres_image),), float(time), device=device)
+            noised, log_snr = cascade.augmentation(lowres_image, times, generator)
+            named |= {"lowres_cond_img": noised.to(dtype), "lowres_noise_times": log_snr}
+        conditioning = unet.condition(batch=len(image), size=stage.size, **named)
+        x0 = widest(target_space(batch.base, stage.residual).encode(dequantized(image, generator)))
 
     def net(x: Tensor, c_noise: Tensor, _: Tensor | None) -> Tensor:
         return unet(x.to(dtype), c_noise.to(torch.promote_types(dtype, torch.float32)), conditioning)
@@ -259,6 +259,6 @@ def _bits(
     denoise = stage.process.denoiser(net)
     nats = METHODS[method](denoise, stage.process.schedule, x0, generator=generator, **options)
     size = x0[0].numel()
-    # the density of the images from that of residuals
+    # convert the density of residuals to that of images
     nats = nats + size * math.log(1.0 if stage.residual is None else stage.residual)
     return nats / (size * math.log(2)) + math.log2(HALF_RANGE)

@@ -1,4 +1,4 @@
-"""Metrics of an evaluation: each computes named figures of a subject, and says them in one sentence."""
+"""Metrics of an evaluation: each computes named values of a subject, and a sentence about each of them."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from .subject import Enlarged, Subject
 
 METRICS: Registry[type[Metric]] = Registry("metric")
 
-#: figures by name; every value is a plain dict that JSON holds
+#: values by name; each is a plain dict for JSON
 Figures = dict[str, dict[str, Any]]
 
-#: least numbers of images on both sides of a kernel distance, and of neighbourhoods
+#: smallest numbers of images on both sides of a kernel distance, and of neighbourhoods
 LEAST_KID, LEAST_NEIGHBOURS = 8, 12
 
 
 class Metric(ABC):
-    """One kind of figure.
+    """One kind of metric.
 
     Attributes:
-        least: number of generated and of real images that it needs.
-        usual: whether it is computed where no metrics are named.
+        least: smallest number of generated and of real images.
+        usual: computed by default.
     """
 
     least = 2
     usual = True
 
     def obstacle(self, subject: Subject) -> str:
-        """Return why the metric cannot be computed, or an empty text."""
+        """Return the reason why the metric cannot be computed, or an empty text."""
         if len(subject.generated) < self.least:
             return f"needs {self.least} generated images, there are {len(subject.generated)}"
         if len(subject.reference) < self.least:
@@ -50,11 +50,11 @@ class Metric(ABC):
 
     @abstractmethod
     def compute(self, subject: Subject) -> Figures:
-        """Compute the figures."""
+        """Compute the values."""
 
     @abstractmethod
     def sentence(self, name: str, figures: dict[str, Any]) -> str:
-        """Return a figure of `compute` in words."""
+        """Return a sentence about a value of `compute`."""
 
 
 def percent(fraction: float) -> str:
@@ -81,7 +81,7 @@ class _OverExtractors(Metric):
 
     @abstractmethod
     def _compared(self, subject: Subject, extractor: FeatureExtractor) -> dict[str, Any]:
-        """The figures for one extractor."""
+        """Return the values for one extractor."""
 
 
 @METRICS.register("kid")
@@ -96,7 +96,7 @@ class KID(_OverExtractors):
         return {**asdict(value), "real_halves": asdict(real_floor(real, kid, seed=subject.seed))}
 
     def sentence(self, name: str, figures: dict[str, Any]) -> str:
-        """Return the distance, its interval and what real images reach."""
+        """Return the distance, its interval and that of real images."""
         value, floor = (
             Estimate(**{end: row[end] for end in ("value", "low", "high")}) for row in (figures, figures["real_halves"])
         )
@@ -116,7 +116,7 @@ class FD(_OverExtractors):
         return {"value": value, "real_halves": floor, "is_fid": extractor.is_fid}
 
     def sentence(self, name: str, figures: dict[str, Any]) -> str:
-        """Return the distance and what real images reach."""
+        """Return the distance and that of real images."""
         floor = figures["real_halves"]
         beside = "" if floor is None else f"; between halves of them: {floor:.4g}"
         title = "FID" if figures["is_fid"] else "Frechet distance to the real images"
@@ -135,7 +135,7 @@ class Precision(_OverExtractors):
         return {**figures, "real_halves": real_floor(real, precision_recall, seed=subject.seed)}
 
     def sentence(self, name: str, figures: dict[str, Any]) -> str:
-        """Return precision, recall and coverage, each with what real images reach."""
+        """Return precision, recall and coverage, each with that of real images."""
         floor = figures["real_halves"]
         each = [
             f"{key} {percent(figures[key])} (real {percent(floor[key])})" for key in ("precision", "recall", "coverage")
@@ -145,10 +145,10 @@ class Precision(_OverExtractors):
 
 @METRICS.register("retrieval")
 class Retrieval(Metric):
-    """Fraction of images whose own caption is found, beside chance, real images and real images with defects."""
+    """Fraction of images whose own caption is retrieved, with chance, real images and real images with defects."""
 
     def obstacle(self, subject: Subject) -> str:
-        """Return why captions cannot be looked for."""
+        """Return the reason why captions cannot be retrieved, or an empty text."""
         if not subject.captions:
             return "needs captions, and the images have none"
         if subject.judge is None:
@@ -156,7 +156,7 @@ class Retrieval(Metric):
         return super().obstacle(subject)
 
     def compute(self, subject: Subject) -> Figures:
-        """Look for the caption of each image among all candidates."""
+        """Retrieve the caption of each image among all candidates."""
         figures = caption_retrieval(
             subject.judge,
             subject.generated,
@@ -168,7 +168,7 @@ class Retrieval(Metric):
         return {"retrieval": {**figures, "judge_learned_real_images": subject.judge_learned}}
 
     def sentence(self, name: str, figures: dict[str, Any]) -> str:
-        """Return the fraction of found captions beside that of real images and of guessing."""
+        """Return the fraction of retrieved captions, with that of real images and of guessing."""
         parts = [f"captions are found for {percent(figures['generated']['R@1'])} of the images"]
         if "ceiling" in figures:
             learned = " (the judge has learned them)" if figures["judge_learned_real_images"] else ""
@@ -214,11 +214,11 @@ class Upsampler(Metric):
     """Error and kernel distance of each upsampler on small real images, beside bicubic enlargement."""
 
     def obstacle(self, subject: Subject) -> str:
-        """Return why there is nothing to compare."""
+        """Return the reason why no upsampler can be compared, or an empty text."""
         return "" if subject.enlarged else "needs a model with a trained second stage"
 
     def compute(self, subject: Subject) -> Figures:
-        """Compute the RMSE and, of enough images, the kernel distance of network and bicubic enlargement."""
+        """Compute the RMSE and, with enough images, the kernel distance of network and bicubic enlargement."""
         return {f"upsampler/{item.number}": self._compared(item, subject) for item in subject.enlarged}
 
     def _compared(self, item: Enlarged, subject: Subject) -> dict[str, Any]:
@@ -240,7 +240,7 @@ class Upsampler(Metric):
         return {**figures, "beats_bicubic": all(beats)}
 
     def sentence(self, name: str, figures: dict[str, Any]) -> str:
-        """Return both errors, and whether the network is the better one in every figure."""
+        """Return both errors, and a note if the network is not better in every value."""
         rmse = figures["rmse"]
         both = f"RMSE {rmse['network']:.3f}, bicubic enlargement {rmse['bicubic']:.3f}"
         names = [key for key in figures if key.startswith("kid/")]
@@ -254,13 +254,13 @@ class Upsampler(Metric):
 
 
 def _rmse(one: Tensor, other: Tensor) -> Tensor:
-    """Root of the mean squared difference of each pair of images."""
+    """Return the root mean squared difference of each pair of images."""
     return (one.double() - other.double()).square().flatten(1).mean(1).sqrt()
 
 
 @METRICS.register("classes")
 class Classes(Metric):
-    """Fraction of images whose class a classifier recognises that learned real ones (see `class_accuracy`).
+    """Fraction of images whose class is recognised by a classifier trained on real ones (see `class_accuracy`).
 
     Every fifth real image is held out for the ceiling. Images larger than `SIDE` are shrunk to it.
     """
@@ -269,13 +269,13 @@ class Classes(Metric):
     SIDE = 32
 
     def obstacle(self, subject: Subject) -> str:
-        """Return why there are no classes to recognise."""
+        """Return the reason why no classes can be recognised, or an empty text."""
         if not subject.labels or subject.examples is None:
             return "needs data with classes (emoji64 has styles, a folder has subfolders)"
         return super().obstacle(subject)
 
     def compute(self, subject: Subject) -> Figures:
-        """Train the classifier and count what it recognises."""
+        """Train the classifier and count the recognised images."""
         images, labels = subject.examples()  # type: ignore[misc]
         names = sorted({*labels, *subject.labels})
         truth = torch.tensor([names.index(label) for label in labels])
@@ -294,7 +294,7 @@ class Classes(Metric):
         return resize(images, (max(1, round(height * scale)), max(1, round(width * scale))), "area")
 
     def sentence(self, name: str, figures: dict[str, Any]) -> str:
-        """Return the fraction of recognised images beside that of real ones."""
+        """Return the fraction of recognised images, with that of real ones."""
         made, real, guess = (
             percent(value) for value in (figures["value"], figures["real"]["value"], figures["chance"])
         )
@@ -303,12 +303,12 @@ class Classes(Metric):
 
 @METRICS.register("bpd")
 class BitsPerDimension(Metric):
-    """Bits per dimension that each U-Net needs for real images, an upper bound (see `bits_per_dim`)."""
+    """Bits per dimension of real images under each U-Net, an upper bound (see `bits_per_dim`)."""
 
     usual = False
 
     def obstacle(self, subject: Subject) -> str:
-        """Return why no model can be asked."""
+        """Return the reason why there are no bits, or an empty text."""
         return "" if subject.bits is not None else "needs a model"
 
     def compute(self, subject: Subject) -> Figures:
@@ -326,19 +326,19 @@ class BitsPerDimension(Metric):
 
 
 def usual_metrics() -> tuple[str, ...]:
-    """Return the names of the metrics that are computed where none are named."""
+    """Return the names of the metrics that are computed by default."""
     return tuple(name for name in METRICS if METRICS[name].usual)
 
 
 def computed(
     subject: Subject, names: tuple[str, ...], note: Callable[[str], None] = lambda _: None
 ) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Yield the name, the figures and the sentence of every figure that can be computed.
+    """Yield the name, the value and the sentence of every metric that can be computed.
 
     Args:
-        subject: what is looked at.
+        subject: the input.
         names: of metrics.
-        note: is called with one sentence for each metric that cannot be computed.
+        note: called with one sentence for each metric that cannot be computed.
     """
     with torch.no_grad():
         for name in names:

@@ -1,4 +1,4 @@
-"""The nearest training image of each generated one: does a model draw, or does it copy?"""
+"""The nearest training image of each generated one, to detect copies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Nearest:
     """Nearest training images, by Euclidean distance of their features.
 
     Attributes:
-        index: place of the nearest training image of each generated one.
+        index: index of the nearest training image of each generated one.
         distance: distance of each generated image to it; 0 for a copy.
         real_distance: distance of each training image to its nearest other one, in ascending order.
     """
@@ -28,8 +28,8 @@ class Nearest:
     def rank(self) -> Float[Tensor, " n"]:
         """Return the fraction of training images that have another one at least as near as each generated image has.
 
-        It is spread over 0 to 1 for images that lie among the training images as these lie among each other; values
-        near 0 are copies. With training images that occur twice it is above 0 for copies, too.
+        It is uniform in 0 to 1 for images that lie among the training images as these lie among each other. Values near
+        0 are copies. With training images that occur twice it is above 0 for copies, too.
         """
         return torch.searchsorted(self.real_distance, self.distance, right=True) / len(self.real_distance)
 
@@ -56,6 +56,6 @@ def nearest_images(generated: Float[Tensor, "n d"], training: Float[Tensor, "m d
         first = sum(map(len, others))
         rows[torch.arange(len(rows)), torch.arange(first, first + len(rows))] = torch.inf
         others.append(rows.amin(1))
-    # again from the differences: a table of products leaves a copy at a small distance instead of 0
+    # computed again from the differences: a table of products leaves a copy at a small distance instead of 0
     exact = torch.linalg.vector_norm(generated - training[index], dim=1)
     return Nearest(index, exact, torch.cat(others).sort().values)

@@ -1,8 +1,8 @@
 """The embedded judge of emoji64: an image tower and a text tower, trained together from scratch on its train split.
 
-Nothing of another model is inside, so its figures are independent of the feature extractors and text encoders that a
-model may be trained with. ``scripts/train_emoji64_probe.py`` trains it; ``training.json`` beside the weights holds the
-settings, the log and the figures on the splits that it has not learned.
+It contains no other model, so its metrics are independent of the feature extractors and text encoders that a model may
+be trained with. ``scripts/train_emoji64_probe.py`` trains it. ``training.json``, next to the weights, holds the
+settings, the log and the metrics on the splits that were not part of its training.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from ..images import resize
 from .features import EXTRACTORS, FeatureExtractor
 
-#: How the embedded weights came to be, and the weights in half precision.
+#: Record of the training of the embedded weights, and the weights in half precision.
 FOLDER = Path(__file__).parent / "emoji64_probe"
 WEIGHTS = FOLDER / "weights.safetensors"
 
-#: Side of the images that the image tower sees.
+#: Side of the images in the image tower.
 SIZE = 64
 
-#: Rows of the table that pieces of captions are hashed into.
+#: Rows of the table of hashed pieces of captions.
 BUCKETS = 9216
 
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -43,7 +43,8 @@ def _bucket(piece: str) -> int:
 
 @functools.lru_cache(2**14)
 def _word_pieces(word: str) -> tuple[int, ...]:
-    """The word and its runs of three characters, so that an unknown word is close to those that it resembles."""
+    """Return the rows of the word and its runs of three characters, so that an unknown word is close to similar
+    ones."""
     marked = f"<{word}>"
     return (_bucket(word), *(_bucket(f"~{marked[first : first + 3]}") for first in range(len(marked) - 2)))
 
@@ -72,7 +73,7 @@ class TextTower(nn.Module):
         self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, out))
 
     def forward(self, captions: Sequence[str]) -> Float[Tensor, "m out"]:
-        """Vectors of any length; `DualEncoder.texts` normalises them."""
+        """Return vectors of any length. `DualEncoder.texts` normalises them."""
         rows = [pieces(caption) for caption in captions]
         lengths = torch.tensor([len(row) for row in rows])
         flat = torch.tensor([piece for row in rows for piece in row])
@@ -84,7 +85,7 @@ class TextTower(nn.Module):
 
 
 class Block(nn.Module):
-    """Add a depthwise 3 x 3 convolution followed by two pointwise ones."""
+    """A residual block: a depthwise 3 x 3 convolution followed by two pointwise ones."""
 
     def __init__(self, dim: int, expansion: int = 2) -> None:
         super().__init__()
@@ -97,12 +98,12 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """A map of the same shape."""
+        """Return a map of the same shape."""
         return x + self.layers(x)
 
 
 class ImageTower(nn.Module):
-    """Map images of 64 x 64 to vectors: a depthwise-separable network with pooled maps.
+    """An image encoder for 64 x 64: a depthwise-separable network with pooled maps.
 
     Args:
         stem: channels at half the side.
@@ -119,7 +120,7 @@ class ImageTower(nn.Module):
         self.dim = dims[-1]
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Pooled features of RGB images in [0, 1]."""
+        """Return pooled features of RGB images in [0, 1]."""
         x = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
         return F.gelu(self.layers(x)).mean((2, 3))
 
@@ -134,20 +135,20 @@ class DualEncoder(nn.Module):
         self.text_tower = TextTower(out=out)
 
     def images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b out"]:
-        """Unit vectors of RGB images in [0, 1] of 64 x 64."""
+        """Return unit vectors of RGB images in [0, 1] of 64 x 64."""
         return self.vectors(self.image_tower(images))
 
     def vectors(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b out"]:
-        """Unit vectors of pooled features."""
+        """Return unit vectors of pooled features."""
         return F.normalize(self.head(features), dim=1)
 
     def texts(self, captions: Sequence[str]) -> Float[Tensor, "m out"]:
-        """Unit vectors of captions."""
+        """Return unit vectors of captions."""
         return F.normalize(self.text_tower(captions), dim=1)
 
 
 def save_weights(model: DualEncoder, path: Path) -> str:
-    """Write weights in half precision, normalisation in single; return the SHA-256 of the file."""
+    """Write weights in half precision, normalisation in single, and return the SHA-256 of the file."""
     from safetensors.torch import save
 
     state = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
@@ -157,7 +158,7 @@ def save_weights(model: DualEncoder, path: Path) -> str:
 
 
 def load_weights(path: Path, sha256: str) -> DualEncoder:
-    """Return the model whose weights `save_weights` wrote, ready to use.
+    """Load the model whose weights `save_weights` wrote, in evaluation mode.
 
     Raises:
         ValueError: the file is not the one with this SHA-256.
@@ -178,13 +179,13 @@ def load_weights(path: Path, sha256: str) -> DualEncoder:
 
 @functools.cache
 def training_record() -> dict[str, Any]:
-    """Return how the embedded weights were trained: settings, log, figures, and the SHA-256 of the file of weights."""
+    """Return the record of the training: settings, log, metrics, and the SHA-256 of the file of weights."""
     return json.loads((FOLDER / "training.json").read_text(encoding="utf-8"))
 
 
 @functools.cache
 def embedded_model() -> DualEncoder:
-    """Return the embedded model; loaded once.
+    """Return the embedded model, loaded once.
 
     Raises:
         ValueError: the file of weights is damaged.
@@ -200,7 +201,7 @@ class Emoji64Probe(FeatureExtractor):
     backgrounds, with noise, blur, shifts, resampling and changed colours, and never the splits "pair" and "concept".
 
     Args:
-        model: another one than the embedded one.
+        model: a model in place of the embedded one.
     """
 
     name = "emoji64-probe"
@@ -213,10 +214,10 @@ class Emoji64Probe(FeatureExtractor):
         self.model = embedded_model() if model is None else model
 
     def extract(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Vectors of one batch of RGB images in [0, 1]."""
+        """Return the vectors of one batch of RGB images in [0, 1]."""
         return self.model.image_tower(resize(images, SIZE, "bicubic"))
 
     @torch.no_grad()
     def similarity(self, images: Float[Tensor, "n c h w"], captions: Sequence[str]) -> Float[Tensor, "n m"]:
-        """Cosine of every image in [0, 1] with every caption."""
+        """Return the cosine of every image in [0, 1] with every caption."""
         return self.model.vectors(self(images)) @ self.model.texts(captions).T

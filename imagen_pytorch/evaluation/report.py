@@ -1,4 +1,4 @@
-"""An evaluation from end to end: which networks may compare, every figure, and a sheet to look at."""
+"""A complete evaluation: the choice of extractors, all metrics, and a sheet of images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .subject import Subject
 if TYPE_CHECKING:
     from PIL import Image
 
-#: the extractor that knows no objects; it is taken where nothing else is installed
+#: the extractor that sees no objects, used if no other is installed
 _LAST_RESORT = "pixels"
 #: extractors whose argument is the folder of a model: each folder is a family of its own
 _FOLDERS = ("transformers", "dino", "clip")
@@ -25,7 +25,7 @@ ROWS = 12
 
 
 def family(name: str) -> str:
-    """Return the family of an extractor: networks of one family differ in size alone and see the same things."""
+    """Return the family of an extractor. Networks of one family differ in size alone and see the same features."""
     kind, _, argument = name.partition(":")
     if kind in _FOLDERS:
         return f"{_FOLDERS[0]}:{PurePath(argument).name}"
@@ -51,12 +51,12 @@ def judging_extractors(
     """Return the extractors of an evaluation.
 
     Args:
-        names: those that were asked for; without any, the one of the data and the first installed one.
+        names: requested extractors; without any, the one of the data and the first installed one.
         learned: names of extractors that took part in training.
         own: the extractor that was made for the data, or None.
 
     Raises:
-        ValueError: no extractor of a name, one of a family that took part in training, or none is left.
+        ValueError: an unknown extractor, one of a family that took part in training, or none is left.
         ImportError: its packages are missing.
     """
     taken = {family(name): name for name in learned}
@@ -82,9 +82,9 @@ class Report:
     """The result of an evaluation.
 
     Attributes:
-        figures: by name, as JSON holds them.
-        sentences: one per figure.
-        notes: which metrics were left out, and why.
+        figures: values by name, as in JSON.
+        sentences: one per value.
+        notes: the metrics that were left out, with the reasons.
     """
 
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -98,14 +98,14 @@ class Report:
 
 
 def evaluate(subject: Subject, metrics: Sequence[str] = ()) -> Report:
-    """Compute the figures of a subject.
+    """Compute the metrics of a subject.
 
     Args:
-        subject: what is looked at.
+        subject: the input.
         metrics: names; without any, all usual ones that can be computed.
 
     Raises:
-        ValueError: no metric of a name, or one that was asked for and cannot be computed.
+        ValueError: an unknown metric, or a requested one that cannot be computed.
     """
     report = Report()
     for name in metrics:
@@ -119,11 +119,11 @@ def evaluate(subject: Subject, metrics: Sequence[str] = ()) -> Report:
 
 
 def sheet(subject: Subject, report: Report, title: str = "") -> Image.Image:
-    """Arrange generated images beside real ones of the same captions and their nearest training images.
+    """Arrange generated images next to real ones of the same captions and their nearest training images.
 
     Args:
-        subject: what was evaluated.
-        report: its figures.
+        subject: the input of the evaluation.
+        report: its result.
         title: a line above everything.
     """
     count = min(ROWS, len(subject.generated))

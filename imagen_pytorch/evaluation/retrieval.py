@@ -1,10 +1,9 @@
-"""Do images fit their captions? A small probe learns it from real images, then looks for each caption.
+"""Caption retrieval: a small probe is trained on real images and captions, then retrieves the caption of each image.
 
 The idea is CLIP's (Radford et al. 2021, arXiv 2103.00020) at the size of a data set: two small networks on top of
-frozen image features and a frozen text encoder map both into one space. How often the right caption is among the k
-nearest to an image is R@k. The same metric for real images is what a perfect model can reach, and for real images with
-small defects (`reference_images`) it shows how much the judge holds against defects that have nothing to do with the
-caption.
+frozen image features and a frozen text encoder map both into one space. R@k is the fraction of images whose own caption
+is among the k nearest. The same metric for real images is the value of a perfect model. For real images with small
+defects (`reference_images`) it shows the influence of defects that are unrelated to the caption.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from .intervals import fraction_interval
 #: The k of R@k.
 RANKS = (1, 5, 10)
 
-#: Augmented versions of each image that `train_probe` learns beside the image itself.
+#: Number of augmented versions of each image that `train_probe` uses in addition to the image itself.
 VERSIONS = 4
 
 #: Standard deviations of the noise on the real images of `reference_images`.
@@ -35,29 +34,30 @@ NOISE = (0.02, 0.04)
 
 
 def ranks(similarity: Float[Tensor, "n m"], truth: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """Place of the right one of ``m`` candidates for each of ``n`` queries, 0 = best; ties count against it."""
+    """Return the rank of the right one of ``m`` candidates for each of ``n`` queries, 0 = best. Ties count against
+    it."""
     right = similarity.gather(1, truth[:, None])
     return (similarity >= right).sum(1) - 1
 
 
 def recall_at(similarity: Float[Tensor, "n m"], truth: Int[Tensor, " n"]) -> dict[str, float]:
-    """R@1, R@5 and R@10: the share of queries whose right candidate is among the k most similar ones."""
+    """Return R@1, R@5 and R@10: the fraction of queries whose right candidate is among the k most similar ones."""
     place = ranks(similarity, truth)
     return {f"R@{k}": (place < k).float().mean().item() for k in RANKS}
 
 
 def chance(candidates: int) -> dict[str, float]:
-    """What guessing reaches among so many candidates."""
+    """Return R@1, R@5 and R@10 of guessing among ``candidates`` captions."""
     return {f"R@{k}": min(1.0, k / candidates) for k in RANKS}
 
 
 class Tower(nn.Module):
-    """From feature vectors to unit vectors of the common space: standardise, two layers, normalise.
+    """A network from feature vectors to unit vectors of the common space: standardise, two layers, normalise.
 
     Args:
-        example: vectors ``(n, d)`` whose mean and spread standardise all others.
+        example: vectors ``(n, d)`` whose mean and standard deviation standardise all others.
         hidden, out: widths.
-        dropout: strong, for the data are few.
+        dropout: high, because the data are few.
     """
 
     def __init__(self, example: Float[Tensor, "n d"], hidden: int = 512, out: int = 128, dropout: float = 0.4) -> None:
@@ -74,28 +74,28 @@ class Tower(nn.Module):
         )
 
     def forward(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n out"]:
-        """Unit vectors."""
+        """Return unit vectors."""
         return F.normalize(self.layers((features - self.mean) / self.std), dim=1)
 
 
 class CaptionJudge(Protocol):
-    """Anything that compares images with captions: a `CaptionProbe`, or the embedded `Emoji64Probe`."""
+    """An object that compares images with captions: a `CaptionProbe`, or the embedded `Emoji64Probe`."""
 
     @property
     def networks(self) -> dict[str, str]:
         """Names of the "extractor" and the "encoder"."""
 
     def similarity(self, images: Float[Tensor, "n c h w"], captions: Sequence[str]) -> Float[Tensor, "n m"]:
-        """Similarity of every image in [0, 1] with every caption; the largest fits best."""
+        """Return the similarity of every image in [0, 1] with every caption. The largest fits best."""
 
 
 @dataclass(frozen=True)
 class CaptionProbe:
-    """A trained pair of towers with the frozen networks below them; made by `train_probe`."""
+    """A trained pair of towers with the frozen networks below them, from `train_probe`."""
 
     extractor: FeatureExtractor
     encoder: TextEncoder
-    picture_tower: Tower
+    image_tower: Tower
     text_tower: Tower
 
     @property
@@ -105,14 +105,14 @@ class CaptionProbe:
 
     @torch.no_grad()
     def similarity(self, images: Float[Tensor, "n c h w"], captions: Sequence[str]) -> Float[Tensor, "n m"]:
-        """Cosine of every picture in [0, 1] with every caption."""
+        """Return the cosine of every image in [0, 1] with every caption."""
         texts = text_features(self.encoder, captions)
-        return self.picture_tower(self.extractor(images)) @ self.text_tower(texts).T
+        return self.image_tower(self.extractor(images)) @ self.text_tower(texts).T
 
 
 @torch.no_grad()
 def text_features(encoder: TextEncoder, captions: Sequence[str], batch_size: int = 128) -> Float[Tensor, "m d"]:
-    """One vector per caption: the mean of its tokens' states."""
+    """Return one vector per caption: the mean of its tokens' states."""
     means = []
     for first in range(0, len(captions), batch_size):
         embeds, mask = encoder.encode(list(captions[first : first + batch_size]))
@@ -132,9 +132,9 @@ def train_probe(
     seed: int = 0,
     augment: bool = False,
 ) -> CaptionProbe:
-    """Learn from real images in [0, 1] which caption belongs to which image.
+    """Train a probe of image and caption on real images in [0, 1].
 
-    Symmetric contrastive loss with a learned temperature. Torch's global random state is left as it was.
+    Symmetric contrastive loss with a learned temperature. Torch's global random state is restored.
 
     Args:
         images: real images.
@@ -142,15 +142,15 @@ def train_probe(
         extractor, encoder: frozen networks.
         steps, batch_size: of the training.
         seed: of all random numbers.
-        augment: learn `VERSIONS` augmented versions of each image as well, with noise, blur, shifts, resampling and
-            changed colours (`Augmentation`), so that the judge looks past such defects. Every version costs a pass of
+        augment: train on `VERSIONS` augmented versions of each image as well, with noise, blur, shifts, resampling and
+            changed colours (`Augmentation`), so that the judge ignores such defects. Every version costs a pass of
             the extractor.
 
     Raises:
         ValueError: fewer than two images, or another number of captions.
     """
     if len(images) != len(captions) or len(images) < 2:
-        raise ValueError(f"a probe needs two or more pictures with a caption each, got {len(images)}, {len(captions)}")
+        raise ValueError(f"a probe needs two or more images with a caption each, got {len(images)}, {len(captions)}")
     different = {text: index for index, text in enumerate(dict.fromkeys(captions))}
     labels = torch.tensor([different[text] for text in captions])
     generator, augmentation = torch.Generator().manual_seed(seed), Augmentation()
@@ -168,7 +168,7 @@ def train_probe(
 def _align(
     towers: tuple[Tower, Tower], features: tuple[Tensor, Tensor], labels: Tensor, steps: int, batch_size: int
 ) -> None:
-    """Train both towers so that vectors of one label meet and those of different labels part."""
+    """Train both towers so that vectors of one label are similar and those of different labels are not."""
     temperature = nn.Parameter(torch.tensor(20.0).log())
     parameters = [*towers[0].parameters(), *towers[1].parameters(), temperature]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01, fused=True)
@@ -176,9 +176,9 @@ def _align(
     with torch.enable_grad():
         for _ in range(steps):
             index = torch.randperm(len(labels))[:batch_size]
-            picture, text = (tower(each[index]) for tower, each in zip(towers, features, strict=True))
-            logits = picture @ text.T * temperature.exp().clamp(max=100)
-            # pictures with the same caption are right answers to each other
+            image, text = (tower(each[index]) for tower, each in zip(towers, features, strict=True))
+            logits = image @ text.T * temperature.exp().clamp(max=100)
+            # images with the same caption are right answers to each other
             same = (labels[index, None] == labels[index]).float()
             target = same / same.sum(1, keepdim=True)
             loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
@@ -191,11 +191,11 @@ def _align(
 def reference_images(
     real: Float[Tensor, "n c h w"], small_size: int | Size, *, seed: int = 0
 ) -> dict[str, Float[Tensor, "n c h w"]]:
-    """Real images as they are and with known defects, to be judged beside generated ones.
+    """Return real images as they are and with known defects, as references for generated ones.
 
     Args:
         real: images in [0, 1].
-        small_size: of the stage before, in pixels; "enlarged" images are shrunk to it and enlarged bicubically.
+        small_size: of the previous stage, in pixels; "enlarged" images are shrunk to it and enlarged bicubically.
         seed: of the noise.
 
     Returns:
@@ -215,7 +215,7 @@ def reference_rows(
     small_size: int | Size,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """R@1, R@5 and R@10 of each kind of `reference_images`.
+    """Return R@1, R@5 and R@10 of each kind of `reference_images`.
 
     Raises:
         ValueError: as `caption_retrieval`.
@@ -236,21 +236,21 @@ def caption_retrieval(
     real: Float[Tensor, "n c h2 w2"] | None = None,
     small_size: int | Size | None = None,
 ) -> dict[str, Any]:
-    """R@1, R@5 and R@10 of finding its own caption for each generated image.
+    """Return R@1, R@5 and R@10 of retrieving its own caption for each generated image.
 
     Args:
         probe: from `train_probe`, or the embedded `Emoji64Probe`.
         generated: images in [0, 1].
-        captions: what each was asked to show.
+        captions: the caption of each image.
         candidates: the captions to choose from; repeated ones count once.
         real: true images of the same captions, for the ceiling.
-        small_size: of the stage before; with it, the real images are also judged with defects (`reference_images`).
+        small_size: of the previous stage; with it, the real images are also judged with defects (`reference_images`).
 
     Returns:
-        A dict of plain values: "generated", "chance" and, given real images, "ceiling", each with "R@1", "R@5" and
+        a dict of plain values: "generated", "chance" and, given real images, "ceiling", each with "R@1", "R@5" and
         "R@10" in [0, 1]; "intervals" with the 95 % interval ``[low, high]`` of each of those but chance; "references"
-        with the rows of `reference_rows`, given ``small_size``; "pictures" and "candidates" are counts; "extractor"
-        and "encoder" name what was used.
+        with the rows of `reference_rows`, given ``small_size``; the counts ``"pictures"`` and ``"candidates"``; and
+        the names of the networks, "extractor" and "encoder".
 
     Raises:
         ValueError: a caption that is not a candidate, or another number of captions than of images.
@@ -272,12 +272,12 @@ def intervals(rows: dict[str, dict[str, float]], count: int) -> dict[str, dict[s
 
 
 def _places(captions: Sequence[str], candidates: Sequence[str], images: int) -> tuple[list[str], Tensor]:
-    """Different candidates, and the place among them of each image's caption."""
+    """Return the different candidates, and the index of each image's caption among them."""
     known = {text: index for index, text in enumerate(dict.fromkeys(candidates))}
     missing = [text for text in captions if text not in known]
     if missing or len(captions) != images:
         raise ValueError(
-            f"{images} pictures need as many captions, all of them candidates; got {len(captions)}"
-            + (f", of which {missing[0]!r} is no candidate" if missing else "")
+            f"{images} images need as many captions, all of them candidates; got {len(captions)}"
+            + (f", of which {missing[0]!r} is not a candidate" if missing else "")
         )
     return list(known), torch.tensor([known[text] for text in captions])

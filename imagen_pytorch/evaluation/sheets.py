@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .fonts import font_for
-from .pictures import FONT_SIZE, INK, MARGIN, PAPER, PICTURE_WIDTH, opaque, wrap
+from .plots import FONT_SIZE, IMAGE_WIDTH, INK, MARGIN, PAPER, opaque, wrap
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
 
-#: pixels that the labels of the rows may take
+#: largest width of the labels of rows in pixels
 LABEL_WIDTH = 150
 
 
 def _write(canvas: ImageDraw.ImageDraw, lines: Sequence[str], font: Any, x: float, y: float, align: float) -> None:
-    """Draw lines from ``y`` down; ``align`` is the fraction of a line's width that stands left of ``x``."""
+    """Draw lines from ``y`` down. ``align`` is the fraction of a line's width to the left of ``x``."""
     for line in lines:
         canvas.text((x - font.getlength(line) * align, y), line, font=font, fill=INK)
         y += _pitch(font)
@@ -40,10 +40,10 @@ def labelled_grid(
 
     Args:
         images: one entry per row, each a tensor ``(columns, c, h, w)`` in [0, 1] or Pillow images of one size.
-        rows: labels at the left, wrapped at `LABEL_WIDTH` pixels; empty labels everywhere leave no room for them.
+        rows: labels at the left, wrapped at `LABEL_WIDTH` pixels. If all are empty, no room is left for them.
         columns: labels above the table.
         title: a line above everything.
-        scale: whole number by which pixels are enlarged (nearest neighbour); by default small images become about 128
+        scale: integer by which pixels are enlarged (nearest neighbour); by default small images become about 128
             pixels wide.
 
     Raises:
@@ -59,10 +59,10 @@ def labelled_grid(
             f"labels of rows and {len(columns)} of columns"
         )
     width, height = table[0][0].size
-    scale = scale or max(1, round(PICTURE_WIDTH / width))
+    scale = scale or max(1, round(IMAGE_WIDTH / width))
     width, height = width * scale, height * scale
     font = font_for([*rows, *columns, title], FONT_SIZE)
-    cell = max(width, PICTURE_WIDTH // 2) + MARGIN
+    cell = max(width, IMAGE_WIDTH // 2) + MARGIN
     labels = [wrap(label, LABEL_WIDTH, font) for label in rows]
     heads = [wrap(label, cell - MARGIN, font) for label in columns]
     gutter = max((font.getlength(line) for lines in labels for line in lines), default=0)

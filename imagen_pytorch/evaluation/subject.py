@@ -1,4 +1,4 @@
-"""Input of an evaluation: generated images, real ones beside them, and the networks that compare them."""
+"""Input of an evaluation: generated images, real ones, and the networks that compare them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..images import Size
 from .features import FeatureExtractor
 from .retrieval import CaptionJudge
 
-#: images of a pool that are in memory at once
+#: number of images of a pool that are in memory at once
 CHUNK = 256
 
 
 class Pool:
-    """Real images of a data set whose features are computed once, a part at a time.
+    """Real images of a data set whose features are computed once, in chunks.
 
     Args:
         read: returns the image ``(c, h, w)`` in [0, 1] of an index of the data set.
@@ -35,7 +35,7 @@ class Pool:
         return len(self.indices)
 
     def images(self, places: Sequence[int] | None = None) -> Float[Tensor, "n c h w"]:
-        """Return the images at some places of the pool, or all of them."""
+        """Return the images at some positions of the pool, or all of them."""
         chosen = range(len(self)) if places is None else places
         return torch.stack([self._read(self.indices[place]) for place in chosen])
 
@@ -50,7 +50,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Enlarged:
-    """Images that an upsampler makes of small real ones.
+    """Images that an upsampler makes from small real ones.
 
     Attributes:
         number: 1-based number of the U-Net.
@@ -67,22 +67,22 @@ class Enlarged:
 
 @dataclass
 class Subject:
-    """Everything that metrics are computed from.
+    """All inputs of the metrics.
 
     Attributes:
         generated: images ``(n, c, h, w)`` in [0, 1].
         reference: real images of the distribution that the generated ones should have.
-        training: real images that the model may have copied.
+        training: real images of the model's training, which it may have copied.
         extractors: networks whose features are compared.
         captions: one per generated image, or empty.
         real: real images of the same captions in the same order, or None.
-        candidates: captions among which each image's own is looked for.
+        candidates: captions among which that of each image is to be found.
         judge: compares images with captions, or None.
-        judge_learned: whether the judge has learned the real images.
+        judge_learned: true if the judge was trained on the real images.
         small_size: (height, width) of the stage before the last one, or None.
         enlarged: results of the upsamplers for small real images.
         labels: class of each generated image, or empty.
-        examples: returns real images with their classes, or None where the data have no classes.
+        examples: returns real images with their classes, or None for data without classes.
         bits: returns the bits per dimension ``(n,)`` of real images by U-Net, or None without a model.
         seed: of halves and resamples.
     """
@@ -105,12 +105,12 @@ class Subject:
     _features: dict[str, Tensor] = field(default_factory=dict)
 
     def features(self, extractor: FeatureExtractor) -> Float[Tensor, "n d"]:
-        """Return the feature vectors of the generated images; computed once."""
+        """Return the feature vectors of the generated images, computed once."""
         if extractor.name not in self._features:
             self._features[extractor.name] = extractor(self.generated)
         return self._features[extractor.name]
 
     def counts(self) -> dict[str, Any]:
-        """Return how many generated and real images are compared, and their size."""
+        """Return the numbers of generated and real images that are compared, and their size."""
         height, width = self.generated.shape[-2:]
         return {"generated": len(self.generated), "real": len(self.reference), "size": f"{width}x{height}"}

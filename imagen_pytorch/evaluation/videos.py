@@ -1,6 +1,6 @@
 """Videos as files: GIF, animated WebP, PNG and AVIF with Pillow alone, MP4 and WebM (VP9 in both) with PyAV.
 
-Every file shows each frame for its time: neighbours that are equal are kept apart, also where Pillow would merge them.
+Every file shows each frame for its time. Equal neighbours stay separate, even where Pillow would merge them.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..images import to_pil
-from .pictures import captioned_grid, opaque
+from .plots import captioned_grid, opaque
 
 if TYPE_CHECKING:
     from PIL import Image
 
 #: Pixels of the shorter side, about: smaller videos are enlarged for MP4 and WebM. The factor is whole and even, so
-#: that every pixel of theirs covers whole blocks of the coarser grid in which colours are kept (4:2:0).
+#: that every pixel covers whole blocks of the coarser grid of colours (4:2:0).
 SHORTER_SIDE = 256
-#: Colours of a GIF: the last entry of the palette means "as in the frame before".
+#: Colours of a GIF. The last entry of the palette means "as in the frame before".
 COLOURS, AS_BEFORE = 255, 255
-#: Of these, so many are the most frequent ones, unchanged.
+#: Number of the most frequent colours, which stay unchanged.
 KEPT = 31
-#: Pixels from which the palette of a GIF is chosen where there are more colours than that.
+#: Number of pixels from which the palette of a GIF is chosen if there are too many colours.
 PALETTE_PIXELS = 2_000_000
 
 
 def ticks(count: int, fps: float, per_second: int) -> list[int]:
-    """How long each of ``count`` frames is shown, in whole ticks: the sum is never off by more than half a tick."""
+    """Return how long each of ``count`` frames is shown, in whole ticks. Their sum is off by at most half a tick."""
     ends = [round(number * per_second / fps) for number in range(count + 1)]
     return [after - before for before, after in zip(ends, ends[1:], strict=False)]
 
 
 def _repeats(frames: Sequence[Any]) -> list[bool]:
-    """Which frames are equal to the one before and must be marked so that an encoder does not merge the two."""
+    """Mark frames that are equal to the one before, so that an encoder does not merge the two."""
     marked = [False]
     for before, after in zip(frames, frames[1:], strict=False):
         marked.append(not marked[-1] and before.tobytes() == after.tobytes())
@@ -57,7 +57,7 @@ def _saved(frames: Sequence[Image.Image], kind: str, **options: Any) -> bytes:
 
 
 def _nearest(colours: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """For each colour ``(n, 3)`` the number of the palette's entry that is nearest to it."""
+    """Return for each colour ``(n, 3)`` the index of the nearest entry of the palette."""
     wide = palette.astype(np.float32)
     found = np.empty(len(colours), np.uint8)
     for first in range(0, len(colours), 1 << 16):
@@ -67,10 +67,10 @@ def _nearest(colours: np.ndarray, palette: np.ndarray) -> np.ndarray:
 
 
 def _indexed(frames: Sequence[Image.Image]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Frames as numbers of a palette ``(n, 3)``, the same for all frames so that nothing flickers.
+    """Convert frames to indices of a palette ``(n, 3)``, the same for all frames so that nothing flickers.
 
-    Where there are too many colours, the most frequent ones stay as they are (paper and letters, say), and the others
-    become the nearest of those that Pillow chooses. There is no dithering, for its dots would swarm.
+    If there are too many colours, the most frequent ones stay as they are (background and letters, for example), and
+    the others become the nearest of those that Pillow chooses. Dithering is off, because its dots would flicker.
     """
     from PIL import Image
 
@@ -92,18 +92,18 @@ def _gif(frames: Sequence[Image.Image], fps: float) -> bytes:
     indices, palette = _indexed(opaque(frames))
     colours = palette.tobytes() + palette[0].tobytes() * (256 - len(palette))
     for pixels, repeat in zip(indices, _repeats(indices), strict=True):
-        if repeat:  # a pixel that stands for the one before it: different for Pillow, the same for the eye
+        if repeat:  # a pixel that repeats the one before it: different for Pillow, the same when shown
             pixels[0, 0] = AS_BEFORE
-    pictures = [Image.fromarray(pixels) for pixels in indices]
-    for picture in pictures:
-        picture.putpalette(colours)
+    images = [Image.fromarray(pixels) for pixels in indices]
+    for image in images:
+        image.putpalette(colours)
     durations = [10 * hundredths for hundredths in ticks(len(frames), fps, 100)]
     options = {"duration": durations, "loop": 0, "optimize": False, "disposal": 1, "transparency": AS_BEFORE}
-    return _saved(pictures, "GIF", palette=colours, **options)
+    return _saved(images, "GIF", palette=colours, **options)
 
 
 def _png(frames: Sequence[Image.Image], fps: float) -> bytes:
-    # Pillow merges equal neighbours only if they are disposed of alike: 2 goes back to the frame before, the same one
+    # Pillow merges equal neighbours only if they have the same disposal: 2 restores the frame before, the same one
     disposal = [2 if repeat else 0 for repeat in _repeats(frames)]
     return _saved(frames, "PNG", duration=ticks(len(frames), fps, 1000), loop=0, disposal=disposal)
 
@@ -111,12 +111,12 @@ def _png(frames: Sequence[Image.Image], fps: float) -> bytes:
 def _webp(frames: Sequence[Image.Image], fps: float) -> bytes:
     from PIL import Image
 
-    pictures = [np.array(frame) for frame in frames]
-    for pixels, repeat in zip(pictures, _repeats(pictures), strict=True):
-        if repeat:  # the encoder merges equal neighbours, whatever it is told: one level of one pixel is changed
+    images = [np.array(frame) for frame in frames]
+    for pixels, repeat in zip(images, _repeats(images), strict=True):
+        if repeat:  # the encoder always merges equal neighbours: one level of one pixel is changed
             pixels[(0, 0, -1) if pixels.ndim == 3 else (0, 0)] ^= 1
-    pictures = [Image.fromarray(pixels) for pixels in pictures]
-    return _saved(pictures, "WEBP", duration=ticks(len(frames), fps, 1000), loop=0, lossless=True)
+    images = [Image.fromarray(pixels) for pixels in images]
+    return _saved(images, "WEBP", duration=ticks(len(frames), fps, 1000), loop=0, lossless=True)
 
 
 def _avif(frames: Sequence[Image.Image], fps: float) -> bytes:
@@ -128,7 +128,8 @@ def _avif(frames: Sequence[Image.Image], fps: float) -> bytes:
 
 
 def _for_players(frame: Image.Image) -> np.ndarray:
-    """Pixels of a size that players take: small videos are enlarged, odd sides get their last row or column twice."""
+    """Return pixels of a size that players accept: small videos are enlarged, odd sides repeat the last row or
+    column."""
     shorter = min(frame.size)
     factor = 2 * math.ceil(SHORTER_SIDE / shorter / 2) if shorter < SHORTER_SIDE else 1
     pixels = np.asarray(frame).repeat(factor, 0).repeat(factor, 1)
@@ -148,16 +149,16 @@ def _vp9(container: str) -> Callable[[Sequence[Image.Image], float], bytes]:
     def write(frames: Sequence[Image.Image], fps: float) -> bytes:
         av = _pyav()
         rate = Fraction(fps).limit_denominator(1001)
-        buffer, pictures = io.BytesIO(), [_for_players(frame) for frame in opaque(frames)]
+        buffer, images = io.BytesIO(), [_for_players(frame) for frame in opaque(frames)]
         with av.open(buffer, "w", format=container) as file:
             stream = file.add_stream("libvpx-vp9", rate=rate)
-            stream.height, stream.width = pictures[0].shape[:2]
+            stream.height, stream.width = images[0].shape[:2]
             stream.pix_fmt = "yuv420p"
             stream.options = {"crf": "15", "b": "0"}
             context = stream.codec_context
             context.thread_count = 1  # the same bytes on every machine
             context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1  # BT.709
-            for index, pixels in enumerate(pictures):
+            for index, pixels in enumerate(images):
                 frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
                 frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
                 frame.pts, frame.time_base = index, 1 / rate
@@ -172,15 +173,14 @@ def _vp9(container: str) -> Callable[[Sequence[Image.Image], float], bytes]:
 
 
 class _Format(NamedTuple):
-    """How to write a kind of file, how many frames a second it can show, and who writes it."""
+    """A file format: its writer, its highest frame rate, and the name of the format in Pillow."""
 
     write: Callable[[Sequence[Image.Image], float], bytes]
     fastest: float
     pillow: str | None
 
 
-#: What each suffix stands for. A frame of a GIF lasts at least two hundredths of a second: viewers show anything less
-#: slowly.
+#: The formats by suffix. A frame of a GIF lasts at least two hundredths of a second: viewers show shorter ones slowly.
 FORMATS = {
     ".gif": _Format(_gif, 50, "GIF"),
     ".webp": _Format(_webp, 500, "WEBP"),
@@ -193,7 +193,7 @@ FORMATS = {
 
 
 def as_frames(video: Float[Tensor, "c f h w"] | Sequence[Image.Image]) -> list[Image.Image]:
-    """The frames of a video as Pillow images of one size and mode.
+    """Return the frames of a video as Pillow images of one size and mode.
 
     Raises:
         ValueError: no frames, frames of different sizes, or a tensor of another rank.
@@ -214,17 +214,17 @@ def as_frames(video: Float[Tensor, "c f h w"] | Sequence[Image.Image]) -> list[I
 
 
 def check_video(suffix: str, fps: float) -> None:
-    """Refuse what cannot be written.
+    """Check that a video can be written.
 
     Raises:
-        ValueError: no kind of video has this suffix, or it cannot show frames so quickly.
-        ImportError: what writes this kind is not installed.
+        ValueError: an unknown suffix, or a frame rate that the format does not support.
+        ImportError: the writer of this format is not installed.
     """
     from PIL import Image
 
     kind = FORMATS.get(suffix.lower())
     if kind is None:
-        raise ValueError(f'"{suffix}" is no kind of video; there are {", ".join(FORMATS)}')
+        raise ValueError(f'"{suffix}" is not a format of videos; there are {", ".join(FORMATS)}')
     if not 0 < fps <= kind.fastest:
         other = "; .webp, .mp4 and .webm show more" if kind.pillow == "GIF" else ""
         raise ValueError(f"{suffix} shows up to {kind.fastest:g} frames a second, got {fps:g}{other}")
@@ -239,18 +239,19 @@ def check_video(suffix: str, fps: float) -> None:
 def encoded_video(
     frames: Float[Tensor, "c f h w"] | Sequence[Image.Image], suffix: str = ".gif", fps: float = 8.0
 ) -> bytes:
-    """A video as the contents of a file with this suffix; it plays in a loop where the format knows loops.
+    """Return a video as the contents of a file with this suffix. It plays in a loop if the format supports loops.
 
-    GIF keeps 255 colours, exactly if there are no more; ``.webp`` and ``.png`` keep every pixel (but in WebP a frame
+    GIF keeps 255 colours, exactly if there are no more. ``.webp`` and ``.png`` keep every pixel (but in WebP a frame
     that repeats the one before differs by one level of one pixel, or the two would be merged). ``.mp4`` and ``.webm``
-    hold VP9, which costs nobody royalties; videos less than 256 pixels wide or high are enlarged by a whole factor, and
+    hold VP9, which is free of royalties. Videos less than 256 pixels wide or high are enlarged by a whole factor, and
     an odd side grows by one pixel.
 
     Args:
-        frames: ``(c, f, h, w)`` in [0, 1], or Pillow images of one size; GIF, MP4 and WebM lay transparency over white.
+        frames: ``(c, f, h, w)`` in [0, 1], or Pillow images of one size. GIF, MP4 and WebM compose transparency over
+            white.
         suffix: one of `FORMATS`.
-        fps: frames a second. Durations are whole hundredths of a second in a GIF, thousandths in WebP, PNG and AVIF;
-            they differ by one where they must, so that the whole is as long as it should be.
+        fps: frames a second. Durations are whole hundredths of a second in a GIF, thousandths in WebP, PNG and AVIF.
+            They differ by one where needed, so that the total is right.
 
     Raises:
         ValueError: no frames, frames of several sizes, an unknown suffix, or a rate that the format cannot show.
@@ -261,10 +262,10 @@ def encoded_video(
 
 
 def save_video(frames: Float[Tensor, "c f h w"] | Sequence[Image.Image], path: str | Path, fps: float = 8.0) -> Path:
-    """Write a video to a file; its suffix says how. Arguments and errors as for `encoded_video`.
+    """Write a video to a file, in the format of its suffix. Arguments and errors as for `encoded_video`.
 
     Returns:
-        where it is.
+        the path of the file.
     """
     path = Path(path)
     path.write_bytes(encoded_video(frames, path.suffix, fps))
@@ -280,7 +281,7 @@ def captioned_video_grid(
     title: str = "",
     notes: Sequence[str] | None = None,
 ) -> list[Image.Image]:
-    """Videos in rows, side by side in time, each with its whole caption below it: one sheet per frame.
+    """Arrange videos in rows, synchronised, each with its complete caption below it: one sheet per frame.
 
     Every sheet has the same layout. Arguments as for `captioned_grid`.
 

@@ -1,1 +1,1 @@
-"""What a model costs: parameters, FLOPs and memory, estimated before anything is allocated, or measured as it runs."""
+"""Costs of a model: parameters, FLOPs and memory, estimated before anything is allocated, or measured as it runs."""

@@ -1,4 +1,4 @@
-"""Whether what is planned fits into a machine, and what helps if it does not."""
+"""Checks that a plan fits into the memory of a machine, and advice if it does not."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from ..data.cache import available_memory
 from ..training.rehearsal import main_memory
 from .estimates import Plan, StageEstimate, Training
 
-#: share of a memory that a suggestion fills
+#: fraction of a memory that a suggestion fills
 _FILLED = 0.9
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
-#: where containers are told how much main memory they may take
+#: files that state the memory limits of containers
 _CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 class Machine(NamedTuple):
-    """Where a model would be computed.
+    """The machine on which a model is to be computed.
 
     Attributes:
         device: "cpu" or "cuda".
-        name: what people call it.
-        memory: bytes that there are, or that this process may take of them.
+        name: its name for messages.
+        memory: bytes of memory, or of those that this process may use.
         taken: bytes of these that are in use already.
     """
 
@@ -35,12 +35,12 @@ class Machine(NamedTuple):
 
     @property
     def room(self) -> int:
-        """Bytes that are left."""
+        """Bytes that are free."""
         return max(self.memory - self.taken, 0)
 
 
 def _limits() -> list[int]:
-    """Bytes of main memory that containers and ``ulimit -v`` allow this process, where they limit it."""
+    """Return the limits of main memory by containers and ``ulimit -v``, in bytes."""
     found = [path.read_text(encoding="utf-8").strip() for path in _CGROUPS if path.is_file()]
     limits = [int(text) for text in found if text.isdigit()]
     try:
@@ -55,13 +55,13 @@ def _limits() -> list[int]:
 
 
 def this_machine(device: torch.device | None = None, free: bool = False) -> Machine:
-    """The given device, or else the first GPU, or else the CPU, with its memory.
+    """Return the given device, or else the first GPU, or else the CPU, with its memory.
 
-    Main memory counts as far as this process may take it: a container or ``ulimit -v`` may allow less than there is.
+    Main memory counts as far as this process may use it: a container or ``ulimit -v`` may set a limit.
 
     Args:
-        device: where a model would be computed; what shares the main memory counts as the CPU.
-        free: also find out how much of the memory is in use.
+        device: the device of the model. Devices that share the main memory count as the CPU.
+        free: also determine how much of the memory is in use.
     """
     if device.type == "cuda" if device is not None else torch.cuda.is_available():
         found = torch.cuda.get_device_properties(device or 0)
@@ -69,13 +69,13 @@ def this_machine(device: torch.device | None = None, free: bool = False) -> Mach
         return Machine("cuda", found.name, found.total_memory, taken)
     memory = main_memory()
     allowed = min([memory, *_limits()])
-    known = free and Path("/proc/meminfo").is_file()  # elsewhere nothing tells
+    known = free and Path("/proc/meminfo").is_file()  # unknown on other systems
     taken = max(allowed - available_memory(), 0) if known else 0
     return Machine("cpu", "this machine", allowed, taken)
 
 
 def scaled(value: float, unit: str = "") -> str:
-    """A number with three digits and the prefix of its power of 1000: ``12.4 GB``."""
+    """Format a number with three digits and the prefix of its power of 1000: ``12.4 GB``."""
     power = 0
     while abs(value) >= 999.5 and power < len(_PREFIXES) - 1:
         value, power = value / 1000, power + 1
@@ -84,7 +84,7 @@ def scaled(value: float, unit: str = "") -> str:
 
 
 def largest_batch(need: Training, plan: Plan, room: int) -> int:
-    """The largest power of two of pictures in memory at once with which a training step fits; 0 for none."""
+    """Return the largest power of two of images in memory at once with which a training step fits; 0 for none."""
     fixed = need.total - need.activations
     each = max(need.activations / plan.rows, 1)
     fits = int((_FILLED * room - fixed) // each)
@@ -92,21 +92,21 @@ def largest_batch(need: Training, plan: Plan, room: int) -> int:
 
 
 def _has(machine: Machine) -> str:
-    """How much memory a machine has, in words."""
+    """Return a sentence about the memory of a machine."""
     if not machine.taken:
         return f"{machine.name} has {scaled(machine.memory, 'B')}"
     return f"{machine.name} has {scaled(machine.room, 'B')} free of {scaled(machine.memory, 'B')}"
 
 
 def training_advice(number: int, need: Training, plan: Plan, machine: Machine, checkpointing: bool) -> str | None:
-    """Why a training step of a U-Net does not fit and what to do about it, in one sentence; None if it fits.
+    """Return one sentence on why a training step of a U-Net does not fit and what to do, or None if it fits.
 
     Args:
         number: of the U-Net, 1-based.
-        need: what a step takes.
-        plan: how it is to be trained.
-        machine: where.
-        checkpointing: whether its gradient checkpointing is on already.
+        need: memory of a step.
+        plan: plan of the training.
+        machine: the machine.
+        checkpointing: gradient checkpointing is on already.
     """
     room = machine.room
     if need.total <= room:
@@ -124,13 +124,13 @@ def training_advice(number: int, need: Training, plan: Plan, machine: Machine, c
         others = f"; {' and '.join(savers)} make room for more" if savers else ""
         return f"{much}: --max-batch-size {batch} needs {scaled(each, 'B')}{others}"
     if fixed > _FILLED * room:
-        return f"{much}, and {scaled(fixed, 'B')} are needed before the first picture: take {smaller}"
+        return f"{much}, and {scaled(fixed, 'B')} are needed before the first image: take {smaller}"
     tried = f"try --max-batch-size 1 with {' and '.join(savers)}, or " if savers else ""
-    return f"{much}, and not even one picture at a time fits: {tried}{smaller}"
+    return f"{much}, and not even one image at a time fits: {tried}{smaller}"
 
 
 def sampling_advice(stage: StageEstimate, machine: Machine) -> str | None:
-    """Why one picture of this U-Net cannot be made, in one sentence; None if it can."""
+    """Return one sentence on why one image of this U-Net cannot be generated, or None if it can."""
     need = stage.sampling.total
     if need <= machine.room:
         return None
@@ -139,7 +139,7 @@ def sampling_advice(stage: StageEstimate, machine: Machine) -> str | None:
 
 
 def advice(stages: list[StageEstimate], plan: Plan, machine: Machine) -> list[str]:
-    """A sentence for everything that does not fit."""
+    """Return a sentence for everything that does not fit."""
     found = [
         training_advice(stage.number, stage.training, plan, machine, stage.gradient_checkpointing) for stage in stages
     ]

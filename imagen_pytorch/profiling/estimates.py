@@ -1,4 +1,4 @@
-"""Parameters, FLOPs and memory of every U-Net of a cascade, without memory for any of them."""
+"""Parameters, FLOPs and memory of every U-Net of a cascade, estimated without allocating it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..cascade.cascade import Cascade
 from ..cascade.stage import is_null, takes_cond_images
 from ..diffusion.process import DiffusionProcess
 from ..training.precision import Precision
-from .metering import Meter, SavedTensors
-from .shapes import argument, as_rows, frames_of, one_row, shadow, tokens_of
+from .metering import CostCounter, SavedTensors
+from .shapes import argument, as_rows, fake_copy, frames_of, one_row, tokens_of
 
 #: backward passes cost twice the forward one; gradient checkpointing repeats that
 _TRAINING, _CHECKPOINTED = 3, 4
@@ -23,17 +23,16 @@ _TRAINING, _CHECKPOINTED = 3, 4
 
 @dataclass(frozen=True)
 class Plan:
-    """How a model is to be trained and sampled.
+    """A plan to train and sample a model.
 
     Attributes:
-        batch_size: pictures or clips of a training step.
+        batch_size: images or clips of a training step.
         max_batch_size: of these in memory at once; None: all.
         precision: "no", "fp16" or "bf16".
         averages: number of moving averages of the weights.
         frames: of a clip at the full rate; None leaves it to the model.
-        device: where it will be computed, "cpu" or "cuda": operators keep different things on each.
-        enough: bytes; the backward pass, which hardly needs more than the forward pass has left, is not walked through
-            where that is already more.
+        device: target device, "cpu" or "cuda": operators store different tensors on each.
+        enough: bytes; if the forward pass needs more, the backward pass, which hardly adds to it, is not simulated.
     """
 
     batch_size: int = 16
@@ -46,18 +45,18 @@ class Plan:
 
     @property
     def rows(self) -> int:
-        """Pictures or clips in memory at once."""
+        """Images or clips in memory at once."""
         return min(self.batch_size, self.max_batch_size or self.batch_size)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one computation costs.
+    """The cost of one computation.
 
     Attributes:
         flops: two per multiply-add.
         saved: bytes that a forward pass keeps for the backward pass.
-        peak: most bytes at once, besides weights, gradients and the batch itself.
+        peak: largest number of bytes at once, besides weights, gradients and the batch itself.
     """
 
     flops: int
@@ -81,7 +80,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Sampling:
-    """One picture or clip of one U-Net; bytes.
+    """One image or clip of one U-Net; bytes.
 
     ``evaluations`` of the network, each of ``passes`` halves: two with guidance.
     """
@@ -96,7 +95,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """One U-Net: what it is, and what it costs. ``forward_flops`` are of one picture or clip at full size."""
+    """Properties and costs of one U-Net. ``forward_flops`` are of one image or clip at full size."""
 
     number: int
     type: str
@@ -115,7 +114,7 @@ class StageEstimate:
 
 
 def evaluations(process: DiffusionProcess) -> int:
-    """How often a sampler asks the network for one picture, found by letting it walk."""
+    """Count the calls of the network that a sampler makes for one image, by running it."""
     asked = 0
 
     def denoise(x: Tensor, *_: Any) -> Tensor:
@@ -128,39 +127,39 @@ def evaluations(process: DiffusionProcess) -> int:
 
 
 def weight_bytes(network: nn.Module) -> int:
-    """Bytes of all parameters and buffers."""
+    """Return the bytes of all parameters and buffers."""
     return sum(item.numel() * item.element_size() for item in (*network.parameters(), *network.buffers()))
 
 
 def gradient_bytes(network: nn.Module) -> int:
-    """Bytes of the gradients of all parameters that are trained."""
+    """Return the bytes of the gradients of all trained parameters."""
     return sum(item.numel() * item.element_size() for item in network.parameters() if item.requires_grad)
 
 
 def held(network: nn.Module, batch: TrainingBatch) -> list[Tensor]:
-    """All tensors of a network and a batch: what is there before anything is computed."""
+    """Return all tensors of a network and a batch, which exist before the computation."""
     named = [item for item in vars(batch).values() if isinstance(item, Tensor)]
     return [*network.parameters(), *network.buffers(), *named]
 
 
 def _fake() -> AbstractContextManager[object]:
-    """Tensors made inside the block are on any device and have no memory: operators choose what they would there."""
+    """Return a context whose tensors have a device but no memory. Operators choose the kernels of that device."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     return FakeTensorMode()
 
 
 def training_cost(cascade: Cascade, number: int, plan: Plan) -> Cost:
-    """What forward and backward pass of one U-Net (1-based) cost, for as many pictures as are in memory at once.
+    """Return the cost of forward and backward pass of one U-Net (1-based), for the images that are in memory at once.
 
     The FLOPs are those of the forward pass.
     """
     device, row = torch.device(plan.device), one_row(cascade, number, plan.frames)
     autocast = Precision(plan.precision, device).autocast()
     with _fake():
-        unet = shadow(cascade.unets[number - 1], device).train()
+        unet = fake_copy(cascade.unets[number - 1], device).train()
         batch = as_rows(row, plan.rows, torch.zeros, device)
-        meter = Meter(tokens_of(unet), held(unet, batch))
+        meter = CostCounter(tokens_of(unet), held(unet, batch))
         with torch.autograd.set_multithreading_enabled(False), meter.without_gradients(unet):
             with meter, SavedTensors(unet) as saved, autocast:
                 loss = cascade.loss(batch, unet)
@@ -173,17 +172,18 @@ def training_cost(cascade: Cascade, number: int, plan: Plan) -> Cost:
 
 @torch.no_grad()
 def sampling_cost(cascade: Cascade, number: int, passes: int, plan: Plan) -> tuple[Cost, int]:
-    """What one evaluation of a U-Net (1-based) costs for one picture, both halves of guidance at once if there are two
-    passes; and the FLOPs of what is computed once per picture before.
+    """Return the cost of one evaluation of a U-Net (1-based) for one image, and the FLOPs of its conditioning.
+
+    With two passes both halves of guidance are evaluated at once. Conditioning is computed once per image.
     """
     device, row = torch.device(plan.device), one_row(cascade, number, plan.frames, whole=True)
     with _fake():
-        unet = shadow(cascade.unets[number - 1], device).eval()
+        unet = fake_copy(cascade.unets[number - 1], device).eval()
         batch = as_rows(row, passes, torch.zeros, device)
         place: dict[str, Any] = {"batch": passes, "size": tuple(batch.x0.shape[-2:])}
         if cascade.is_video:
             place["frames"] = batch.x0.shape[2]
-        with Meter(tokens_of(unet), held(unet, batch)) as meter:
+        with CostCounter(tokens_of(unet), held(unet, batch)) as meter:
             conditioning = unet.condition(**place, **batch.conditioning())
             once = meter.flops
             unet(batch.x0, torch.zeros(passes, device=device), conditioning)
@@ -191,17 +191,17 @@ def sampling_cost(cascade: Cascade, number: int, passes: int, plan: Plan) -> tup
 
 
 def guided_passes(cascade: Cascade, number: int) -> int:
-    """Halves of one evaluation: two where guidance is possible."""
-    dropped_pictures = cascade.cond_images_drop_prob > 0 and takes_cond_images(cascade.unets[number - 1])
+    """Return the number of halves of one evaluation: two if guidance is possible."""
+    dropped_images = cascade.cond_images_drop_prob > 0 and takes_cond_images(cascade.unets[number - 1])
     text = cascade.condition_on_text and cascade.can_classifier_guidance
-    return 2 if text or dropped_pictures else 1
+    return 2 if text or dropped_images else 1
 
 
 def estimate_training(cascade: Cascade, number: int, plan: Plan) -> Training:
-    """A training step of one U-Net (1-based); on the device "meta" nothing is allocated."""
+    """Return the costs of a training step of one U-Net (1-based). Nothing is allocated on the device "meta"."""
     unet, cost = cascade.unets[number - 1], training_cost(cascade, number, plan)
     times = _CHECKPOINTED if getattr(unet, "gradient_checkpointing", False) else _TRAINING
-    # every other step begins with an estimate for self-conditioning, which nothing is learned from
+    # every other step begins with an estimate for self-conditioning, without gradients
     factor = times + (0.5 if unet.self_cond else 0)
     states = training_states(cascade, number, plan)
     return replace(
@@ -214,7 +214,7 @@ def estimate_training(cascade: Cascade, number: int, plan: Plan) -> Training:
 
 
 def training_states(cascade: Cascade, number: int, plan: Plan) -> Training:
-    """A training step of one U-Net (1-based) without its activations: what is needed before the first picture.
+    """Return the memory of a training step of one U-Net (1-based) without its activations.
 
     Nothing is computed, so this takes hardly any time.
     """
@@ -231,9 +231,9 @@ def training_states(cascade: Cascade, number: int, plan: Plan) -> Training:
 
 
 def most_activations(cascade: Cascade, number: int, plan: Plan) -> int:
-    """Bytes that the activations of a training step do not exceed, found without walking through the network.
+    """Return an upper bound of the bytes of the activations of a training step, without simulating the network.
 
-    It is the largest map that there can be, twice for every layer: many times what is really needed.
+    It is the largest possible map, twice for every layer: many times the real need.
     """
     stage, unet = cascade.stages[number - 1], cascade.unets[number - 1]
     height, width = stage.crop or stage.size
@@ -244,7 +244,7 @@ def most_activations(cascade: Cascade, number: int, plan: Plan) -> int:
 
 
 def _sampling(cascade: Cascade, number: int, plan: Plan) -> tuple[Sampling, int]:
-    """What one picture costs, and the FLOPs of one pass for it."""
+    """Return the cost of one image, and the FLOPs of one pass for it."""
     passes, asked = guided_passes(cascade, number), evaluations(cascade.stages[number - 1].process)
     cost, once = sampling_cost(cascade, number, passes, plan)
     weights = sum(weight_bytes(item) for item in cascade.unets)
@@ -254,7 +254,7 @@ def _sampling(cascade: Cascade, number: int, plan: Plan) -> tuple[Sampling, int]
 
 
 def estimate_stage(cascade: Cascade, number: int, plan: Plan) -> StageEstimate:
-    """One U-Net (1-based) of a cascade; on the device "meta" nothing is allocated.
+    """Return the estimates of one U-Net (1-based) of a cascade. Nothing is allocated on the device "meta".
 
     Raises:
         ValueError: it is a placeholder, or clips that do not fit its stages.
@@ -282,6 +282,6 @@ def estimate_stage(cascade: Cascade, number: int, plan: Plan) -> StageEstimate:
 
 
 def estimate(cascade: Cascade, plan: Plan) -> list[StageEstimate]:
-    """All U-Nets of a cascade but placeholders, in order."""
+    """Return the estimates of all U-Nets of a cascade except placeholders, in order."""
     numbers = [number for number, unet in enumerate(cascade.unets, start=1) if not is_null(unet)]
     return [estimate_stage(cascade, number, plan) for number in numbers]

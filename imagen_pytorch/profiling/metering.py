@@ -1,4 +1,4 @@
-"""FLOPs and memory of a computation, counted while it runs; on tensors without memory it need not really run."""
+"""Counters of FLOPs and memory of a computation. With tensors without memory nothing is computed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _ATEN = torch.ops.aten
 
 
 def attention_flops(query: Tensor, key: Tensor, value: Tensor) -> int:
-    """FLOPs of attention of ``(b, heads, n, d)`` to ``(b, heads, m, d)``: those of its two products."""
+    """Return the FLOPs of attention of ``(b, heads, n, d)`` to ``(b, heads, m, d)``: those of its two products."""
     return 2 * query.shape[:3].numel() * key.shape[2] * (key.shape[3] + value.shape[3])
 
 
-#: FLOPs by operator, from its arguments: torch's formulas, and one for attention on a CPU, which they pass over
+#: FLOPs by operator, from its arguments: torch's formulas, and one for attention on a CPU, which they lack
 _FORMULAS = {
     **flop_registry,
     _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda *given, **_: attention_flops(*given[:3]),
@@ -29,21 +29,21 @@ _FORMULAS = {
 _DEVICE, _VALUE = torch.ops.prim.device.default, _ATEN._local_scalar_dense.default
 
 
-class Meter(TorchDispatchMode):
-    """Counts FLOPs of matrix products, convolutions and attention (the rest is negligible), and the bytes of tensors
-    that are made inside the block and still alive.
+class CostCounter(TorchDispatchMode):
+    """A counter of FLOPs of matrix products, convolutions and attention (others are negligible), and of the bytes of
+    tensors that are created inside the context and still alive.
 
-    Tensors without memory have no values either. The few questions that networks ask about values are answered as an
-    ordinary batch would: numbers of tokens with ``tokens``, and of what would be unusual that it is not so.
+    Tensors without memory have no values either. The few values that networks read are answered as for an ordinary
+    batch: numbers of tokens with ``tokens``, and false for all unusual conditions.
 
     Args:
         tokens: of the longest caption.
-        given: tensors that were there before and do not count, nor do views of them.
+        given: tensors that exist before and do not count, nor do views of them.
 
     Attributes:
         flops: so far, two per multiply-add.
         live: bytes now.
-        peak: the most that there were at once.
+        peak: largest number of bytes at once.
     """
 
     def __init__(self, tokens: int = 0, given: Iterable[Tensor] = ()) -> None:
@@ -53,7 +53,7 @@ class Meter(TorchDispatchMode):
         self._sizes: dict[int, int] = {item.untyped_storage()._cdata: 0 for item in given}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is _DEVICE:  # asked more often than anything is computed
+        if func is _DEVICE:  # the most frequent call
             return getattr(args[0], "fake_device", None) or func(*args)
         if func is _VALUE and _has_no_values(args[0]):
             return self._answer(args[0])
@@ -86,7 +86,7 @@ class Meter(TorchDispatchMode):
 
     @contextmanager
     def without_gradients(self, network: nn.Module) -> Iterator[None]:
-        """Gradients that the parameters of a network get inside the block do not count."""
+        """Exclude the gradients that the parameters of a network get inside the context."""
         with ExitStack() as stack:
             for item in network.parameters():
                 if item.requires_grad:
@@ -107,7 +107,7 @@ def _has_no_values(item: Tensor) -> bool:
 
 
 class SavedTensors:
-    """Bytes that are kept for the backward pass of what is computed inside the block, weights left out.
+    """A counter of the bytes that are kept for the backward pass of the computations in the context, without weights.
 
     Args:
         network: whose weights do not count.
@@ -133,7 +133,7 @@ class SavedTensors:
         self._hooks.__exit__(*error)
 
     def release(self) -> int:
-        """The number of bytes; nothing is held any more."""
+        """Return the number of bytes and release the tensors."""
         total = sum(storage.nbytes() for storage in self._kept.values())
         self._kept.clear()
         return total

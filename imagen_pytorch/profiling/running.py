@@ -1,4 +1,4 @@
-"""Where the time of a few real steps goes: by part of the network and by operator, from what torch's profiler saw."""
+"""The time of a few real steps by part of the network and by operator, from torch's profiler."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from .spans import PREFIX
 
-#: the span around a step, and the part of what is in no other span
+#: the span around a step, and the part of everything that is in no other span
 STEP = "step"
-#: an operator that asks for a value, and calls in which the host waits for a GPU
+#: the operator that reads a value, and calls in which the host waits for a GPU
 _READ, _WAITS = "aten::item", ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
-#: operators whose counters are on the CPU wherever the weights are
+#: operators whose counters are on the CPU, independent of the weights
 _OWN_COUNTERS = "aten::_fused_"
 #: kinds of events: functions, and nodes of the backward pass
 _FORWARD, _BACKWARD = 0, 1
 
 
 @dataclass
-class Spent:
+class Time:
     """Microseconds of the host and of the GPU, and the number of calls."""
 
     host: float = 0.0
@@ -33,27 +33,27 @@ class Spent:
     calls: int = 0
 
     def add(self, event: Any) -> None:
-        """Count the time of an event without that of those inside of it."""
+        """Add the time of an event without that of the events inside it."""
         self.host += event.self_cpu_time_total
         self.gpu += event.self_device_time_total
 
 
 @dataclass
 class Profile:
-    """Where time went.
+    """The result of a profiler run.
 
     Attributes:
-        forward, backward: by part.
-        operators: by name.
-        reads: values that the host asked for, by part.
+        forward, backward: times by part.
+        operators: times by name.
+        reads: values that the host read, by part.
         waits: calls in which the host waited for a GPU, by name.
-        steps: how many there were.
+        steps: number of steps.
         seconds: of all of them.
     """
 
-    forward: dict[str, Spent] = field(default_factory=lambda: defaultdict(Spent))
-    backward: dict[str, Spent] = field(default_factory=lambda: defaultdict(Spent))
-    operators: dict[str, Spent] = field(default_factory=lambda: defaultdict(Spent))
+    forward: dict[str, Time] = field(default_factory=lambda: defaultdict(Time))
+    backward: dict[str, Time] = field(default_factory=lambda: defaultdict(Time))
+    operators: dict[str, Time] = field(default_factory=lambda: defaultdict(Time))
     reads: Counter[str] = field(default_factory=Counter)
     waits: Counter[str] = field(default_factory=Counter)
     steps: int = 1
@@ -67,26 +67,26 @@ def _ancestors(event: Any) -> Iterable[Any]:
 
 
 def _span(event: Any) -> str | None:
-    """The name of the innermost span that an event is in."""
+    """Return the name of the innermost span of an event."""
     names = (item.name for item in _ancestors(event) if item.name.startswith(PREFIX))
     return next((name.removeprefix(PREFIX) for name in names), None)
 
 
 def _origins(events: Iterable[Any]) -> dict[int, str]:
-    """The part in which each node of the backward pass was made, by the number that torch gives it."""
+    """Return the part in which each node of the backward pass was created, by torch's sequence number."""
     found: dict[int, str] = {}
     for event in events:
         if event.sequence_nr >= 0 and event.scope == _FORWARD and not event.name.startswith("autograd::"):
             part = _span(event)
             if part is not None:
-                found[event.sequence_nr] = part  # those before the last one of a number made no node
+                found[event.sequence_nr] = part  # earlier events of the same number created no node
     return found
 
 
 def _backward_part(event: Any, origins: dict[int, str]) -> str | None:
-    """The part whose gradient an event computes, or None if it computes none.
+    """Return the part whose gradient an event computes, or None if it computes none.
 
-    What is computed once more in the backward pass is in a span of its own and belongs to that.
+    Recomputations in the backward pass have a span of their own and belong to it.
     """
     for item in _ancestors(event):
         if item.name.startswith(PREFIX):
@@ -97,10 +97,10 @@ def _backward_part(event: Any, origins: dict[int, str]) -> str | None:
 
 
 def attributed(events: Iterable[Any]) -> Profile:
-    """The time of all events, each to the part that it belongs to.
+    """Return the time of all events, by the part to which each belongs.
 
     Args:
-        events: of ``torch.profiler.profile``, in which `Spans` were named.
+        events: of ``torch.profiler.profile``, with the names of `Spans`.
     """
     events, made = list(events), Profile()
     origins = _origins(events)
@@ -125,9 +125,9 @@ def profiled(work: Callable[[], object], repeats: int, device: torch.device, tra
     """Run some work a few times under torch's profiler and write its trace, for ``chrome://tracing`` or Perfetto.
 
     Args:
-        work: one step, in which `Spans` were named.
-        repeats: how often.
-        device: where it computes.
+        work: one step, with the names of `Spans`.
+        repeats: number of steps.
+        device: device of the computation.
         trace: the file to write.
     """
     activities = [ProfilerActivity.CPU]

@@ -1,4 +1,4 @@
-"""Models and batches that have shapes and no memory, or that nobody drew."""
+"""Models and batches with shapes but without memory, or with synthetic values."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from ..cascade.training_inputs import TrainingInputs, build_batch
 from ..cascade.video import ClipInput
 from ..training.rehearsal import limited
 
-#: weights and parts of a model that can be looked at, at most
+#: largest numbers of weights and of parts of a model that is examined
 _NUMBERS, _PARTS = 1 << 50, 1 << 20
-#: frames of the clips of a video model that says nothing about them
+#: default number of frames of the clips of a video model
 USUAL_FRAMES = 16
 
 
 def without_memory(make: Callable[[], Cascade]) -> Cascade:
-    """A model on the device "meta": its weights have shapes only.
+    """Build a model on the device "meta": its weights have shapes only.
 
     Args:
         make: constructs it.
 
     Raises:
         TooLarge: it has more parts than any network needs.
-        Exception: whatever keeps it from being made.
+        Exception: any error of the constructor.
     """
     with limited(_NUMBERS, _PARTS), torch.device("meta"):
         return make()
 
 
 def argument(unet: nn.Module, name: str) -> Any:
-    """What a network was constructed with, its class's default if nothing was said."""
+    """Return an argument of a network's constructor, or the default of its class."""
     given = {**getattr(type(unet), "defaults", {}), **getattr(unet, "_locals", {})}
     if name in given:
         return given[name]
@@ -50,10 +50,10 @@ def argument(unet: nn.Module, name: str) -> Any:
 
 
 def frames_of(cascade: Cascade, number: int, frames: int | None = None) -> int | None:
-    """Frames that a U-Net (1-based) makes of clips of so many at the full rate; None for pictures.
+    """Return the number of frames of a U-Net (1-based) for clips of ``frames`` at the full rate; None for images.
 
     Args:
-        frames: default: the model's own, else 16, rounded up to what its stages can divide.
+        frames: default: the model's own, else 16, rounded up to a multiple that its stages support.
     """
     if not cascade.is_video:
         return None
@@ -62,41 +62,41 @@ def frames_of(cascade: Cascade, number: int, frames: int | None = None) -> int |
 
 
 def tokens_of(unet: nn.Module) -> int:
-    """Tokens of the longest captions that a network reads."""
+    """Return the number of tokens of the longest captions of a network."""
     return int(unet.max_text_len) if unet.cond_on_text else 0
 
 
 def one_row(cascade: Cascade, number: int, frames: int | None = None, whole: bool = False) -> TrainingBatch:
-    """A training batch of one black picture with the longest caption, where the weights of the U-Net are.
+    """Build a training batch of one black image with the longest caption, on the device of the U-Net's weights.
 
     Args:
         cascade: the model; on the device "meta" nothing is allocated.
         number: of the U-Net, 1-based.
         frames: of the clip at the full rate, for a video model; default: as for `frames_of`.
-        whole: the size that is sampled, in place of the training crops.
+        whole: use the size of sampling, in place of the training crops.
     """
     stage, unet = cascade.stages[number - 1], cascade.unets[number - 1]
     device = device_of(unet)
     clip = () if not cascade.is_video else (frames_of(cascade, number, frames) * stage.frame_stride,)
     images = torch.zeros(1, cascade.channels, *clip, *stage.size, device=device)
-    text, pictures = None, None
+    text, cond_images = None, None
     if cascade.condition_on_text:
         tokens = max(tokens_of(unet), 1)
         mask = torch.ones(1, tokens, dtype=torch.bool, device=device)
         text = Text(torch.zeros(1, tokens, cascade.text_embed_dim, device=device), mask)
     if takes_cond_images(unet):
-        pictures = torch.zeros(1, unet.cond_images_channels, *stage.size, device=device)
-    request = TrainingInputs(images, text, pictures, None, ClipInput())
-    with evaluating(cascade):  # nothing is dropped, and no frame given
+        cond_images = torch.zeros(1, unet.cond_images_channels, *stage.size, device=device)
+    request = TrainingInputs(images, text, cond_images, None, ClipInput())
+    with evaluating(cascade):  # nothing is dropped, and no frames are given
         batch = build_batch(cascade, replace(stage, crop=None) if whole else stage, request, None)
     return replace(batch, self_condition=False, frame_times=None)
 
 
 def as_rows(batch: TrainingBatch, rows: int, make: Callable[..., Tensor], device: torch.device) -> TrainingBatch:
-    """A batch of one row as one of many, whose numbers are new.
+    """Expand a batch of one row to many, with new values.
 
     Args:
-        rows: how many.
+        rows: number of rows.
         make: ``make(shape, dtype=..., device=...)``, such as ``torch.zeros``.
     """
     tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
@@ -105,8 +105,8 @@ def as_rows(batch: TrainingBatch, rows: int, make: Callable[..., Tensor], device
     return replace(batch, **{**new, **masks})
 
 
-def shadow(unet: nn.Module, device: torch.device) -> nn.Module:
-    """The same network with new, empty weights on a device; inside `FakeTensorMode` these have no memory."""
+def fake_copy(unet: nn.Module, device: torch.device) -> nn.Module:
+    """Copy a network with new, empty weights on a device. Inside `FakeTensorMode` these have no memory."""
     memo: dict[Any, Any] = {}
     for item in unet.parameters():
         empty = torch.empty(item.shape, dtype=item.dtype, device=device)

@@ -1,6 +1,6 @@
-"""Names for what runs, seen by a profiler: on modules through hooks, on methods through stand-ins, and only meanwhile.
+"""Names of modules and methods for a profiler: on modules through hooks, on methods through wrappers, temporarily.
 
-The networks themselves know nothing of it and pay nothing for it when nobody looks.
+The networks themselves are unchanged, and have no cost when no profiler runs.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 from torch import nn
 from torch.profiler import record_function
 
-#: how the names begin that a profiler shows, to tell them from those of operators
+#: prefix of the names in a profile, to distinguish them from those of operators
 PREFIX = "imagen: "
-#: parts of a network by its attributes, in the order in which they run; None in them is left out
+#: parts of a network by its attributes, in the order in which they run; attributes that are None are left out
 _PARTS = {
     "noise level": ("to_time_hiddens", "to_time_cond", "to_time_tokens"),
     "stem": ("init_conv", "init_temporal_peg", "init_temporal_attn", "init_resnet_block"),
@@ -26,7 +26,7 @@ _PARTS = {
 
 
 class Spans:
-    """Gives names to modules and methods until the end of the block, when everything is as before."""
+    """Names modules and methods until the end of the context, when everything is restored."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -74,7 +74,7 @@ def _put_back(owner: Any, method: str, before: Any) -> None:
 
 
 def parts_of(unet: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The parts of a U-Net with their names: "stem", "down 1", "down 2" ... "head"."""
+    """Return the parts of a U-Net with their names: "stem", "down 1", "down 2" ... "head"."""
     found = []
     for name, attributes in _PARTS.items():
         for attribute in attributes:
@@ -87,7 +87,7 @@ def parts_of(unet: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def name_network(spans: Spans, unet: nn.Module) -> None:
-    """Give names to a U-Net, its parts and its reading of captions."""
+    """Name a U-Net, its parts and its text conditioning."""
     spans.module(unet, "rest of the network")
     spans.method(unet, "condition", "text conditioning")
     for name, part in parts_of(unet):
@@ -95,7 +95,7 @@ def name_network(spans: Spans, unet: nn.Module) -> None:
 
 
 def name_training(spans: Spans, trainer: Any, number: int) -> None:
-    """Give names to what a trainer does in a step of one U-Net (1-based)."""
+    """Name the parts of a training step of one U-Net (1-based)."""
     lane = trainer.lanes[number - 1]
     spans.method(trainer.imagen, "training_batch", "data")
     spans.method(trainer.imagen, "loss", "loss")

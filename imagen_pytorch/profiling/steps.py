@@ -1,4 +1,4 @@
-"""Steps to be profiled: trainings and samplings on pictures and captions that nobody drew."""
+"""Steps to be profiled: training and sampling with random images and captions."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ..trainer import ImagenTrainer
 from .shapes import frames_of, tokens_of
 from .spans import Spans, name_network, name_training
 
-#: of guided sampling
+#: weight of guided sampling
 GUIDANCE = 5.0
 
 
 def _captions(cascade: Cascade, number: int, count: int) -> dict[str, Tensor]:
-    """Random embeddings of the longest captions; nothing for a model without text."""
+    """Return random embeddings of the longest captions, or nothing for a model without text."""
     if not cascade.condition_on_text:
         return {}
     tokens = max(tokens_of(cascade.unets[number - 1]), 1)
@@ -28,8 +28,8 @@ def _captions(cascade: Cascade, number: int, count: int) -> dict[str, Tensor]:
     return {"text_embeds": embeds, "text_masks": torch.ones(count, tokens, dtype=torch.bool, device=cascade.device)}
 
 
-def _pictures(cascade: Cascade, number: int, count: int, frames: int | None, channels: int | None = None) -> Tensor:
-    """Random pictures, or clips at the full frame rate, of the size of a stage."""
+def _images(cascade: Cascade, number: int, count: int, frames: int | None, channels: int | None = None) -> Tensor:
+    """Return random images, or clips at the full frame rate, of the size of a stage."""
     stage = cascade.stages[number - 1]
     clip = ()
     if cascade.is_video and channels is None:
@@ -38,20 +38,20 @@ def _pictures(cascade: Cascade, number: int, count: int, frames: int | None, cha
 
 
 def _conditions(cascade: Cascade, number: int, count: int) -> dict[str, Tensor]:
-    """Random pictures for a network that is conditioned on some."""
+    """Return random images for a network that is conditioned on some."""
     unet = cascade.unets[number - 1]
     if not takes_cond_images(unet):
         return {}
-    return {"cond_images": _pictures(cascade, number, count, None, unet.cond_images_channels)}
+    return {"cond_images": _images(cascade, number, count, None, unet.cond_images_channels)}
 
 
 def training_step(
     trainer: ImagenTrainer, number: int, count: int, frames: int | None = None, max_batch_size: int | None = None
 ) -> Callable[[], None]:
-    """One training step of a U-Net (1-based) on ``count`` random pictures, again and again the same."""
+    """Return one training step of a U-Net (1-based) on ``count`` random images, always the same."""
     cascade = trainer.imagen
     batch = {
-        "images": _pictures(cascade, number, count, frames),
+        "images": _images(cascade, number, count, frames),
         **_captions(cascade, number, count),
         **_conditions(cascade, number, count),
     }
@@ -67,7 +67,7 @@ def training_step(
 def sampling_steps(
     cascade: Cascade, number: int, count: int, steps: int, frames: int | None = None
 ) -> Callable[[], None]:
-    """Some steps of a U-Net (1-based) that makes ``count`` pictures, guided if the model can be."""
+    """Return some sampling steps of a U-Net (1-based) for ``count`` images, guided if the model supports it."""
     arguments: dict[str, Any] = {
         **_captions(cascade, number, count),
         **_conditions(cascade, number, count),
@@ -82,7 +82,7 @@ def sampling_steps(
     if cascade.is_video:
         arguments["video_frames"] = frames_of(cascade, number, frames) * cascade.stages[number - 1].frame_stride
     if number > 1:
-        arguments["start_image_or_video"] = _pictures(cascade, number - 1, count, frames)
+        arguments["start_image_or_video"] = _images(cascade, number - 1, count, frames)
 
     def sample() -> None:
         cascade.sample(**arguments)
@@ -91,14 +91,14 @@ def sampling_steps(
 
 
 def training_spans(trainer: ImagenTrainer, number: int) -> AbstractContextManager[Spans]:
-    """Names for the parts of a training step until the end of the block."""
+    """Name the parts of a training step until the end of the context."""
     spans = Spans()
     name_training(spans, trainer, number)
     return spans
 
 
 def sampling_spans(cascade: Cascade, number: int) -> AbstractContextManager[Spans]:
-    """Names for the parts of a network that samples until the end of the block."""
+    """Name the parts of a sampling network until the end of the context."""
     spans = Spans()
     name_network(spans, cascade.unets[number - 1])
     return spans

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from imagen_pytorch.evaluation import pictures
+from imagen_pytorch.evaluation import plots
 from imagen_pytorch.evaluation.fonts import built_in
-from imagen_pytorch.evaluation.pictures import captioned_grid, log_ticks, loss_curve, smoothed, step_ticks, wrap
+from imagen_pytorch.evaluation.plots import captioned_grid, log_ticks, loss_curve, smoothed, step_ticks, wrap
 
 
 def dark_pixels(image: Image.Image) -> np.ndarray:
@@ -20,8 +20,8 @@ def test_grid_enlarges_by_whole_pixels():
     images = torch.rand(2, 3, 16, 16)
     sheet = torch.from_numpy(np.asarray(captioned_grid(images, ["", ""], columns=2)).copy()).permute(2, 0, 1)
     enlarged = (images * 255).round().repeat_interleave(8, 2).repeat_interleave(8, 3)
-    top, left = pictures.MARGIN, pictures.MARGIN
-    step = pictures.CAPTION_WIDTH + pictures.MARGIN
+    top, left = plots.MARGIN, plots.MARGIN
+    step = plots.CAPTION_WIDTH + plots.MARGIN
     for index in range(2):
         x = left + index * step
         assert torch.equal(sheet[:, top : top + 128, x : x + 128].float(), enlarged[index])
@@ -35,17 +35,17 @@ def test_grid_takes_tensors_of_any_channels_and_pillow(channels):
 
 
 def test_every_word_is_drawn_inside_the_sheet():
-    font = built_in(pictures.FONT_SIZE)
+    font = built_in(plots.FONT_SIZE)
     text = "a 3d render of an extraordinarily " + "long" * 30 + " caption with many many many words"
-    lines = wrap(text, pictures.CAPTION_WIDTH, font)
+    lines = wrap(text, plots.CAPTION_WIDTH, font)
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
-    assert all(font.getlength(line) <= pictures.CAPTION_WIDTH for line in lines)
+    assert all(font.getlength(line) <= plots.CAPTION_WIDTH for line in lines)
     sheet = captioned_grid(torch.ones(1, 3, 8, 8), [text])
     dark = dark_pixels(sheet)
-    margin = pictures.MARGIN // 2 - 1
+    margin = plots.MARGIN // 2 - 1
     assert dark.any() and not dark[-margin:].any() and not dark[:, :margin].any() and not dark[:, -margin:].any()
     written = np.flatnonzero(dark.any(1))
-    assert written.max() - written.min() > 0.8 * (len(lines) - 1) * pictures.FONT_SIZE * 1.25
+    assert written.max() - written.min() > 0.8 * (len(lines) - 1) * plots.FONT_SIZE * 1.25
 
 
 def test_accents_and_curly_quotes_become_letters_that_the_font_has():
@@ -64,8 +64,8 @@ def test_rows_grow_with_their_longest_caption_and_notes_are_added():
 @pytest.mark.parametrize(
     ("images", "captions", "message"),
     [
-        (torch.rand(2, 3, 4, 4), ["one"], "2 pictures need as many captions, got 1"),
-        ([], [], "0 pictures"),
+        (torch.rand(2, 3, 4, 4), ["one"], "2 images need as many captions, got 1"),
+        ([], [], "0 images"),
         (torch.rand(3, 4, 4), ["a", "b", "c"], r"shape \(b, c, h, w\), got \(3, 4, 4\)"),
     ],
 )
@@ -115,7 +115,7 @@ def test_a_falling_loss_is_drawn_falling():
     """The dark pixels of the curve go down and to the right."""
     curve = [(step, 2.0 * 0.99**step) for step in range(400)]
     pixels = np.asarray(loss_curve({"a": curve}).convert("RGB")).astype(int)
-    blue = (abs(pixels - np.array(pictures.COLOURS[0])).sum(2) < 60)[60:]
+    blue = (abs(pixels - np.array(plots.COLOURS[0])).sum(2) < 60)[60:]
     columns = np.flatnonzero(blue.any(0))
     height = [np.flatnonzero(blue[:, column]).mean() for column in columns]
     assert height[-5] > height[5] + 100 and np.all(np.diff(height) >= -1)
@@ -123,10 +123,10 @@ def test_a_falling_loss_is_drawn_falling():
 
 def test_a_caption_of_any_length_is_a_sheet_of_bounded_size():
     """Writing without spaces is one word; a caption may have a million letters."""
-    font = pictures.built_in(pictures.FONT_SIZE)
-    lines = wrap("x" * 2_000, pictures.CAPTION_WIDTH, font)
+    font = plots.built_in(plots.FONT_SIZE)
+    lines = wrap("x" * 2_000, plots.CAPTION_WIDTH, font)
     assert "".join(lines) == "x" * 2_000
-    assert all(font.getlength(line) <= pictures.CAPTION_WIDTH for line in lines)
-    assert all(font.getlength(f"{line}x") > pictures.CAPTION_WIDTH for line in lines[:-1])
-    short, long = (captioned_grid(torch.ones(1, 3, 8, 8), ["x" * count]) for count in (pictures.MOST_LETTERS, 10**6))
+    assert all(font.getlength(line) <= plots.CAPTION_WIDTH for line in lines)
+    assert all(font.getlength(f"{line}x") > plots.CAPTION_WIDTH for line in lines[:-1])
+    short, long = (captioned_grid(torch.ones(1, 3, 8, 8), ["x" * count]) for count in (plots.MOST_LETTERS, 10**6))
     assert 0 <= long.height - short.height < 40
