@@ -205,7 +205,7 @@ def test_nothing_is_ever_run(run):
     [
         ("a.txt", b"hello", 2, "neither a checkpoint nor a configuration"),
         ("a.png", b"\x89PNG\r\n\x1a\n\0\0\0\0", 2, "neither a checkpoint nor a configuration"),
-        ("a.json", b"{", 2, "no JSON: line 1, column 2"),
+        ("a.json", b"{", 2, "not valid JSON: line 1, column 2"),
         ("a.json", b'{"imagen": {"image_size": 3}}', 2, 'a.json: imagen: .*did you mean "image_sizes"'),
         ("empty.pt", b"", 4, "cut off, damaged or another kind of file"),
         ("a.safetensors", b"\xff" * 40, 4, "cut off, damaged or another kind of file"),

@@ -114,11 +114,11 @@ def test_text_features_do_not_depend_on_the_batch():
 
 def test_mistakes_are_named(probe):
     images, captions = squares(seed=1)
-    with pytest.raises(ValueError, match="'a red square on the left' is no candidate"):
+    with pytest.raises(ValueError, match="'a red square on the left' is not a candidate"):
         caption_retrieval(probe, images, captions, candidates=captions[1:])
-    with pytest.raises(ValueError, match="3 pictures need as many captions"):
+    with pytest.raises(ValueError, match="3 images need as many captions"):
         caption_retrieval(probe, images[:3], captions, candidates=captions)
-    with pytest.raises(ValueError, match="two or more pictures"):
+    with pytest.raises(ValueError, match="two or more images"):
         train_probe(images[:1], captions[:1], extractor=probe.extractor, encoder=probe.encoder)
     with pytest.raises(ValueError, match='no feature extractor "pixel"; known: .*did you mean "pixels"'):
         feature_extractor("pixel")

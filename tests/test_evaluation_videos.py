@@ -148,7 +148,7 @@ def test_frames_may_be_pillow_images_of_any_mode():
 @pytest.mark.parametrize(
     ("video", "suffix", "fps", "message"),
     [
-        (torch.rand(3, 2, 8, 8), ".jpg", 8, r'"\.jpg" is no kind of video; there are \.gif, \.webp'),
+        (torch.rand(3, 2, 8, 8), ".jpg", 8, r'"\.jpg" is not a format of videos; there are \.gif, \.webp'),
         (torch.rand(3, 2, 8, 8), ".gif", 60, r"up to 50 frames a second, got 60; \.webp"),
         (torch.rand(3, 2, 8, 8), ".webp", 0, "got 0"),
         (torch.rand(3, 8, 8), ".gif", 8, r"shape \(c, f, h, w\), got \(3, 8, 8\)"),
@@ -176,7 +176,7 @@ def test_a_moving_sheet_is_a_sheet_per_frame_of_one_layout():
     ("batch", "message"),
     [
         (torch.rand(2, 3, 8, 8), r"shape \(b, c, f, h, w\), got \(2, 3, 8, 8\)"),
-        ([], "0 pictures"),
+        ([], "0 images"),
         ([[Image.new("L", (2, 2))], [Image.new("L", (2, 2))] * 2], r"equally long, got \[1, 2\] frames"),
     ],
 )

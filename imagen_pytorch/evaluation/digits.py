@@ -38,7 +38,7 @@ def caption_digit(caption: str) -> int | None:
 
 
 def _light(clips: Tensor) -> Tensor:
-    """The brightest channel of clips ``(b, c, f, h, w)`` as ``(b, f, h, w)``; what is transparent is black."""
+    """Return the brightest channel of clips ``(b, c, f, h, w)`` as ``(b, f, h, w)``. Transparent pixels are black."""
     colours = clips[:, :-1] * clips[:, -1:] if clips.shape[1] in (2, 4) else clips
     return colours.float().cpu().amax(1)
 

@@ -1,7 +1,7 @@
-"""Whether clips move as their captions say, told from where their brightness is.
+"""Directions of motion of generated clips, measured by the centre of their brightness, and those of their captions.
 
-For clips of `MovingDigits` and others with something bright over a dark ground and captions such as "the digit 3 moves
-up and left".
+For clips of `MovingDigits` and others with something bright over a dark background, and captions such as "the digit 3
+moves up and left".
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor
 from ..data.moving_digits import DIRECTIONS, centre_track
 from .intervals import fraction_interval
 
-#: What is darker than this counts as ground.
+#: Darker values count as background.
 GROUND = 0.2
-#: Sides of the frame that a clip must move in its first half, or it stands still.
+#: Fraction of the side that a clip must move in its first half to count as moving.
 LEAST = 0.03
 
 _NAMES = "|".join(sorted(DIRECTIONS, key=len, reverse=True))
@@ -28,7 +28,7 @@ _MOVES = re.compile(rf"\bmoves (?:to the )?({_NAMES})\b")
 
 
 def caption_direction(caption: str) -> Float[Tensor, "2"] | None:
-    """Where a caption says that things move, on the average: (down, right), of length one; None if it does not say."""
+    """Return the mean direction that a caption names, (down, right) of length one, or None if it names none."""
     found = [torch.tensor(DIRECTIONS[name], dtype=torch.float32) for name in _MOVES.findall(caption)]
     if not found:
         return None
@@ -37,9 +37,9 @@ def caption_direction(caption: str) -> Float[Tensor, "2"] | None:
 
 
 def movement(video: Float[Tensor, "c f h w"]) -> Float[Tensor, "2"]:
-    """How far the brightness moves in the first half of a clip, as (down, right) in sides of the frame.
+    """Return the movement of the brightness in the first half of a clip, as (down, right) in sides of the frame.
 
-    A straight line is fitted to its middle in those frames: things bounce later. A single frame does not move.
+    A straight line is fitted to its centre in those frames, because things bounce later. A single frame does not move.
     """
     steps = video.shape[1] // 2
     if not steps:
@@ -51,15 +51,16 @@ def movement(video: Float[Tensor, "c f h w"]) -> Float[Tensor, "2"]:
 
 
 def follows(moved: Float[Tensor, "2"], wanted: Float[Tensor, "2"], tolerance: float = 45.0) -> bool:
-    """Whether a movement is one at all, and less than so many degrees away from the wanted direction."""
+    """Return true for a movement of at least `LEAST` that is less than ``tolerance`` degrees off the wanted
+    direction."""
     length = float(moved.norm())
     return length >= LEAST and float(moved @ wanted) / length > math.cos(math.radians(tolerance))
 
 
 def tolerance_between(directions: Sequence[Tensor]) -> float:
-    """Half of the smallest angle between two different directions, in degrees; at most 45.
+    """Return half of the smallest angle between two different directions, in degrees, at most 45.
 
-    Whatever is closer to one of them than that is closer to it than to any other.
+    A direction within this angle of one of them is closer to it than to any other.
     """
     angles = sorted({round(math.degrees(math.atan2(*way.tolist())) % 360, 3) for way in directions})
     gaps = [after - before for before, after in zip(angles, [*angles[1:], *(a + 360 for a in angles[:1])], strict=True)]
@@ -69,7 +70,7 @@ def tolerance_between(directions: Sequence[Tensor]) -> float:
 def motion_figures(
     made: Float[Tensor, "b c f h w"], real: Float[Tensor, "b c f2 h2 w2"], captions: Sequence[str]
 ) -> dict[str, Any]:
-    """How many generated clips move as their captions say, beside real clips with these captions and chance.
+    """Compute the fraction of generated clips that move as in their captions, of real clips, and of chance.
 
     Args:
         made, real: in [0, 1], one of each per caption.
