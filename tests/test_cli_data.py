@@ -85,10 +85,10 @@ def refused(tmp_path, name):
 
 
 UNUSABLE = {
-    "nothing there": (lambda: "memory://nothing", "there is no folder memory://nothing, or nothing is in it"),
-    "no pictures": (lambda: stored(a__md=b"x"), "holds no pictures; looked for jpg,"),
-    "nothing readable": (lambda: stored(a__png=b""), "holds no usable picture; the first is a.png: empty file"),
-    "nothing readable, as reading shows": (lambda: stored(a__png=b"x"), "none of the 1 pictures can be read"),
+    "nothing there": (lambda: "memory://nothing", "the folder memory://nothing does not exist, or is empty"),
+    "no images": (lambda: stored(a__md=b"x"), "holds no images; looked for jpg,"),
+    "nothing readable": (lambda: stored(a__png=b""), "holds no usable image; the first is a.png: empty file"),
+    "nothing readable, as reading shows": (lambda: stored(a__png=b"x"), "none of the 1 images can be read"),
     "a table that is none": (lambda: stored(a__png=b"x", metadata__jsonl=b"["), "metadata.jsonl, line 1: not JSON"),
 }
 
@@ -110,7 +110,7 @@ def test_names_that_are_no_text_end_in_one_line(tmp_path):
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     code, line = refused(tmp_path, str(folder))
-    assert code == 3 and r"the first is caf\xe9\n.png: no picture" in line
+    assert code == 3 and r"the first is caf\xe9\n.png: not an image" in line
 
 
 def test_a_missing_package_is_one_line(tmp_path, monkeypatch):

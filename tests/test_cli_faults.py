@@ -417,7 +417,7 @@ def test_a_few_bad_pictures_are_named_and_the_rest_is_trained_on(nursery, tmp_pa
     ended = child.result()
     assert ended.code == 0 and steps(folder / "imagen.pt") == TOTAL, ended.err
     assert sorted(map(os.path.basename, listed(folder))) == ["33.png", "7.png"]
-    assert "2 of 40 pictures were left out: skipped.jsonl" in ended.err
+    assert "2 of 40 images were left out: skipped.jsonl" in ended.err
 
 
 def test_too_many_bad_pictures_stop_the_run(nursery, tmp_path):
@@ -426,12 +426,12 @@ def test_too_many_bad_pictures_stop_the_run(nursery, tmp_path):
     child = held(nursery, folder, 2, *TRAIN, "--save-every", 0)
     cut(folder, range(10))
     (folder / "go").touch()
-    one_line(child.result(), 3, " of 40 pictures", "max_skipped_share", "entry of the configuration", "skipped.jsonl")
+    one_line(child.result(), 3, " of 40 images", "max_skipped_share", "entry of the configuration", "skipped.jsonl")
     assert 2 < steps(folder / "imagen.pt") < TOTAL and 2 < len(listed(folder)) <= 10
     kept = (folder / "imagen.pt").read_bytes()
     for number in range(10):
         (folder / "pictures" / f"{number}.png").write_bytes(b"nothing")
-    one_line(nursery.run(folder, *TRAIN), 3, "10 of 40 pictures", "max_skipped_share")
+    one_line(nursery.run(folder, *TRAIN), 3, "10 of 40 images", "max_skipped_share")
     assert (folder / "imagen.pt").read_bytes() == kept
 
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
-from imagen_pytorch.data import Dataset, Emoji64, PictureDataset, TableDataset
+from imagen_pytorch.data import Dataset, Emoji64, ImageDataset, TableDataset
 from imagen_pytorch.data import cache as room
 from imagen_pytorch.data.cache import ImageCache, available_memory, from_levels, kept_of, levels
 from imagen_pytorch.data.decoding import decode
@@ -140,7 +140,7 @@ def test_damage_is_never_kept(folder):
 
 
 def test_a_source_of_ones_own_decides_itself(folder):
-    class Own(PictureDataset):
+    class Own(ImageDataset):
         def name(self, index):
             return str(index)
 

@@ -70,7 +70,7 @@ def test_clips_that_the_table_names_but_that_are_not_there(three):
     assert len(data) == 1 and {item.name: item.reason for item in data.skipped} == {
         "b.mp4": "no caption",
         "c.v1": "no caption",
-        "empty": "no numbered pictures in it",
+        "empty": "no numbered images in it",
         "gone": "missing",
         "gone.gif": "missing",
         "gone.mp4": "missing",
@@ -212,9 +212,9 @@ REFUSED = {
     "nothing": (nothing, r"holds no clips; looked for gif, .*mp4.* in it and its subfolders"),
     "pictures": (
         pictures_only,
-        "holds no clips; .* It holds pictures .0.jpg.*; numbered frames .* a subfolder of their",
+        "holds no clips; .* It holds images .0.jpg.*; numbered frames .* a subfolder of their",
     ),
-    "no animation": (no_gif, "holds no usable clip; the first is a.gif: no picture"),
+    "no animation": (no_gif, "holds no usable clip; the first is a.gif: not an image"),
     "too short": (too_short, "holds no usable clip; the first is a.gif: 3 frames, 4 are needed"),
 }
 
@@ -245,7 +245,7 @@ def test_impossible_options(tmp_path, options, words):
     animate(tmp_path / "a.gif")
     with pytest.raises(ValueError, match=words):
         VideoDataset(tmp_path, **{"image_size": 8, "num_frames": 4, **options})
-    with pytest.raises(DataError, match="there is no folder .*nowhere"):
+    with pytest.raises(DataError, match="the folder .*nowhere does not exist"):
         VideoDataset(tmp_path / "nowhere", 8, 4)
 
 
@@ -297,7 +297,7 @@ def test_a_number_of_frames_makes_a_folder_one_of_clips(tmp_path):
 def test_clips_opened_as_pictures_say_what_is_missing(tmp_path, name):
     (film if name.endswith("mp4") else animate)(tmp_path / name)
     with pytest.raises(
-        DataError, match=rf"holds no pictures; .*\. It holds clips \({name}\): num_frames makes it a video"
+        DataError, match=rf"holds no images; .*\. It holds clips \({name}\): num_frames makes it a video"
     ):
         open_source(str(tmp_path), image_size=8)
 

@@ -50,12 +50,14 @@ def opened(folder, **options):
 
 DAMAGE = {
     "zero bytes": (b"", "empty file"),
-    "no picture": (b"hello, world", "no picture"),
-    "a page of an error": (b"<html>404</html>", "no picture"),
-    "a signature alone": (encoded()[:8], "no picture|SyntaxError|truncated|Truncated"),
+    "not an image": (b"hello, world", "not an image"),
+    "a page of an error": (b"<html>404</html>", "not an image"),
+    "a signature alone": (encoded()[:8], "not an image|SyntaxError|truncated|Truncated"),
     "half a JPEG": (encoded("JPEG", (200, 200), quality=100)[:700], "truncated"),
     "half a PNG": (encoded("PNG", (300, 300))[:200], "truncated"),
-    "one for which a program would start": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n", "no picture"),
+    "PostScript, for which a program would start": (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n", "not an image"
+    ),
 }  # fmt: skip
 
 
@@ -139,7 +141,7 @@ def test_pipes_and_devices_are_never_waited_for(folder):
     rows = [{"file_name": name, "text": "x"} for name in ("good.png", "pipe.png", "/dev/zero", ".", "a\0b.png")]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     reasons = opened(folder)
-    assert reasons["pipe.png"] == "no file" and reasons["."] == "a folder"
+    assert reasons["pipe.png"] == "not a file" and reasons["."] == "a folder"
     assert reasons["/dev/zero"].startswith("outside of the folder")
     assert "null byte" in reasons[r"a\x00b.png"]
 
@@ -152,14 +154,14 @@ def test_names_that_are_no_text(folder, capfd):
         pytest.skip("this file system takes UTF-8 names only")
     (folder / os.fsdecode(b"\xff.png")).write_bytes(encoded())
     skipped = opened(folder)
-    assert skipped == {r"caf\xe9\n.png": "no picture"}
+    assert skipped == {r"caf\xe9\n.png": "not an image"}
     with pytest.warns(UserWarning, match=r"caf\\xe9\\n.png"):
         data = Dataset(folder, 4)
     assert [data.name(index) for index in range(2)] == ["good.png", r"\xff.png"]
     json.dumps(data.skipped, ensure_ascii=False).encode()
     rows = [{"file_name": "\udcff.png", "text": "by its name"}, {"file_name": "\ud800.png", "text": "x"}]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with pytest.warns(UserWarning, match="3 of the pictures"):
+    with pytest.warns(UserWarning, match="3 of the images"):
         data = Dataset(folder, 4)
     assert data.captions == ["by its name"] and r"\ud800.png" in {item.name for item in data.skipped}
 
@@ -170,7 +172,7 @@ def test_a_folder_whose_name_is_no_text(tmp_path):
         folder.mkdir()
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
-    with pytest.raises(DataError, match=r"\\xff holds no pictures"):
+    with pytest.raises(DataError, match=r"\\xff holds no images"):
         Dataset(folder, 4)
 
 
@@ -196,10 +198,10 @@ def test_captions_that_are_no_text_or_none_at_all(folder):
     (folder / "silent.png").write_bytes(encoded())
     assert opened(folder) == {
         "dir.png": "caption: Is a directory",
-        "latin.png": "caption: latin.txt is no UTF-8 text",
+        "latin.png": "caption: latin.txt is not UTF-8 text",
         "long.png": "caption: larger than 1 MiB",
         "silent.png": "no caption",
-        "zeros.png": "caption: zeros.txt is no UTF-8 text",
+        "zeros.png": "caption: zeros.txt is not UTF-8 text",
     }
 
 
@@ -208,7 +210,7 @@ def test_halves_of_characters_in_a_table(folder):
     (folder / "half.png").write_bytes(encoded())
     rows = [{"file_name": "good.png", "text": ["\ud83d", "whole"]}, {"file_name": "half.png", "text": "\ud83d"}]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert opened(folder) == {"half.png": "caption: no UTF-8 text"}
+    assert opened(folder) == {"half.png": "caption: not UTF-8 text"}
     with pytest.warns(UserWarning):
         assert Dataset(folder, 4).captions == ["whole"]
     with pytest.warns(UserWarning, match="row 0 cannot be read and is left out: no caption"):

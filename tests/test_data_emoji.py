@@ -148,7 +148,7 @@ def test_items_are_floats_of_the_stored_bytes():
     for place in (0, 200, -1):
         picture, caption = data[place]
         assert torch.equal(picture, data.pixels[place].float() / 255) and caption == data.captions[place]
-    with pytest.raises(IndexError, match="there are 535 pictures, got index 535"):
+    with pytest.raises(IndexError, match="there are 535 images, got index 535"):
         data[535]
 
 
@@ -289,8 +289,8 @@ def test_all_captions_that_there_are():
 
 @pytest.mark.parametrize("wording", WORDINGS)
 def test_captions_are_the_same_every_time(wording):
-    first, again, other = (emoji64(**FRUIT, wording=wording, seed=seed).captions for seed in (3, 3, 4))
-    assert first == again and (first != other) == (wording not in ("plain", "bare"))
+    first, retry, other = (emoji64(**FRUIT, wording=wording, seed=seed).captions for seed in (3, 3, 4))
+    assert first == retry and (first != other) == (wording not in ("plain", "bare"))
     assert all(text == text.strip() and "  " not in text for text in first)
 
 
@@ -318,9 +318,9 @@ def test_nothing_ever_changes(everything):
         ({"wording": "plane"}, ValueError, "no wording 'plane'; known: plain, bare, varied"),
         ({"channels": 5}, ValueError, "no number of channels 5; known: 1, 2, 3, 4"),
         ({"image_size": 0}, ValueError, "image size"),
-        ({"limit": 0}, DataError, "no picture of emoji64 is left with .*limit=0"),
+        ({"limit": 0}, DataError, "no image of emoji64 is left with .*limit=0"),
         ({"limit": -3}, DataError, "limit=-3"),
-        ({"styles": "mono", "background": "black"}, DataError, "no picture .* background='black'"),
+        ({"styles": "mono", "background": "black"}, DataError, "no image .* background='black'"),
     ],
 )
 def test_mistakes_are_named(options, error, words):

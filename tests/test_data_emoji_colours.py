@@ -205,8 +205,8 @@ def test_copies_are_versions_of_the_same_images():
     assert three.captions[:40] == one.captions and torch.equal(three.pixels[:40], one.pixels)
     assert three.variants[:40] == one.variants and [variant.copy for variant in three.variants[::40]] == [0, 1, 2]
     assert len(set(three.captions)) > 100 and three.identity() != emoji64(**options, copies=2).identity()
-    again = pickle.loads(pickle.dumps(three))
-    assert again.captions == three.captions and torch.equal(again[110][0], three[110][0])
+    retry = pickle.loads(pickle.dumps(three))
+    assert retry.captions == three.captions and torch.equal(retry[110][0], three[110][0])
 
 
 def test_without_the_new_options_nothing_is_different():

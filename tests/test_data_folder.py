@@ -81,7 +81,7 @@ def test_subfolders_hidden_files_and_order(tmp_path):
 def test_indices_from_the_end_and_out_of_range(pairs):
     data = Dataset(pairs, 4)
     assert data[-1][1] == "a white square"
-    with pytest.raises(IndexError, match="there are 4 pictures, got index 4"):
+    with pytest.raises(IndexError, match="there are 4 images, got index 4"):
         data[4]
 
 
@@ -276,21 +276,21 @@ def test_what_cannot_be_read_is_left_out_counted_and_listed(pairs):
     save(pairs / "silent.png")
     save(pairs / "latin.png").with_suffix(".txt").write_bytes("ein Kätzchen".encode("latin-1"))
     save(pairs / "blank.png").with_suffix(".txt").write_text(" \n")
-    with pytest.warns(UserWarning, match=r"5 of the pictures in .* are left out: blank.png .* and 2 more"):
+    with pytest.warns(UserWarning, match=r"5 of the images in .* are left out: blank.png .* and 2 more"):
         data = Dataset(pairs, 4)
     assert len(data) == 4
     assert {item.name: item.reason for item in data.skipped} == {
         "blank.png": "no caption",
-        "broken.png": "no picture",
+        "broken.png": "not an image",
         "empty.jpg": "empty file",
-        "latin.png": "caption: latin.txt is no UTF-8 text",
+        "latin.png": "caption: latin.txt is not UTF-8 text",
         "silent.png": "no caption",
     }
 
 
 def test_pictures_that_the_table_names_but_that_are_not_there(pairs):
     write_table(pairs, [*ROWS[:2], {"file_name": "gone.png", "text": "x"}, {"file_name": "blue.png", "text": None}])
-    with pytest.warns(UserWarning, match="3 of the pictures"):
+    with pytest.warns(UserWarning, match="3 of the images"):
         data = Dataset(pairs, 4)
     assert [tuple(item) for item in data.skipped] == [
         ("gone.png", "missing"), ("blue.png", "no caption"), ("white.png", "no caption")]  # fmt: skip
@@ -318,7 +318,7 @@ def test_damage_that_only_reading_reveals(pairs):
 def test_when_nothing_at_all_can_be_read(tmp_path):
     for name in ("a.jpg", "b.jpg"):
         truncated(tmp_path / name)
-    with pytest.warns(UserWarning), pytest.raises(DataError, match="none of the 2 pictures can be read; .* a.jpg"):
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="none of the 2 images can be read; .* a.jpg"):
         Dataset(tmp_path, 4)[1]
 
 
@@ -346,9 +346,9 @@ def table(rows, name="metadata.jsonl"):
 
 
 REFUSED = {
-    "no pictures": (empty, r"holds no pictures; looked for jpg, .*webp.* in it and its subfolders"),
-    "nothing readable": (only_broken, r"holds no usable picture; the first is a.png: no picture"),
-    "captions that are empty": (silent, "holds no usable picture; the first is a.png: no caption"),
+    "no pictures": (empty, r"holds no images; looked for jpg, .*webp.* in it and its subfolders"),
+    "nothing readable": (only_broken, r"holds no usable image; the first is a.png: not an image"),
+    "captions that are empty": (silent, "holds no usable image; the first is a.png: no caption"),
     "a misspelt column": (table([{"file_name": "a.png", "txet": "x"}]),
                           'metadata.jsonl, line 1: no column "text", but: file_name, txet; did you mean "txet"'),
     "a misspelt column in a CSV": (table(["filename,text", "a.png,x"], "metadata.csv"),
@@ -359,7 +359,7 @@ REFUSED = {
     "no object": (table(b"[1]"), "line 1: each line holds an object such as"),
     "a number as caption": (table([{"file_name": "a.png", "text": 7}]), "line 1: a caption is a string or a list .* 7"),
     "no rows": (table(b"\n"), "metadata.jsonl has no rows"),
-    "a table that is no UTF-8": (table(b'{"file_name": "\xe4.png", "text": "x"}'), "metadata.jsonl is no UTF-8 text"),
+    "a table that is no UTF-8": (table(b'{"file_name": "\xe4.png", "text": "x"}'), "metadata.jsonl is not UTF-8 text"),
 }  # fmt: skip
 
 
@@ -383,7 +383,7 @@ def test_a_picture_may_be_called_metadata(tmp_path):
         ({"image_size": 0}, "image size"),
         ({"channels": 5}, "no number of channels 5; known: 1, 2, 3, 4"),
         ({"channels": 0}, "no number of channels 0"),
-        ({"convert_image_to_type": "CMYK"}, "no picture mode 'CMYK'; known: L, LA, RGB, RGBA"),
+        ({"convert_image_to_type": "CMYK"}, "no image mode 'CMYK'; known: L, LA, RGB, RGBA"),
         ({"convert_image_to_type": "L", "channels": 3}, "channels=3 and .*'L' contradict"),
     ],
 )
@@ -393,5 +393,5 @@ def test_impossible_options(pairs, options, words):
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(DataError, match="there is no folder .*nowhere"):
+    with pytest.raises(DataError, match="the folder .*nowhere does not exist"):
         Dataset(tmp_path / "nowhere", 4)

@@ -16,7 +16,7 @@ from PIL import Image, features
 
 from imagen_pytorch.data import DataError, Dataset, TableDataset, VideoDataset
 from imagen_pytorch.data.decoding import decode, pixels
-from imagen_pytorch.data.frames import Animation, Film
+from imagen_pytorch.data.frames import Animation, VideoFile
 
 bounded = settings(
     max_examples=150, derandomize=True, deadline=2000, database=None, suppress_health_check=list(HealthCheck)
@@ -116,7 +116,7 @@ def film():
 @given(data=st.data())
 def test_films(film, data):
     try:
-        read(Film.open(data.draw(damaged([film]))))
+        read(VideoFile.open(data.draw(damaged([film]))))
     except OSError:
         return
 

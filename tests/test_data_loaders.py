@@ -149,8 +149,8 @@ def test_of_several_captions_one_is_drawn():
 
 
 BAD = {
-    "a broken picture": ({"image": b"x", "text": "broken"}, "broken", "no picture"),
-    "no picture": ({"image": None, "text": "nothing"}, "nothing", "the cell is empty"),
+    "a broken picture": ({"image": b"x", "text": "broken"}, "broken", "not an image"),
+    "not an image": ({"image": None, "text": "nothing"}, "nothing", "the cell is empty"),
     "no such cell": ({"text": "nothing"}, "nothing", "the cell is empty"),
     "no caption": ({"image": encoded(), "text": "  "}, "  ", "no caption"),
     "no caption at all": ({"image": encoded()}, "a row", "no caption"),
@@ -181,7 +181,7 @@ def test_bad_rows_in_worker_processes_are_counted_here(start, workers):
     collate = Collator(4, name="builtin:words")
     loader = DataLoader(rows, 5, num_workers=workers, collate_fn=collate, multiprocessing_context=start)
     assert [(len(images), len(embeds)) for images, embeds in loader] == [(4, 4)] * 6
-    assert collate.num_skipped == 6 and [tuple(item) for item in collate.skipped] == [("bad", "no picture")]
+    assert collate.num_skipped == 6 and [tuple(item) for item in collate.skipped] == [("bad", "not an image")]
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_columns_that_nobody_named(row, words):
     ("options", "words"),
     [
         ({"channels": 5}, "no number of channels 5; known: 1, 2, 3, 4"),
-        ({"channels": "CMYK"}, "no picture mode 'CMYK'; known: L, LA, RGB, RGBA"),
+        ({"channels": "CMYK"}, "no image mode 'CMYK'; known: L, LA, RGB, RGBA"),
         ({"image_size": 0}, "image size"),
     ],
 )
@@ -233,7 +233,7 @@ def test_a_folder_as_a_configuration_names_it(folder, monkeypatch):
 
 def test_a_column_of_captions_as_a_configuration_names_it(folder):
     (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "red0.png", "TEXT": "from the table"}))
-    with pytest.warns(UserWarning, match="7 of the pictures"):
+    with pytest.warns(UserWarning, match="7 of the images"):
         assert open_source(str(folder), image_size=4, text_label="TEXT").captions == ["from the table"]
 
 

@@ -77,8 +77,8 @@ def test_a_clip_depends_on_seed_and_number_alone():
     first = [MovingDigits(**FULL)[index] for index in range(6)]
     torch.manual_seed(2)
     np.random.seed(7)  # noqa: NPY002 - the global state must not matter
-    again = MovingDigits(**FULL, length=50)
-    assert all(same(first[index], again[index]) for index in reversed(range(6)))
+    retry = MovingDigits(**FULL, length=50)
+    assert all(same(first[index], retry[index]) for index in reversed(range(6)))
     assert not any(same(item, other) for item, other in zip(first, MovingDigits(**FULL, seed=1), strict=False))
     assert len({item["images"].numpy().tobytes() for item in first}) == 6
 

@@ -107,7 +107,7 @@ def test_tables_elsewhere():
     rows = [{"file_name": name, "text": name} for name in ("sub\\a.png", "./b", "../c.png", "/d.png", "sub/../b.png")]
     files = {"sub/a.png": content, "b.png": content, "metadata.jsonl": "\n".join(map(json.dumps, rows)).encode()}
     MemoryFileSystem().pipe({f"{url.removeprefix('memory:/')}/{name}": value for name, value in files.items()})
-    with pytest.warns(UserWarning, match="2 of the pictures"):
+    with pytest.warns(UserWarning, match="2 of the images"):
         data = Dataset(url, 4)
     assert data.captions == ["./b", "sub\\a.png"] and {item.name for item in data.skipped} == {"../c.png", "/d.png"}
 
@@ -132,6 +132,6 @@ def test_clips_and_folders_of_frames(tmp_path):
 
 def test_a_table_that_names_nothing_that_is_there_says_so_first(folder):
     with pytest.raises(
-        DataError, match="no usable picture; 2 files that the table names are missing; the first is x/a"
+        DataError, match="no usable image; 2 files that the table names are missing; the first is x/a"
     ):
         opened(folder, ["x/a.png.jpg", "y.gif"])

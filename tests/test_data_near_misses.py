@@ -53,7 +53,7 @@ def test_the_nearest_table_counts_and_text_files_serve_the_rest(tmp_path):
     assert data.captions == ["upper", "lower", "upper", "beside"]
     # a table in the folder itself tells all captions
     (tmp_path / "metadata.csv").write_text("file_name,text\nc/3.png,mine\n")
-    with pytest.warns(UserWarning, match="3 of the pictures"):
+    with pytest.warns(UserWarning, match="3 of the images"):
         assert Dataset(tmp_path, 16).captions == ["mine"]
 
 
@@ -91,7 +91,7 @@ NAMED = [
 @pytest.mark.parametrize(("name", "words"), NAMED)
 def test_what_is_not_read_is_named_with_what_to_do(tmp_path, name, words):
     folder(tmp_path, (name, "x,y\n1,2\n"))
-    with pytest.warns(UserWarning, match=f"no captions were found for the pictures in .*{words}"):
+    with pytest.warns(UserWarning, match=f"no captions were found for the images in .*{words}"):
         data = Dataset(tmp_path, 16)
     assert data.captions == [] and len(data.near_misses) == 1 and data[0].shape == (3, 16, 16)
 
@@ -124,7 +124,7 @@ def test_a_column_of_another_name_is_said_with_the_option(tmp_path):
 
 def test_images_that_need_a_package_are_left_out_by_name(tmp_path):
     folder(tmp_path, *((name, "x") for name in ("a.HEIC", "b.jxl", "c.NEF", "p0.heic", "in/d.heif")))
-    with pytest.warns(UserWarning, match="4 of the pictures .*a.HEIC .*convert it to JPEG or PNG, or pip install"):
+    with pytest.warns(UserWarning, match="4 of the images .*a.HEIC .*convert it to JPEG or PNG, or pip install"):
         data = Dataset(tmp_path, 16)
     assert {item.name: item.reason for item in data.skipped} == {
         "a.HEIC": "HEIC is not read: convert it to JPEG or PNG, or pip install pillow-heif",
@@ -138,7 +138,7 @@ def test_images_that_need_a_package_are_left_out_by_name(tmp_path):
 def test_images_that_need_a_package_alone(tmp_path):
     folder(tmp_path, ("in/a.HEIC", "x"), names=())
     with pytest.raises(
-        DataError, match="holds no picture that can be read; the first is in/a.HEIC: HEIC is not read: conv"
+        DataError, match="holds no image that can be read; the first is in/a.HEIC: HEIC is not read: conv"
     ):
         Dataset(tmp_path, 16)
 

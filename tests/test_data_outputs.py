@@ -67,7 +67,7 @@ def test_clips_too(tmp_path):
 def test_a_folder_of_outputs_alone_holds_no_data(tmp_path):
     save(tmp_path, "a.png")
     (tmp_path / ".imagen-outputs").write_text("a.png\n")
-    with pytest.raises(DataError, match="holds no pictures"):
+    with pytest.raises(DataError, match="holds no images"):
         Dataset(tmp_path, 4)
 
 

@@ -111,16 +111,16 @@ def test_damage_is_found_when_a_picture_is_read(monkeypatch):
     monkeypatch.setattr(
         MemoryFileSystem, "cat_file", lambda self, path, *a, **k: fetched.append(path) or cat_file(self, path)
     )
-    with pytest.warns(UserWarning, match="3 of the pictures in memory://"):
+    with pytest.warns(UserWarning, match="3 of the images in memory://"):
         data = Dataset(url, 4)
     assert all(path.endswith(".txt") for path in fetched)  # no picture was fetched
     expected = {
         "empty.png": "empty file",
-        "latin.png": "caption: latin.txt is no UTF-8 text",
+        "latin.png": "caption: latin.txt is not UTF-8 text",
         "silent.png": "no caption",
     }
     assert {item.name: item.reason for item in data.skipped} == expected
-    with pytest.warns(UserWarning, match="bad.png cannot be read and is left out: no picture"):
+    with pytest.warns(UserWarning, match="bad.png cannot be read and is left out: not an image"):
         texts = [caption for _, caption in data]
     assert set(texts) == set(CAPTIONS)
     assert {item.name for item in data.skipped} == {*expected, "bad.png", "half.png"}
@@ -145,7 +145,7 @@ def test_a_file_that_is_gone_in_the_middle():
 
 
 @pytest.mark.parametrize(("url", "words"), [
-    ("memory://nothing-here", "there is no folder memory://nothing-here, or nothing is in it"),
+    ("memory://nothing-here", "the folder memory://nothing-here does not exist, or is empty"),
     ("memoyr://x/y", r'memoyr://x/y cannot be read: no file system is called "memoyr"; .* did you mean "memory"'),
 ])  # fmt: skip
 def test_folders_that_are_not_there(url, words):
@@ -157,9 +157,9 @@ def test_folders_that_are_not_there(url, words):
 
 def test_a_folder_without_pictures():
     url = stored({"notes.md": b"x", "film.mp4": b"x"})
-    with pytest.raises(DataError, match=rf"{url} holds no pictures; .* It holds clips \(film.mp4\)"):
+    with pytest.raises(DataError, match=rf"{url} holds no images; .* It holds clips \(film.mp4\)"):
         Dataset(url, 4)
-    with pytest.raises(DataError, match="holds no usable picture; the first is a.png: empty file"):
+    with pytest.raises(DataError, match="holds no usable image; the first is a.png: empty file"):
         Dataset(stored({"a.png": b""}), 4)
 
 
@@ -182,7 +182,7 @@ def test_local_urls_are_local_folders(tmp_path):
         with pytest.warns(UserWarning, match="broken.png"):  # found on opening
             data = open_source(url, image_size=4)
         assert data.folder == tmp_path and data.captions == CAPTIONS
-    with pytest.raises(DataError, match="there is no folder"):
+    with pytest.raises(DataError, match="the folder .* does not exist"):
         open_source("file:///nowhere/at/all", image_size=4)
 
 
@@ -240,7 +240,7 @@ def test_worker_processes_have_file_systems_of_their_own(fragile, ready):
 
 def test_a_refusal_is_final(fragile, monkeypatch):
     monkeypatch.setattr(data_trouble, "PAUSE", 1000)
-    with pytest.raises(DataError, match="no usable picture; the first is blue.png: caption: Permission denied"):
+    with pytest.raises(DataError, match="no usable image; the first is blue.png: caption: Permission denied"):
         Dataset(fragile, 4, fs_kwargs={"word": "please"})
 
 
@@ -310,7 +310,7 @@ def test_clips_of_every_kind():
     assert [item["texts"] for item in items] == ["a", "b", "c", "a", "a"]
     assert {item.name: item.reason for item in data.skipped} == {
         "d.gif": "2 frames, 4 are needed",
-        "e.gif": "no picture",
+        "e.gif": "not an image",
     }
     assert len(caught) == 2
     assert torch.allclose(items[0]["images"][0, :, 0, 0] * 255, torch.arange(0.0, 40, 10), atol=1)
@@ -323,7 +323,7 @@ def test_what_is_said_about_clips_before_any_is_fetched(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(DataError, match="b.mp4: reading it needs PyAV: pip install av"):
         VideoDataset(stored({"a.gif": b"", "b.mp4": b"x"}), 8, 4)
-    with pytest.raises(DataError, match=r"It holds pictures \(0.jpg\); numbered frames belong into a subfolder"):
+    with pytest.raises(DataError, match=r"It holds images \(0.jpg\); numbered frames belong into a subfolder"):
         VideoDataset(stored({"0.jpg": encoded(form="JPEG")}), 8, 4)
 
 
@@ -354,7 +354,7 @@ def check_store(url, fs_kwargs):
     assert np.allclose(clip[0, :, 0, 0] * 255, [0, 10, 20, 30], atol=1)
     (images, _) = next(iter(get_images_dataloader(url, batch_size=3, image_size=4, exts="png", fs_kwargs=fs_kwargs)))
     assert images.shape == (3, 3, 4, 4)
-    with pytest.raises(DataError, match="there is no folder .*/empty, or nothing is in it"):
+    with pytest.raises(DataError, match="the folder .*/empty does not exist, or is empty"):
         Dataset(f"{url}/empty", 4, fs_kwargs=fs_kwargs)
 
 

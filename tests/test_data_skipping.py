@@ -55,7 +55,7 @@ def listed(folder):
 
 
 MIXED = dict(broken=["broken.png"], truncated=["cut.jpg"], silent=["silent.png"])
-REASONS = [("broken.png", "no picture"), ("silent.png", "no caption"), ("cut.jpg", "truncated")]
+REASONS = [("broken.png", "not an image"), ("silent.png", "no caption"), ("cut.jpg", "truncated")]
 
 # -- the list ---------------------------------------------------------------------------------------------------------
 
@@ -68,7 +68,7 @@ def test_each_item_is_listed_once_as_soon_as_it_is_known(tmp_path):
     assert report.update() == 0
     list(data)
     assert report.update() == 1 and report.update() == 0 and listed(runs) == REASONS
-    assert report.line() == f"3 of 11 pictures were left out: {runs / FILE}"
+    assert report.line() == f"3 of 11 images were left out: {runs / FILE}"
 
 
 def test_a_resumed_run_lists_nothing_twice(tmp_path):
@@ -78,7 +78,7 @@ def test_a_resumed_run_lists_nothing_twice(tmp_path):
         list(data)
         report = SkippedReport(data, runs, limit=1)
         assert report.update() == expected and listed(runs) == REASONS
-        assert report.line().startswith("3 of 11 pictures were left out")
+        assert report.line().startswith("3 of 11 images were left out")
     (folder / "new.png").write_bytes(b"")
     report = SkippedReport(Dataset(folder, 4), runs, limit=1)
     assert report.update() == 1 and listed(runs) == [*REASONS, ("new.png", "empty file")]
@@ -105,7 +105,7 @@ def test_a_folder_that_cannot_be_written_to_costs_no_run(tmp_path):
     report = SkippedReport(Dataset(folder_of(tmp_path / "in", **MIXED), 4), tmp_path / "file", limit=1)
     with pytest.warns(UserWarning, match=r"cannot write .*skipped.jsonl: (File exists|Not a directory)"):
         report.update()
-    assert report.line().startswith("2 of 11 pictures")
+    assert report.line().startswith("2 of 11 images")
 
 
 def test_names_that_are_no_text(tmp_path):
@@ -115,7 +115,7 @@ def test_names_that_are_no_text(tmp_path):
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     SkippedReport(Dataset(folder, 4), tmp_path, limit=1).update()
-    assert listed(tmp_path) == [(r"caf\xe9.png", "no picture")]
+    assert listed(tmp_path) == [(r"caf\xe9.png", "not an image")]
 
 
 # -- other processes --------------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def test_rows_that_workers_left_out_of_batches(tmp_path):
     report = SkippedReport(loader, tmp_path, limit=1)
     assert [len(images) for images, _ in loader] == [1] * 4
     assert report.update() == 2
-    assert sorted(listed(tmp_path)) == [("bröken\\n", "no picture"), ("cut", "truncated")]
+    assert sorted(listed(tmp_path)) == [("bröken\\n", "not an image"), ("cut", "truncated")]
     assert report.line() == f"2 of 12 rows were left out: {tmp_path / FILE}"
 
 
@@ -147,7 +147,7 @@ def test_what_another_process_lists_counts_here_too(tmp_path):
     reports = [SkippedReport(data, tmp_path, limit=0.02) for data in (mine, theirs)]
     assert mine.name(0) == "a.jpg" and mine[0] and theirs[1] and theirs[2]  # a shard each
     assert reports[1].update() == 2
-    with pytest.raises(DataError, match="3 of 100 pictures"):
+    with pytest.raises(DataError, match="3 of 100 images"):
         reports[0].update()
     assert [name for name, _ in listed(tmp_path)] == ["from before", "b.jpg", "c.jpg", "a.jpg"]
 
@@ -163,8 +163,8 @@ def test_too_much_is_refused_by_a_sentence(tmp_path):
     with pytest.raises(DataError) as caught:
         report.update()
     assert str(caught.value) == (
-        f"4 of 41 pictures (9.76 %) cannot be used, more than max_skipped_share = 8 %: see {tmp_path / FILE}; first: "
-        "a.png (no picture), b.png (no picture), c.png (no picture) and 1 more; repair them or take them away, or set "
+        f"4 of 41 images (9.76 %) cannot be used, more than max_skipped_share = 8 %: see {tmp_path / FILE}; first: "
+        "a.png (not an image), b.png (not an image), c.png (not an image) and 1 more; repair or remove them, or set "
         "max_skipped_share to at least 0.098"
     )
     assert len(listed(tmp_path)) == 4 and report.line() is not None  # listed all the same
@@ -182,13 +182,13 @@ def test_the_share_is_of_all_that_was_found_in_small_folders_too(tmp_path, good,
     if fits:
         check_share(data, limit)
     else:
-        with pytest.raises(DataError, match=f"{broken} of {good + broken} pictures"):
+        with pytest.raises(DataError, match=f"{broken} of {good + broken} images"):
             check_share(data, limit)
 
 
 def test_missing_captions_count(tmp_path):
     data = Dataset(folder_of(tmp_path / "in", 9, silent=["silent.png"]), 4)
-    with pytest.raises(DataError, match=r"1 of 10 pictures \(10 %\) .* first: silent.png \(no caption\); repair"):
+    with pytest.raises(DataError, match=r"1 of 10 images \(10 %\) .* first: silent.png \(no caption\); repair"):
         check_share(data)
     check_share(Dataset(tmp_path / "in", 4, captions=False))
 
@@ -202,7 +202,7 @@ def test_the_usual_limit_is_a_twentieth(tmp_path):
 
 @pytest.mark.parametrize("limit", [-0.1, 5, float("nan")])
 def test_a_share_that_is_none(tmp_path, limit):
-    with pytest.raises(ValueError, match="max_skipped_share is a share from 0 to 1, such as 0.05, got"):
+    with pytest.raises(ValueError, match="max_skipped_share is a fraction from 0 to 1, such as 0.05, got"):
         SkippedReport([], tmp_path, limit)
     with pytest.raises(ValueError, match="max_skipped_share"):
         check_share([], limit)
@@ -222,10 +222,10 @@ def test_data_sets_within_others_count_once(tmp_path):
     one, two = (Dataset(folder_of(tmp_path / name, 9, broken=[f"{name}.png"]), 4) for name in "ab")
     parts = ConcatDataset([Subset(one, [0]), Wrapped(two), Subset(one, [1])])
     report = SkippedReport(DataLoader(parts), tmp_path, limit=0.1)
-    assert report.update() == 2 and report.line().startswith("2 of 20 pictures")
+    assert report.update() == 2 and report.line().startswith("2 of 20 images")
     table = TableDataset([{"image": GOOD}, {"image": b"x"}], 4)
     table[1]
-    with pytest.raises(DataError, match="3 of 22 pictures"):
+    with pytest.raises(DataError, match="3 of 22 images"):
         check_share(ConcatDataset([one, two, table]), 0.1)
 
 

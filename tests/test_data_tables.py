@@ -104,7 +104,7 @@ def test_rows_that_cannot_be_read_are_left_out_and_listed():
     ("rows", "options", "words"),
     [
         ([], {}, "the table has no rows"),
-        ([{"a": 1, "b": 2}], {}, "which column has the pictures\\? set image_label or url_label to one of: a, b"),
+        ([{"a": 1, "b": 2}], {}, "set image_label or url_label to the column of the images, one of: a, b"),
         ([{"image": 1}], {"image_label": "img"}, 'no column "img"; set image_label to one of: image'),
         ([{"image": 1}], {"text_label": "txt"}, 'no column "txt"; set text_label to one of: image'),
         ([{"image": 1}], {"url_label": "URL"}, 'no column "URL"; set url_label to one of: image'),
@@ -116,7 +116,7 @@ def test_columns_that_do_not_exist(rows, options, words):
 
 
 def test_a_column_of_something_else_is_a_mistake_and_no_damage():
-    with pytest.raises(TypeError, match="a picture is a Pillow image, bytes, .* got int"):
+    with pytest.raises(TypeError, match="an image is a Pillow image, bytes, .* got int"):
         TableDataset([{"image": 7}], 4)[0]
     with pytest.raises(TypeError, match="a caption is a string .* got int: 3"):
         TableDataset([{"image": RED, "text": 3}], 4)[0]
@@ -181,7 +181,7 @@ def test_dead_addresses_are_left_out(server):
         _, texts = collate(rows)
     assert texts == ["/ok", "/moody"] and collate.num_skipped == 6
     reasons = {item.name: item.reason for item in collate.skipped}
-    assert reasons["/page"] == "no picture" and reasons["/cut"] == "truncated"
+    assert reasons["/page"] == "not an image" and reasons["/cut"] == "truncated"
     assert reasons["ftp"] == "not an http address: ftp://x/y" and reasons["none"] == "not an http address: None"
 
 

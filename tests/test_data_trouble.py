@@ -214,7 +214,7 @@ def test_files_that_are_gone_while_the_folder_is_there_are_damage(tmp_path):
     assert [tuple(item) for item in data.skipped] == [(f"{number}.png", "missing") for number in range(4)]
     assert len(caught) == 3
     (tmp_path / "4.png").write_bytes(b"x")
-    with pytest.raises(DataError, match="none of the 5 pictures can be read; the first is .*0.png: ."):
+    with pytest.raises(DataError, match="none of the 5 images can be read; the first is .*0.png: ."):
         data[0]
     assert len(data.skipped) == 5
 
@@ -303,7 +303,7 @@ def test_a_network_that_is_down_marks_no_row(server):
 def test_batches_of_addresses_that_do_not_answer(server):
     collate = Collator(4, "URL", "text", timeout=1)
     dead = [{"URL": "http://127.0.0.1:9/x", "text": "a"}] * 8
-    with pytest.raises(DataUnavailable, match="no address of a batch answers"):
+    with pytest.raises(DataUnavailable, match="no URL of a batch answers"):
         collate(dead)
     assert collate.num_skipped == 0
     with pytest.warns(UserWarning, match="is left out: Connection refused"):

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from toys import small_imagen
 
 from imagen_pytorch import ImagenTrainer
-from imagen_pytorch.data import PictureDataset
+from imagen_pytorch.data import ImageDataset
 from imagen_pytorch.training import workers
 from imagen_pytorch.training.loaders import BatchStream, make_loader
 from imagen_pytorch.training.workers import WorkersLost, usual_workers
@@ -22,7 +22,7 @@ from imagen_pytorch.training.workers import WorkersLost, usual_workers
 COUNT = 12
 
 
-class Slow(PictureDataset):
+class Slow(ImageDataset):
     """Grey images of their number, slowly read; a file per process tells who read what."""
 
     any_process = True

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from imagen_pytorch import data
+from imagen_pytorch.data import base
 from imagen_pytorch.diffusion import losses, samplers, schedules
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "imagen_pytorch"
 
 #: rooms whose words are not settled yet; this list only shrinks
-OPEN = set(
-    "checkpoint checkpoints cli data io storage trainer training docs README.md".split()
-)
+OPEN = set("checkpoint checkpoints cli io storage trainer training docs README.md".split())
 
 WORDS = re.compile(r"\bpictures?\b|\bso many\b|\bnobody\b|\bsomebody\b|\bwhoever\b|\bis no (?!longer)|\bbehind\b", re.I)
 CODE = re.compile(r"`+[^`]*`+")
@@ -80,6 +80,8 @@ def test_an_open_room_leaves_the_list_once_its_words_are_settled(name):
 @pytest.mark.parametrize(
     ("module", "earlier", "now"),
     [
+        (data, "PictureDataset", "ImageDataset"),
+        (base, "PictureDataset", "ImageDataset"),
         (schedules, "Level", "NoiseLevel"),
         (losses, "NoiseLevels", "NoiseLevelDistribution"),
         (samplers, "Known", "Inpainting"),

@@ -1,6 +1,7 @@
-"""Pictures and videos with captions, or without: one file per source."""
+"""Images and videos with captions, or without: one file per source."""
 
-from .base import SOURCES, DataError, PictureDataset, Skipped, cycle, open_source
+from ..renamed import renamed
+from .base import SOURCES, DataError, ImageDataset, Skipped, cycle, open_source
 from .clips import VideoDataset
 from .emoji import Emoji64, emoji64
 from .folder import Dataset
@@ -16,8 +17,8 @@ __all__ = [
     "DataUnavailable",
     "Dataset",
     "Emoji64",
+    "ImageDataset",
     "MovingDigits",
-    "PictureDataset",
     "Skipped",
     "SkippedReport",
     "TableDataset",
@@ -32,3 +33,5 @@ __all__ = [
     "moving_digits",
     "open_source",
 ]
+
+__getattr__ = renamed(__name__, {"PictureDataset": "ImageDataset"})

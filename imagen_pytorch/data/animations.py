@@ -1,6 +1,6 @@
-"""How long each frame of an animated picture is shown, read from the file's own table of contents.
+"""Durations of the frames of an animated image, read from the headers of the file.
 
-Pillow tells it only while decoding; a folder of animations opens five to thirty times faster without.
+Pillow reports them only while decoding. A folder of animations opens five to thirty times faster without.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from pathlib import Path
 
 from .decoding import check_file, opened
 
-#: Milliseconds of a frame whose duration is given as 0; what browsers do.
+#: Milliseconds of a frame whose duration is given as 0, as in browsers.
 UNTIMED = 100
 
-#: Bytes of an animation, at most; it is read as a whole.
+#: Largest number of bytes of an animation, which is read as a whole.
 LARGEST = 2**28
 
-#: Bytes after which a chunk of a WebP or PNG animation tells the duration of a frame.
+#: Offset in a chunk of a WebP or PNG animation of the duration of a frame.
 WEBP_DURATION, PNG_DURATION = 12, 20
 
 
@@ -29,13 +29,13 @@ class _Truncated(OSError):
 
 
 def durations(source: Path | bytes) -> list[float]:
-    """Milliseconds that each frame is shown; a still picture has one frame.
+    """Return the milliseconds that each frame is shown. A still image has one frame.
 
     Args:
         source: the path, or the bytes of a file.
 
     Raises:
-        OSError: no picture, a truncated one, or one of more than 256 MiB.
+        OSError: not an image, a truncated one, or one of more than 256 MiB.
     """
     if isinstance(source, Path):
         check_file(source)
@@ -61,7 +61,7 @@ def durations(source: Path | bytes) -> list[float]:
 
 
 def _after_blocks(content: bytes, place: int) -> int:
-    """Where a GIF goes on after a row of blocks, each with its length before it."""
+    """Return the offset in a GIF after a sequence of blocks, each preceded by its length."""
     while length := content[place]:
         place += 1 + length
     return place + 1
@@ -75,7 +75,7 @@ def _gif(content: bytes) -> Iterator[float]:
     while place < len(content):
         kind = content[place]
         if kind == ord("!"):
-            if content[place + 1] == 0xF9:  # graphic control: of the picture that follows
+            if content[place + 1] == 0xF9:  # graphic control: of the image that follows
                 (delay,) = struct.unpack_from("<H", content, place + 4)
             place = _after_blocks(content, place + 2)
         elif kind == ord(","):
@@ -120,9 +120,9 @@ def _webp(content: bytes) -> Iterator[float]:
 
 
 def _decoded(source: Path | bytes) -> Iterator[float]:
-    """Of any other format."""
-    with opened(source) as picture:
-        for number in range(getattr(picture, "n_frames", 1)):
-            picture.seek(number)
-            picture.load()
-            yield picture.info.get("duration", 0)
+    """Yield the durations of any other format by decoding it."""
+    with opened(source) as image:
+        for number in range(getattr(image, "n_frames", 1)):
+            image.seek(number)
+            image.load()
+            yield image.info.get("duration", 0)

@@ -1,4 +1,4 @@
-"""What every source of pictures has in common: sizes and modes made equal, the unreadable left out and counted."""
+"""The common part of all image sources: one size and mode for all, unreadable images left out and counted."""
 
 from __future__ import annotations
 
@@ -20,35 +20,36 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..images import MODES, Size, as_size, resize
 from ..registry import Registry, suggestion
+from ..renamed import renamed
 from ..wording import printable
 from .cache import ImageCache, from_levels, image_key, levels
 from .decoding import check_pixels, pixels, reason_of
-from .skipping import SHOWN, DataError, DataUnavailable, SharedTexts, Skipped, shown
-from .trouble import again, unavailable
+from .skipping import SHOWN, DataError, DataUnavailable, SharedTexts, Skipped, summarize
+from .trouble import retry, unavailable
 
 if TYPE_CHECKING:
     from PIL import Image
 
 Batch = TypeVar("Batch")
 
-#: Data sets with a name of their own. Any other name is a folder, or a data set of the hub.
+#: Data sets with a name of their own. All other names are folders, or data sets of the hub.
 SOURCES: Registry[Callable[..., TorchDataset]] = Registry("data set")
 
-#: Places for different reasons of damage, and what counts for those that find none.
+#: Number of different reasons of damage that are kept, and the code for all others.
 REASONS, OTHER = 254, 255
 
-#: Items in a row that cannot be read before the source is asked whether it is there at all.
+#: Number of consecutive unreadable items after which the source is checked.
 WALK = 3
 
-#: Bytes of a reason that a worker process tells, at most.
+#: Largest number of bytes of a reason from a worker process.
 REASON_LENGTH = 160
 
 
 def check_known(what: str, name: object, known: Iterable[object]) -> None:
-    """Refuse a name that is not among the known ones.
+    """Check that a name is among the known ones.
 
     Raises:
-        ValueError: the message lists what is known.
+        ValueError: lists the known ones.
     """
     known = tuple(known)
     if name not in known:
@@ -56,37 +57,37 @@ def check_known(what: str, name: object, known: Iterable[object]) -> None:
         raise ValueError(f"no {what} {name!r}; known: {', '.join(words)}{suggestion(name, words)}")
 
 
-def words_of(value: str | Iterable[str] | None) -> tuple[str, ...]:
-    """One word, several or none as a tuple, each once; a string may hold several with commas between them."""
+def split_names(value: str | Iterable[str] | None) -> tuple[str, ...]:
+    """Return one word, several or none as a tuple, each once. A string may hold several, separated by commas."""
     if value is None:
         return ()
     words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
     return tuple(dict.fromkeys(words))
 
 
-def one_of(captions: Sequence[str]) -> str:
-    """One of a picture's captions, drawn with torch's own generator."""
+def random_caption(captions: Sequence[str]) -> str:
+    """Draw one of an image's captions with torch's own generator."""
     return captions[int(torch.randint(len(captions), ()))] if len(captions) > 1 else captions[0]
 
 
 def channels_of(mode: str | None) -> int:
-    """The number of channels of a Pillow mode; three if there is none.
+    """Return the number of channels of a Pillow mode, or three without a mode.
 
     Raises:
-        ValueError: a mode that pictures of a model cannot have.
+        ValueError: a mode that images of a model cannot have.
     """
     modes = {name: count for count, name in MODES.items()}
     if mode is None:
         return 3
-    check_known("picture mode", mode, modes)
+    check_known("image mode", mode, modes)
     return modes[mode]
 
 
 def item_size(image_size: int | Size) -> Size:
-    """The argument ``image_size`` of a data source as (height, width).
+    """Return the argument ``image_size`` of a data source as (height, width).
 
     Raises:
-        ValueError: no positive whole numbers, or more pixels than an image may have.
+        ValueError: not positive integers, or more pixels than an image may have.
     """
     try:
         size = as_size(image_size)
@@ -97,9 +98,9 @@ def item_size(image_size: int | Size) -> Size:
 
 
 def fit(image: Float[Tensor, "c h w"], size: Size) -> Float[Tensor, "c h2 w2"]:
-    """Resize a picture until it just covers ``size`` and cut out its middle.
+    """Resize an image to just cover ``size`` and crop its centre.
 
-    With an alpha channel (2 or 4 channels), colours count as much as they are opaque.
+    With an alpha channel (2 or 4 channels), colours are weighted by their opacity.
     """
     height, width = image.shape[-2:]
     scale = max(size[0] / height, size[1] / width)
@@ -114,31 +115,31 @@ def fit(image: Float[Tensor, "c h w"], size: Size) -> Float[Tensor, "c h2 w2"]:
     return image[:, top : top + size[0], left : left + size[1]].contiguous()
 
 
-class PictureDataset(TorchDataset):
-    """Pictures of one size and one number of channels, in a fixed order, each alone or with a caption.
+class ImageDataset(TorchDataset):
+    """Images of one size and one number of channels, in a fixed order, each alone or with a caption.
 
-    A picture that turns out to be unreadable is replaced by the next readable one, named in a warning and listed in
-    ``skipped``, also when a worker process meets it. Items are a tensor ``(c, h, w)`` in [0, 1], or such a tensor and a
-    caption; of several captions one is drawn, and a flip is drawn, with torch's own generator. After resizing, values
-    are rounded to the 256 levels of 8 bits, so that an image that comes from the cache is the one that was read.
+    An unreadable image is replaced by the next readable one, named in a warning and listed in ``skipped``, also if a
+    worker process finds it. Items are a tensor ``(c, h, w)`` in [0, 1], or such a tensor and a caption. One of several
+    captions, and a flip, are drawn with torch's own generator. After resizing, values are rounded to the 256 levels of
+    8 bits, so that an image from the cache equals the one that was read.
 
     Args:
-        count: number of pictures.
-        image_size: side in pixels, or (height, width); a picture is resized to cover it and its middle is cut out.
+        count: number of images.
+        image_size: side in pixels, or (height, width); an image is resized to cover it and its centre is cropped.
         channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA; any other mode is converted.
-        random_flip: mirror every other picture.
-        cache_memory_share: share of the available memory for images that have been read; 0 reads them anew each time.
+        random_flip: flip images horizontally with probability 1/2.
+        cache_memory_share: fraction of the available memory for images that have been read; 0 reads them each time.
         cache_folder: keep them in files there instead, which later runs use too; see `ImageCache`.
 
     Raises:
-        ValueError: a size or a number of channels that pictures cannot have, or no share.
+        ValueError: a size or a number of channels that images cannot have, or not a fraction.
     """
 
-    #: What one item is called in messages.
-    kind = "picture"
+    #: Name of an item in messages.
+    kind = "image"
 
-    #: Whether items can be read by a forked process as well: nothing is open, and no GPU is used. Where it is true and
-    #: reading takes long, a trainer starts such processes by itself.
+    #: True if items can be read by a forked process as well: nothing is open, and no GPU is used. If reading also takes
+    #: long, a trainer starts such processes by itself.
     any_process = False
 
     def __init__(
@@ -154,7 +155,8 @@ class PictureDataset(TorchDataset):
         self.size, self.channels, self.random_flip = item_size(image_size), channels, random_flip
         self.count = count
         self.cache = ImageCache(count, (channels, *self.size), cache_memory_share, cache_folder, self._cache_key)
-        # shared with worker processes, so that what they find is known here: 0 is fine, else a reason's place plus one
+        # shared with worker processes, so that their findings are known here: 0 is fine, else the index of a reason
+        # plus one
         self._bad = torch.zeros(count, dtype=torch.uint8).share_memory_()
         self._reasons = SharedTexts(REASONS, REASON_LENGTH)
         self._left_out: list[Skipped] = []
@@ -165,26 +167,26 @@ class PictureDataset(TorchDataset):
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """What to call a picture in messages."""
+        """Return the name of an image for messages."""
 
     @abstractmethod
     def read(self, index: int) -> tuple[Image.Image, tuple[str, ...]]:
-        """A picture and its captions; no caption if the data have none.
+        """Return an image and its captions; no caption if the data have none.
 
         Raises:
             OSError: it cannot be read.
         """
 
     def captions_at(self, index: int) -> tuple[str, ...]:
-        """The captions that `read` would give, where they can be had without the picture."""
+        """Return the captions of `read`, without the image where possible."""
         return self.read(index)[1]
 
     def identity(self) -> Iterator[str]:
-        """The names of the pictures, in their order: what tells one data set from another."""
+        """Return the names of the images, in their order, which identify the data set."""
         return map(self.name, range(self.count))
 
     def _versions(self) -> Iterable[object] | None:
-        """What tells the pictures, and their present contents, from all others; None if that is unknown."""
+        """Return values that identify the images and their present contents, or None if these are unknown."""
         return None
 
     def _cache_key(self) -> str | None:
@@ -192,18 +194,19 @@ class PictureDataset(TorchDataset):
         return None if found is None else image_key(found, self.size, self.channels)
 
     def kept(self) -> Bool[Tensor, " count"]:
-        """Which pictures need not be read any more: those in the cache, and those that are left out."""
+        """Return a mask of the images that need not be read any more: those in the cache, and those that are left
+        out."""
         return self.cache.kept() | (self._bad != 0)
 
     @property
     def skipped(self) -> list[Skipped]:
-        """What was left out so far, and why."""
+        """Items that were left out so far, with the reasons."""
         found = torch.nonzero(self._bad).flatten().tolist()
         return [*self._left_out, *(Skipped(self.name(index), self._reason(index)) for index in found)]
 
     @property
     def found(self) -> int:
-        """How many there are, those included that are left out."""
+        """Number of all items, including those that are left out."""
         return self.count + len(self._left_out)
 
     def _reason(self, index: int) -> str:
@@ -211,7 +214,7 @@ class PictureDataset(TorchDataset):
         return "cannot be read" if code == OTHER else self._reasons[code - 1]
 
     def _mark(self, index: int, reason: str) -> None:
-        """Leave a picture out from now on; only the first few are warned of."""
+        """Leave an image out from now on. Only the first few are reported by a warning."""
         place = self._reasons.add(reason)
         self._bad[index] = OTHER if place is None else place + 1
         self._warned += 1
@@ -220,11 +223,11 @@ class PictureDataset(TorchDataset):
             warnings.warn(f"{self.name(index)} cannot be read and is left out: {reason}{more}", stacklevel=4)
 
     def leave_out(self, skipped: list[Skipped], of: str) -> None:
-        """List pictures as left out, with one warning that names a few."""
+        """List images as left out, with one warning that names a few."""
         self._left_out += skipped
         if skipped:
             verb = "is" if len(skipped) == 1 else "are"
-            text = f"{len(skipped)} of the {self.kind}s in {of} {verb} left out: {shown(skipped)}"
+            text = f"{len(skipped)} of the {self.kind}s in {of} {verb} left out: {summarize(skipped)}"
             warnings.warn(text, stacklevel=4)
 
     def _fitted(self, picture: Image.Image) -> Float[Tensor, "c h w"]:
@@ -234,7 +237,7 @@ class PictureDataset(TorchDataset):
         return image.flip(-1) if self.random_flip and torch.rand(()) < 0.5 else image
 
     def _pixels(self, index: int) -> tuple[UInt8[Tensor, "c h w"], tuple[str, ...]]:
-        """A picture in its final size, from the cache if it is there, and its captions."""
+        """Return an image in its final size, from the cache if it is there, and its captions."""
         kept = self.cache.get(index)
         if kept is not None:
             return kept, self.captions_at(index)
@@ -246,27 +249,27 @@ class PictureDataset(TorchDataset):
     def _load(self, index: int) -> Tensor | tuple[Tensor, str] | dict[str, Any]:
         pixels, captions = self._pixels(index)
         image = self._mirrored(from_levels(pixels))
-        return (image, one_of(captions)) if captions else image
+        return (image, random_caption(captions)) if captions else image
 
     def _load_afresh(self, index: int, dice: Tensor) -> Tensor | tuple[Tensor, str] | dict[str, Any]:
-        """An item; after a failure the state of the generator is as before, so no draw depends on what went wrong."""
+        """Load an item. A failure restores the state of the generator, so that no draw depends on it."""
         try:
             return self._load(index)
         except (OSError, MemoryError, DataUnavailable):
             torch.set_rng_state(dice)
             raise
 
-    def silence(self) -> str | None:
-        """Why nothing can be read at present; None if the source answers."""
+    def outage(self) -> str | None:
+        """Return the reason why nothing can be read at present, or None if the source answers."""
         return None
 
     def _mark_all(self, failed: dict[int, str], answered: bool = False) -> None:
-        """Leave out what could not be read, if the source answers; ``failed`` is empty afterwards.
+        """Leave out unreadable items, if the source answers. ``failed`` is empty afterwards.
 
         Raises:
             DataUnavailable: the source does not answer, so nothing is known about its files.
         """
-        if failed and not answered and (reason := self.silence()):
+        if failed and not answered and (reason := self.outage()):
             raise unavailable(", ".join(map(self.name, failed)), reason)
         for position, reason in failed.items():
             self._mark(position, reason)
@@ -281,9 +284,9 @@ class PictureDataset(TorchDataset):
             position = (index + step) % self.count
             if self._bad[position]:
                 continue
-            read = not failed or position not in self.cache  # what comes from the cache says nothing about the source
+            read = not failed or position not in self.cache  # the cache does not show that the source answers
             try:
-                item = again(functools.partial(self._load_afresh, position, dice), self.name(position))
+                item = retry(functools.partial(self._load_afresh, position, dice), self.name(position))
             except OSError as error:
                 failed[position] = reason_of(error)
                 if len(failed) == WALK:
@@ -297,7 +300,7 @@ class PictureDataset(TorchDataset):
 
 
 def cycle(loader: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield a loader's batches again and again.
+    """Yield a loader's batches endlessly.
 
     Raises:
         DataError: the loader has no batch.
@@ -319,10 +322,10 @@ def _discover() -> None:
 
 
 def check_arguments(source: Callable[..., Any], name: str, given: Iterable[str]) -> None:
-    """Refuse arguments that a data source does not take.
+    """Check that a data source has these arguments.
 
     Raises:
-        TypeError: the message lists those that it takes.
+        TypeError: lists the arguments of the source.
     """
     known = tuple(key for key in inspect.signature(source).parameters if key not in ("folder", "name", "self"))
     for key in given:
@@ -338,19 +341,19 @@ def open_source(
     url_label: str | None = None,
     **arguments: Any,
 ) -> TorchDataset:
-    """The data set that a configuration names.
+    """Open the data set that a configuration names.
 
     Args:
-        name: "emoji64", "moving-digits", a folder (a path or a URL such as ``gs://bucket/pictures``), or a data set of
-            the hub. A folder is one of clips if there are ``num_frames``, and of pictures otherwise.
+        name: "emoji64", "moving-digits", a folder (a path or a URL such as ``gs://bucket/images``), or a data set of
+            the hub. A folder is one of clips if ``num_frames`` is given, and of images otherwise.
         image_label, text_label, url_label: columns of a data set of the hub. A folder has at most a column of captions
             (``text_label``, in its metadata file); embedded data have none and ignore them.
         arguments: of the data source (`Emoji64`, `MovingDigits`, `Dataset`, `VideoDataset` or `hub_dataset`).
 
     Raises:
         DataError: nothing readable in it.
-        FileNotFoundError: nothing of that name.
-        TypeError: an argument that the source does not take.
+        FileNotFoundError: the name does not exist.
+        TypeError: an argument that the source does not have.
         ImportError: the name looks like a data set of the hub, and the datasets library is not installed; or the file
             system of a URL needs a package that is not.
     """
@@ -371,3 +374,6 @@ def open_source(
         source = functools.partial(hub_dataset, name)
     check_arguments(source, name, arguments)
     return source(**{key: value for key, value in labels.items() if value is not None}, **arguments)
+
+
+__getattr__ = renamed(__name__, {"PictureDataset": "ImageDataset"})

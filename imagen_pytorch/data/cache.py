@@ -1,4 +1,4 @@
-"""Decoded and resized images, kept so that each is read once: in memory that worker processes share, or in a file."""
+"""Cache of decoded and resized images, each read once: in memory that worker processes share, or in a file."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from torch import Tensor
 from ..version import __version__
 from ..wording import printable
 
-#: Share of the available memory that the images of one data set may take where nothing else is stated.
+#: Default fraction of the available memory for the images of one data set.
 SHARE = 0.25
 
-#: Share of the free disk space that a new cache file may take.
+#: Fraction of the free disk space that a new cache file may take.
 DISK_SHARE = 0.5
 
 #: Seconds after which a cache file that no run has opened is removed.
@@ -39,7 +39,7 @@ UNUSED = 30 * 24 * 3600
 #: Ending of cache files. Their stem is the digest of everything that their contents depend on.
 ENDING = ".images"
 
-#: Name of a cache file; nothing else in its folder is ever touched.
+#: Name of a cache file. No other file in its folder is ever changed.
 NAME = re.compile(rf"[0-9a-f]{{64}}{re.escape(ENDING)}")
 
 #: Bytes of the checksum of one image.
@@ -47,25 +47,25 @@ CHECKSUM = 4
 
 
 def levels(image: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
-    """An image in [0, 1] as the nearest of 256 levels."""
+    """Round an image in [0, 1] to 256 levels."""
     return (image.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def from_levels(image: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """256 levels as floats in [0, 1]."""
+    """Convert 256 levels to floats in [0, 1]."""
     return image.float() / 255
 
 
 def available_memory() -> int:
-    """Bytes of memory that this machine, or the container that the process runs in, can still give.
+    """Return the bytes of memory that are available on this machine, or in the container of this process.
 
-    Linux tells it; elsewhere a quarter of the whole memory is taken for it, and 0 where that is unknown too.
+    Linux reports them. On other systems it is a quarter of the total memory, or 0 if that is unknown too.
     """
     found = []
     with suppress(OSError, ValueError, IndexError):
         text = Path("/proc/meminfo").read_text(encoding="utf-8")
         found.append(int(text.split("MemAvailable:")[1].split()[0]) * 1024)
-    with suppress(OSError, ValueError):  # control group, version 2; without a limit the first file says "max"
+    with suppress(OSError, ValueError):  # control group, version 2; without a limit the first file holds "max"
         group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text(encoding="utf-8"))
         found.append(limit - int((group / "memory.current").read_text(encoding="utf-8")))
@@ -76,10 +76,10 @@ def available_memory() -> int:
 
 
 def _expanded(folder: str | Path) -> Path:
-    """A folder with the user's home folder in place of "~".
+    """Return a folder with the user's home folder in place of "~".
 
     Raises:
-        ValueError: there is no such user, or the home folder is unknown.
+        ValueError: an unknown user, or an unknown home folder.
     """
     path = os.path.expanduser(folder)
     if path.startswith("~"):
@@ -88,16 +88,16 @@ def _expanded(folder: str | Path) -> Path:
 
 
 def usual_folder() -> Path:
-    """Where cache files are if no folder is given: ``imagen_pytorch/images`` in the user's cache directory.
+    """Return the default folder of cache files: ``imagen_pytorch/images`` in the user's cache directory.
 
     Raises:
-        ValueError: the place is unknown.
+        ValueError: the folder is unknown.
     """
     return _expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "imagen_pytorch" / "images"
 
 
 def digest_of(parts: Iterable[object]) -> str:
-    """One digest of several values, each written as text."""
+    """Return one digest of several values, each written as text."""
     made = hashlib.sha256()
     for part in parts:
         text = str(part).encode("utf-8", "surrogatepass")
@@ -106,7 +106,7 @@ def digest_of(parts: Iterable[object]) -> str:
 
 
 def check_share(share: float) -> None:
-    """Refuse what is not a share of the memory.
+    """Check that a value is a fraction of the memory.
 
     Raises:
         ValueError: not a number from 0 to 1.
@@ -116,32 +116,32 @@ def check_share(share: float) -> None:
 
 
 class ImageCache:
-    """Images of one shape as 256 levels, by number; what is not in it is None, and it may forget any image.
+    """A cache of images of one shape as 256 levels, by number. A missing image is None. Any image may be dropped.
 
-    All processes that a data set is handed to share one cache, whether they are forked or spawned; a copy of a data set
-    gets an empty one of its own. Every image has a checksum, so what two processes write at once, what a crash left
-    half written, and what a disk has damaged counts as missing. Nothing is raised if memory or disk space end: the
+    All processes that a data set is passed to share one cache, whether they are forked or spawned. A copy of a data set
+    gets an empty cache of its own. Every image has a checksum: images that two processes wrote at once, that a crash
+    left incomplete, or that a disk has damaged, count as missing. Lack of memory or disk space raises nothing: the
     cache then stays as it is.
 
-    Without a folder the images are kept in memory while all of them fit into ``share`` of what is available, else in a
-    file of the user's cache directory if they can be told from other versions of themselves (``key``) and the disk has
-    room, else as many as fit in memory. With a folder they are kept in a file there; a warning says why if they cannot
-    be. Such a file serves every run with the same data and may be deleted at any time; one that no run has opened for
-    30 days is removed.
+    Without a folder the images are kept in memory if all of them fit into ``share`` of what is available. Otherwise
+    they are kept in a file of the user's cache directory if their version is known (``key``) and the disk has room,
+    else as many as fit in memory. With a folder they are kept in a file there; a warning gives the reason if they
+    cannot be. Such a file serves every run with the same data and may be deleted at any time. A file that no run has
+    opened for 30 days is removed.
 
     Args:
         count: number of images.
         shape: (channels, height, width).
-        share: of the available memory; processes on one machine that belong together divide it. 0: no cache.
+        share: fraction of the available memory; ranks on one machine divide it. 0: no cache.
         folder: for files; None: see above.
-        key: gives the digest of everything that decides what the images look like, None if it is unknown and nothing
-            can be kept in files; asked for only where there may be a file.
+        key: returns the digest of everything that determines the images, or None if it is unknown and nothing can be
+            kept in files; called only if there may be a file.
 
     Attributes:
-        capacity: the number of images that there is room for; 0: no cache.
+        capacity: largest number of images; 0: no cache.
 
     Raises:
-        ValueError: the share is not a number from 0 to 1.
+        ValueError: the fraction is not a number from 0 to 1.
     """
 
     def __init__(
@@ -181,18 +181,18 @@ class ImageCache:
     # -- the file, which may be one in memory -------------------------------------------------------------------------
 
     def _open(self) -> None:
-        """Open the file, or make it, if there is room for anything.
+        """Open the file, or create it, if the capacity is above 0.
 
         Raises:
             OSError: that is impossible.
-            ValueError: a path that no system can have.
+            ValueError: an invalid path.
         """
         if self.capacity:
             self._keep(_in_memory() if self._path is None else _on_disk(self._path, self._bytes))
             os.ftruncate(self._file, self._bytes)  # type: ignore[arg-type]
 
     def _open_again(self) -> None:
-        """Open the file where it is known to be possible; if it is no longer, there is no cache."""
+        """Open the file if it was possible before. If it is no longer, the cache is off."""
         try:
             self._open()
         except (OSError, ValueError):
@@ -223,7 +223,7 @@ class ImageCache:
     # -- images -------------------------------------------------------------------------------------------------------
 
     def get(self, index: int) -> UInt8[Tensor, "c h w"] | None:
-        """An image, None if it is not there."""
+        """Return an image, or None if it is missing."""
         if index >= self.capacity or self._file is None:
             return None
         try:
@@ -250,7 +250,7 @@ class ImageCache:
         return self.get(index) is not None
 
     def kept(self) -> Bool[Tensor, " count"]:
-        """Which images are there."""
+        """Return a mask of the images in the cache."""
         found = torch.zeros(self.count, dtype=torch.bool)
         if self._file is not None:
             with suppress(OSError):
@@ -260,12 +260,12 @@ class ImageCache:
 
 
 def _checksum(content: bytes) -> bytes:
-    """Of an image; never zero, which stands for none."""
+    """Return the checksum of an image. It is never zero, which marks a missing image."""
     return (zlib.crc32(content) or 1).to_bytes(CHECKSUM, "little")
 
 
 def _in_memory() -> int:
-    """A file without a name: of memory on Linux, elsewhere one that the system keeps in memory while there is room."""
+    """Return an unnamed file, in memory on Linux, else a temporary file that the system keeps in memory if it can."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("imagen_pytorch-images")
     with tempfile.TemporaryFile() as file:
@@ -273,10 +273,10 @@ def _in_memory() -> int:
 
 
 def _on_disk(path: Path, size: int) -> int:
-    """A file by its name, opened or made.
+    """Open or create a file by its name.
 
     Raises:
-        OSError: it cannot be, the disk has too little room, or what has the name is a link or no file of its own.
+        OSError: it cannot be opened, the disk has too little room, or the name belongs to a link or a special file.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists():
@@ -302,11 +302,10 @@ def _remove_unused(folder: Path) -> None:
 
 
 def image_key(source: Iterable[object], size: tuple[int, int], channels: int) -> str:
-    """The digest that names the cache of some images.
+    """Return the digest that names the cache of some images.
 
     Args:
-        source: what tells these images, and these versions of them, from all others.
-        size: (height, width).
+        source: values that identify these images and their versions.
         channels: of the items.
     """
     from PIL import __version__ as decoder
@@ -315,14 +314,14 @@ def image_key(source: Iterable[object], size: tuple[int, int], channels: int) ->
 
 
 def kept_of(dataset: Any) -> Bool[Tensor, " n"] | None:
-    """Which items of a data set need not be read from their source any more.
+    """Return a mask of the items of a data set that need not be read from their source any more.
 
     Args:
         dataset: a source of this package, or a ``Subset``, a ``ConcatDataset`` or another wrapper of such sources that
             has their items in their order.
 
     Returns:
-        None if nothing is known of it, as of data sets from elsewhere.
+        None if it is unknown, as for data sets of other packages.
     """
     own = getattr(dataset, "kept", None)
     if callable(own):

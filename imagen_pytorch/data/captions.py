@@ -1,4 +1,4 @@
-"""Captions of the images in a folder: tables, or text files beside the images."""
+"""Captions of the images in a folder: tables, or text files next to the images."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from .decoding import printable, reason_of
 from .local_folder import Place
 from .names import Names, Outside
 from .skipping import DataError
-from .trouble import again
+from .trouble import retry
 
-#: The column with the path of an image, relative to the table.
+#: Column with the path of an image, relative to the table.
 PATH_COLUMN = "file_name"
 
-#: What may separate the columns of a table; the first that separates the column of paths counts.
+#: Separators of the columns of a table; the first that separates the column of paths is used.
 SEPARATORS = ",;\t|"
 
 
 @dataclass
 class Captions:
-    """What is known about the captions in a folder.
+    """The captions in a folder.
 
     Attributes:
         texts: by image.
         damaged: images whose captions cannot be read, with the reason.
         refused: names in tables that are not used, with the reason.
         aliases: images that are links to others, which have their captions.
-        tables: those that were read.
-        unfit: those that were not, with the reason.
+        tables: tables that were read.
+        unfit: tables that were not read, with the reason.
     """
 
     texts: dict[Path, tuple[str, ...]] = field(default_factory=dict)
@@ -74,40 +74,41 @@ def _separated(lines: Iterable[str], name: str) -> Iterator[tuple[int, Mapping[s
         for row in reader:
             yield reader.line_num, row
     except csv.Error as error:
-        raise DataError(f"{name} is no table of comma-separated values: {error}") from None
+        raise DataError(f"{name} is not a table of comma-separated values: {error}") from None
 
 
-#: Readers of tables, by file name in lower case; the first that exists in a folder counts.
+#: Readers of tables, by file name in lower case. The first that exists in a folder is used.
 TABLES = {"metadata.jsonl": _json_lines, "metadata.csv": _separated}
 
 
-def find_table(place: Place, pictures: Iterable[Path]) -> Path | None:
-    """The table of captions in a folder itself, if there is one.
+def find_table(place: Place, images: Iterable[Path]) -> Path | None:
+    """Return the table of captions in the folder itself, if there is one.
 
     Args:
-        place: where to look; not in subfolders.
-        pictures: relative paths of the folder's images. One of them may be called "metadata", with a text beside it.
+        place: the folder; subfolders are not searched.
+        images: relative paths of the folder's images. One of them may be called "metadata", with a text next to it.
 
     Raises:
+        DataError: no table, but a file whose name looks like a misspelt one.
         DataError: there is none, but a file whose name looks like a misspelt one.
     """
     near = place.named("metadata")
     found = _first_table(near)
-    if found is None and near and not any(path.with_suffix("") == Path("metadata") for path in pictures):
+    if found is None and near and not any(path.with_suffix("") == Path("metadata") for path in images):
         name = printable(place.at(near[0]))
         raise DataError(f"{name} is not read: a table of captions is called {' or '.join(TABLES)}")
     return found
 
 
 def _first_table(paths: Iterable[Path]) -> Path | None:
-    """Of files in one folder the table that counts; names in lower case before others."""
+    """Return the table that is used among the files of one folder. Names in lower case come before others."""
     order = list(TABLES)
     tables = [path for path in paths if path.name.lower() in TABLES]
     return min(tables, key=lambda path: (order.index(path.name.lower()), path.name not in TABLES), default=None)
 
 
 def _tables_below(place: Place) -> list[Path]:
-    """The tables of subfolders, the deepest first."""
+    """Return the tables of subfolders, the deepest first."""
     folders: dict[Path, list[Path]] = {}
     for path in map(Path, (text for text in place.files() if text.lower().endswith(tuple(TABLES)))):
         folders.setdefault(path.parent, []).append(path)
@@ -116,7 +117,7 @@ def _tables_below(place: Place) -> list[Path]:
 
 
 def is_text(value: str) -> bool:
-    """Whether a string can be written as UTF-8; JSON may hold halves of characters."""
+    """Return true if a string can be written as UTF-8. JSON may hold lone surrogates."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -138,35 +139,36 @@ def _rows(place: Place, table: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def read_table(place: Place, table: Path, text_column: str, names: Names) -> Captions:
-    """Captions by image; an image may have several, in one row or in several rows.
+    """Read captions by image. An image may have several, in one row or in several rows.
 
     Args:
         place: the folder.
-        table: with a column ``file_name`` and one of captions.
+        table: has a column ``file_name`` and one of captions.
         text_column: name of the latter.
         names: of the images in the folder.
 
     Raises:
-        DataError: a column is missing (the message lists those that exist), or the table has no rows or cannot be read.
+        DataError: a missing column (the message lists the existing ones), or a table without rows or that cannot be
+            read.
     """
     name = printable(place.at(table))
     try:
-        found = again(lambda: _named_texts(place, table, text_column), name)
+        found = retry(lambda: _named_texts(place, table, text_column), name)
     except UnicodeDecodeError:
-        raise DataError(f"{name} is no UTF-8 text; save it as UTF-8") from None
+        raise DataError(f"{name} is not UTF-8 text; save it as UTF-8") from None
     except OSError as error:
         raise DataError(f"{name} cannot be read: {reason_of(error)}") from None
     if not found:
-        raise DataError(f"{name} has no rows; take it away if the pictures have no captions")
+        raise DataError(f"{name} has no rows; remove it if the images have no captions")
     captions, texts, base = Captions(tables=[table]), {}, table.parent.as_posix()
-    for picture, given in found.items():
+    for image, given in found.items():
         try:
-            texts.setdefault(names.path(picture, "" if base == "." else base), []).extend(given)
+            texts.setdefault(names.path(image, "" if base == "." else base), []).extend(given)
         except Outside as reason:
-            captions.refused[picture] = str(reason)
-    captions.texts = {picture: tuple(filter(is_text, given)) for picture, given in texts.items()}
-    damaged = [picture for picture, kept in captions.texts.items() if texts[picture] and not kept]
-    captions.damaged = dict.fromkeys(damaged, "caption: no UTF-8 text")
+            captions.refused[image] = str(reason)
+    captions.texts = {image: tuple(filter(is_text, given)) for image, given in texts.items()}
+    damaged = [image for image, kept in captions.texts.items() if texts[image] and not kept]
+    captions.damaged = dict.fromkeys(damaged, "caption: not UTF-8 text")
     return captions
 
 
@@ -174,18 +176,18 @@ def _named_texts(place: Place, table: Path, text_column: str) -> dict[str, list[
     texts: dict[str, list[str]] = {}
     for where, row in _rows(place, table):
         check_columns(row, (PATH_COLUMN, text_column), where)
-        picture = row[PATH_COLUMN]
-        if not isinstance(picture, str) or not picture.strip():
-            raise DataError(f"{where}: {PATH_COLUMN} is the path of a picture, got {picture!r}")
-        texts.setdefault(picture, []).extend(_texts(row[text_column], where))
+        image = row[PATH_COLUMN]
+        if not isinstance(image, str) or not image.strip():
+            raise DataError(f"{where}: {PATH_COLUMN} is the path of an image, got {image!r}")
+        texts.setdefault(image, []).extend(_texts(row[text_column], where))
     return texts
 
 
 def check_columns(row: Mapping[str, Any], wanted: tuple[str, ...], place: str) -> None:
-    """See that a table has the columns that are needed.
+    """Check that a table has the required columns.
 
     Raises:
-        DataError: one is missing; the message lists those that exist.
+        DataError: a missing column; the message lists the existing ones.
     """
     columns = tuple(printable(key) for key in row if key is not None)
     for column in wanted:
@@ -196,36 +198,36 @@ def check_columns(row: Mapping[str, Any], wanted: tuple[str, ...], place: str) -
 
 
 def _unfit(place: Place, table: Path, text_column: str) -> str | None:
-    """Why the table of a subfolder is none of captions; None if it is one."""
+    """Return the reason why the table of a subfolder is not one of captions, or None if it is."""
     try:
-        where, row = again(lambda: next(_rows(place, table), ("", {})), printable(table))
+        where, row = retry(lambda: next(_rows(place, table), ("", {})), printable(table))
         # the caller names the table, and a reason is short
         check_columns(row, (PATH_COLUMN, text_column), where.rpartition(", ")[2] or "it")
     except (OSError, ValueError) as error:
         if isinstance(error, DataError) or not isinstance(error, ValueError):
             return reason_of(error)
-        return "no UTF-8 text"
+        return "not UTF-8 text"
     return None
 
 
 # -- text files -------------------------------------------------------------------------------------------------------
 
 
-def read_beside(place: Place, pictures: Mapping[Path, Path], extension: str) -> Captions:
-    """The captions in text files beside images, one per line; their ending may be in any case of letters.
+def read_beside(place: Place, images: Mapping[Path, Path], extension: str) -> Captions:
+    """Read the captions in text files next to images, one per line. Case is ignored in their ending.
 
     Args:
         place: the folder.
-        pictures: each with the path whose ending gives way to that of the captions.
+        images: images, each with the path whose ending is replaced by that of the captions.
         extension: of the text files.
     """
     ending = f".{extension.lstrip('.')}"
     files = set(place.files())
     others = {text[: -len(ending)] + ending: text for text in files if text.lower().endswith(ending.lower())}
     wanted: dict[Path, list[Path]] = {}
-    for picture, path in pictures.items():
+    for image, path in images.items():
         text = path.with_suffix(ending).as_posix()
-        wanted.setdefault(Path(text if text in files else others.get(text, text)), []).append(picture)
+        wanted.setdefault(Path(text if text in files else others.get(text, text)), []).append(image)
     captions = Captions()
     for path, content in place.texts(wanted):
         try:
@@ -233,38 +235,38 @@ def read_beside(place: Place, pictures: Mapping[Path, Path], extension: str) -> 
                 raise content
             lines = content.decode("utf-8-sig").splitlines()
         except UnicodeDecodeError:
-            reason: str | None = f"caption: {printable(path.name)} is no UTF-8 text"
+            reason: str | None = f"caption: {printable(path.name)} is not UTF-8 text"
         except OSError as error:
             reason = f"caption: {reason_of(error)}"
         else:
             reason = None
-        for picture in wanted[path]:
+        for image in wanted[path]:
             if reason is None:
-                captions.texts[picture] = tuple(line.strip() for line in lines if line.strip())
+                captions.texts[image] = tuple(line.strip() for line in lines if line.strip())
             else:
-                captions.damaged[picture] = reason
+                captions.damaged[image] = reason
     return captions
 
 
 # -- both -------------------------------------------------------------------------------------------------------------
 
 
-def find_captions(place: Place, pictures: Mapping[Path, Path], text_column: str, extension: str) -> Captions:
-    """The captions in a folder.
+def find_captions(place: Place, images: Mapping[Path, Path], text_column: str, extension: str) -> Captions:
+    """Find the captions in a folder.
 
-    A table in the folder itself tells all of them. Without one, the tables of subfolders tell those of the images
-    below them, the nearest one first, and text files beside the images tell the others.
+    A table in the folder itself holds all of them. Without one, the tables of subfolders hold those of the images below
+    them, the nearest table first, and text files next to the images hold the others.
 
     Args:
         place: the folder.
-        pictures: relative paths of its images, each with the path whose ending gives way to that of its captions.
+        images: relative paths of its images, each with the path whose ending is replaced by that of its captions.
         text_column: of tables.
         extension: of text files.
 
     Raises:
         DataError: a table that cannot be read.
     """
-    names, table = Names(place, pictures), find_table(place, pictures)
+    names, table = Names(place, images), find_table(place, images)
     if table is not None:
         captions = read_table(place, table, text_column, names)
     else:
@@ -279,7 +281,7 @@ def find_captions(place: Place, pictures: Mapping[Path, Path], text_column: str,
                 own.update({key: value for key, value in new.items() if key not in own})
             captions.tables.append(below)
         known = {*captions.texts, *captions.damaged, *names.aliases}
-        rest = {picture: path for picture, path in pictures.items() if picture not in known}
+        rest = {image: path for image, path in images.items() if image not in known}
         beside = read_beside(place, rest, extension)
         captions.texts |= beside.texts
         captions.damaged |= beside.damaged

@@ -1,4 +1,4 @@
-"""A folder of clips - animations, video files, subfolders of numbered pictures - with captions or without."""
+"""A folder of clips - animations, video files, subfolders of numbered images - with captions or without."""
 
 from __future__ import annotations
 
@@ -11,68 +11,67 @@ import numpy as np
 import torch
 
 from ..images import Size
-from .base import Skipped, one_of
+from .base import Skipped, random_caption
 from .decoding import opened, printable
 from .folder import FolderDataset, channels_or_mode
 from .frames import (
     ANIMATIONS,
-    FILMS,
     NEEDS_AV,
     STILLS,
+    VIDEO_FILES,
     Animation,
     Clip,
-    Film,
-    Series,
+    ImageSequence,
+    VideoFile,
     check_av,
     check_positive,
     number_of,
     strides_of,
 )
 from .places import place_of
-from .trouble import again
+from .trouble import retry
 
 #: Endings of clips and of the frames in a subfolder, in any case of letters.
-CLIP_EXTENSIONS = tuple(dict.fromkeys((*ANIMATIONS, *FILMS, *STILLS)))
+CLIP_EXTENSIONS = tuple(dict.fromkeys((*ANIMATIONS, *VIDEO_FILES, *STILLS)))
 
 
 class VideoDataset(FolderDataset):
     """The clips in a folder and its subfolders, sorted by path.
 
     A clip is an animation (.gif .webp .png .apng .avif), a video file (.mp4 .webm .mov .mkv .avi; they need PyAV, the
-    extra ``video``), or a subfolder with at least two pictures that have a number in their name, which are sorted by
+    extra ``video``), or a subfolder with at least two images that have a number in their name, which are sorted by
     the last one. Captions are found as those of `Dataset`: in ``metadata.jsonl`` or ``metadata.csv``, or in text files
-    beside the clips (``clip.mp4`` and ``clip.txt``; of a subfolder ``clip``, too). If any clip has a caption, those
-    without are left out, and so is whatever cannot be read or is too short.
+    next to the clips (``clip.mp4`` and ``clip.txt``; of a subfolder ``clip``, too). If any clip has a caption, those
+    without are left out. Clips that cannot be read or are too short are left out too.
 
     An item is a dict of ``images`` (c, f, h, w) in [0, 1], ``fps`` (frames per second of these frames) and, with
-    captions, ``texts``; of several captions one is drawn. All frames of a clip are resized to cover the size and cut
-    out of the middle in the same way. Whatever is drawn is drawn with torch's own generator.
-
+    captions, ``texts``; of several captions one is drawn. All frames of a clip are resized to cover the size and
+    cropped at the centre in the same way. All draws use torch's own generator.
     Args:
-        folder: where the clips are: a path, or a URL as in `Dataset`.
+        folder: folder of the clips: a path, or a URL as in `Dataset`.
         image_size: side in pixels, or (height, width).
-        num_frames: of an item.
-        fps: frames per second to which clips are resampled, by taking the frame nearest in time; numbered pictures have
-            no times and are taken to be at this rate. None: the clip's own frames (numbered pictures: 25 per second).
-        frame_stride: every how many frames one is taken, or several numbers of which one is drawn per item, among those
-            that the clip is long enough for. The rate of an item is divided by it.
+        num_frames: number of frames of an item.
+        fps: frames per second to which clips are resampled, by taking the frame nearest in time; numbered images have
+            no times and are assumed to be at this rate. None: the clip's own frames (numbered images: 25 per second).
+        frame_stride: distance of the frames that are taken, or several distances of which one is drawn per item, among
+            those that the clip is long enough for. The rate of an item is divided by it.
         channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA; default: 3.
         convert_image_to_type: "L", "LA", "RGB" or "RGBA"; the same as ``channels`` 1 to 4.
-        random_flip: mirror every other clip; default: only without captions.
+        random_flip: flip clips horizontally with probability 1/2; default: only without captions.
         text_label: the table's column of captions.
-        caption_extension: of the text files beside the clips.
+        caption_extension: of the text files next to the clips.
         captions: false ignores all captions.
-        random_start: draw which stretch of a longer clip is taken; otherwise the first.
-        exts: endings of clips and of numbered pictures.
+        random_start: draw the segment of a longer clip; otherwise take the first.
+        exts: endings of clips and of numbered images.
         fs, fs_kwargs: as in `Dataset`.
 
     Attributes:
         paths: of the clips.
         captions: the first caption of each clip; empty without captions.
-        skipped: what was left out, with reasons.
+        skipped: items that were left out, with reasons.
 
     Raises:
-        DataError: no such folder, no usable clip in it, a table that cannot be read.
+        DataError: the folder does not exist, has no usable clip, or has a table that cannot be read.
         ValueError: an impossible size, rate, stride, mode or number of frames or channels.
     """
 
@@ -115,7 +114,7 @@ class VideoDataset(FolderDataset):
         )
 
     def _span(self, stride: int) -> int:
-        """How many frames an item reaches over."""
+        """Return the number of frames that an item spans."""
         return (self.num_frames - 1) * stride + 1
 
     def _find(self, endings: Sequence[str]) -> list[Path]:
@@ -126,39 +125,39 @@ class VideoDataset(FolderDataset):
                 numbered[path.parent].append(path)
         found = set(files)
         for parent, paths in numbered.items():
-            # a few show what kind it is: opening every frame of every folder would take long
+            # a few files show the kind: opening every frame of every folder would take long
             if len(paths) > 1 and not any(self._is_animated(paths[i]) for i in (0, len(paths) // 2, -1)):
                 self._series[parent] = [path.name for path in paths]
                 found -= set(paths)
-        clips = [path for path in found if _has_ending(path, (*ANIMATIONS, *FILMS))]
+        clips = [path for path in found if _has_ending(path, (*ANIMATIONS, *VIDEO_FILES))]
         return sorted((*clips, *self._series), key=Path.as_posix)
 
     def _is_animated(self, path: Path) -> bool:
-        """Whether a numbered picture is a clip of its own; elsewhere nothing is fetched to find out."""
-        if not self.place.near or not _has_ending(path, ANIMATIONS):
+        """Return true if a numbered image is a clip itself. Nothing is fetched from other machines to find out."""
+        if not self.place.is_local or not _has_ending(path, ANIMATIONS):
             return False
 
         def is_animated() -> bool:
-            with opened(self.place.source(path)) as picture:
-                return getattr(picture, "n_frames", 1) > 1
+            with opened(self.place.source(path)) as image:
+                return getattr(image, "n_frames", 1) > 1
 
         try:
-            return again(is_animated, printable(path))
-        except OSError:  # it is found again when the frame is read
+            return retry(is_animated, printable(path))
+        except OSError:  # it is reported again when the frame is read
             return False
 
     def _open(self, path: Path) -> Clip:
-        """A clip that is long enough.
+        """Open a clip and check that it is long enough.
 
         Raises:
-            OSError: it is not, or it is damaged.
+            OSError: it is too short or damaged.
         """
         if path in self._series:
-            clip: Clip = Series.open(self.place, path, self._series[path], self.fps)
-        elif self.place.near and (self.folder / path).is_dir():  # type: ignore[operator]
-            raise OSError("no numbered pictures in it")
+            clip: Clip = ImageSequence.open(self.place, path, self._series[path], self.fps)
+        elif self.place.is_local and (self.folder / path).is_dir():  # type: ignore[operator]
+            raise OSError("no numbered images in it")
         else:
-            clip = (Film if _has_ending(path, FILMS) else Animation).open(self.place.source(path))
+            clip = (VideoFile if _has_ending(path, VIDEO_FILES) else Animation).open(self.place.source(path))
         numbers, rate = clip.at(self.fps)
         count, needed = len(numbers), self._span(min(self.strides))
         if count < needed:
@@ -167,31 +166,31 @@ class VideoDataset(FolderDataset):
         return clip
 
     def _check(self, path: Path) -> None:
-        if _has_ending(path, FILMS):
+        if _has_ending(path, VIDEO_FILES):
             check_av()
-        if not self.place.near and path not in self._series:
-            self.place.check(path)  # everything else is found when it is fetched
+        if not self.place.is_local and path not in self._series:
+            self.place.check(path)  # other damage is found when the file is fetched
         else:
             self._clips[path] = self._open(path)
 
     def _caption_place(self, path: Path) -> Path:
-        # the name of a folder has no ending, even if there is a dot in it
+        # the name of a folder has no ending, even if it contains a dot
         return path.with_name(f"{path.name}.frames") if path in self._series else path
 
     def _hint(self) -> str:
-        pictures = self.place.listed(STILLS)
-        if not pictures:
+        images = self.place.listed(STILLS)
+        if not images:
             return ""
-        return f". It holds pictures ({printable(pictures[0])}); numbered frames belong into a subfolder of their own"
+        return f". It holds images ({printable(images[0])}); numbered frames belong into a subfolder of their own"
 
     def _foremost(self, skipped: list[Skipped]) -> Skipped:
         return next((item for item in skipped if item.reason == NEEDS_AV), skipped[0])
 
     def read(self, index: int) -> tuple[Clip, tuple[str, ...]]:
-        """A clip whose frames can be read, and its captions.
+        """Return a clip whose frames can be read, and its captions.
 
         Raises:
-            OSError: it cannot be fetched, or not used.
+            OSError: it cannot be fetched or used.
         """
         path = self._relative[index]
         return self._clips.get(path) or self._open(path), self._captions.get(path, ())
@@ -205,19 +204,19 @@ class VideoDataset(FolderDataset):
         taken = numbers[first : first + self._span(stride) : stride]
         # a frame that is taken several times is decoded once
         distinct, places = np.unique(taken, return_inverse=True)
-        pictures, size = [], None
-        for picture in clip.frames(distinct.tolist(), self.size):
-            size = size or picture.size
-            if picture.size != size:
-                raise OSError(f"its frames differ in size: {_pixels(size)} and {_pixels(picture.size)}")
-            pictures.append(self._fitted(picture))
-        images = torch.stack([pictures[place] for place in places.tolist()], 1)
+        images, size = [], None
+        for image in clip.frames(distinct.tolist(), self.size):
+            size = size or image.size
+            if image.size != size:
+                raise OSError(f"its frames differ in size: {_pixels(size)} and {_pixels(image.size)}")
+            images.append(self._fitted(image))
+        images = torch.stack([images[place] for place in places.tolist()], 1)
         item = {"images": self._mirrored(images), "fps": rate / stride}
-        return {**item, "texts": one_of(captions)} if captions else item
+        return {**item, "texts": random_caption(captions)} if captions else item
 
 
 def _drawn(count: int) -> int:
-    """A number below ``count``, drawn if there is a choice."""
+    """Return a number below ``count``, drawn if there is a choice."""
     return int(torch.randint(count, ())) if count > 1 else 0
 
 

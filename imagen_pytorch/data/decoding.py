@@ -1,4 +1,4 @@
-"""Encoded pictures as a viewer shows them: which are refused, and what becomes of unusual kinds."""
+"""Decoding of images as a viewer shows them: formats that are refused, and conversion of unusual modes."""
 
 from __future__ import annotations
 
@@ -26,23 +26,24 @@ from .skipping import DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-#: Pixels of a picture or frame, at most; one whose header claims more is refused before anything is unpacked.
+#: Largest number of pixels of an image or frame. Larger ones are refused by their header before decoding.
 MOST_PIXELS = 2**27
 
-#: Pixels from which on a picture much larger than needed is reduced by a whole factor before it becomes floats.
+#: Number of pixels from which an image much larger than needed is reduced by an integer factor before it becomes
+#: floats.
 MANY_PIXELS = 2**24
 
-#: Formats that Pillow knows but that are no pictures, that would start another program, or whose header does not tell
-#: how large the image is that will be unpacked (BLP, ICNS, ICO).
+#: Formats of Pillow that are not images, that would start another program, or whose header does not give the size of
+#: the image to be decoded (BLP, ICNS, ICO).
 REFUSED = ("BLP", "BUFR", "EPS", "FITS", "GRIB", "HDF5", "ICNS", "ICO", "IPTC", "MPEG", "PCD", "SPIDER", "WMF")
 
-#: Limits of a TIFF tile, which is unpacked as a whole: pixels, and multiples of the image's pixels.
+#: Limits of a TIFF tile, which is decoded as a whole: pixels, and multiples of the image's pixels.
 TILE_PIXELS, TILE_SHARE = 2**22, 4
 
-#: Packages that teach Pillow further formats once they are imported; what to call then, if anything.
+#: Packages that add formats to Pillow once they are imported, and the function to call then, if any.
 PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_jxl": None}
 
-#: Endings of images that are not read without such a package, with the name to install it by, if there is one.
+#: Endings of images that are not read without such a package, with its name, if there is one.
 UNREAD = {
     **dict.fromkeys(("heic", "heif", "hif"), "pillow-heif"),
     "jxl": "pillow-jxl-plugin",
@@ -52,7 +53,7 @@ UNREAD = {
 #: Numbers of TIFF tags.
 BITS, PHOTOMETRIC, TILE_WIDTH, TILE_HEIGHT = 258, 262, 322, 323
 
-#: Characters of a reason, at most.
+#: Largest number of characters of a reason.
 LONGEST_REASON = 120
 
 
@@ -60,9 +61,9 @@ LONGEST_REASON = 120
 
 
 def reason_of(error: Exception) -> str:
-    """Why something cannot be read, in a few words on one line and without its path."""
+    """Return a short reason why something cannot be read, on one line and without its path."""
     if type(error).__name__ == "UnidentifiedImageError":
-        return "no picture"
+        return "not an image"
     if isinstance(error, FileNotFoundError):
         return "missing"
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
@@ -73,10 +74,11 @@ def reason_of(error: Exception) -> str:
 
 
 @contextmanager
-def as_damage() -> Iterator[None]:
-    """What damage raises depends on the format and on where it is: every exception becomes an ``OSError``.
+def as_oserror() -> Iterator[None]:
+    """Convert every exception of damaged data to an ``OSError``, since its type depends on the format and on the
+    damage.
 
-    Lack of memory becomes one with its own number, which is no damage, and a `DataError` passes unchanged.
+    Lack of memory becomes one with its own number, which does not count as damage. A `DataError` passes unchanged.
     """
     try:
         yield
@@ -92,7 +94,7 @@ def as_damage() -> Iterator[None]:
 
 
 def check_pixels(size: tuple[int, int]) -> None:
-    """Refuse a picture that would take too much memory.
+    """Check that an image does not take too much memory.
 
     Args:
         size: (width, height) or (height, width).
@@ -106,39 +108,39 @@ def check_pixels(size: tuple[int, int]) -> None:
         raise OSError(f"too large: {size[0]} x {size[1]} pixels, {MOST_PIXELS // 10**6} million are the most")
 
 
-def check_header(picture: Image.Image) -> None:
-    """Refuse an image of which only the header has been read, and that would take too much memory.
+def check_header(image: Image.Image) -> None:
+    """Check from the header of an image that it does not take too much memory.
 
     Raises:
-        OSError: it has none or too many pixels, or what would be unpacked for it has.
+        OSError: it has none or too many pixels, or its tiles have.
     """
-    check_pixels(picture.size)
-    if picture.format == "TIFF":
-        tags = getattr(picture, "tag_v2", {})
+    check_pixels(image.size)
+    if image.format == "TIFF":
+        tags = getattr(image, "tag_v2", {})
         tile = tuple(side if isinstance(side, int) else 0 for side in map(tags.get, (TILE_WIDTH, TILE_HEIGHT)))
-        if math.prod(tile) > min(MOST_PIXELS, max(TILE_PIXELS, TILE_SHARE * math.prod(picture.size))):
+        if math.prod(tile) > min(MOST_PIXELS, max(TILE_PIXELS, TILE_SHARE * math.prod(image.size))):
             raise OSError(
-                f"too large: a tile of {tile[0]} x {tile[1]} for {picture.size[0]} x {picture.size[1]} pixels"
+                f"too large: a tile of {tile[0]} x {tile[1]} for {image.size[0]} x {image.size[1]} pixels"
             )
 
 
 def check_file(path: str | Path) -> None:
-    """Refuse what is no file with something in it; reading a pipe or a device might never end.
+    """Check that a path is a file that is not empty. Reading a pipe or a device might never end.
 
     Raises:
-        OSError: it is missing, empty, a folder, or no file at all.
+        OSError: it is missing, empty, a folder, or not a file.
     """
-    with as_damage():
+    with as_oserror():
         found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
-        raise OSError("a folder" if stat.S_ISDIR(found.st_mode) else "no file")
+        raise OSError("a folder" if stat.S_ISDIR(found.st_mode) else "not a file")
     if not found.st_size:
         raise OSError("empty file")
 
 
 @functools.cache
 def _load_plugins() -> None:
-    """Teach Pillow the formats of the packages that are installed."""
+    """Add the formats of installed packages to Pillow."""
     for module, register in PLUGINS.items():
         if importlib.util.find_spec(module) is not None:
             with suppress(Exception):  # a package that does not fit this Pillow: its formats stay unread
@@ -148,7 +150,7 @@ def _load_plugins() -> None:
 
 
 def _formats() -> list[str]:
-    """The formats that are read."""
+    """Return the formats that are read."""
     from PIL import Image
 
     Image.init()
@@ -157,7 +159,7 @@ def _formats() -> list[str]:
 
 
 def is_read(ending: str) -> bool:
-    """Whether files with this ending are images that can be read."""
+    """Return true if files with this ending are images that can be read."""
     from PIL import Image
 
     formats = _formats()
@@ -165,7 +167,7 @@ def is_read(ending: str) -> bool:
 
 
 def unread_reason(ending: str) -> str:
-    """Why images with an ending of `UNREAD` are left out, and what to do."""
+    """Return the reason why images with an ending of `UNREAD` are left out, and what to do."""
     package = UNREAD[ending.lower()]
     install = f", or pip install {package}" if package else ""
     return f"{ending.upper()} is not read: convert it to JPEG or PNG{install}"
@@ -173,123 +175,124 @@ def unread_reason(ending: str) -> str:
 
 @contextmanager
 def opened(source: Any) -> Iterator[Image.Image]:
-    """A picture of which only the header has been read.
+    """Open an image and read its header only.
 
     Args:
         source: a path, the bytes of a file, or an open binary file.
 
     Raises:
-        OSError: no picture, one that is too large, or damage, also what shows only while the picture is used.
+        OSError: not an image, one that is too large, or damage, also damage that shows only while the image is used.
     """
     from PIL import Image
 
-    with as_damage():
+    with as_oserror():
         if isinstance(source, str | Path):
             check_file(source)
         if isinstance(source, bytes):
             if not source:
                 raise OSError("empty file")
             source = io.BytesIO(source)
-        with Image.open(source, formats=_formats()) as picture:
-            check_header(picture)
-            yield picture
+        with Image.open(source, formats=_formats()) as image:
+            check_header(image)
+            yield image
 
 
 # -- as a viewer shows them -------------------------------------------------------------------------------------------
 
 
 def decode(source: Any, size: Size) -> Image.Image:
-    """A picture, read completely and turned upright; of an animation the first frame.
+    """Read an image completely and turn it upright; of an animation the first frame.
 
     Args:
-        source: a path, the bytes of a file, an open binary file, or a Pillow image that is perhaps not read yet.
+        source: a path, the bytes of a file, an open binary file, or a Pillow image that need not be read yet.
         size: (height, width) that is needed; a JPEG much larger than that is read at a fraction of its size.
 
     Raises:
+        OSError: it cannot be read, for any reason.
         OSError: it cannot be read, for whatever reason.
     """
     from PIL import Image
 
     if isinstance(source, Image.Image):
-        with as_damage():
+        with as_oserror():
             check_header(source)
             source.load()
             return _shown(source, size)
-    with opened(source) as picture:
-        needed = 2 * max(size) / min(picture.size)
-        picture.draft(picture.mode, tuple(math.ceil(side * needed) for side in picture.size))
-        if picture.info.get("default_image"):
-            picture.seek(1)  # what stands before it is for viewers that know no animations
-        picture.load()
-        return _shown(picture, size)
+    with opened(source) as image:
+        needed = 2 * max(size) / min(image.size)
+        image.draft(image.mode, tuple(math.ceil(side * needed) for side in image.size))
+        if image.info.get("default_image"):
+            image.seek(1)  # the default image is for viewers without support for animations
+        image.load()
+        return _shown(image, size)
 
 
-def pixels(picture: Image.Image, channels: int) -> Float[Tensor, "c h w"]:
-    """A picture as floats in [0, 1], transparency over white unless alpha is asked for.
+def pixels(image: Image.Image, channels: int) -> Float[Tensor, "c h w"]:
+    """Convert an image to floats in [0, 1], with transparency over white or kept as alpha.
 
     Raises:
-        OSError: a kind of picture that cannot be converted.
+        OSError: a mode that cannot be converted.
     """
-    with as_damage():
-        return from_pil(picture, channels)
+    with as_oserror():
+        return from_pil(image, channels)
 
 
-def _shown(picture: Image.Image, size: Size) -> Image.Image:
-    tags = getattr(picture, "tag_v2", {})
-    return _reduced(_middle(_eight_bits(_upright(picture), tags), size), size)
+def _shown(image: Image.Image, size: Size) -> Image.Image:
+    tags = getattr(image, "tag_v2", {})
+    return _reduced(_middle(_eight_bits(_upright(image), tags), size), size)
 
 
-def _upright(picture: Image.Image) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
     from PIL import ImageOps
 
     try:
-        return ImageOps.exif_transpose(picture)
-    # a damaged note about the camera says nothing about the pixels; what it raises depends on the format
+        return ImageOps.exif_transpose(image)
+    # damaged metadata of the camera do not concern the pixels; the exception depends on the format
     except Exception:
-        return picture
+        return image
 
 
-def _eight_bits(picture: Image.Image, tags: Any) -> Image.Image:
-    """Whole numbers of more than 8 bits, and fractions, as grey levels that keep the picture."""
+def _eight_bits(image: Image.Image, tags: Any) -> Image.Image:
+    """Convert integers of more than 8 bits, and floats, to grey levels that preserve the image."""
     from PIL import Image
 
-    if picture.mode != "F" and not picture.mode.startswith("I"):
-        return picture
-    numbers = np.nan_to_num(np.asarray(picture, dtype=np.float32), posinf=0, neginf=0)
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    numbers = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
     most = float(numbers.max())
-    if picture.mode == "F":
+    if image.mode == "F":
         white = 1.0 if most <= 1 else 255.0 if most <= 255 else most
     elif tags.get(BITS) == (12,):
         white = 4095.0
     else:
         white = max(most, 65535.0)
     levels = (numbers / white).clip(0, 1)
-    if tags.get(PHOTOMETRIC) == 0:  # of more than 8 bits, Pillow leaves those as they are in which 0 means white
+    if tags.get(PHOTOMETRIC) == 0:  # with more than 8 bits, Pillow does not invert images in which 0 means white
         levels = 1 - levels
     grey = Image.fromarray((levels * 255).round().astype(np.uint8))
-    clear = picture.info.get("transparency")
+    clear = image.info.get("transparency")
     if isinstance(clear, int):
         grey.putalpha(Image.fromarray(np.where(numbers == clear, 0, 255).astype(np.uint8)))
     return grey
 
 
-def _middle(picture: Image.Image, size: Size) -> Image.Image:
-    """Of a very long or very high picture the part that will be seen: resized as a whole it might take gigabytes."""
-    sides, wanted = picture.size, size[::-1]
+def _middle(image: Image.Image, size: Size) -> Image.Image:
+    """Crop a very long or very high image to the visible part: resized as a whole it might take gigabytes."""
+    sides, wanted = image.size, size[::-1]
     scale = max(need / side for need, side in zip(wanted, sides, strict=True))
     box = [0, 0, *sides]
     for axis, (need, side) in enumerate(zip(wanted, sides, strict=True)):
         if side * scale > 4 * need:
             margin = (side - math.ceil(need / scale)) // 2 - 2
             box[axis], box[axis + 2] = margin, side - margin
-    return picture if box == [0, 0, *sides] else picture.crop(tuple(box))
+    return image if box == [0, 0, *sides] else image.crop(tuple(box))
 
 
-def _reduced(picture: Image.Image, size: Size) -> Image.Image:
-    """A huge picture at a fraction of its size, though at least twice as large as needed, as JPEGs are read anyway."""
-    factor = min(side // (2 * need) for side, need in zip(picture.size, size[::-1], strict=True))
-    if factor < 2 or math.prod(picture.size) <= MANY_PIXELS:
-        return picture
-    if picture.mode in ("1", "P", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA" if "transparency" in picture.info or picture.mode == "PA" else "RGB")
-    return picture.reduce(factor)
+def _reduced(image: Image.Image, size: Size) -> Image.Image:
+    """Reduce a huge image by an integer factor, to at least twice the size that is needed, as JPEGs are read anyway."""
+    factor = min(side // (2 * need) for side, need in zip(image.size, size[::-1], strict=True))
+    if factor < 2 or math.prod(image.size) <= MANY_PIXELS:
+        return image
+    if image.mode in ("1", "P", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
+    return image.reduce(factor)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from ..images import MODES, Size, resize
-from .base import SOURCES, DataError, check_known, item_size, words_of
+from .base import SOURCES, DataError, check_known, item_size, split_names
 from .cache import from_levels, levels
 from .emoji_captions import (
     BACKGROUNDS,
@@ -37,24 +37,24 @@ from .emoji_colours import TARGETS, Look, is_painted, looks, paintable, recolour
 
 FOLDER = Path(__file__).parent / "emoji64"
 
-#: Parts of the data: 92 % to train on; concepts known in other styles only; concepts that are never seen.
+#: Parts of the data: 92 % to train on; known concepts in held-out styles; held-out concepts.
 SPLITS = ("train", "pair", "concept", "all")
 
-#: Shares of the concepts, and of the other (concept, style) pairs, that are held out: split, what is hashed, share.
+#: Held-out fractions of the concepts, and of the other (concept, style) pairs: split, hashed name, fraction.
 HELD_OUT = (("concept", "concept/{code}", 0.03), ("pair", "pair/{code}/{style}", 0.05))
 
-#: Pictures that are rendered at once.
+#: Number of images that are rendered at once.
 CHUNK = 256
 
-#: Versions of each image, at most: all of them are held in memory.
+#: Largest number of versions of each image, because all of them are held in memory.
 MAX_COPIES = 100
 
-#: Weights of red, green and blue in grey (ITU-R BT.601), as Pillow has them.
+#: Weights of red, green and blue in grey (ITU-R BT.601), as in Pillow.
 LUMA = (0.299, 0.587, 0.114)
 
 
 class Key(NamedTuple):
-    """Which picture: code points of the concept, style, and its place in the style's atlas."""
+    """Identifies an image: code points of the concept, style, and its index in the style's atlas."""
 
     code: str
     style: str
@@ -62,14 +62,14 @@ class Key(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """Which version of an image: its number among the copies, and the colour that it was given, "" if its own."""
+    """The version of an image: its number among the copies, and its changed colour, "" for its own."""
 
     copy: int = 0
     colour: str = ""
 
 
 class Index(NamedTuple):
-    """What is where: the side of a tile, tiles per row of an atlas, concepts by style, entries by concept."""
+    """The table of contents: side of a tile, tiles per row of an atlas, concepts by style, entries by concept."""
 
     tile: int
     columns: int
@@ -79,7 +79,7 @@ class Index(NamedTuple):
 
 @functools.cache
 def index() -> Index:
-    """The table of contents."""
+    """Return the table of contents."""
     raw = json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
     entries = {code: Entry(**{**entry, "tags": tuple(entry["tags"])}) for code, entry in raw["entries"].items()}
     return Index(raw["tile"], raw["columns"], raw["styles"], entries)
@@ -87,20 +87,20 @@ def index() -> Index:
 
 @functools.cache
 def atlas(style: str) -> UInt8[Tensor, "n 4 h w"]:
-    """All pictures of a style as RGBA; decoded once per process."""
+    """Return all images of a style as RGBA, decoded once per process."""
     import numpy as np
     from PIL import Image
 
     side, columns, styles, _ = index()
-    with Image.open(FOLDER / f"{style}.webp") as picture:
-        pixels = torch.from_numpy(np.array(picture.convert("RGBA")))
+    with Image.open(FOLDER / f"{style}.webp") as image:
+        pixels = torch.from_numpy(np.array(image.convert("RGBA")))
     tiles = pixels.reshape(-1, side, columns, side, 4).permute(0, 2, 4, 1, 3).reshape(-1, 4, side, side)
     return tiles[: len(styles[style])].contiguous()
 
 
 @functools.cache
 def atlas_looks(style: str) -> list[Look]:
-    """Return the colours of each image of a style; computed once per process."""
+    """Return the colours of each image of a style, computed once per process."""
     return [look for part in atlas(style).split(CHUNK) for look in looks(part)]
 
 
@@ -112,7 +112,7 @@ def tile_of(key: Key, colour: str = "") -> UInt8[Tensor, "4 h w"]:
 
 @functools.cache
 def repainted(key: Key, colour: str) -> Look | None:
-    """Return the colours of an image whose dominant colour has become another one; None where that does not work.
+    """Return the colours of an image after a change of its dominant colour, or None if the change does not work.
 
     The figure must be named by that colour then, and no concept may have the resulting name already.
     """
@@ -133,7 +133,7 @@ def _texts() -> frozenset[str]:
 
 @functools.cache
 def split_of(code: str, style: str) -> str:
-    """ "train", "pair" or "concept", from a hash of the picture's name: new pictures never move old ones."""
+    """Return "train", "pair" or "concept", from a hash of the image's name, so that new images never move old ones."""
     for split, name, share in HELD_OUT:
         digest = hashlib.sha256(name.format(code=code, style=style).encode()).hexdigest()
         if int(digest[:8], 16) / 2**32 < share:
@@ -144,7 +144,7 @@ def split_of(code: str, style: str) -> str:
 def render(
     tiles: UInt8[Tensor, "n 4 a b"], colours: Float[Tensor, "n 3"], size: Size, channels: int
 ) -> Float[Tensor, "n c h w"]:
-    """RGBA tiles over backgrounds in [0, 1], resized to fit and centred; with 2 or 4 channels they stay transparent."""
+    """Render RGBA tiles over backgrounds in [0, 1], resized to fit and centred; transparent with 2 or 4 channels."""
     pixels = tiles.float() / 255
     pixels = torch.cat([pixels[:, :3] * pixels[:, 3:], pixels[:, 3:]], 1)  # hidden colours must not bleed
     side = min(size)
@@ -164,7 +164,7 @@ def render(
 
 @SOURCES.register("emoji64")
 class Emoji64(TorchDataset):
-    """Emoji with captions; an item is a float tensor ``(c, h, w)`` in [0, 1] and its caption, always the same.
+    """Emoji with captions. An item is a float tensor ``(c, h, w)`` in [0, 1] and its caption, always the same.
 
     Args:
         split: "train", "pair" (held-out drawings of concepts that "train" has in another style), "concept" (held-out
@@ -173,31 +173,31 @@ class Emoji64(TorchDataset):
         groups: any of smileys-emotion, people-body, animals-nature, food-drink, travel-places, activities, objects,
             symbols, flags; default: all.
         image_size: side in pixels, or (height, width); the drawings have 64 x 64.
-        background: a colour's name, or "random" for one per picture. Captions name it. Black silhouettes on black are
+        background: a colour's name, or "random" for one per image. Captions name it. Black silhouettes on black are
             left out.
-        limit: how many pictures at most, spread evenly over the selection.
+        limit: largest number of images, spread evenly over the selection.
         wording: "plain" captions name style, concept and background, "bare" ones the concept alone, "varied" ones are
-            worded in several ways. "short" ones are what people ask for, with everyday words and sometimes the
-            dominant colour; "dense" ones name colours, where they are, and keywords; "mixed" ones are half of each.
+            worded in several ways. "short" ones are like requests of users, with everyday words and sometimes the
+            dominant colour; "dense" ones name colours, their positions, and keywords; "mixed" ones are half of each.
         seed: of random backgrounds, wording and colours.
-        channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA. With alpha there is no background, and captions name none.
-            Grey images have no colours, and captions name none.
+        channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA. With alpha the background is transparent, and captions name
+            none. Grey images have no colours, and captions name none.
         recolour: fraction of the images with one dominant colour, 0 to 1, that get another one, which every caption
             names: "a 3d render of a purple automobile". Flags, people, silhouettes and grey images keep theirs.
         copies: versions of each image, 1 to 100, each with a background, wording and colour of its own. Those of
             the first are the same with any number. Each image takes 12 kB of memory at 64 x 64.
 
     Attributes:
-        captions: one per picture.
+        captions: one per image.
         names: of the concepts, without article.
-        keys: code points and style of each picture.
-        backgrounds: the colour's name behind each picture.
-        variants: number of the copy and given colour of each image.
+        keys: code points and style of each image.
+        backgrounds: name of the background colour of each image.
+        variants: number of the copy and changed colour of each image.
 
     Raises:
         ValueError: an unknown split, style, group, background, wording or number of channels; a fraction outside 0 to
             1, or one of grey images; a number of copies outside 1 to 100.
-        DataError: nothing is left by this choice.
+        DataError: the selection is empty.
     """
 
     def __init__(
@@ -226,12 +226,12 @@ class Emoji64(TorchDataset):
         if not 1 <= copies <= MAX_COPIES:
             raise ValueError(f"copies must be a whole number from 1 to {MAX_COPIES}, got {copies}")
         self.size, self.channels, self.seed, self.wording = item_size(image_size), channels, seed, wording
-        self.keys = _select(split, words_of(styles), words_of(groups), background)
+        self.keys = _select(split, split_names(styles), split_names(groups), background)
         if limit is not None and limit < len(self.keys):
             self.keys = [self.keys[place * len(self.keys) // limit] for place in range(max(limit, 0))]
         if not self.keys:
             raise DataError(
-                f"no picture of emoji64 is left with {split=}, {styles=}, {groups=}, {background=}, {limit=}"
+                f"no image of emoji64 is left with {split=}, {styles=}, {groups=}, {background=}, {limit=}"
             )
         self.variants = [Variant(copy) for copy in range(copies) for _ in self.keys]
         self.keys = self.keys * copies
@@ -246,18 +246,18 @@ class Emoji64(TorchDataset):
         self._pixels: Tensor | None = None
 
     def identity(self) -> list[object]:
-        """What tells the pictures from those of another choice."""
+        """Return values that identify the images of this selection."""
         varied = [variant for variant in self.variants if variant != Variant()]
         return [*self.keys, *self.backgrounds, *varied]
 
     @property
     def names(self) -> list[str]:
-        """The concept of each picture, without article."""
+        """Concept of each image, without article."""
         return [index().entries[key.code].text for key in self.keys]
 
     @functools.cached_property
     def captions(self) -> list[str]:
-        """The caption of each picture."""
+        """Caption of each image."""
         return [self._caption(place) for place in range(len(self))]
 
     def _caption(self, place: int) -> str:
@@ -269,7 +269,7 @@ class Emoji64(TorchDataset):
         return WORDINGS[self.wording](scene)
 
     def _seed(self, what: str, place: int) -> str:
-        """What random numbers start from that belong to an image, whatever else is selected."""
+        """Return the seed of random numbers of an image, independent of the selection."""
         key, copy = self.keys[place], self.variants[place].copy
         return f"{self.seed}/{what}/{key.code}/{key.style}{f'/{copy}' if copy else ''}"
 
@@ -277,7 +277,7 @@ class Emoji64(TorchDataset):
         return random.Random(self._seed(what, place))
 
     def _painted(self, place: int, fraction: float) -> Variant:
-        """Return the variant of an image that got another colour, or has kept its own."""
+        """Return the variant of an image with another colour, or with its own."""
         draw, variant = self._draw("colour", place), self.variants[place]
         if draw.random() >= fraction:
             return variant
@@ -295,7 +295,7 @@ class Emoji64(TorchDataset):
 
     @property
     def pixels(self) -> UInt8[Tensor, "n c h w"]:
-        """All pictures, 0 to 255; rendered once."""
+        """All images, 0 to 255, rendered once."""
         if self._pixels is None:
             parts = (self._render(first, first + CHUNK) for first in range(0, len(self.keys), CHUNK))
             self._pixels = torch.cat([levels(part) for part in parts])
@@ -306,7 +306,7 @@ class Emoji64(TorchDataset):
 
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "c h w"], str]:
         if not -len(self) <= index < len(self):
-            raise IndexError(f"there are {len(self)} pictures, got index {index}")
+            raise IndexError(f"there are {len(self)} images, got index {index}")
         place = index % len(self)
         if max(self.size) > 64:  # larger than the originals: not worth the memory
             return from_levels(levels(self._render(place, place + 1)[0])), self.captions[place]
@@ -330,5 +330,5 @@ def _select(split: str, styles: tuple[str, ...], groups: tuple[str, ...], backgr
     ]
 
 
-#: The name under which the data set is known.
+#: Name of the data set in Python.
 emoji64 = Emoji64

@@ -1,4 +1,4 @@
-"""English captions for the pictures of emoji64: what is shown, in which style, on which background."""
+"""English captions for the images of emoji64: content, style and background."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from .emoji_colours import NAMES, Look
 from .emoji_words import EVERYDAY
 
-#: Art styles, as captions say it.
+#: Art styles, as in captions.
 STYLES = {
     "noto": "a glossy cartoon emoji",
     "twemoji": "a simple flat emoji",
@@ -23,7 +23,7 @@ STYLES = {
     "fxemoji": "a bold flat sticker",
 }
 
-#: Colours, 0 to 255, that pictures can be laid over.
+#: Colours of backgrounds, 0 to 255.
 BACKGROUNDS = {
     "white": (255, 255, 255),
     "black": (0, 0, 0),
@@ -46,7 +46,7 @@ VOWEL = re.compile(r"(?!uni|euro|one|ufo)[aeiou]")
 #: A colour's name inside a concept's name.
 COLOUR_WORD = re.compile(rf"\b(?:(?:light|dark) )?(?:{'|'.join(NAMES)})\b")
 
-#: Groups whose colours are part of what they are: they are never named in short captions.
+#: Groups whose colours are part of their meaning: they are never named in short captions.
 UNCOLOURED = ("flags", "people-body")
 
 #: Fractions of a figure from which a colour is the dominant one, most of it, and mentioned at all.
@@ -57,7 +57,7 @@ FILLED, SMALL = 0.7, 0.22
 
 
 class Entry(NamedTuple):
-    """A concept: its name, keywords, group and subgroup, as the Unicode CLDR has them."""
+    """A concept: its name, keywords, group and subgroup, from the Unicode CLDR."""
 
     text: str
     tags: tuple[str, ...]
@@ -66,14 +66,15 @@ class Entry(NamedTuple):
 
 
 def painted(text: str, colour: str) -> str:
-    """Return a concept's name with a colour, in place of the one that it has: "purple heart" for "red heart"."""
+    """Return a concept's name with a colour, which replaces its own: "purple heart" for "red heart"."""
     found, count = COLOUR_WORD.subn(colour, text, count=1)
     return found if count else f"{colour} {text}"
 
 
 @functools.cache
 def noun_phrase(entry: Entry, colour: str | None = None) -> str:
-    """The concept's name with its article: "a cat", "an apple", "grapes", "the flag of Japan", "an orange car"."""
+    """Return the concept's name with its article: "a cat", "an apple", "grapes", "the flag of Japan", "an orange
+    car"."""
     text = entry.text
     if text.startswith("flag of "):
         return f"the {text}"
@@ -88,7 +89,7 @@ def noun_phrase(entry: Entry, colour: str | None = None) -> str:
 
 
 def backgrounds(style: str) -> tuple[str, ...]:
-    """The backgrounds on which a style can be seen: the silhouettes are black."""
+    """Return the backgrounds on which a style is visible: the silhouettes are black."""
     return tuple(name for name in BACKGROUNDS if not (style == "mono" and name == "black"))
 
 
@@ -100,15 +101,15 @@ def _on(background: str | None) -> str:
 
 
 class Scene(NamedTuple):
-    """What a caption can tell of an image.
+    """The content of an image, for captions.
 
     Attributes:
         entry: the concept.
         style: one of `STYLES`.
-        background: the colour's name; None where it is transparent.
+        background: the colour's name; None for a transparent one.
         seed: varies the wording.
-        colour: the name of the colour that the figure was given in place of its own; every caption says it.
-        look: the colours of the figure; None where they are not to be named.
+        colour: name of the changed colour of the figure, which every caption names.
+        look: the colours of the figure; None if they are not to be named.
     """
 
     entry: Entry
@@ -120,24 +121,24 @@ class Scene(NamedTuple):
 
 
 def plain(scene: Scene) -> str:
-    """Style, concept and background: "a 3d render of a grinning cat on a blue background"."""
+    """Return style, concept and background: "a 3d render of a grinning cat on a blue background"."""
     return f"{STYLES[scene.style]} of {bare(scene)}{_on(scene.background)}"
 
 
 def bare(scene: Scene) -> str:
-    """The concept alone: "a grinning cat"."""
+    """Return the concept alone: "a grinning cat"."""
     return noun_phrase(scene.entry, scene.colour)
 
 
 def varied(scene: Scene) -> str:
-    """Half of the captions are plain; the others leave out the background, change the order, or add keywords."""
+    """Return a plain caption in half of the cases, else one without background, reordered, or with keywords."""
     draw, tags = random.Random(scene.seed), _tags(scene)
-    fate = draw.random()
-    if fate < 0.2:
+    choice = draw.random()
+    if choice < 0.2:
         return plain(scene._replace(background=None))
-    if fate < 0.7:
+    if choice < 0.7:
         return plain(scene)
-    if fate < 0.85 or not tags:
+    if choice < 0.85 or not tags:
         short = STYLES[scene.style].split(" ", 1)[1]
         ground = f", {scene.background} background" if scene.background else ""
         return f"{bare(scene)}, {short} style{ground}"
@@ -145,7 +146,8 @@ def varied(scene: Scene) -> str:
 
 
 def short(scene: Scene) -> str:
-    """As people ask for images: "a car", "a red car on a blue background", "a 3d render of an automobile".
+    """Return a caption like a user's request: "a car", "a red car on a blue background", "a 3d render of an
+    automobile".
 
     Half of the captions have the everyday word where the concept has one, a third the dominant colour, two thirds the
     style. A white background is named in half of the captions and every other one always.
@@ -161,7 +163,7 @@ def short(scene: Scene) -> str:
 
 
 def dense(scene: Scene) -> str:
-    """Everything that is known: style, concept, colours and where they are, size, background, up to three keywords.
+    """Return style, concept, colours and their positions, size, background, and up to three keywords.
 
     "a 3d render of a red apple, mostly red with some green at the top, on a white background, fruit, food".
     """
@@ -175,12 +177,12 @@ def dense(scene: Scene) -> str:
 
 
 def mixed(scene: Scene) -> str:
-    """Half of the captions are short, the others dense."""
+    """Return a short caption in half of the cases, else a dense one."""
     return (short if random.Random(f"{scene.seed}/length").random() < 0.5 else dense)(scene)
 
 
 def dominant_colour(scene: Scene) -> str | None:
-    """Return the name of the colour that most of the figure has and its name does not say; None without one."""
+    """Return the name of the colour of most of the figure, or None without one or if the concept's name contains it."""
     if scene.look is None or scene.entry.group in UNCOLOURED or COLOUR_WORD.search(scene.entry.text):
         return None
     first = scene.look.colours[0]
@@ -188,7 +190,7 @@ def dominant_colour(scene: Scene) -> str | None:
 
 
 def _tags(scene: Scene) -> tuple[str, ...]:
-    """Keywords; those that say another colour are left out where the figure was given one."""
+    """Return the keywords, without those that name another colour than the changed one."""
     return tuple(tag for tag in scene.entry.tags if not (scene.colour and COLOUR_WORD.search(tag)))
 
 

@@ -1,4 +1,4 @@
-"""Colours of emoji64: which named colours an image has and where, and images of another colour.
+"""Colours of emoji64: the named colours of an image and their positions, and images of another colour.
 
 Colours are compared in OKLab (Ottosson 2020), in which equal distances look equally different. A colour's polar
 coordinates there are lightness, chroma and hue.
@@ -98,7 +98,7 @@ def to_oklab(colours: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 3"]:
 
 
 def from_oklab(colours: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 3"]:
-    """Return the sRGB colours in [0, 1] of OKLab coordinates; colours outside are cut off."""
+    """Return the sRGB colours in [0, 1] of OKLab coordinates, clipped."""
     lms = _times(torch.linalg.inv(torch.tensor(_TO_LAB, dtype=torch.float64)).to(colours.dtype), colours) ** 3
     linear = _times(torch.linalg.inv(torch.tensor(_TO_LMS, dtype=torch.float64)).to(colours.dtype), lms).clamp(0, 1)
     return torch.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
@@ -111,7 +111,7 @@ def to_polar(lab: Float[Tensor, "*n 3"]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def named(colours: Float[Tensor, "*n 3"]) -> Int[Tensor, "*n"]:
-    """Return the place in `NAMES` of the name of each sRGB colour in [0, 1]."""
+    """Return the index in `NAMES` of the name of each sRGB colour in [0, 1]."""
     lightness, chroma, hue = to_polar(to_oklab(colours))
     found = torch.full(hue.shape, NAMES.index("red"))
     for name, hues, lightnesses, chromas in RULES:
@@ -131,13 +131,13 @@ def _table() -> Int[Tensor, " colours"]:
 
 
 def names_of(tiles: UInt8[Tensor, "n 4 h w"]) -> Int[Tensor, "n h w"]:
-    """Return the place in `NAMES` of the name of each pixel; alpha is ignored."""
+    """Return the index in `NAMES` of the name of each pixel; alpha is ignored."""
     red, green, blue = (tiles[:, :3].int() >> (8 - BITS)).unbind(1)
     return _table()[(red << 2 * BITS) + (green << BITS) + blue]
 
 
 class Colour(NamedTuple):
-    """A colour of an image: its name, the fraction of the figure that has it, and where that lies, "" if all over."""
+    """A colour of an image: its name, its fraction of the figure, and its position, "" if all over."""
 
     name: str
     fraction: float
@@ -145,14 +145,14 @@ class Colour(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What an image looks like: its colours, the most frequent first, and the fraction of the tile that it covers."""
+    """The colours of an image, the most frequent first, and the fraction of the tile that it covers."""
 
     colours: tuple[Colour, ...]
     covered: float
 
 
 def _place(counts: Float[Tensor, "rows columns"]) -> str:
-    """Return the words for a part of the grid that holds most of a colour, "" if there is none."""
+    """Return the words for the part of the grid that holds most of a colour, "" if there is none."""
     share = counts / counts.sum()
     rows, columns = share.sum(1).tolist(), share.sum(0).tolist()
     row = next((name for name, part in zip(("top", "middle", "bottom"), rows, strict=True) if part > 0.6), "")
@@ -165,7 +165,7 @@ def _place(counts: Float[Tensor, "rows columns"]) -> str:
 
 
 def looks(tiles: UInt8[Tensor, "n 4 h w"]) -> list[Look]:
-    """Return the colours of images, their places relative to the figure, and how much of the tile it covers."""
+    """Return the colours of images, their positions relative to the figure, and the fraction of the tile it covers."""
     figure = tiles[:, 3] >= OPAQUE
     count, height, width = figure.shape
     cells = []
@@ -191,7 +191,7 @@ def _look(counts: Float[Tensor, "names rows columns"], covered: float) -> Look:
 def recoloured(
     tile: UInt8[Tensor, "4 h w"], target: str, spread: float = 40.0, keep: float = 0.35
 ) -> UInt8[Tensor, "4 h w"]:
-    """Return an image whose dominant hue has become that of a colour; other hues and grey pixels stay.
+    """Change the dominant hue of an image to that of a colour. Other hues and grey pixels stay.
 
     Args:
         tile: RGBA.
@@ -232,12 +232,12 @@ def _main_hue(hue: Float[Tensor, " n"], weight: Float[Tensor, " n"]) -> Tensor:
 
 
 def paintable(look: Look) -> bool:
-    """Return whether one hue is dominant in an image, so that another one can take its place."""
+    """Return true if one hue is dominant in an image, so that another one can replace it."""
     hues = [colour.fraction for colour in look.colours if colour.name not in ACHROMATIC]
     return bool(hues) and sum(hues) >= 0.4
 
 
 def is_painted(look: Look, target: str) -> bool:
-    """Return whether a colour is clearly the dominant one of an image."""
+    """Return true if a colour is clearly the dominant one of an image."""
     fractions = {colour.name: colour.fraction for colour in look.colours if colour.name not in ACHROMATIC}
     return fractions.pop(target, 0.0) >= max(0.4, 2 * max(fractions.values(), default=0.0))

@@ -1,8 +1,8 @@
-"""Everyday words for concepts of emoji64 whose name in the Unicode CLDR is not what people say."""
+"""Everyday words for concepts of emoji64 whose name in the Unicode CLDR is unusual in everyday English."""
 
 from __future__ import annotations
 
-#: Everyday noun by name of the concept. No one of them is the name of a concept that is held out.
+#: Everyday noun by name of the concept. None of them is the name of a held-out concept.
 EVERYDAY = {
     # animals and plants
     "baby chick": "chick",
@@ -85,7 +85,7 @@ EVERYDAY = {
     "wheel": "tire",
     # activities
     "artist palette": "paint palette",
-    "framed picture": "painting",
+    "framed image": "painting",
     "jack-o-lantern": "pumpkin",
     "sports medal": "medal",
     "teddy bear": "teddy",

@@ -1,4 +1,4 @@
-"""A folder of pictures, with captions or without."""
+"""A folder of images, with captions or without."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..images import Size
-from .base import DataError, PictureDataset, Skipped, channels_of, words_of
+from .base import DataError, ImageDataset, Skipped, channels_of, split_names
 from .cache import SHARE
 from .captions import Captions, find_captions
 from .decoding import UNREAD, decode, is_read, opened, printable, unread_reason
-from .frames import FILMS
+from .frames import VIDEO_FILES
 from .near_misses import near_misses
 from .places import Place, place_of
 from .trouble import damage_of
@@ -25,40 +25,40 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Endings of the pictures that are looked for, in any case of letters.
+#: Endings of images, in any case of letters.
 EXTENSIONS = ("jpg", "jpeg", "jpe", "jfif", "png", "tiff", "tif", "webp", "bmp", "gif", "avif")
 
 
-#: The reason for which a file that is not there is left out.
+#: The reason for which a missing file is left out.
 MISSING = "missing"
 
 
 def channels_or_mode(count: int | None, mode: str | None) -> int:
-    """The number of channels that one of two options asks for.
+    """Return the number of channels that one of two options requests.
 
     Raises:
-        ValueError: they contradict each other, or pictures cannot have it.
+        ValueError: they contradict each other, or images cannot have it.
     """
     if count is not None and mode is not None and count != channels_of(mode):
         raise ValueError(f"channels={count} and convert_image_to_type={mode!r} contradict each other; give one of them")
     return channels_of(mode) if count is None else count
 
 
-class FolderDataset(PictureDataset):
-    """What is in a folder and its subfolders, sorted by path, with captions or without; as `Dataset` describes it.
+class FolderDataset(ImageDataset):
+    """The images or clips in a folder and its subfolders, sorted by path, with captions or without, as in `Dataset`.
 
     Args:
         place: the folder.
         image_size: side in pixels, or (height, width).
         exts: endings.
         channels: of the items.
-        random_flip: mirror every other one; default: only without captions.
+        random_flip: flip items horizontally with probability 1/2; default: only without captions.
         text_label: the table's column of captions; None ignores all captions.
-        caption_extension: of text files beside the pictures.
-        cache_memory_share, cache_folder: as in `PictureDataset`.
+        caption_extension: of text files next to the images.
+        cache_memory_share, cache_folder: as in `ImageDataset`.
     """
 
-    #: What looks like captions and is not read, each with what to do; empty if there are captions.
+    #: Files that look like captions and are not read, each with a remedy; empty if there are captions.
     near_misses: tuple[str, ...] = ()
 
     any_process = True
@@ -77,7 +77,7 @@ class FolderDataset(PictureDataset):
         cache_folder: str | Path | None = None,
     ) -> None:
         self.place = place
-        endings = words_of(exts)
+        endings = split_names(exts)
         if not any(ending.strip(".") for ending in endings):
             raise ValueError(f"exts: at least one ending of {self.kind}s, such as png; got {exts!r}")
         if not caption_extension.strip(". ") or {"/", "\\", "\0"} & set(caption_extension):
@@ -92,15 +92,15 @@ class FolderDataset(PictureDataset):
             raise DataError(f"{place} holds no {self.kind}s; {looked}{self._hint()}")
         captions = Captions()
         if text_label is not None:
-            pictures = {path: self._caption_place(path) for path in found}
-            captions = find_captions(place, pictures, text_label, caption_extension)
+            images = {path: self._caption_place(path) for path in found}
+            captions = find_captions(place, images, text_label, caption_extension)
             if not captions.texts and not captions.damaged:
                 self._tell_near_misses(found, captions, text_label)
         self._captions = captions.texts
         reasons = self._find_damage({*found, *captions.texts} - captions.aliases, captions)
         missing = [path for path, reason in reasons.items() if reason == MISSING and path in captions.texts]
         folders = {path: f"folder: {reason}" for path, reason in place.unreadable.items()}
-        # files that a table names and that are not there come first: they tell why others have no caption
+        # missing files that a table names come first: they explain why others have no caption
         order = sorted(reasons, key=lambda path: path not in missing) if missing else reasons
         skipped = [Skipped(printable(name), reason) for name, reason in captions.refused.items()]
         for path, reason in {**folders, **{path: reasons[path] for path in order}, **unread}.items():
@@ -126,7 +126,7 @@ class FolderDataset(PictureDataset):
             warnings.warn(text, stacklevel=5)
 
     def _find_damage(self, every: set[Path], captions: Captions) -> dict[Path, str | None]:
-        """Why a picture cannot be used, None if it can; sorted by path."""
+        """Return the reason why each image cannot be used, or None, sorted by path."""
         captioned = bool(captions.texts or captions.damaged)
         reasons = {}
         for path in sorted(every, key=Path.as_posix):
@@ -136,38 +136,38 @@ class FolderDataset(PictureDataset):
 
     @abstractmethod
     def _find(self, endings: Sequence[str]) -> list[Path]:
-        """What the folder holds, sorted; relative paths."""
+        """Return the sorted relative paths of the items."""
 
     def _find_unread(self, endings: Sequence[str], found: list[Path]) -> dict[Path, str]:
-        """Images of kinds that are not read, with what to do."""
+        """Return images in formats that are not read, with a remedy."""
         return {}
 
     @abstractmethod
     def _check(self, path: Path) -> None:
-        """See that something can be used, as far as can be told without reading all of it.
+        """Check that an item can be used, as far as possible without reading all of it.
 
         Raises:
             OSError: it cannot.
         """
 
-    def silence(self) -> str | None:
-        """Why nothing can be read at present; None if the folder answers."""
-        return self.place.silence()
+    def outage(self) -> str | None:
+        """Return the reason why nothing can be read at present, or None if the folder answers."""
+        return self.place.outage()
 
     def _caption_place(self, path: Path) -> Path:
-        """The path whose ending gives way to that of the captions."""
+        """Return the path whose ending is replaced by that of the captions."""
         return path
 
     def _hint(self) -> str:
-        """What to say about a folder that holds nothing."""
+        """Return a hint about a folder without items."""
         return ""
 
     def _foremost(self, skipped: list[Skipped]) -> Skipped:
-        """Which one to name if all of them are left out."""
+        """Return the item to name if all of them are left out."""
         return skipped[0]
 
     def captions_at(self, index: int) -> tuple[str, ...]:
-        """The captions of one; none if the data have none."""
+        """Return the captions of one item; none if the data have none."""
         return self._captions.get(self._relative[index], ())
 
     def _versions(self) -> list[object] | None:
@@ -176,65 +176,66 @@ class FolderDataset(PictureDataset):
 
     @property
     def folder(self) -> Path | str:
-        """Its path, or its URL."""
+        """Path or URL of the folder."""
         return self.place.at(Path())
 
     @property
     def paths(self) -> list[Path] | list[str]:
-        """The files, or their URLs."""
+        """Paths or URLs of the files."""
         return [self.place.at(path) for path in self._relative]  # type: ignore[return-value]
 
     @property
     def captions(self) -> list[str]:
-        """The first caption of each; empty without captions."""
+        """First caption of each item; empty without captions."""
         return [self._captions[path][0] for path in self._relative] if self._captions else []
 
     def name(self, index: int) -> str:
-        """Its path in the folder."""
+        """Return the path of an item in the folder."""
         return printable(self._relative[index].as_posix())
 
 
 class Dataset(FolderDataset):
-    """The pictures in a folder and its subfolders, sorted by path.
+    """The images in a folder and its subfolders, sorted by path.
 
     Captions come from ``metadata.jsonl`` or ``metadata.csv`` in the folder (columns ``file_name``, relative to the
-    table, and ``text``; columns are separated by commas, semicolons, tabs or bars), or else from such tables in
-    subfolders, for the images below them, and from text files beside the pictures (``cat.png`` and ``cat.txt``;
-    each line is one caption). Names in a table may use backslashes and may lack their ending; those that leave the
-    folder of the table are refused, and a file has one item however often and however it is named. If any picture
-    has a caption, those without are left out, and so is whatever cannot be read, also images of kinds such as HEIC
-    that need a further package. Without captions an item is a tensor ``(c, h, w)`` in [0, 1]; with captions it is
-    that tensor and a caption. Pictures are turned upright, converted to one mode, resized to cover the size, and
-    cut out of the middle.
+    table, and ``text``; columns are separated by commas, semicolons, tabs or bars). Without these they come from such
+    tables in subfolders, for the images below them, and from text files next to the images (``cat.png`` and
+    ``cat.txt``; each line is one caption). Names in a table may use backslashes and may lack their ending. Those
+    outside of the folder of the table are refused, and a file has one item however often and however it is named. If
+    any image has a caption, those without are left out. Unreadable images are left out too, also formats such as HEIC
+    that need a further package. Without captions an item is a tensor ``(c, h, w)`` in [0, 1]. With captions it is that
+    tensor and a caption. Images are turned upright, converted to one mode, resized to cover the size, and cropped at
+    the centre.
+
 
     Args:
-        folder: where the pictures are: a path, or the URL of a folder that fsspec can open, such as
-            ``gs://bucket/pictures``. Over a network only names and sizes are looked at on opening; pictures are fetched
-            when they are read, and damage is found then.
+        folder: folder of the images: a path, or the URL of a folder that fsspec can open, such as
+            ``gs://bucket/images``. Over a network only names and sizes are read on opening. Images are fetched when
+            they are read, and damage is found then.
         image_size: side in pixels, or (height, width).
-        exts: endings of pictures, in any case of letters, with or without a dot.
+        exts: endings of images, in any case of letters, with or without a dot.
         convert_image_to_type: "L", "LA", "RGB" or "RGBA"; the same as ``channels`` 1 to 4.
         channels: of the items; default: 3.
-        random_flip: mirror every other picture, drawn with torch's own generator; default: only without captions, for a
-            caption may say left or right.
+        random_flip: flip images horizontally with probability 1/2, drawn with torch's own generator; default: only
+            without captions, because a caption may mention left or right.
         text_label: the table's column of captions.
-        caption_extension: of the text files beside the pictures.
+        caption_extension: of the text files next to the images.
         captions: false ignores all captions.
-        fs: a ready file system that the folder is one of; worker processes make one like it.
-        fs_kwargs: arguments for making the file system that the URL names.
-        cache_memory_share: share of the available memory for images that have been read; 0 reads them anew each time.
+        fs: a ready file system that contains the folder; worker processes create a copy of it.
+        fs_kwargs: arguments for creating the file system of the URL.
+        cache_memory_share: fraction of the available memory for images that have been read; 0 reads them each time.
         cache_folder: keep them in files there instead, which later runs use too; see `ImageCache`.
 
     Attributes:
-        paths: of the pictures, or their URLs.
-        captions: the first caption of each picture; empty without captions.
-        near_misses: if there are none, what looks like captions and is not read, with what to do.
-        skipped: what was left out, with reasons.
-        outputs: how many files were passed over because our commands wrote them there: they are named in
-            ``.imagen-outputs`` beside them.
+        paths: of the images, or their URLs.
+        captions: the first caption of each image; empty without captions.
+        near_misses: without captions, files that look like captions and are not read, with a remedy.
+        skipped: items that were left out, with reasons.
+        outputs: number of files that were ignored because our commands wrote them there: they are named in
+            ``.imagen-outputs`` next to them.
 
     Raises:
-        DataError: no such folder, no readable picture in it, a table that cannot be read.
+        DataError: the folder does not exist, has no readable image, or has a table that cannot be read.
         ImportError: the folder's file system needs a package that is not installed.
         ValueError: an impossible size, mode or number of channels, or a mode and a number that differ.
     """
@@ -267,21 +268,21 @@ class Dataset(FolderDataset):
         return self.place.listed(endings)
 
     def _find_unread(self, endings: Sequence[str], found: list[Path]) -> dict[Path, str]:
-        if endings != EXTENSIONS:  # nobody asked for them
+        if endings != EXTENSIONS:  # they were not requested
             return {}
         converted = {path.with_suffix("") for path in found}
         unread = self.place.listed([ending for ending in UNREAD if not is_read(ending)])
         return {path: unread_reason(path.suffix[1:]) for path in unread if path.with_suffix("") not in converted}
 
     def _check(self, path: Path) -> None:
-        if not self.place.near:
+        if not self.place.is_local:
             self.place.check(path)
             return
         with opened(self.place.source(path)):
             pass
 
     def _hint(self) -> str:
-        clips = self.place.listed((*FILMS, "apng"))
+        clips = self.place.listed((*VIDEO_FILES, "apng"))
         if not clips:
             return ""
         return (
@@ -289,7 +290,7 @@ class Dataset(FolderDataset):
         )
 
     def read(self, index: int) -> tuple[Image.Image, tuple[str, ...]]:
-        """A picture and its captions.
+        """Return an image and its captions.
 
         Raises:
             OSError: it cannot be read.

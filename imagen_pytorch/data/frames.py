@@ -1,6 +1,6 @@
-"""The frames of animations, video files and folders of numbered pictures: when they are shown, and which to take.
+"""The frames of animations, video files and folders of numbered images: their times, and the choice of frames.
 
-Opening a clip reads when each frame is shown, but decodes none where the format permits.
+Opening a clip reads the times of its frames, and decodes none if the format permits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from ..images import Size
 from .animations import durations
-from .decoding import as_damage, check_file, check_pixels, decode, opened, reason_of
+from .decoding import as_oserror, check_file, check_pixels, decode, opened, reason_of
 from .places import Place
 from .trouble import is_trouble
 
@@ -29,30 +29,30 @@ if TYPE_CHECKING:
 
 #: Endings of clips that Pillow reads, of those that need PyAV, and of the frames in a folder.
 ANIMATIONS = ("gif", "webp", "png", "apng", "avif")
-FILMS = ("mp4", "webm", "mov", "mkv", "avi")
+VIDEO_FILES = ("mp4", "webm", "mov", "mkv", "avi")
 STILLS = ("jpg", "jpeg", "png", "webp", "bmp", "tiff", "tif", "avif")
 
-#: Frames per second of numbered pictures where nobody says how many; ffmpeg's choice.
+#: Default frames per second of numbered images, as in ffmpeg.
 USUAL_RATE = 25.0
 
-#: Containers whose timestamps are those of decoding: frames are counted instead.
+#: Containers that store decoding timestamps: their frames are counted instead.
 COUNTED = ("avi",)
 
-#: A video whose last frame ends so many seconds before the time that its header tells has lost its end.
+#: Seconds by which a video may end before the time in its header. One that ends earlier is truncated.
 MISSING_END = 0.25
 
-#: Frames of a clip at the rate that is asked for, at most: two days at 24 per second. A header may claim centuries.
+#: Largest number of frames of a clip at the requested rate: two days at 24 per second. A header may claim centuries.
 MOST_FRAMES = 2**22
 
-#: The reason for which a video file is left out where PyAV is not installed.
+#: The reason for which a video file is left out without PyAV.
 NEEDS_AV = "reading it needs PyAV: pip install av"
 
 
 def check_positive(name: str, value: Any, kinds: type | tuple[type, ...]) -> None:
-    """Refuse what is no positive finite number.
+    """Check that a value is a positive finite number.
 
     Raises:
-        ValueError: the message names it.
+        ValueError: names the value.
     """
     if not isinstance(value, kinds) or isinstance(value, bool) or not 0 < value < math.inf:
         kind = "a positive whole number" if kinds is int else "a positive number"
@@ -60,10 +60,10 @@ def check_positive(name: str, value: Any, kinds: type | tuple[type, ...]) -> Non
 
 
 def strides_of(frame_stride: int | Sequence[int]) -> tuple[int, ...]:
-    """One stride or several as a tuple.
+    """Return one stride or several as a tuple.
 
     Raises:
-        ValueError: none, or one that is no positive whole number.
+        ValueError: none, or one that is not a positive integer.
     """
     strides = (frame_stride,) if isinstance(frame_stride, int) else tuple(frame_stride)
     for stride in strides or (None,):
@@ -76,8 +76,8 @@ class Clip:
     """A clip whose frames can be read.
 
     Args:
-        source: the path of the file or folder, or the bytes of a file that was fetched.
-        starts: when each frame is shown first, in seconds, ascending from 0.
+        source: the path of the file or folder, or the bytes of a fetched file.
+        starts: start time of each frame in seconds, ascending from 0.
         length: seconds from the start of the first frame to the end of the last.
         rate: its usual frames per second.
     """
@@ -89,7 +89,7 @@ class Clip:
 
     @abstractmethod
     def frames(self, numbers: Sequence[int], size: Size) -> Iterator[Image.Image]:
-        """Some frames by their numbers, which ascend; each is to be used before the next is asked for.
+        """Yield some frames by their ascending numbers. Each is valid until the next one is requested.
 
         Args:
             numbers: of frames, from 0, each once.
@@ -100,9 +100,9 @@ class Clip:
         """
 
     def at(self, fps: float | None) -> tuple[np.ndarray, float]:
-        """The numbers of the frames at so many per second, and the rate; None keeps all frames.
+        """Return the numbers of the frames at ``fps`` frames per second, and the rate. None keeps all frames.
 
-        Each is the frame nearest in time. One that is shown for long is not left before half a step ahead of the next,
+        Each is the frame nearest in time. A frame that is shown for long lasts until half a step before the next one,
         so that still scenes keep their length.
 
         Raises:
@@ -110,7 +110,7 @@ class Clip:
         """
         if fps is None:
             return np.arange(len(self.starts)), self.rate
-        # a hair's breadth, so that ties do not depend on rounding
+        # a small tolerance, so that ties do not depend on rounding
         hair = 1e-6
         if self.length * fps > MOST_FRAMES:
             most = f"{MOST_FRAMES:,} frames are the most"
@@ -121,33 +121,33 @@ class Clip:
 
 
 class Animation(Clip):
-    """An animated picture, read with Pillow."""
+    """An animated image, read with Pillow."""
 
     @classmethod
     def open(cls, source: Path | bytes) -> Animation:
-        """An animation with its true durations.
+        """Open an animation with its true durations.
 
         Raises:
-            OSError: it is damaged, or no animation.
+            OSError: it is damaged, or not an animation.
         """
-        with as_damage():
+        with as_oserror():
             seconds = np.array(durations(source), np.float64) / 1000
         starts = np.concatenate([[0.0], np.cumsum(seconds)])
         return cls(source, starts[:-1], float(starts[-1]), float(1 / np.median(seconds)))
 
     def frames(self, numbers: Sequence[int], size: Size) -> Iterator[Image.Image]:
-        """Some frames."""
-        with opened(self.source) as picture:
-            first = int(bool(picture.info.get("default_image")))  # shown instead of the animation, no frame of it
+        """Yield some frames."""
+        with opened(self.source) as image:
+            first = int(bool(image.info.get("default_image")))  # shown instead of the animation and not part of it
             for number in numbers:
-                picture.seek(first + number)
-                check_pixels(picture.size)  # a frame may be larger than the header says
-                picture.load()
-                yield picture
+                image.seek(first + number)
+                check_pixels(image.size)  # a frame may be larger than the header states
+                image.load()
+                yield image
 
 
 def check_av() -> None:
-    """See that video files can be read.
+    """Check that video files can be read.
 
     Raises:
         OSError: PyAV is not installed.
@@ -160,35 +160,35 @@ def check_av() -> None:
 
 @contextmanager
 def _container(source: Path | bytes) -> Iterator[Any]:
-    """A video file that is open; what goes wrong inside is an ``OSError``."""
+    """Open a video file, and convert errors inside the context to ``OSError``."""
     check_av()
     import av
 
     try:
         if isinstance(source, Path):
             check_file(source)
-        with as_damage(), av.open(str(source) if isinstance(source, Path) else io.BytesIO(source)) as container:
+        with as_oserror(), av.open(str(source) if isinstance(source, Path) else io.BytesIO(source)) as container:
             yield container
     except av.FFmpegError as error:
-        # an input/output error is FFmpeg's word for a file that ends too early, too
+        # FFmpeg reports a truncated file as an input/output error, too
         if is_trouble(error) and error.errno != errno.EIO:
             raise OSError(error.errno, error.strerror) from error
         raise OSError(error.strerror or str(error)) from error
 
 
 @dataclass(frozen=True, eq=False)
-class Film(Clip):
+class VideoFile(Clip):
     """A video file, read with PyAV.
 
     Args:
-        stamps: of the frames, in the file's own unit; empty if the file's timestamps are of no use.
+        stamps: timestamps of the frames, in the file's own unit; empty if they are unusable.
     """
 
     stamps: np.ndarray
 
     @classmethod
-    def open(cls, source: Path | bytes) -> Film:
-        """A video with its true timestamps; only packets are read, none is decoded.
+    def open(cls, source: Path | bytes) -> VideoFile:
+        """Open a video with its true timestamps. Only packets are read, nothing is decoded.
 
         Raises:
             OSError: PyAV is missing, or the file is damaged or holds no video.
@@ -197,7 +197,7 @@ class Film(Clip):
             return cls._scan(source, container)
 
     @classmethod
-    def _scan(cls, source: Path | bytes, container: Any) -> Film:
+    def _scan(cls, source: Path | bytes, container: Any) -> VideoFile:
         if not container.streams.video:
             raise OSError("no video in it")
         stream = container.streams.video[0]
@@ -226,27 +226,27 @@ class Film(Clip):
         return cls(source, starts, float(starts[-1]) + 1 / rate, rate, ordered)
 
     def frames(self, numbers: Sequence[int], size: Size) -> Iterator[Image.Image]:
-        """Some frames, turned upright."""
+        """Yield some frames, turned upright."""
         wanted = [int(self.stamps[number]) for number in numbers] if len(self.stamps) else list(map(int, numbers))
         for frame in self._decoded(wanted):
-            check_pixels((frame.width, frame.height))  # a frame may be larger than the header says
-            picture = frame.to_image()
+            check_pixels((frame.width, frame.height))  # a frame may be larger than the header states
+            image = frame.to_image()
             turn = getattr(frame, "rotation", 0)
-            yield picture.rotate(turn, expand=True) if turn else picture
+            yield image.rotate(turn, expand=True) if turn else image
 
     def _decoded(self, wanted: list[int]) -> Iterator[Any]:
-        """The frames with these stamps, or these numbers if there are no stamps."""
+        """Yield the frames with these timestamps, or with these numbers if there are no timestamps."""
         position = 0
         for seek in (True, False):
             with _container(self.source) as container:
                 stream = container.streams.video[0]
                 if seek and len(self.stamps):
-                    # a second earlier: the index is of decoding times, which run ahead
+                    # a second earlier: the index holds decoding times, which are ahead of presentation times
                     container.seek(wanted[0] - int(1 / stream.time_base), stream=stream)
                 for number, frame in enumerate(container.decode(stream)):
                     mark = frame.pts if len(self.stamps) else number
                     if mark is not None and mark > wanted[position]:
-                        break  # it began too late, or a frame is missing
+                        break  # decoding began too late, or a frame is missing
                     if mark == wanted[position]:
                         yield frame
                         position += 1
@@ -258,11 +258,11 @@ class Film(Clip):
 
 
 @dataclass(frozen=True, eq=False)
-class Series(Clip):
-    """A folder of numbered pictures.
+class ImageSequence(Clip):
+    """A folder of numbered images.
 
     Args:
-        place: where the folder is.
+        place: the parent folder.
         paths: of the files in that place, by number.
     """
 
@@ -270,8 +270,8 @@ class Series(Clip):
     paths: tuple[Path, ...]
 
     @classmethod
-    def open(cls, place: Place, folder: Path, names: Iterable[str], rate: float | None) -> Series:
-        """A folder as a clip; numbered pictures have no times, so they are taken to be at the given rate.
+    def open(cls, place: Place, folder: Path, names: Iterable[str], rate: float | None) -> ImageSequence:
+        """Open a folder as a clip. Numbered images have no times, so they are assumed to be at the given rate.
 
         Raises:
             OSError: two of them have the same number, so that their order is unknown.
@@ -284,7 +284,7 @@ class Series(Clip):
         return cls(folder, np.arange(len(names)) / rate, len(names) / rate, rate, place, paths)
 
     def frames(self, numbers: Sequence[int], size: Size) -> Iterator[Image.Image]:
-        """Some frames."""
+        """Yield some frames."""
         for number in numbers:
             path = self.paths[number]
             try:
@@ -296,6 +296,6 @@ class Series(Clip):
 
 
 def number_of(name: str) -> int | None:
-    """The last number in a file's name, its ending left out; None if there is none."""
+    """Return the last number in a file's name without its ending, or None if there is none."""
     numbers = re.findall(r"[0-9]+", Path(name).stem)
     return int(numbers[-1]) if numbers else None

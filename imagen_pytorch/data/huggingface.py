@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, and any other table with a column of pictures."""
+"""Data sets of the Hugging Face hub, and any other table with a column of images."""
 
 from __future__ import annotations
 
@@ -7,52 +7,52 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..images import Size
-from .base import SOURCES, DataError, PictureDataset
+from .base import SOURCES, DataError, ImageDataset
 from .cache import SHARE
-from .remote import IMAGE_COLUMNS, TEXT_COLUMNS, captions_of, fetch, find_column, picture_of, silence
+from .remote import IMAGE_COLUMNS, TEXT_COLUMNS, captions_of, fetch, find_column, outage, to_pil_image
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
-#: What can only be meant for the hub, and is no misspelt folder.
+#: A name of the hub, as opposed to a misspelt folder.
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-#: Addresses, spread over a table, that are asked whether any of them answers.
+#: Number of URLs of a table that are requested to find out if any of them answers.
 ASKED = 8
 
 
 class Table(Protocol):
-    """Rows by number, each a dict by column: a ``datasets.Dataset``, a list of dicts, and the like."""
+    """Rows by number, each a dict by column: a ``datasets.Dataset``, a list of dicts, and similar objects."""
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One row."""
+        """Return one row."""
         ...
 
 
-class TableDataset(PictureDataset):
-    """The pictures in a column of a table, or behind the addresses in one, with captions if there is a column of them.
+class TableDataset(ImageDataset):
+    """The images in a column of a table, or at the URLs in a column, with captions if there is a column of them.
 
     Args:
         rows: a ``datasets.Dataset``, or anything with a length whose items are dicts.
         image_size: side in pixels, or (height, width).
-        image_label: column of pictures; default: the first with a usual name ("image", ...).
+        image_label: column of images; default: the first with a usual name ("image", ...).
         text_label: column of captions, strings or lists of them; default: the first with a usual name ("text", ...).
-        url_label: column of http addresses; if given, pictures are fetched from there.
+        url_label: column of http URLs; if given, images are fetched from there.
         channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA.
-        random_flip: mirror every other picture; default: only without captions.
+        random_flip: flip images horizontally with probability 1/2; default: only without captions.
         fetch_timeout: seconds to wait for an image that is fetched.
-        cache_memory_share: share of the available memory for images that have been read; 0 reads them anew each time.
+        cache_memory_share: fraction of the available memory for images that have been read; 0 reads them each time.
         cache_folder: keep those of a ``datasets.Dataset`` in files there instead, which later runs use too; see
             `ImageCache`.
 
     Raises:
-        DataError: no rows, or a column that does not exist; the message lists those that do.
+        DataError: no rows, or a missing column; the message lists the existing ones.
         ValueError: a time that is not positive and finite.
     """
 
@@ -78,53 +78,54 @@ class TableDataset(PictureDataset):
         self.image_label = find_column(image_label, IMAGE_COLUMNS, columns, "image_label")
         if self.url_label is None and self.image_label is None:
             raise DataError(
-                f"which column has the pictures? set image_label or url_label to one of: {', '.join(columns)}"
+                f"set image_label or url_label to the column of the images, one of: {', '.join(columns)}"
             )
         flip = self.text_label is None if random_flip is None else random_flip
         if not 0 < fetch_timeout < float("inf"):
             raise ValueError(f"fetch_timeout must be a finite number of seconds above 0, got {fetch_timeout}")
         self.rows, self.fetch_timeout = rows, fetch_timeout
-        # a table of another kind may be an open file or a connection
+        # a table of another type may be an open file or a connection
         self.any_process = isinstance(rows, list | tuple) or hasattr(rows, "select_columns")
         self._answered: int | None = None
         self._texts = rows
         if self.text_label is not None and hasattr(rows, "select_columns"):
-            # a ``datasets.Dataset`` decodes the pictures of every row that it gives, unless it is one without them
+            # a ``datasets.Dataset`` decodes the images of every row that it returns, unless the column is excluded
             self._texts = rows.select_columns([self.text_label])
         super().__init__(len(rows), image_size, channels, flip, cache_memory_share, cache_folder)
 
     def name(self, index: int) -> str:
-        """A row by its number."""
+        """Return the name of a row, by its number."""
         return f"row {index}"
 
     def read(self, index: int) -> tuple[Image.Image, tuple[str, ...]]:
-        """The picture and the captions of a row.
+        """Return the image and the captions of a row.
 
         Raises:
-            OSError: the picture cannot be read or fetched, or the row has no caption.
+            OSError: the image cannot be read or fetched, or the row has no caption.
         """
         row = self.rows[index]
         captions = self._captions_of(row)
         value = row.get(self.url_label or self.image_label)
         if self.url_label is None:
-            return picture_of(value, self.size), captions
+            return to_pil_image(value, self.size), captions
         content = fetch(value, self.fetch_timeout)
         self._answered = index
-        return picture_of(content, self.size), captions
+        return to_pil_image(content, self.size), captions
 
-    def silence(self) -> str | None:
-        """Why nothing can be fetched at present; None if an address answers, or the table holds the pictures."""
+    def outage(self) -> str | None:
+        """Return the reason why nothing can be fetched at present, or None if a URL answers or the table holds the
+        images."""
         if self.url_label is None:
             return None
         known = () if self._answered is None else (self._answered,)
         tried = (*known, *range(0, self.count, -(-self.count // ASKED)))
-        return silence((self.rows[index].get(self.url_label) for index in tried), self.fetch_timeout)
+        return outage((self.rows[index].get(self.url_label) for index in tried), self.fetch_timeout)
 
     def _captions_of(self, row: dict[str, Any]) -> tuple[str, ...]:
         return () if self.text_label is None else captions_of(row.get(self.text_label))
 
     def captions_at(self, index: int) -> tuple[str, ...]:
-        """The captions of a row, whose picture is not decoded."""
+        """Return the captions of a row without decoding its image."""
         if self.text_label is None:
             return ()
         return self._captions_of(self._texts[index])
@@ -150,7 +151,7 @@ def hub_dataset(
     cache_memory_share: float = SHARE,
     cache_folder: str | Path | None = None,
 ) -> TableDataset:
-    """A data set of the hub by its name; needs the datasets library.
+    """Open a data set of the hub by its name; needs the datasets library.
 
     Args:
         name: "owner/name".
@@ -162,7 +163,7 @@ def hub_dataset(
 
     Raises:
         ImportError: the library is not installed, and the name looks like one of the hub ("owner/name").
-        FileNotFoundError: no such data set, or no way to fetch it.
+        FileNotFoundError: the data set does not exist or cannot be fetched.
         DataError: it has no rows, or a column does not exist.
     """
     elsewhere = f'"{name}" is neither a folder nor an embedded data set ({", ".join(SOURCES)})'
@@ -173,7 +174,7 @@ def hub_dataset(
         raise missing(f"{elsewhere}; to look for it on the hub, pip install datasets") from None
     try:
         rows = load_dataset(name, subset, split=split, revision=revision)
-    # the last one: data sets that need code of their own
+    # RuntimeError: data sets that need code of their own
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise FileNotFoundError(f"{elsewhere}, and the hub has none of that name and split: {reason}") from None

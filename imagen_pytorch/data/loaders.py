@@ -1,4 +1,4 @@
-"""From items to batches."""
+"""Batches from items: collation and loaders."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from ..images import MODES, Size
-from .base import channels_of, check_known, cycle, fit, item_size, one_of
+from .base import channels_of, check_known, cycle, fit, item_size, random_caption
 from .decoding import pixels, printable, reason_of
 from .folder import Dataset
-from .remote import IMAGE_COLUMNS, TEXT_COLUMNS, NoAnswer, captions_of, fetch, find_column, picture_of
+from .remote import IMAGE_COLUMNS, TEXT_COLUMNS, NoAnswer, captions_of, fetch, find_column, to_pil_image
 from .skipping import DataError, SharedTexts, Skipped
-from .trouble import again, unavailable
+from .trouble import retry, unavailable
 
-#: Places to count in, one per worker process; more workers than that share them.
+#: Number of counters, one per worker process; more workers share them.
 WORKERS = 256
 
-#: Rows of a batch from which on it is no chance that none of their addresses answers.
+#: Number of rows of a batch from which a failure of all their URLs is not a coincidence.
 MANY = 8
 
-#: Rows that worker processes can tell of, and bytes of the name and the reason of one.
+#: Number of rows that worker processes can report, and bytes of the name and the reason of one.
 NOTES, NOTE_LENGTH = 1024, 256
 
 
 class Collator:
     """Makes batches of rows of a table, for the ``collate_fn`` of a ``DataLoader``; works in worker processes too.
 
-    Rows whose picture or caption cannot be read are left out and counted; pictures behind addresses are fetched side by
-    side.
+    Rows whose image or caption cannot be read are left out and counted. Images at URLs are fetched in parallel.
+
 
     Args:
         image_size: side in pixels, or (height, width).
-        url_label: column of http addresses; if given, pictures are fetched from there.
-        text_label, image_label: columns of captions and of pictures; default: the first with a usual name. Of several
+        url_label: column of http URLs; if given, images are fetched from there.
+        text_label, image_label: columns of captions and of images; default: the first with a usual name. Of several
             captions in a cell one is drawn, with torch's own generator.
         name: of the text encoder, or an encoder; it runs on the CPU. None leaves captions as they are: a trainer
-            encodes them on its own device and remembers them.
+            encodes them on its own device and caches them.
         channels: 1 to 4, or "L", "LA", "RGB", "RGBA"; any other mode is converted.
-        timeout: seconds to wait for a picture that is fetched.
-        threads: pictures that are fetched at the same time.
+        timeout: seconds to wait for an image that is fetched.
+        threads: number of images that are fetched at the same time.
 
     Attributes:
         skipped: the rows that were left out, each once, with reasons; a warning names the first. Of those that worker
-            processes left out the first thousand are known here.
-        num_skipped: how many rows were left out, those of worker processes included.
+            processes left out it holds the first thousand.
+        num_skipped: number of rows that were left out, those of worker processes included.
 
     Raises:
         ValueError: an impossible size, mode or number of channels.
@@ -77,17 +77,17 @@ class Collator:
         check_known("number of channels", self.channels, MODES)
         self._left_out: dict[Skipped, None] = {}
         self._notes = SharedTexts(NOTES, NOTE_LENGTH)
-        # shared with worker processes; each counts in a place of its own, so that no count gets lost
+        # shared with worker processes; each has a counter of its own, so that no count is lost
         self._counts = torch.zeros(WORKERS, dtype=torch.int64).share_memory_()
 
     @property
     def num_skipped(self) -> int:
-        """How many rows were left out so far, in all processes together."""
+        """Number of rows that were left out so far, in all processes together."""
         return int(self._counts.sum())
 
     @property
     def skipped(self) -> list[Skipped]:
-        """The rows that were left out so far, also by worker processes."""
+        """Rows that were left out so far, also by worker processes."""
         told = (Skipped(*note.split("\n", 1)) for note in self._notes if "\n" in note)
         return list(dict.fromkeys((*self._left_out, *told)))
 
@@ -101,13 +101,14 @@ class Collator:
         self._counts[0 if worker is None else 1 + worker.id % (WORKERS - 1)] += 1
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor | list[str]] | None:
-        """A batch: pictures ``(b, c, h, w)`` in [0, 1] and captions, or their states ``(b, n, d)`` padded with zeros.
+        """Return a batch: images ``(b, c, h, w)`` in [0, 1] and captions, or their states ``(b, n, d)`` padded with
+        zeros.
 
         Returns:
             None if no row can be read.
 
         Raises:
-            DataError: a column does not exist; the message lists those that do.
+            DataError: a missing column; the message lists the existing ones.
         """
         source, texts = self._columns(tuple(dict.fromkeys(key for row in rows for key in row)))
         cells = [(row.get(source), row.get(texts)) for row in rows]
@@ -118,7 +119,7 @@ class Collator:
             items = [self._read(*cell) for cell in cells]
         lost = [item for item in items if isinstance(item, NoAnswer)]
         if len(lost) == len(items) >= MANY:
-            raise unavailable(f"column {self.url_label}", f"no address of a batch answers ({reason_of(lost[0])})")
+            raise unavailable(f"column {self.url_label}", f"no URL of a batch answers ({reason_of(lost[0])})")
         for (value, text), item in zip(cells, items, strict=True):
             if isinstance(item, Exception):
                 names = [cell[:80] for cell in (text, value) if isinstance(cell, str)]
@@ -127,7 +128,7 @@ class Collator:
         if not read:
             return None
         images, captions = zip(*read, strict=True)
-        return torch.stack(images), self._encoded([one_of(texts) for texts in captions])
+        return torch.stack(images), self._encoded([random_caption(texts) for texts in captions])
 
     def _columns(self, known: tuple[str, ...]) -> tuple[str, str]:
         texts = find_column(self.text_label, TEXT_COLUMNS, known, "text_label")
@@ -135,17 +136,17 @@ class Collator:
         source = source or find_column(self.image_label, IMAGE_COLUMNS, known, "image_label")
         if texts is None or source is None:
             missing = "text_label" if source else "image_label or url_label"
-            raise DataError(f"which column has them? set {missing} to one of: {', '.join(known)}")
+            raise DataError(f"set {missing} to the column that holds them, one of: {', '.join(known)}")
         return source, texts
 
     def _read(self, value: Any, text: Any) -> tuple[Float[Tensor, "c h w"], tuple[str, ...]] | Exception:
         def read() -> tuple[Float[Tensor, "c h w"], tuple[str, ...]]:
             captions = captions_of(text)
-            picture = picture_of(fetch(value, self.timeout) if self.url_label else value, self.size)
-            return fit(pixels(picture, self.channels), self.size), captions
+            image = to_pil_image(fetch(value, self.timeout) if self.url_label else value, self.size)
+            return fit(pixels(image, self.channels), self.size), captions
 
         try:
-            return again(read, "a row")
+            return retry(read, "a row")
         except (OSError, TypeError) as error:
             return error
 
@@ -154,7 +155,7 @@ class Collator:
             return captions
         encoder = self.name
         if isinstance(encoder, str):
-            # found by name at run time: sources of data know nothing about text encoders
+            # imported by name at run time: data sources do not depend on text encoders
             encoder = import_module("..text", __package__).text_encoder(encoder)
         return encoder.encode(captions).embeds
 
@@ -170,20 +171,20 @@ def get_images_dataloader(
     num_workers: int = 0,
     **arguments: Any,
 ) -> DataLoader | Iterator[Any]:
-    """Batches of the pictures in a folder.
+    """Return batches of the images in a folder.
 
     Args:
-        folder: of pictures, as in `Dataset`.
-        batch_size: pictures per batch.
+        folder: of images, as in `Dataset`.
+        batch_size: images per batch.
         image_size: side in pixels, or (height, width).
         shuffle: another order in every epoch.
         cycle_dl: never end.
-        pin_memory: copy faster to a GPU, where there is one.
-        num_workers: processes that read pictures.
+        pin_memory: copy faster to a GPU, if there is one.
+        num_workers: processes that read images.
         arguments: further ones of `Dataset`.
 
     Raises:
-        DataError: no readable picture in the folder.
+        DataError: no readable image in the folder.
     """
     loader = DataLoader(
         Dataset(folder, image_size, **arguments),
@@ -196,13 +197,13 @@ def get_images_dataloader(
 
 
 def collate_mixed(items: Sequence[Any]) -> dict[str, Any]:
-    """Clips and pictures as one batch of a video model; a ``collate_fn`` for data sets of both.
+    """Combine clips and images to one batch of a video model; a ``collate_fn`` for data sets of both.
 
-    A picture stands in every frame of a clip that is marked in ``ignore_time``: the network then takes its frames for
-    independent pictures (Ho et al. 2022, arXiv 2204.03458, section 3.2).
+    An image fills every frame of a clip that is marked in ``ignore_time``. The network then treats its frames as
+    independent images (Ho et al. 2022, arXiv 2204.03458, section 3.2).
 
     Args:
-        items: of any data source of the package: pictures ``(c, h, w)``, clips ``(c, f, h, w)``, alone, with a caption,
+        items: of any data source of the package: images ``(c, h, w)``, clips ``(c, f, h, w)``, alone, with a caption,
             or as dicts with ``images``, ``texts`` and ``fps``.
 
     Returns:
@@ -229,11 +230,11 @@ def collate_mixed(items: Sequence[Any]) -> dict[str, Any]:
         batch["texts"] = [row["texts"] for row in rows]
     rates = [row.get("fps") for row in rows if row["images"].ndim == 4]
     if rates and None not in rates:
-        # the rate of a picture is any number: nothing moves in it
+        # the rate of an image is any number: nothing moves in it
         batch["fps"] = torch.tensor([row.get("fps") or 1.0 for row in rows], dtype=torch.float64)
     return batch
 
 
 def _as_row(item: Any) -> dict[str, Any]:
-    picture, caption = item if isinstance(item, tuple | list) else (item, None)
-    return {"images": picture, "texts": caption}
+    image, caption = item if isinstance(item, tuple | list) else (item, None)
+    return {"images": image, "texts": caption}

@@ -1,4 +1,4 @@
-"""Folders of this machine, and what folders have in common: what is in them goes by its relative path."""
+"""Local folders, and the interface of all folders: their files are named by relative paths."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pathlib import Path
 
 from .decoding import check_file, printable, reason_of
 from .skipping import DataError
-from .trouble import again, is_trouble
+from .trouble import is_trouble, retry
 
-#: Bytes of the captions of one picture, at most.
+#: Largest number of bytes of the captions of one image.
 LARGEST_TEXT = 2**20
 
-#: Bytes of a table of captions, at most.
+#: Largest number of bytes of a table of captions.
 LARGEST_TABLE = 2**30
 
-#: Levels of subfolders that are looked into; deeper ones are listed as left out.
+#: Levels of subfolders that are searched; deeper ones are listed as left out.
 DEEPEST = 100
 
-#: The file in which our commands list what they wrote into its folder, and bytes of it, at most.
+#: The file in which our commands list what they wrote into its folder, and its largest number of bytes.
 OUTPUTS, LARGEST_LIST = ".imagen-outputs", 2**26
 
 #: Files that earlier versions wrote into a folder with ``metrics.jsonl``.
@@ -36,46 +36,47 @@ class Place(ABC):
     """A folder.
 
     Attributes:
-        near: whether looking into every file on opening takes no time to speak of.
-        unreadable: subfolders that cannot be looked into, with reasons; known after listing.
-        outputs: files that our commands wrote there, which are passed over; known after listing.
+        is_local: true if reading every file on opening is fast.
+        unreadable: subfolders that cannot be read, with reasons; known after listing.
+        outputs: number of files that our commands wrote there, which are ignored; known after listing.
     """
 
-    near: bool
+    is_local: bool
     unreadable: dict[Path, str]
     outputs: int = 0
     _files: list[str] | None = None
 
     def listed(self, extensions: Sequence[str]) -> list[Path]:
-        """Relative paths of files with these endings, in any case of letters, in an order that is always the same."""
+        """Return the relative paths of files with these endings, in any case of letters, in a fixed order."""
         endings = tuple(f".{ending.lower().lstrip('.')}" for ending in extensions)
         return sorted((path for path in map(Path, self.files()) if path.suffix.lower() in endings), key=Path.as_posix)
 
     def files(self) -> list[str]:
-        """Relative paths of all files but hidden ones and what our commands wrote, in any order; looked up once."""
+        """Return the relative paths of all files except hidden ones and outputs of our commands, in any order.
+        Cached."""
         if self._files is None:
             self._files = list(self._walk())
         return self._files
 
     def forget(self) -> None:
-        """Give up the memory that the list of files takes; it is made anew when it is needed."""
+        """Free the memory of the list of files, which is made again when needed."""
         self._files = None
 
     @abstractmethod
     def _walk(self) -> Iterable[str]:
-        """Look for all files."""
+        """Yield all files."""
 
     @abstractmethod
     def named(self, stem: str) -> list[Path]:
-        """The files of that name in the folder itself, whatever their ending; sorted."""
+        """Return the files of that name in the folder itself, with any ending, sorted."""
 
     @abstractmethod
     def exists(self, path: Path) -> bool:
-        """Whether there is a file, or a link, of that name."""
+        """Return true if there is a file, or a link, of that name."""
 
     @abstractmethod
     def size(self, path: Path) -> int | None:
-        """Bytes of a file, None if that is unknown.
+        """Return the bytes of a file, or None if unknown.
 
         Raises:
             OSError: it is missing.
@@ -83,11 +84,11 @@ class Place(ABC):
 
     @abstractmethod
     def at(self, path: Path) -> Path | str:
-        """A file's whole path or URL."""
+        """Return the complete path or URL of a file."""
 
     @abstractmethod
     def source(self, path: Path) -> Path | bytes:
-        """What to read a file from: its path, or all of its bytes.
+        """Return what a file is read from: its path, or all of its bytes.
 
         Raises:
             OSError: it cannot be fetched.
@@ -95,31 +96,31 @@ class Place(ABC):
 
     @abstractmethod
     def texts(self, paths: Iterable[Path]) -> Iterator[tuple[Path, bytes | OSError]]:
-        """The contents of those small files that exist."""
+        """Yield the contents of those small files that exist."""
 
     @abstractmethod
     def check(self, path: Path) -> None:
-        """See that a file can be used, as far as can be told without reading it.
+        """Check that a file can be used, as far as possible without reading it.
 
         Raises:
             OSError: it cannot.
         """
 
     @abstractmethod
-    def silence(self) -> str | None:
-        """Why nothing in the folder can be read at present; None if it answers."""
+    def outage(self) -> str | None:
+        """Return the reason why nothing in the folder can be read at present, or None if it answers."""
 
     @property
     @abstractmethod
     def identity(self) -> str:
-        """What names the folder, however its path is spelled."""
+        """Name of the folder, equal for all spellings of its path."""
 
     @abstractmethod
     def version(self, path: Path) -> str | None:
-        """What changes when the contents of a file change; None if nothing is known that does."""
+        """Return a value that changes with the contents of a file, or None if there is none."""
 
     def lines(self, path: Path) -> Iterator[str]:
-        """The lines of a file as UTF-8 text, each with its end.
+        """Yield the lines of a file as UTF-8 text, each with its end.
 
         Raises:
             OSError: it cannot be read, is larger than 1 GiB, or has a line of more than 1 Mi characters.
@@ -139,26 +140,26 @@ class Place(ABC):
 
 
 class LocalFolder(Place):
-    """A folder of this machine.
+    """A local folder.
 
-    Links to files and folders are followed; a folder that is reached in several ways is looked into once, so that a
-    link to a folder above it leads nowhere.
+    Links to files and folders are followed. A folder that is reached in several ways is searched once, so that a link
+    to a folder above it adds nothing.
 
     Raises:
-        DataError: there is none, or it cannot be looked into.
+        DataError: it does not exist, or cannot be read.
     """
 
-    near = True
+    is_local = True
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.unreadable = {}
         try:
-            found = again(root.is_dir, f"the folder {self}")
+            found = retry(root.is_dir, f"the folder {self}")
         except OSError as error:
             raise DataError(f"cannot look into {self}: {reason_of(error)}") from None
         if not found:
-            raise DataError(f"there is no folder {self}")
+            raise DataError(f"the folder {self} does not exist")
 
     def __str__(self) -> str:
         return printable(self.root)
@@ -175,9 +176,9 @@ class LocalFolder(Place):
             try:
                 if inside.count("/") > DEEPEST:
                     raise OSError(f"more than {DEEPEST} levels deep")
-                identity, entries = again(partial(_entries, self.root / inside, seen), f"the folder {self}")
+                identity, entries = retry(partial(_entries, self.root / inside, seen), f"the folder {self}")
                 seen.add(identity)
-                passed = again(partial(_outputs, self.root / inside, entries), f"the folder {self}")
+                passed = retry(partial(_outputs, self.root / inside, entries), f"the folder {self}")
             except OSError as error:
                 if not inside:
                     raise DataError(f"cannot look into {self}: {reason_of(error)}") from None
@@ -191,54 +192,54 @@ class LocalFolder(Place):
                     (links if entry.is_symlink() else folders).append(f"{path}/")
                 elif entry.name in passed:
                     self.outputs += 1
-                # a link that leads nowhere is listed: it is found to be missing later, and not forgotten
+                # a broken link is listed: it is reported as missing later, and not ignored
                 elif entry.is_symlink() or entry.is_file():
                     yield path
 
     def exists(self, path: Path) -> bool:
-        """Whether there is a file, a folder or a link of that name."""
+        """Return true if there is a file, a folder or a link of that name."""
         try:
             return os.path.lexists(self.root / path)
-        except ValueError:  # no name that a file can have
+        except ValueError:  # an invalid file name
             return False
 
     def size(self, path: Path) -> int:
-        """Bytes of a file."""
+        """Return the bytes of a file."""
         return os.stat(self.root / path).st_size
 
     def named(self, stem: str) -> list[Path]:
-        """The files of that name, whatever their ending."""
+        """Return the files of that name, with any ending."""
         return sorted(Path(path) for path in self.files() if "/" not in path and path.lower().startswith(f"{stem}."))
 
     def at(self, path: Path) -> Path:
-        """A file's whole path."""
+        """Return the complete path of a file."""
         return self.root / path
 
     def source(self, path: Path) -> Path:
-        """A file's path.
+        """Return the path of a file.
 
         Raises:
-            OSError: it is no file with something in it.
+            OSError: it is not a file, or empty.
         """
         check_file(self.root / path)
         return self.root / path
 
     def texts(self, paths: Iterable[Path]) -> Iterator[tuple[Path, bytes | OSError]]:
-        """The contents of those small files that exist."""
+        """Yield the contents of those small files that exist."""
         for path in paths:
             try:
-                content: bytes | OSError | None = again(partial(_text, self.root / path), printable(path))
+                content: bytes | OSError | None = retry(partial(_text, self.root / path), printable(path))
             except OSError as error:
                 content = error
             if content is not None:
                 yield path, bounded(content)
 
     def check(self, path: Path) -> None:
-        """See that it is a file with something in it."""
+        """Check that it is a file that is not empty."""
         check_file(self.root / path)
 
-    def silence(self) -> str | None:
-        """Why nothing can be read: the folder is gone, or an empty one is in its place."""
+    def outage(self) -> str | None:
+        """Return the reason why nothing can be read: the folder is gone, or an empty one is in its place."""
         try:
             with os.scandir(self.root) as entries:
                 return None if next(entries, None) else "nothing is in the folder any more"
@@ -247,11 +248,11 @@ class LocalFolder(Place):
 
     @property
     def identity(self) -> str:
-        """Its real path."""
+        """Real path of the folder."""
         return os.path.realpath(self.root)
 
     def version(self, path: Path) -> str | None:
-        """Its size and the time of its last change."""
+        """Return size and modification time of a file."""
         try:
             found = os.stat(self.root / path)
         except OSError:
@@ -260,7 +261,7 @@ class LocalFolder(Place):
 
 
 def _entries(folder: Path, seen: set[tuple[int, int]]) -> tuple[tuple[int, int], list[os.DirEntry[str]]]:
-    """Which folder it is, and what is in it; nothing if it has been seen."""
+    """Return the identity of a folder and its entries, none if it has been seen."""
     found = os.stat(folder)
     identity = found.st_dev, found.st_ino
     if identity in seen:
@@ -270,7 +271,7 @@ def _entries(folder: Path, seen: set[tuple[int, int]]) -> tuple[tuple[int, int],
 
 
 def _outputs(folder: Path, entries: list[os.DirEntry[str]]) -> set[str]:
-    """The names in a folder that our commands wrote there."""
+    """Return the names in a folder that our commands wrote there."""
     names = {entry.name for entry in entries}
     found = {name for name in names if USUAL_OUTPUTS.fullmatch(name)} if "metrics.jsonl" in names else set()
     if OUTPUTS in names:
@@ -287,7 +288,7 @@ def _outputs(folder: Path, entries: list[os.DirEntry[str]]) -> set[str]:
 
 
 def _text(path: Path) -> bytes | None:
-    """The beginning of a file, a byte more than captions may have; None if there is none. Pipes are never read."""
+    """Return the beginning of a file, one byte more than captions may have, or None. Pipes are never read."""
     try:
         kind = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -304,9 +305,9 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     except OSError as error:
         if is_trouble(error):
             raise
-        return False  # a link that leads to itself
+        return False  # a link to itself
 
 
 def bounded(text: bytes | OSError) -> bytes | OSError:
-    """The captions of one image, or an error if there is more of them than there may be."""
+    """Return the captions of one image, or an error if they are too long."""
     return OSError("larger than 1 MiB") if isinstance(text, bytes) and len(text) > LARGEST_TEXT else text

@@ -1,6 +1,6 @@
 """moving-digits: videos of handwritten digits that move and bounce, with captions that can be checked.
 
-Clips are computed when they are asked for, from the number of the clip and the seed alone. The handwriting is that of
+Clips are computed on access, from the number of the clip and the seed alone. The handwriting is that of
 scikit-learn; its licence is in ``digits/LICENSE-digits.txt``.
 """
 
@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from ..images import MODES, Size
-from .base import SOURCES, check_known, item_size, words_of
+from .base import SOURCES, check_known, item_size, split_names
 from .decoding import MOST_PIXELS
 from .frames import check_positive, strides_of
 from .sprites import CELLS, Sprites, handwriting, render
 
-#: Digits, or distractors, of one clip, at most.
+#: Largest number of digits, or of distractors, of one clip.
 MOST_SPRITES = 1000
 
 #: Directions of motion as (down, right).
@@ -52,18 +52,18 @@ COLOURS = {
 
 SPLITS = ("train", "test")
 
-#: Side of a digit, in sides of the picture; small pictures have digits of at least so many pixels, if they fit.
+#: Side of a digit as a fraction of the image's; smallest side in pixels, used up to the largest fraction.
 DIGIT_SIDE, LEAST_SIDE, LARGEST_SHARE = 0.4, 8, 0.75
 
-#: Brightness of what is in the way.
+#: Brightness of distractors.
 DIM = (0.25, 0.5)
 
-#: Places that are tried for a digit, so that it starts where no other is.
+#: Number of starting places that are tried for a digit, so that it does not overlap others.
 PLACES = 8
 
 
 class Actor(NamedTuple):
-    """What a caption says about a digit: which one, where to, and of which colour; None if that is not said."""
+    """The part of a caption about one digit: its class, its direction and its colour; None without a colour."""
 
     digit: int
     direction: str
@@ -75,7 +75,7 @@ class Actor(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """A clip before it is drawn: sprites from back to front, the last ones being the digits, and steps per frame."""
+    """A clip before it is rendered: sprites from back to front, the digits last, and steps per frame."""
 
     actors: tuple[Actor, ...]
     sprites: Sprites
@@ -83,10 +83,10 @@ class Scene(NamedTuple):
 
 
 class Captions(Sequence[str]):
-    """Captions that are made when they are read.
+    """A sequence of captions that are made on access.
 
     Args:
-        count: how many there are.
+        count: number of captions.
         caption: from the number of a clip to its caption.
     """
 
@@ -107,15 +107,15 @@ def _draw(dice: random.Random, low: float, high: float) -> float:
 
 
 def _pick(dice: random.Random, choices: Sequence[Any] | np.ndarray) -> Any:
-    # only random() is promised to give the same numbers in every version of Python
+    # only random() is guaranteed to give the same numbers in every version of Python
     return choices[int(dice.random() * len(choices))]
 
 
 def _span(name: str, value: Any, kinds: type | tuple[type, ...], least: float) -> tuple[Any, Any]:
-    """A number, or the smallest and the largest, as a pair.
+    """Return a number, or the smallest and the largest, as a pair.
 
     Raises:
-        ValueError: something else, or less than is possible.
+        ValueError: another value, or one below the smallest possible.
     """
     pair = (value, value) if isinstance(value, kinds) else value
     fits = isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(item, kinds) for item in pair)
@@ -135,7 +135,7 @@ def _classes(digits: int | str | Sequence[int | str]) -> tuple[int, ...]:
 
 
 def _names(what: str, given: str | Sequence[str], known: dict[str, Any]) -> tuple[str, ...]:
-    names = words_of(given)
+    names = split_names(given)
     for name in names:
         check_known(what, name, known)
     if not names:
@@ -148,18 +148,18 @@ class MovingDigits(TorchDataset):
     """Handwritten digits that move straight over black, each at its own constant speed, and bounce off the borders.
 
     An item is a dict of ``images`` (c, f, h, w) in [0, 1], ``texts`` ("the digit 3 moves left and the digit 7 moves
-    up") and ``fps`` (frames per second of these frames). It depends on nothing but the arguments and its number. The
-    caption says where a digit moves at first; none bounces in the first half of a clip.
+    up") and ``fps`` (frames per second of these frames). It depends only on the arguments and its number. The
+    caption gives the initial direction of a digit; none bounces in the first half of a clip.
 
     Args:
-        num_frames: of an item.
+        num_frames: number of frames of an item.
         image_size: side in pixels, or (height, width). Digits are about 0.4 times as large.
-        num_digits: in each clip, or (least, most). They are different ones, if ``digits`` has enough.
-        distractors: darker blocks and pieces of digits that move behind the digits and are in no caption; a number, or
+        num_digits: in each clip, or (least, most). They are different, if ``digits`` has enough.
+        distractors: darker blocks and pieces of digits that move under the digits and are in no caption; a number, or
             (least, most).
         directions: any of ``DIRECTIONS``: left, right, up, down, and diagonals such as "up and left".
-        digits: which ones, "0123456789" or (0, 1, 2).
-        speed: (least, most) in frame widths per second. Slower where a digit would bounce in the first half otherwise.
+        digits: the classes, "0123456789" or (0, 1, 2).
+        speed: (least, most) in frame widths per second. Slower if a digit would bounce in the first half otherwise.
         colours: true for all of ``COLOURS``, or some of them; captions then name them ("the red digit 3 moves left").
             False: all digits are white.
         fps: frames per second at a stride of 1.
@@ -167,14 +167,14 @@ class MovingDigits(TorchDataset):
             divided by it.
         length: number of clips.
         seed: of all random numbers.
-        split: "train" or "test": other clips, in other people's handwriting.
+        split: "train" or "test": other clips, in the handwriting of other people.
         channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA; nothing is transparent.
 
     Attributes:
-        captions: one per clip, made when they are read.
+        captions: one per clip, made on access.
 
     Raises:
-        ValueError: an impossible value; the message says what is possible.
+        ValueError: an impossible value; the message states the possible ones.
     """
 
     def __init__(
@@ -224,17 +224,17 @@ class MovingDigits(TorchDataset):
         return self.length
 
     def identity(self) -> tuple[object, ...]:
-        """What tells the clips from those of another choice."""
+        """Return values that identify the clips of this choice of arguments."""
         drawn = (self.num_digits, self.distractors, self.speed, self.directions, self.digits, self.colours)
         return (self.length, self.seed, self.split, self.num_frames, self.fps, self.strides, *drawn)
 
     @property
     def captions(self) -> Captions:
-        """The caption of each clip."""
+        """Caption of each clip."""
         return Captions(self.length, self._caption)
 
     def _dice(self, index: int) -> random.Random:
-        """What a clip's random numbers come from: first its actors, then everything else."""
+        """Return the source of a clip's random numbers: first its actors, then everything else."""
         if not -self.length <= index < self.length:
             raise IndexError(f"there are {self.length} clips, got index {index}")
         return random.Random(f"moving-digits/{self.seed}/{self.split}/{index % self.length}")
@@ -250,10 +250,10 @@ class MovingDigits(TorchDataset):
         return tuple(actors)
 
     def actors(self, index: int) -> tuple[Actor, ...]:
-        """The digits of a clip with what its caption says about them, in the caption's order.
+        """Return the digits of a clip with their descriptions in the caption, in its order.
 
         Raises:
-            IndexError: there is no such clip.
+            IndexError: the clip does not exist.
         """
         return self._cast(self._dice(index))
 
@@ -286,7 +286,7 @@ class MovingDigits(TorchDataset):
         return _pick(dice, handwriting(self.split)[digit])
 
     def _distraction(self, dice: random.Random) -> np.ndarray:
-        """A block, or a half of a digit."""
+        """Return a block, or a half of a digit."""
         block, piece = np.zeros((2, CELLS, CELLS), np.float32)
         block[: _pick(dice, range(3, 7)), : _pick(dice, range(3, 7))] = 1
         half = _pick(dice, (np.s_[:4], np.s_[4:], np.s_[:, :4], np.s_[:, 4:]))
@@ -297,14 +297,14 @@ class MovingDigits(TorchDataset):
     def _set_going(
         self, dice: random.Random, sprites: Sprites, headings: Sequence[str], number: int, free: float
     ) -> None:
-        """Draw speeds and starting places; all but the first ``number`` go straight for ``free`` seconds."""
+        """Draw speeds and starting places. All but the first ``number`` move straight for ``free`` seconds."""
         room = sprites.high - sprites.low
         slow, fast = self.speed
         for place, heading in enumerate(headings):
             way = np.array(DIRECTIONS[heading], np.float32)
             way /= np.linalg.norm(way)
             time = free if place >= number else 0.0
-            # in frame widths per second; what is fast enough to bounce too early is not drawn
+            # in frame widths per second; speeds with an early bounce are not drawn
             ways = float((room[place] / np.maximum(np.abs(way) * time * self.size[1], 1e-9)).min())
             speed = _draw(dice, min(slow, ways), min(fast, ways))
             sprites.velocity[place] = way * speed * self.size[1]
@@ -318,12 +318,13 @@ class MovingDigits(TorchDataset):
         return np.arange(self.num_frames, dtype=np.float32) * (stride / self.fps)
 
     def tracks(self, index: int) -> Float[Tensor, "digits frames 2"]:
-        """Where the digits of a clip are, in the caption's order: the middle of their brightness as (y, x) in pixels.
+        """Return the positions of the digits of a clip, in the caption's order: their centres of brightness (y, x) in
+        pixels.
 
-        The middle of the first pixel is (0, 0).
+        The centre of the first pixel is (0, 0).
 
         Raises:
-            IndexError: there is no such clip.
+            IndexError: the clip does not exist.
         """
         actors, sprites, stride = self._scene(index)
         return torch.from_numpy(sprites.places(self._times(stride))[-len(actors) :].copy())
@@ -344,7 +345,7 @@ def _sentence(actors: tuple[Actor, ...]) -> str:
 
 
 def _apart(spots: list[np.ndarray], others: np.ndarray, far: float) -> np.ndarray:
-    """The first spot that is far from all others, or else the one that is farthest."""
+    """Return the first spot that is far from all others, or else the farthest one."""
     if not len(others):
         return spots[0]
     distances = [np.linalg.norm(others - spot, axis=1).min() for spot in spots]
@@ -352,11 +353,11 @@ def _apart(spots: list[np.ndarray], others: np.ndarray, far: float) -> np.ndarra
 
 
 def centre_track(video: Float[Tensor, "c f h w"], threshold: float = 0.0) -> Float[Tensor, "f 2"]:
-    """The middle of the brightness of each frame as (y, x) in pixels; of a black frame its middle.
+    """Return the centre of the brightness of each frame as (y, x) in pixels; of a black frame its middle.
 
     Args:
-        video: in [0, 1]; with 2 or 4 channels the last is alpha, and what is transparent counts as black.
-        threshold: what is not brighter than this counts as black.
+        video: in [0, 1]; with 2 or 4 channels the last is alpha, and transparent pixels count as black.
+        threshold: values up to this count as black.
     """
     colours = video[:-1] * video[-1:] if len(video) in (2, 4) else video
     light = colours.mean(0).double()
@@ -368,5 +369,5 @@ def centre_track(video: Float[Tensor, "c f h w"], threshold: float = 0.0) -> Flo
     return torch.where(total[:, None] > 0, sums / total.clamp(min=1e-12)[:, None], middle).float()
 
 
-#: The name under which the data set is known in Python.
+#: Name of the data set in Python.
 moving_digits = MovingDigits

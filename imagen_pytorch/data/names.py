@@ -1,4 +1,4 @@
-"""Names of files as tables spell them: which file of a folder each of them means."""
+"""File names as tables spell them, and the files of a folder that they mean."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from .local_folder import LocalFolder, Place
 
-#: Why a name in a table is refused.
+#: Reasons why a name in a table is refused.
 ABSOLUTE = "outside of the folder: an absolute path; names in a table are relative to it"
 OUTSIDE = "outside of the folder"
 
 
 class Outside(ValueError):
-    """A name that does not lie in the folder of its table."""
+    """A name outside of the folder of its table."""
 
 
 def _alike(path: str) -> str:
-    """What is the same for names that differ in case or in how accents are written."""
+    """Return a key that is equal for names that differ in case or in the encoding of accents."""
     return unicodedata.normalize("NFC", path).casefold()
 
 
 class Names:
-    """The images or clips of a folder by the names that tables give them; each by one path, however it is spelled.
+    """The images or clips of a folder by their names in tables, each by one path for all spellings.
 
     Args:
         place: the folder.
-        found: relative paths of what was found in it.
+        found: relative paths of the items in it.
 
     Attributes:
         aliases: paths among ``found`` that are links to others, and whose captions belong to those.
@@ -53,19 +53,19 @@ class Names:
 
     @cached_property
     def _folders(self) -> dict[str, str]:
-        """The folders of what was found, by their real paths."""
+        """Folders of the items, by their real paths."""
         parents = {posixpath.dirname(text) for text in self.found}
         return {os.path.realpath(self.place.at(Path(parent))): parent for parent in sorted(parents, reverse=True)}
 
     def path(self, name: str, base: str = "") -> Path:
-        """The file that a table means; where there is none, the path that its name spells.
+        """Return the file that a table means, or, if it is missing, the path that its name spells.
 
-        Backslashes separate folders where no file has one in its name; another case, another spelling of accents and a
-        missing ending are understood where they fit one file only.
+        Backslashes separate folders if no file has one in its name. Another case, another encoding of accents and a
+        missing ending are understood if they fit one file only.
 
         Args:
             name: relative to the table.
-            base: the folder of the table, relative to the whole folder.
+            base: the folder of the table, relative to the complete folder.
 
         Raises:
             Outside: an absolute path, or one that leaves the folder of the table.
@@ -90,7 +90,7 @@ class Names:
         return Path(inside[-1])
 
     def _own(self, path: str) -> Path:
-        """The path under which a file was found, also where it is reached through links."""
+        """Return the path under which a file was found, also if it is reached through links."""
         if not isinstance(self.place, LocalFolder):
             return self.found.get(path, Path(path))
         if path not in self.found or os.path.islink(self.place.at(Path(path))):

@@ -1,4 +1,4 @@
-"""Folders of this machine and of any file system that fsspec knows; what is in them goes by its relative path."""
+"""Folders of this machine and of all file systems of fsspec; their files are named by relative paths."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from ..registry import no_file_system
 from .decoding import printable, reason_of
 from .local_folder import LocalFolder, Place, bounded
 from .skipping import DataError
-from .trouble import again
+from .trouble import retry
 
-#: Bytes of a file that is fetched, at most.
+#: Largest number of bytes of a fetched file.
 LARGEST_FILE = 2**28
 
-#: Small files that are fetched side by side.
+#: Number of small files that are fetched in parallel.
 AT_ONCE = 1000
 
-#: What asking again would not change.
+#: Errors that a further attempt would not change.
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
 
-#: What file systems call that which changes with the contents of a file.
+#: Keys of file systems for values that change with the contents of a file.
 STAMPS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "modified")
 
-#: Packages that make file systems available, by protocol.
+#: Packages of file systems, by protocol.
 PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs"}
 
 
@@ -40,20 +40,20 @@ class PackageMissing(ImportError):
 
 
 class RemoteFolder(Place):
-    """A folder of any file system that fsspec knows.
+    """A folder of any file system of fsspec.
 
-    Listing is all that happens on opening: files are fetched whole when they are read, and only then damage is found.
+    Opening only lists the folder. Files are fetched as a whole when they are read, and only then damage is found.
 
     Args:
         url: of the folder.
-        make: the file system and how it spells the folder; called once in every process, because connections do not
-            survive a fork.
+        make: returns the file system and its spelling of the folder; called once in every process, because connections
+            do not survive a fork.
 
     Raises:
-        DataError: nothing is there, or it cannot be listed.
+        DataError: the folder is empty or missing, or cannot be listed.
     """
 
-    near = False
+    is_local = False
 
     def __init__(self, url: str, make: Callable[[], tuple[Any, str]]) -> None:
         self.url, self._make = url.rstrip("/"), make
@@ -74,7 +74,7 @@ class RemoteFolder(Place):
                 self._sizes[path] = info.get("size")
                 self._stamps[path] = next((f"{name} {info[name]}" for name in STAMPS if info.get(name)), None)
         if not self._sizes:
-            raise DataError(f"there is no folder {self}, or nothing is in it")
+            raise DataError(f"the folder {self} does not exist, or is empty")
 
     def __str__(self) -> str:
         return printable(self.url)
@@ -84,14 +84,15 @@ class RemoteFolder(Place):
 
     @property
     def fs(self) -> Any:
-        """The file system, made anew in every process."""
+        """File system, created again in every process."""
         if self._own is None or self._own[0] != os.getpid():
             self._own = os.getpid(), self._make()[0]
         return self._own[1]
 
     def _ask(self, call: Callable[[], Any], what: str) -> Any:
-        """Every file system has exceptions of its own for a connection that fails: all but clear answers may pass."""
-        return again(call, what, lambda error: not isinstance(error, FINAL))
+        """Retry a call. File systems have exceptions of their own for lost connections: all but definite ones are
+        retried."""
+        return retry(call, what, lambda error: not isinstance(error, FINAL))
 
     def _key(self, path: Path) -> str:
         return f"{self.root}/{path.as_posix()}" if self.root else path.as_posix()
@@ -100,23 +101,23 @@ class RemoteFolder(Place):
         return (path for path in self._sizes if not any(part.startswith(".") for part in path.split("/")))
 
     def named(self, stem: str) -> list[Path]:
-        """The files of that name, whatever their ending."""
+        """Return the files of that name, with any ending."""
         return sorted(Path(path) for path in self._sizes if "/" not in path and path.lower().startswith(f"{stem}."))
 
     def exists(self, path: Path) -> bool:
-        """Whether there is a file of that name."""
+        """Return true if there is a file of that name."""
         return path.as_posix() in self._sizes
 
     def size(self, path: Path) -> int | None:
-        """Bytes of a file, if the listing tells them."""
+        """Return the bytes of a file, if the listing has them."""
         return self._sizes.get(path.as_posix())
 
     def at(self, path: Path) -> str:
-        """A file's URL."""
+        """Return the URL of a file."""
         return f"{self.url}/{path.as_posix()}" if path.parts else self.url
 
     def source(self, path: Path) -> bytes:
-        """All bytes of a file.
+        """Return all bytes of a file.
 
         Raises:
             OSError: it cannot be fetched.
@@ -124,14 +125,14 @@ class RemoteFolder(Place):
         return self._ask(lambda: self.fs.cat_file(self._key(path)), printable(self.at(path)))
 
     def texts(self, paths: Iterable[Path]) -> Iterator[tuple[Path, bytes | OSError]]:
-        """The contents of those small files that exist, fetched side by side where the file system can."""
+        """Yield the contents of those small files that exist, fetched in parallel if the file system can."""
         there = [path for path in paths if path.as_posix() in self._sizes]
         for start in range(0, len(there), AT_ONCE):
             keys = {self._key(path): path for path in there[start : start + AT_ONCE]}
             contents = self._ask(partial(self.fs.cat, list(keys), on_error="return"), str(self))
             for key, path in keys.items():
                 content = contents.get(key)
-                if not isinstance(content, bytes):  # one more time, alone
+                if not isinstance(content, bytes):  # one more attempt, alone
                     try:
                         content = self.source(path)
                     except OSError as error:
@@ -139,7 +140,7 @@ class RemoteFolder(Place):
                 yield path, bounded(content)
 
     def check(self, path: Path) -> None:
-        """See that a file is there and neither empty nor too large; only its size is known."""
+        """Check that a file exists and is neither empty nor too large. Only its size is known."""
         if path.as_posix() not in self._sizes:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         size = self._sizes[path.as_posix()]
@@ -148,33 +149,33 @@ class RemoteFolder(Place):
         if size is not None and size > LARGEST_FILE:
             raise OSError(f"larger than {LARGEST_FILE // 2**20} MiB")
 
-    def silence(self) -> str | None:
-        """Why nothing can be read: neither the folder nor what was first and last in it is there."""
+    def outage(self) -> str | None:
+        """Return the reason why nothing can be read: neither the folder nor its first and last file exists."""
         self.fs.invalidate_cache()
         known = (self.root, *(self._key(Path(path)) for path in (next(iter(self._sizes)), next(reversed(self._sizes)))))
         return None if any(self.fs.exists(key) for key in known if key) else "the folder does not answer"
 
     @property
     def identity(self) -> str:
-        """Its URL."""
+        """URL of the folder."""
         return self.url
 
     def version(self, path: Path) -> str | None:
-        """What the file system's listing says about the contents of a file, or when they last changed."""
+        """Return the listing's version of a file, or the time of its last change."""
         stamp = self._stamps.get(path.as_posix())
         return None if stamp is None else f"{self._sizes[path.as_posix()]} {stamp}"
 
 
 def place_of(folder: str | Path, fs: Any = None, fs_kwargs: Mapping[str, Any] | None = None) -> Place:
-    """A folder by its path or URL.
+    """Open a folder by its path or URL.
 
     Args:
-        folder: a path of this machine, or a URL such as ``gs://bucket/pictures``.
-        fs: a ready file system that the folder is one of.
-        fs_kwargs: arguments for making the file system that the URL names.
+        folder: a path of this machine, or a URL such as ``gs://bucket/images``.
+        fs: a ready file system that contains the folder.
+        fs_kwargs: arguments for creating the file system of the URL.
 
     Raises:
-        DataError: there is none, nothing is in it, or no file system has the protocol's name (`NoFileSystem`).
+        DataError: it is missing or empty, or the protocol is unknown (`NoFileSystem`).
         PackageMissing: the file system needs a package that is not installed.
     """
     if fs is None and "://" not in str(folder):
@@ -187,7 +188,7 @@ def place_of(folder: str | Path, fs: Any = None, fs_kwargs: Mapping[str, Any] | 
 
 
 def _copied(url: str, fs: Any) -> tuple[Any, str]:
-    """A file system like this one, new in a new process."""
+    """Return a new file system like this one, for a new process."""
     return type(fs)(*fs.storage_args, **fs.storage_options), str(fs._strip_protocol(url))
 
 

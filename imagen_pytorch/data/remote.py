@@ -1,4 +1,4 @@
-"""Pictures in whatever form the row of a table holds them, addresses included."""
+"""Images in any form that a row of a table holds, URLs included."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from urllib.request import (
 
 from ..images import Size
 from .captions import is_text
-from .decoding import as_damage, decode, reason_of
+from .decoding import as_oserror, decode, reason_of
 from .local_folder import LARGEST_TEXT
 from .skipping import DataError
 from .trouble import OWN
@@ -33,39 +33,39 @@ from .trouble import OWN
 if TYPE_CHECKING:
     from PIL import Image
 
-#: Columns that are looked for where none is named.
+#: Usual names of columns, used by default.
 IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png", "webp")
 TEXT_COLUMNS = ("text", "caption", "captions", "prompt", "txt", "TEXT")
 
-#: Bytes of a picture that is fetched, at most.
+#: Largest number of bytes of a fetched image.
 LARGEST = 2**26
 
-#: A picture that is fetched may take so many times the seconds after which silence ends an attempt.
+#: Factor from the timeout of an attempt to the longest time that fetching an image may take.
 SLOWEST = 3
 
-#: What is said of one that takes longer.
+#: Message for one that takes longer.
 LATE = "too slow: the answer did not end in time"
 
 AGENT = "imagen-pytorch data loader"
 
 
 class NoAnswer(OSError):
-    """An address that does not answer, or not in time; a refusal is an answer."""
+    """A URL that does not answer, or not in time. A refusal is an answer."""
 
 
 class _Timed(io.RawIOBase):
-    """A connection that answers until a moment; the library's own timeout only limits how long it says nothing."""
+    """A connection with a deadline. The library's own timeout only limits pauses between bytes."""
 
     def __init__(self, sock: socket.socket, timeout: float, end: float) -> None:
         self.sock, self.timeout, self.end = sock, timeout, end
         self.inner = sock.makefile("rb", buffering=0)
 
     def readable(self) -> bool:
-        """It can be read."""
+        """Return true."""
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        """Some bytes."""
+        """Read some bytes before the deadline."""
         left = self.end - time.monotonic()
         if left <= 0:
             raise TimeoutError(LATE)
@@ -73,13 +73,13 @@ class _Timed(io.RawIOBase):
         return self.inner.readinto(buffer)
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self.inner.close()
         super().close()
 
 
 def _answer(end: float, timeout: float, sock: socket.socket, *args: Any, **options: Any) -> HTTPResponse:
-    """What comes through a connection, the first line and the headers included, until a moment."""
+    """Return the response of a connection, the first line and the headers included, with a deadline."""
     answer = HTTPResponse(sock, *args, **options)
     answer.fp.close()
     answer.fp = io.BufferedReader(_Timed(sock, timeout, end))
@@ -87,7 +87,7 @@ def _answer(end: float, timeout: float, sock: socket.socket, *args: Any, **optio
 
 
 class _Until(HTTPHandler, HTTPSHandler):
-    """Opens addresses whose answers end at a moment."""
+    """Opens URLs with a deadline."""
 
     def __init__(self, end: float) -> None:
         HTTPSHandler.__init__(self)
@@ -99,16 +99,16 @@ class _Until(HTTPHandler, HTTPSHandler):
         return connection
 
     def http_open(self, request: Request) -> HTTPResponse:
-        """Open an http address."""
+        """Open an http URL."""
         return self.do_open(partial(self._connection, HTTPConnection), request)
 
     def https_open(self, request: Request) -> HTTPResponse:
-        """Open an https address."""
+        """Open an https URL."""
         return self.do_open(partial(self._connection, HTTPSConnection), request, context=self._context)
 
 
 def _opener(end: float) -> OpenerDirector:
-    """Opens http(s) addresses until a moment, and follows redirections to other ones alone: ftp knows no moment."""
+    """Return an opener of http(s) URLs with a deadline. It redirects to such URLs only, because ftp has no deadline."""
     opener = OpenerDirector()
     for handler in (ProxyHandler(), UnknownHandler(), HTTPDefaultErrorHandler(), HTTPRedirectHandler(),
                     HTTPErrorProcessor(), _Until(end)):  # fmt: skip
@@ -117,17 +117,17 @@ def _opener(end: float) -> OpenerDirector:
 
 
 def fetch(address: str | None, timeout: float, attempts: int = 2) -> bytes:
-    """What is behind an http(s) address.
+    """Fetch the contents of an http(s) URL.
 
     Args:
-        address: of a picture; None, as an empty cell has it, is refused like any other.
-        timeout: seconds without an answer after which an attempt fails; all of them together, and so a server that
+        address: of an image; None, as in an empty cell, is refused like any invalid URL.
+        timeout: seconds without an answer after which an attempt fails. All attempts together, and so a server that
             sends a byte now and then, may take three times as long.
-        attempts: how often to try; a refusal (404 and the like) is final.
+        attempts: number of attempts; a refusal (404 and the like) is final.
 
     Raises:
-        NoAnswer: nobody answers, or not in time.
-        OSError: a refusal, more than 64 MiB, or another kind of address. Its number tells lack of memory or of open
+        NoAnswer: no answer, or not in time.
+        OSError: a refusal, more than 64 MiB, or another kind of URL. Its number shows lack of memory or of open
             files on this machine.
     """
     if not isinstance(address, str) or not address.lower().startswith(("http://", "https://")):
@@ -152,7 +152,7 @@ def fetch(address: str | None, timeout: float, attempts: int = 2) -> bytes:
                 raise NoAnswer(_reason(reason)) from error
         except MemoryError:
             raise
-        # a broken answer or an impossible address: nothing that trying again would change
+        # a broken answer or an invalid URL: a further attempt would not change it
         except Exception as error:
             raise OSError(f"{address}: {type(error).__name__}: {error}") from error
     if len(content) > LARGEST:
@@ -160,10 +160,10 @@ def fetch(address: str | None, timeout: float, attempts: int = 2) -> bytes:
     return content
 
 
-def silence(addresses: Iterable[Any], timeout: float) -> str | None:
-    """Why nothing can be fetched at present: none of these addresses answers; None if one does, or there is none.
+def outage(addresses: Iterable[Any], timeout: float) -> str | None:
+    """Return the reason why nothing can be fetched at present, or None if one of these URLs answers or there is none.
 
-    A refusal is an answer as well. All are asked side by side, once.
+    A refusal is an answer as well. All are requested in parallel, once.
     """
 
     def failure(address: Any) -> str | None:
@@ -184,18 +184,19 @@ def silence(addresses: Iterable[Any], timeout: float) -> str | None:
 
 
 def _reason(error: object) -> str:
-    """An error without its number: a server that is gone is no trouble of this machine."""
+    """Return an error without its number: a lost server is not a problem of this machine."""
     if isinstance(error, TimeoutError) and str(error) == LATE:
         return LATE
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def picture_of(value: Any, size: Size) -> Image.Image:
-    """A cell of a table as a picture: a Pillow image, encoded bytes, a path, an array, or a dict with bytes or path.
+def to_pil_image(value: Any, size: Size) -> Image.Image:
+    """Convert a cell of a table to an image: a Pillow image, encoded bytes, a path, an array, or a dict with bytes or
+    path.
 
     Raises:
         OSError: it is empty or cannot be read.
-        TypeError: nothing that could be a picture.
+        TypeError: a value of another type.
     """
     from PIL import Image
 
@@ -208,18 +209,18 @@ def picture_of(value: Any, size: Size) -> Image.Image:
     if isinstance(value, str | Image.Image):
         return decode(value, size)
     if hasattr(value, "__array_interface__"):
-        with as_damage():
+        with as_oserror():
             return decode(Image.fromarray(value), size)
     raise TypeError(
-        f"a picture is a Pillow image, bytes, a path, an array or a dict of these, got {type(value).__name__}"
+        f"an image is a Pillow image, bytes, a path, an array or a dict of these, got {type(value).__name__}"
     )
 
 
 def find_column(given: str | None, usual: Iterable[str], columns: tuple[str, ...], argument: str) -> str | None:
-    """The column that is named, or the first usual one that exists, or None.
+    """Return the given column, or the first usual one that exists, or None.
 
     Raises:
-        DataError: the named column does not exist; the message lists those that do.
+        DataError: the given column does not exist; the message lists the existing ones.
     """
     if given is not None and given not in columns:
         raise DataError(f'no column "{given}"; set {argument} to one of: {", ".join(columns)}')
@@ -227,11 +228,11 @@ def find_column(given: str | None, usual: Iterable[str], columns: tuple[str, ...
 
 
 def captions_of(value: Any) -> tuple[str, ...]:
-    """A cell of a table as captions: one string, or several in a list.
+    """Convert a cell of a table to captions: one string, or several in a list.
 
     Raises:
-        OSError: there is none, or more than 1 Mi characters.
-        TypeError: something else.
+        OSError: no caption, or more than 1 Mi characters.
+        TypeError: a value of another type.
     """
     texts = [value] if value is None or isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(text is None or isinstance(text, str) for text in texts):

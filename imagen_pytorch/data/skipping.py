@@ -1,4 +1,4 @@
-"""What could not be used: remembered across worker processes, listed in a file, and too much of it refused."""
+"""Unusable items: shared across worker processes, listed in a file, and an error if there are too many."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from ..wording import printable
 #: The file that lists what was left out, one JSON object per line.
 FILE = "skipped.jsonl"
 
-#: How many left-out pictures a message names.
+#: Number of left-out images that a message names.
 SHOWN = 3
 
-#: The share of the data that may be unusable where nobody says another.
+#: Default limit of the fraction of unusable data.
 SHARE = 0.05
 
 
 class DataError(ValueError):
-    """Data that cannot be used; the message says what is wrong with them."""
+    """Data that cannot be used, with the reason in the message."""
 
 
 class DataUnavailable(DataError):
-    """Data that cannot be read at present, because of the machine, its storage or its network; nothing is left out."""
+    """Data that cannot be read at present, because of the machine, its storage or its network. Nothing is left out."""
 
 
 class Skipped(NamedTuple):
-    """A picture or clip that was left out.
+    """An image or clip that was left out.
 
     Attributes:
         name: its path, or its row.
@@ -45,27 +45,27 @@ class Skipped(NamedTuple):
     reason: str
 
 
-def shown(skipped: list[Skipped]) -> str:
-    """The first few with their reasons, and how many more there are."""
+def summarize(skipped: list[Skipped]) -> str:
+    """Return the first few with their reasons, and the number of the others."""
     more = f" and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
     return ", ".join(f"{item.name} ({item.reason})" for item in skipped[:SHOWN]) + more
 
 
 class SharedTexts:
-    """Short texts that worker processes leave for the process that started them; each is kept once.
+    """Short texts that worker processes pass to the process that started them, each kept once.
 
-    Two processes that take one place in the same instant lose one of their texts: nothing waits for anything here.
+    Two processes that use one slot in the same instant lose one of their texts, because nothing is locked.
 
     Args:
-        places: how many texts there is room for.
-        length: bytes of a text, at most; longer ones are cut off.
+        places: number of slots.
+        length: largest number of bytes of a text; longer ones are cut off.
     """
 
     def __init__(self, places: int, length: int) -> None:
         self._bytes = torch.zeros(places, length, dtype=torch.uint8).share_memory_()
 
     def add(self, text: str) -> int | None:
-        """The place of a text, which is written down if it is new; None if there is no room."""
+        """Return the slot of a text, which is stored if it is new, or None without room."""
         rows = self._bytes.numpy()
         places, length = rows.shape
         content = text.encode("utf-8", "backslashreplace")[:length].ljust(length, b"\0")
@@ -90,7 +90,7 @@ class SharedTexts:
 
 
 def _sources(data: Any) -> dict[int, tuple[Any, int]]:
-    """What skips in a data set or loader, each once: ``PictureDataset`` and ``Collator``, and of how many items."""
+    """Return the sources of a data set or loader that skip, each once, and their numbers of items."""
     found: dict[int, tuple[Any, int]] = {}
     collate, inner = getattr(data, "collate_fn", None), getattr(data, "dataset", None)
     if hasattr(data, "skipped") and hasattr(data, "found"):
@@ -107,28 +107,28 @@ def _refuse(skipped: list[Skipped], count: int, total: int, limit: float, data: 
         return
     kinds = {getattr(source, "kind", "row") for source, _ in _sources(data).values()}
     kind = kinds.pop() if len(kinds) == 1 else "item"
-    first = f"; first: {shown(skipped)}" if skipped else ""  # those of other processes are known by name only
+    first = f"; first: {summarize(skipped)}" if skipped else ""  # those of other processes are known by name only
     raise DataError(
         f"{count} of {total} {kind}s ({100 * count / total:.3g} %) cannot be used, more than max_skipped_share = "
-        f"{100 * limit:.3g} %: see {listed}{first}; repair them or take them away, or set "
+        f"{100 * limit:.3g} %: see {listed}{first}; repair or remove them, or set "
         f"max_skipped_share to at least {math.ceil(1000 * count / total) / 1000:g}"
     )
 
 
 def check_share(data: Any, limit: float = SHARE) -> None:
-    """Refuse data of which too much cannot be used.
+    """Check that enough of the data can be used.
 
-    All counts that was found: what was left out at opening, what damage reading revealed so far, and missing captions
-    where others have one. There is no exception for small folders: one bad picture of ten is a tenth of the data, and
-    its owner wants to know before the training.
+    All items that were found count: those left out on opening, damage found by reading so far, and missing captions if
+    others have one. Small folders are not an exception: one bad image of ten is a tenth of the data, and its
+    owner needs to know before the training.
 
     Args:
-        data: a data set, or a loader of one, of whatever depth.
-        limit: share from 0 (nothing may be unusable) to 1 (never refused).
+        data: a data set, or a loader of one, of any depth.
+        limit: fraction from 0 (nothing may be unusable) to 1 (never refused).
 
     Raises:
-        DataError: more than this share cannot be used; the message names the first.
-        ValueError: no share.
+        DataError: more than this fraction cannot be used; the message names the first.
+        ValueError: not a fraction.
     """
     _check_limit(limit)
     sources = _sources(data).values()
@@ -138,22 +138,22 @@ def check_share(data: Any, limit: float = SHARE) -> None:
 
 def _check_limit(limit: float) -> None:
     if not 0 <= limit <= 1:
-        raise ValueError(f"max_skipped_share is a share from 0 to 1, such as 0.05, got {limit}")
+        raise ValueError(f"max_skipped_share is a fraction from 0 to 1, such as 0.05, got {limit}")
 
 
 class SkippedReport:
-    """Lists what is left out in ``skipped.jsonl`` of a folder, each item once, and stops when it is too much.
+    """Lists left-out items in ``skipped.jsonl`` of a folder, each once, and raises an error if there are too many.
 
-    A line is an object of ``name`` and ``reason``. What the file lists already - by an earlier run, or by another
-    process that shares the folder - is not listed again; what other processes add counts as left out here as well.
+    A line is an object of ``name`` and ``reason``. Items that the file lists already - from an earlier run, or from
+    another process that shares the folder - are not listed again. Items of other processes count here as well.
 
     Args:
         data: a data set, or a loader of one.
-        folder: where the file is; made when there is something to list.
+        folder: of the file, created when there is something to list.
         limit: as in `check_share`.
 
     Raises:
-        ValueError: no share.
+        ValueError: not a fraction.
     """
 
     def __init__(self, data: Any, folder: str | Path, limit: float = SHARE) -> None:
@@ -164,7 +164,7 @@ class SkippedReport:
         self.count = self.total = 0
 
     def _listed(self) -> set[str]:
-        """The names in the file; lines that are none of ours are passed over."""
+        """Return the names in the file. Lines of another format are ignored."""
         names = set()
         for line in lines_of(self.path):
             try:
@@ -174,7 +174,7 @@ class SkippedReport:
         return names
 
     def _append(self, items: list[Skipped]) -> None:
-        # in one piece, so that processes which share the file do not tear each other's lines
+        # in one piece, so that processes that share the file do not break each other's lines
         lines = [printable(json.dumps(item._asdict(), ensure_ascii=False)) for item in items]
         try:
             append_lines(lines, self.path)
@@ -182,7 +182,7 @@ class SkippedReport:
             warnings.warn(f"cannot write {self.path}: {error.strerror or error}", stacklevel=3)
 
     def update(self) -> int:
-        """List what is new; returns how many items that were.
+        """List new items and return their number.
 
         Raises:
             DataError: more than the limit cannot be used.
@@ -205,7 +205,7 @@ class SkippedReport:
         return self.path.stat().st_size if self.path.is_file() else 0
 
     def line(self) -> str | None:
-        """How much was left out, for the end of a run; None if nothing was."""
+        """Return a line about the left-out items for the end of a run, or None if there are none."""
         if not self.count:
             return None
         kinds = {getattr(source, "kind", "row") for source, _ in _sources(self.data).values()}

@@ -1,4 +1,4 @@
-"""Small textures that move over a picture and bounce off its borders, drawn at any place between pixels."""
+"""Small textures that move over an image and bounce off its borders, rendered at positions between pixels."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ..images import Size
 
 FOLDER = Path(__file__).parent / "digits"
 
-#: A texture has so many cells each way.
+#: Side of a texture in cells.
 CELLS = 8
 
-#: Of each class, one in so many samples (the last ones, by writers of their own) is kept for testing.
+#: One of this many samples of each class (the last ones, by other writers) is held out for testing.
 TEST_SHARE = 5
 
-#: Ink that is too thin to be kept inside the picture.
+#: Ink up to this value need not stay inside the image.
 FAINT = 2 / 16
 
 
 @functools.cache
 def handwriting(split: str) -> tuple[np.ndarray, ...]:
-    """Samples of each digit from 0 to 9, (n, 8, 8) in [0, 1]; "train" and "test" share none."""
+    """Return samples of each digit from 0 to 9, (n, 8, 8) in [0, 1]. "train" and "test" share none."""
     with np.load(FOLDER / "digits8x8.npz") as file:
         samples, target = file["images"].astype(np.float32) / 16, file["target"]
     parts = []
@@ -44,14 +44,14 @@ def _cubic(distance: np.ndarray) -> np.ndarray:
 
 
 class Sprites(NamedTuple):
-    """Textures in motion; all places are (y, x) in pixels, and those of the middle of a texture's brightness.
+    """Moving textures. All positions are (y, x) in pixels, and those of the centre of a texture's brightness.
 
     Attributes:
-        textures: (n, 8, 8), how opaque they are.
+        textures: (n, 8, 8), their opacity.
         tints: (n, c), their colours in [0, 1].
-        middle: (n, 2), the middle of the brightness in cells of the texture.
-        low, high: (n, 2), the first and the last place where all of its light is inside the picture.
-        start: (n, 2), place at time 0.
+        middle: (n, 2), the centre of the brightness in cells of the texture.
+        low, high: (n, 2), the first and the last position with all of its light inside the image.
+        start: (n, 2), position at time 0.
         velocity: (n, 2), in pixels per second.
         cell: side of a cell in pixels.
     """
@@ -67,7 +67,7 @@ class Sprites(NamedTuple):
 
     @classmethod
     def at_rest(cls, textures: np.ndarray, tints: np.ndarray, cell: float, size: Size) -> Sprites:
-        """Sprites whose starting places and velocities are still to be filled in."""
+        """Return sprites whose starting positions and velocities are still to be set."""
         reach = _reach(cell)
         cells = np.arange(CELLS, dtype=np.float32)
         middle, low, high = [], [], []
@@ -86,22 +86,23 @@ class Sprites(NamedTuple):
         return cls(textures, tints, middle, low, high, low.copy(), np.zeros_like(low), cell)
 
     def places(self, times: np.ndarray) -> np.ndarray:
-        """(n, f, 2): where the sprites are at the given seconds, reflected at the first and the last place."""
+        """Return positions (n, f, 2) of the sprites at the given seconds, reflected at the first and the last
+        position."""
         room = np.maximum(self.high - self.low, 1e-6)[:, None]
         way = (self.start - self.low)[:, None] + self.velocity[:, None] * times[None, :, None]
         return self.low[:, None] + room - np.abs(np.mod(way, 2 * room) - room)
 
 
 def _reach(cell: float) -> float:
-    """How many cells away from its middle a cell is seen: one, or as many as a pixel covers."""
+    """Return the distance in cells up to which a cell is visible: one, or the number that a pixel covers."""
     return max(1.0, 1 / cell)
 
 
 def render(sprites: Sprites, times: np.ndarray, size: Size) -> np.ndarray:
-    """(c, f, h, w) in [0, 1]: sprites over black, later ones in front; a single channel if all of them are grey.
+    """Render sprites over black as (c, f, h, w) in [0, 1], later ones in front; one channel if all of them are grey.
 
-    Placed by evaluating the interpolation kernel at the distances of pixels and cells, so that motion is as smooth as
-    the places are.
+    The interpolation kernel is evaluated at the distances of pixels and cells, so that motion is as smooth as the
+    positions are.
     """
     places, reach = sprites.places(times), _reach(sprites.cell)
     weights = []
@@ -115,7 +116,7 @@ def render(sprites: Sprites, times: np.ndarray, size: Size) -> np.ndarray:
     tints = sprites.tints
     if (tints == tints[:, :1]).all():
         tints = tints[:, :1]
-    picture = np.zeros((tints.shape[1], len(times), *size), np.float32)
+    image = np.zeros((tints.shape[1], len(times), *size), np.float32)
     for cover, tint in zip(opaque, tints, strict=True):
-        picture += cover * (tint[:, None, None, None] - picture)
-    return picture
+        image += cover * (tint[:, None, None, None] - image)
+    return image

@@ -1,4 +1,4 @@
-"""Trouble of the machine, its storage or its network, which says nothing about the file that was being read."""
+"""Problems of the machine, its storage or its network, as opposed to damage of the file that was being read."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .skipping import DataUnavailable
 
 Got = TypeVar("Got")
 
-#: How often something is asked, and seconds before the second time; they double.
+#: Number of attempts, and seconds before the second one; they double.
 ATTEMPTS, PAUSE = 3, 0.5
 
-#: Numbers of errors that may pass and that no damage of a file causes. EAGAIN is not among them: decoders of videos
-#: return it for damage.
+#: Numbers of temporary errors that no damage of a file causes. EAGAIN is not among them: decoders of videos return it
+#: for damage.
 PASSING = frozenset(
     getattr(errno, name)
     for name in (
@@ -26,37 +26,37 @@ PASSING = frozenset(
     if hasattr(errno, name)
 )
 
-#: Those of them that only this machine causes, whatever a server does.
+#: Those of them that only this machine causes, independent of servers.
 OWN = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
 
 
 def is_trouble(error: BaseException) -> bool:
-    """Whether an error is one of the machine, its storage or its network, and not of a file."""
+    """Return true for an error of the machine, its storage or its network, and not of a file."""
     if isinstance(error, MemoryError | TimeoutError | ConnectionError):
         return True
     return isinstance(error, OSError) and error.errno in PASSING
 
 
 def unavailable(what: str, reason: str) -> DataUnavailable:
-    """The error for data that cannot be read at present."""
+    """Return the error for data that cannot be read at present."""
     return DataUnavailable(
         f"{what} cannot be read at present: {reason}. This is a problem of the machine, its storage or its network, "
         "not of the data; nothing was left out, and the same command can be run again"
     )
 
 
-def again(ask: Callable[[], Got], what: str, may_pass: Callable[[BaseException], bool] = is_trouble) -> Got:
-    """Ask a second and a third time, after pauses, while the answer is an error that may pass.
+def retry(ask: Callable[[], Got], what: str, may_pass: Callable[[BaseException], bool] = is_trouble) -> Got:
+    """Call a function up to three times, with pauses, while it raises temporary errors.
 
     Args:
-        ask: what to call.
-        what: is asked for, for the message.
-        may_pass: whether to ask again after an error.
+        ask: the function.
+        what: name of the result, for the message.
+        may_pass: returns true for an error that is temporary.
 
     Raises:
-        DataUnavailable: trouble of the machine, every time.
+        DataUnavailable: a problem of the machine, every time.
         OSError: any other error that ``may_pass``, every time.
-        Exception: as it is, an error that does not pass.
+        Exception: an error that is not temporary, unchanged.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -72,17 +72,17 @@ def again(ask: Callable[[], Got], what: str, may_pass: Callable[[BaseException],
 
 
 def damage_of(check: Callable[[], object], what: str) -> str | None:
-    """Why something cannot be used, None if it can.
+    """Return the reason why something cannot be used, or None if it can.
 
     Args:
         check: raises an ``OSError`` if it cannot.
-        what: is checked, for the message.
+        what: name of the object, for the message.
 
     Raises:
-        DataUnavailable: trouble of the machine.
+        DataUnavailable: a problem of the machine.
     """
     try:
-        again(check, what)
+        retry(check, what)
     except OSError as error:
         return reason_of(error)
     return None
