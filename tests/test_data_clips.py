@@ -14,16 +14,17 @@ from imagen_pytorch.data import DataError, VideoDataset
 from imagen_pytorch.data.animations import durations
 
 
-@pytest.fixture(params=[*MAKERS, "frames"])
-def clip(request, tmp_path):
+@pytest.fixture(scope="module", params=[*MAKERS, "frames"])
+def clip(request, tmp_path_factory):
     """A folder with a clip of 12 frames in 1.2 seconds, of every kind."""
+    folder = tmp_path_factory.mktemp("clip")
     if not needs.get(request.param, lambda: True)():
         pytest.skip(f"this Pillow writes no {request.param}")
     if request.param == "frames":
-        series(tmp_path / "a")
+        series(folder / "a")
     else:
-        MAKERS[request.param](tmp_path)
-    return tmp_path
+        MAKERS[request.param](folder)
+    return folder
 
 
 # -- count, order, rate -----------------------------------------------------------------------------------------------
@@ -46,7 +47,7 @@ def test_without_a_rate_the_clips_own_frames_and_rate(clip):
 def test_stretches_within_a_clip(clip):
     """Frames from the middle, which formats reach in different ways."""
     data = VideoDataset(clip, 8, 2, fps=10)
-    drawn = [tuple(numbers(data[0]["images"])) for _ in range(60)]
+    drawn = [tuple(numbers(data[0]["images"])) for _ in range(40)]
     assert set(drawn) <= {(first, first + 1) for first in range(11)} and len(set(drawn)) >= 9
 
 
@@ -233,7 +234,7 @@ def test_starts_are_drawn_equally_often_and_by_seed(tmp_path):
     drawn = [numbers(data[0]["images"])[0] for _ in range(90)]
     assert sum((drawn.count(first) - 30) ** 2 / 30 for first in range(3)) < 13.8  # chi-square, 2 degrees, 0.1 %
     torch.manual_seed(0)
-    assert drawn == [numbers(data[0]["images"])[0] for _ in range(90)]
+    assert drawn[:30] == [numbers(data[0]["images"])[0] for _ in range(30)]
     first = VideoDataset(tmp_path, 8, 4, random_start=False)
     assert all(numbers(first[0]["images"])[0] == 0 for _ in range(8))
 

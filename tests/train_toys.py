@@ -13,9 +13,10 @@ from imagen_pytorch.checkpoint import read_checkpoint
 from imagen_pytorch.cli import main
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 200), "yellow": (220, 210, 60)}
-UNET = {"dim": 8, "dim_mults": [1, 2], "layer_attns": False, "layer_cross_attns": False, "attn_heads": 2}
+UNET = {"dim": 8, "dim_mults": [1], "num_resnet_blocks": 1, "layer_attns": False, "layer_cross_attns": False}
+UNET |= {"attn_heads": 2, "attn_dim_head": 8, "attn_pool_text": False, "init_cross_embed": False}
 #: the arguments of a model of one stage that is made quickly
-SMALL = {"unets": [{**UNET, "dim_mults": [1], "attn_dim_head": 8}], "image_sizes": [8]}
+SMALL = {"unets": [UNET], "image_sizes": [8]}
 
 
 def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
