@@ -10,7 +10,8 @@ from imagen_pytorch import ElucidatedImagen, Imagen, ImagenTrainer, Unet
 def write_model(path: str, *, trained: int = 2, kind: type = ElucidatedImagen, **changes) -> None:
     """Write a tiny two-stage cascade whose first ``trained`` U-Nets have weights that are not zero at the end."""
     torch.manual_seed(0)
-    small = {"dim": 8, "dim_mults": (1, 2), "layer_attns": False, "layer_cross_attns": False, "attn_heads": 2}
+    small = {"dim": 8, "dim_mults": (1,), "layer_attns": False, "layer_cross_attns": False, "attn_heads": 2}
+    small |= {"attn_dim_head": 8, "attn_pool_text": False, "init_cross_embed": False}
     arguments = {"text_encoder_name": "builtin:words", "image_sizes": (4, 8), **changes}
     arguments |= {"timesteps": 2} if kind is Imagen else {"num_sample_steps": 2}
     imagen = kind([Unet(**small) for _ in arguments["image_sizes"]], **arguments)

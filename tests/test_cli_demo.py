@@ -19,8 +19,8 @@ from imagen_pytorch.cli._presets import preset_path
 from imagen_pytorch.data import open_source
 from imagen_pytorch.trainer import ImagenTrainer
 
-TINY_UNET = {"dim": 8, "dim_mults": [1, 2], "layer_attns": False, "layer_cross_attns": [False, True], "attn_heads": 2,
-             "attn_dim_head": 8, "attn_pool_text": False}  # fmt: skip
+TINY_UNET = {"dim": 8, "dim_mults": [1], "layer_attns": False, "layer_cross_attns": True, "attn_heads": 2}
+TINY_UNET |= {"attn_dim_head": 8, "attn_pool_text": False, "init_cross_embed": False}
 
 
 def tiny_config(folder, **changes):

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli_toys import write_model as model
 from click.testing import CliRunner
 from PIL import Image, ImageChops, ImageStat
 
-from imagen_pytorch import ElucidatedImagen, Imagen, ImagenTrainer, Unet, load_imagen_from_checkpoint
+from imagen_pytorch import Imagen, ImagenTrainer, Unet, load_imagen_from_checkpoint
 from imagen_pytorch.cascade.cascade import Cascade
 from imagen_pytorch.cli import _models, main
 from imagen_pytorch.cli._models import newest_below
@@ -21,18 +22,6 @@ from imagen_pytorch.diffusion.guidance import GUIDANCE
 from imagen_pytorch.diffusion.samplers import SAMPLERS
 
 TRAINED = {}
-
-
-def model(path: str, *, trained: int = 2, kind: type = ElucidatedImagen, **changes) -> None:
-    """Write a tiny two-stage cascade whose first ``trained`` U-Nets have weights that are not zero at the end."""
-    small = {"dim": 8, "dim_mults": (1, 2), "layer_attns": False, "layer_cross_attns": False, "attn_heads": 2}
-    arguments = {"text_encoder_name": "builtin:words", "image_sizes": (4, 8), **changes}
-    arguments |= {"num_sample_steps": 2} if kind is ElucidatedImagen else {"timesteps": 2}
-    imagen = kind([Unet(**small), Unet(**small)], **arguments)
-    for unet in imagen.unets[:trained]:
-        for item in unet.parameters():
-            item.data += 0.2 * torch.randn_like(item)
-    ImagenTrainer(imagen, use_ema=False).save(path)
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ from imagen_pytorch.cli._files import counts_frames, put_before_number, without_
 from imagen_pytorch.cli._presets import find_config, preset_path
 from imagen_pytorch.evaluation import digits
 
-SMALL = {"dim": 8, "dim_mults": [1, 2], "layer_attns": False, "layer_cross_attns": False, "attn_heads": 2}
+SMALL = {"dim": 8, "dim_mults": [1], "layer_attns": False, "layer_cross_attns": False, "attn_heads": 2}
+SMALL |= {"attn_dim_head": 8, "attn_pool_text": False, "init_cross_embed": False}
 MODELS: dict[str, bytes] = {}
 
 

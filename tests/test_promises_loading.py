@@ -233,7 +233,8 @@ def reads(good, monkeypatch):
 
 # -- what is hostile or damaged at every door -------------------------------------------------------------------------
 
-UNET = {"dim": 8, "dim_mults": [1, 2], "layer_attns": False, "layer_cross_attns": False, "attn_heads": 2}
+UNET = {"dim": 8, "dim_mults": [1], "layer_attns": False, "layer_cross_attns": False, "attn_heads": 2}
+UNET |= {"attn_dim_head": 8, "attn_pool_text": False, "init_cross_embed": False}
 
 
 def configure(path="a.json", **changes):

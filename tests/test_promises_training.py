@@ -378,7 +378,7 @@ def test_a_training_that_diverges_ends_with_the_reason(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.mkdir("in")
     Image.new("RGB", (8, 8), (200, 40, 40)).save("in/a.png")
-    unet = {"dim": 8, "dim_mults": [1, 2], "layer_attns": False, "layer_cross_attns": False, "attn_heads": 2}
+    unet = {"dim": 8, "dim_mults": [1], "layer_attns": False, "layer_cross_attns": False, "attn_heads": 2}
     model = {"unets": [unet], "image_sizes": [8], "condition_on_text": False}
     settings = {"imagen": model, "trainer": {"lr": 1e37, "max_skipped_steps": 2}, "dataset_name": "in"}
     Path("a.json").write_text(json.dumps({**settings, "sample_at_every": 0}))
