@@ -27,7 +27,7 @@ from solvers import frechet
 
 from imagen_pytorch.checkpoint import load_imagen_from_checkpoint
 from imagen_pytorch.cli._demo import gathered, spread
-from imagen_pytorch.cli._demo_pictures import JUDGE_LEARNS
+from imagen_pytorch.cli._demo_images import JUDGE_LEARNS
 from imagen_pytorch.data import open_source
 from imagen_pytorch.evaluation.features import feature_extractor
 from imagen_pytorch.evaluation.retrieval import caption_retrieval, train_probe

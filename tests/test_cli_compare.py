@@ -101,7 +101,7 @@ def test_models_without_captions_have_a_sheet_and_no_figures(run):
     [
         (["a.pt"], 2, ["A and B are the same", "--b cond_scale=3"]),
         (["a.pt", "--a", "steps=1", "--b", "steps=1"], 2, ["A and B are the same"]),
-        (["a.pt", "none.pt"], 2, ["there is no model at none.pt"]),
+        (["a.pt", "none.pt"], 2, ["no model at none.pt"]),
         (["a.pt", "damaged.pt"], 4, ["damaged.pt"]),
         (["a.pt", "--b", "steps=0"], 2, ["--b", "steps", "below 1"]),
         (["a.pt", "--b", "stesp=3"], 2, ['no option "stesp"', 'did you mean "steps"']),

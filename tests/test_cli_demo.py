@@ -14,7 +14,7 @@ from PIL import Image
 
 from imagen_pytorch.cli import main
 from imagen_pytorch.cli._demo import scaled, spread
-from imagen_pytorch.cli._demo_pictures import upsampler_sentence
+from imagen_pytorch.cli._demo_images import upsampler_sentence
 from imagen_pytorch.cli._presets import preset_path
 from imagen_pytorch.data import open_source
 from imagen_pytorch.trainer import ImagenTrainer

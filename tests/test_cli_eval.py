@@ -230,7 +230,7 @@ def test_an_extractor_that_took_part_in_training_is_refused(run, monkeypatch):
         (["mixed", *FAST], 3, ["different sizes", "8x8 (00.png)", "16x16 (big.png)", "--image-size"]),
         (["broken", *FAST], 3, ["cannot read broken/1.png"]),
         (["empty"], 2, ["neither a checkpoint (imagen.pt) nor images"]),
-        (["none.pt"], 2, ["there is no model at none.pt"]),
+        (["none.pt"], 2, ["no model at none.pt"]),
         (["damaged.pt"], 4, ["damaged.pt"]),
         (["--sampler", "ddmi", *FAST], 2, ["ddmi"]),
         (["--stop-at-unet", "3"], 2, ["2 U-Nets"]),

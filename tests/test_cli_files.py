@@ -8,7 +8,7 @@ import click
 import pytest
 from PIL import Image
 
-from imagen_pytorch.cli._files import check_picture_name, encoded, picture_suffixes, slug, write_new
+from imagen_pytorch.cli._files import check_image_name, encoded, image_suffixes, slug, write_new
 from imagen_pytorch.lines import next_free, set_aside
 
 
@@ -71,26 +71,26 @@ def test_set_aside_renames_what_is_there(tmp_path):
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".jpg", ".PNG"])
 def test_pictures_of_every_mode_can_be_written(mode, suffix, tmp_path):
-    check_picture_name(tmp_path / f"x{suffix}")
+    check_image_name(tmp_path / f"x{suffix}")
     path = write_new(encoded(Image.new(mode, (4, 4)), suffix), tmp_path / f"x{suffix}")
     assert Image.open(path).size == (4, 4)
 
 
 def test_a_suffix_that_is_no_picture_is_refused(tmp_path):
-    with pytest.raises(click.UsageError, match=r'"\.txt" .* no kind of picture'):
-        check_picture_name(tmp_path / "x.txt")
+    with pytest.raises(click.UsageError, match=r'"\.txt" .* is not an image format'):
+        check_image_name(tmp_path / "x.txt")
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
 def test_what_cannot_be_written_is_refused_beforehand(mode):
     """Of all suffixes that Pillow can write in principle: each is refused by name, or holds the picture."""
     refused = set()
-    for suffix in sorted(picture_suffixes()):
+    for suffix in sorted(image_suffixes()):
         try:
-            check_picture_name(Path(f"x{suffix}"), mode)
+            check_image_name(Path(f"x{suffix}"), mode)
         except click.UsageError as error:
             refused.add(suffix)
-            assert f'"{suffix}" of x{suffix} cannot hold pictures of the mode {mode}' in str(error)
+            assert f'"{suffix}" of x{suffix} cannot hold images of the mode {mode}' in str(error)
         else:
             assert encoded(Image.new(mode, (5, 3)), suffix)
     assert refused >= {".wmf", ".xbm"} and not refused & {".png", ".jpg", ".jpeg", ".webp", ".gif", ".tiff", ".avif"}

@@ -222,7 +222,7 @@ def test_files_that_are_something_else(run, name, data, code, words):
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("emojis", "there is no emojis"),
+        ("emojis", "emojis does not exist"),
         ("memory://nowhere/a.pt", "there is no checkpoint"),
         (".", "holds no checkpoint"),
         ("mine.json --frames 3", "--frames is for models of videos"),

@@ -41,7 +41,7 @@ def test_no_path(command, option, value, tmp_path, monkeypatch):
     """An unset variable of a script, or a user that does not exist, and nothing is written anywhere."""
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(main, [command, *([] if option is None else [option]), value])
-    reason = f"{value}: there is no such user; a name that begins so is" if value.strip() else "must not be empty"
+    reason = f"{value}: this user does not exist; a name that begins so is" if value.strip() else "must not be empty"
     assert done.exit_code == 2 and reason in done.stderr.replace("\n", " ") and not os.listdir(tmp_path)
 
 

@@ -80,9 +80,9 @@ def test_sampling_steps_of_a_checkpoint(run):
     ("arguments", "words"),
     [
         (["--unet", 3], "the model has 2 U-Nets"),
-        (["--config", "nothing"], "there is no configuration nothing"),
+        (["--config", "nothing"], "no configuration nothing"),
         (["--config", "emoji", "--model", "imagen.pt"], "not both"),
-        (["--model", "imagen.pt"], "there is no model at imagen.pt"),
+        (["--model", "imagen.pt"], "no model at imagen.pt"),
         (["--output", "imagen_config.json"], "cannot write to the folder"),
     ],
 )

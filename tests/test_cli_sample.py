@@ -224,7 +224,7 @@ def test_quiet_prints_the_result_alone(run):
         (["x", "--steps", "0"], ["0"]),
         (["x", "--stop-at-unet", "3"], ["2 U-Nets"]),
         (["x", "--output", "a.txt"], [".txt"]),
-        (["x", "-n", "2", "--output", "-"], ["single picture"]),
+        (["x", "-n", "2", "--output", "-"], ["single image"]),
         (["--prompts", "none.txt"], ["none.txt", "No such file"]),
         (["x", "--load-ema", "perhaps"], ["perhaps"]),
         (["x", "--device", "cuda:63"], ["cuda:63"]),
@@ -470,7 +470,7 @@ def test_processes_share_the_pictures_and_make_those_of_one(run, monkeypatch):
     for arguments, words in {
         ("--grid", "--seed", 1): "2 processes write files of their own: leave out --grid and --output -",
         ("-o", "-", "--seed", 1): "2 processes write files of their own: leave out --grid and --output -",
-        (): "2 processes need --seed, so that each of them makes other pictures",
+        (): "2 processes need --seed, so that each of them makes other images",
     }.items():
         done = run("x", *arguments)
         assert done.exit_code == 2 and words in done.stderr

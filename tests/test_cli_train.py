@@ -26,7 +26,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_train_then_go_on_then_sample(folder):
     done = succeed("train", "--steps", 3)
-    assert done.stdout == "imagen.pt\n" and "pictures: 4 pictures" in done.stderr
+    assert done.stdout == "imagen.pt\n" and "pictures: 4 images" in done.stderr
     assert steps() == [3, 0] and Path("loss.png").is_file()
     said = succeed("train", "--steps", 2).stderr
     assert "going on from imagen.pt after 3 steps of U-Net 1, 0 steps of U-Net 2" in said
@@ -206,7 +206,7 @@ def test_own_pictures_without_a_configuration(folder):
     os.remove("imagen_config.json")
     short = ("--steps", 1, "--batch-size", 2, "--sample-every", 1, "--cond-scale", 1)
     done = succeed("train", "--data", "pictures", *short)
-    assert "pictures: 4 pictures" in done.stderr and Path("sample-1.png").is_file()
+    assert "pictures: 4 images" in done.stderr and Path("sample-1.png").is_file()
 
 
 # -- mistakes -------------------------------------------------------------------------------------------------------

@@ -58,13 +58,13 @@ def test_kinds_of_sources(folder):
 def test_arguments_of_the_data_stay_whatever_the_spelling(folder, monkeypatch, index):
     monkeypatch.setenv("HOME", str(folder / "home"))
     done = succeed("train", "--steps", 1, "--data", spellings(folder)[index])
-    assert "4 pictures\n" in done.stderr and "left out" not in done.stderr
+    assert "4 images\n" in done.stderr and "left out" not in done.stderr
 
 
 def test_another_folder_keeps_what_folders_take_and_the_rest_is_named(folder):
     os.rename("pictures", "photos")
     done = succeed("train", "--steps", 1, "--data", "photos")
-    assert "photos: 4 pictures\n" in done.stderr and "left out" not in done.stderr
+    assert "photos: 4 images\n" in done.stderr and "left out" not in done.stderr
     write_config(model=SMALL, dataset_name="emoji64", dataset={"batch_size": 4, "split": "train", "groups": ["x"]})
     for path in Path("photos").glob("*.caption"):
         path.rename(path.with_suffix(".txt"))
@@ -79,7 +79,7 @@ def test_a_run_in_the_folder_of_its_data_does_not_read_what_it_wrote(folder):
     os.chdir("pictures")
     arguments = ("--config", "../config.json", "--steps", 1, "--sample-every", 1, "--text", "a red square")
     for _ in range(2):
-        assert ".: 4 pictures\n" in succeed("train", *arguments).stderr
+        assert ".: 4 images\n" in succeed("train", *arguments).stderr
     assert Path("sample-2.png").is_file() and Path("loss.png").is_file() and steps() == [2]
 
 
@@ -91,8 +91,8 @@ def test_images_without_captions_train_a_model_without_text(folder):
     without_captions()
     write_config(model=FREE, dataset=None)
     done = succeed("train", "--steps", 1, "--sample-every", 1, "--batch-size", 2)
-    assert "no picture of pictures has a caption: this model is trained without text" in done.stderr
-    assert "pictures: 4 pictures without captions" in done.stderr and Path("sample-1.png").is_file()
+    assert "no image of pictures has a caption: this model is trained without text" in done.stderr
+    assert "pictures: 4 images without captions" in done.stderr and Path("sample-1.png").is_file()
     params = read_checkpoint("imagen.pt")["imagen_params"]
     assert params["condition_on_text"] is False and done.stderr.endswith("sample --model imagen.pt\n")
     assert "going on from imagen.pt after 1 steps" in succeed("train", "--steps", 1, "--batch-size", 2).stderr

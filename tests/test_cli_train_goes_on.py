@@ -237,7 +237,7 @@ def test_a_tilde_is_the_home_of_the_user(folder, monkeypatch):
     [
         ({"checkpoint_path": "x\0y.pt"}, "checkpoint_path"),
         ({"checkpoint_path": ""}, "checkpoint_path"),
-        ({"checkpoint_path": "~nobody9/x.pt"}, "there is no such user"),
+        ({"checkpoint_path": "~nobody9/x.pt"}, "this user does not exist"),
         ({"dataset_name": "x\0y"}, "dataset_name"),
         ({"dataset_name": " "}, "dataset_name"),
     ],

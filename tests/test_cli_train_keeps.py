@@ -11,7 +11,7 @@ from train_toys import SMALL, enter, imagen, metrics, refused, steps, succeed, w
 
 from imagen_pytorch import ImagenTrainer
 from imagen_pytorch.cli import _metrics, _samples
-from imagen_pytorch.cli._outputs import Pictures
+from imagen_pytorch.cli._outputs import Images
 from imagen_pytorch.data import SkippedReport
 from imagen_pytorch.evaluation import plots
 from imagen_pytorch.training.lane import Lane
@@ -20,8 +20,8 @@ from imagen_pytorch.training.workers import WorkersLost
 #: what a training does beside its steps: where it is done, and what the warning names
 DUTIES = {
     "drawing samples": (ImagenTrainer, "sample", "no samples of U-Net 1: "),
-    "making a sheet": (Pictures, "grid", "no samples of U-Net 1: "),
-    "encoding a sheet": (Pictures, "encode", "no samples of U-Net 1: "),
+    "making a sheet": (Images, "grid", "no samples of U-Net 1: "),
+    "encoding a sheet": (Images, "encode", "no samples of U-Net 1: "),
     "writing a sheet": (_samples, "write_new", "no samples of U-Net 1: "),
     "validating": (ImagenTrainer, "valid_step", "no validation: "),
     "listing what is skipped": (SkippedReport, "update", "no list of what was left out: "),

@@ -156,15 +156,15 @@ def test_a_rate_that_no_gif_has_becomes_a_webp(models):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["-o", "a.jpg"], [".jpg", "no kind of video", ".gif", ".mp4", "frame-%04d.png"]),
-        (["-o", "a-%d.mp4"], [".mp4", "no kind of video"]),
+        (["-o", "a.jpg"], [".jpg", "not a video format", ".gif", ".mp4", "frame-%04d.png"]),
+        (["-o", "a-%d.mp4"], [".mp4", "not a video format"]),
         (["-o", "a.gif", "--fps", "60"], ["50 frames a second"]),
         (["--frames", "3"], ["multiple of 2", "got 3"]),
         (["--frames", "0"], ["--frames"]),
         (["--fps", "0"], ["--fps"]),
-        (["--model", "pictures.pt", "--frames", "4"], ["makes pictures", "--frames"]),
-        (["--model", "pictures.pt", "--fps", "4"], ["makes pictures", "--fps"]),
-        (["--model", "pictures.pt", "-o", "a.mp4"], [".mp4", "no kind of picture"]),
+        (["--model", "pictures.pt", "--frames", "4"], ["makes images", "--frames"]),
+        (["--model", "pictures.pt", "--fps", "4"], ["makes images", "--fps"]),
+        (["--model", "pictures.pt", "-o", "a.mp4"], [".mp4", "not an image format"]),
     ],
 )
 def test_mistakes(models, arguments, words):
@@ -178,7 +178,7 @@ def test_mistakes(models, arguments, words):
 def test_names_that_fit_nothing_are_refused_before_a_model_is_read(tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     Path("imagen.pt").write_bytes(b"no model")
-    refused(imagen("sample", "x", *arguments), "no kind of")
+    refused(imagen("sample", "x", *arguments), "video format")
 
 
 # -- train ----------------------------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_a_folder_of_clips_in_place_of_the_configured_data(folder):
 
 def test_pictures_train_a_model_of_videos_as_single_frames(folder):
     done = train("--data", gifs(3, moving=False), "--sample-every", 1)
-    assert "films: 3 pictures, each trained as a clip of one frame" in done.stderr
+    assert "films: 3 images, each trained as a clip of one frame" in done.stderr
     assert animation("sample-1.gif")[0] == 2
     write_config(dataset={"batch_size": 2}, dataset_name="films")  # nobody says how long clips are
     train("--output", "other", "--sample-every", 1)

@@ -200,8 +200,8 @@ def test_columns_that_do_not_exist(options, words):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"image": 1, "a": 2}, "set text_label to one of: image, a"),
-        ({"text": 1, "a": 2}, "set image_label or url_label to one of: text, a"),
+        ({"image": 1, "a": 2}, "set text_label to the column that holds them, one of: image, a"),
+        ({"text": 1, "a": 2}, "set image_label or url_label to the column that holds them, one of: text, a"),
     ],
 )
 def test_columns_that_nobody_named(row, words):

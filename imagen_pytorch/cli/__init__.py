@@ -1,4 +1,4 @@
-"""The command line: ``imagen``. Every file beside this one whose name has no underscore in front is a command."""
+"""The command line: ``imagen``. Each file in this folder is a command, except those that begin with an underscore."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _DEBUG = "imagen.debug"
 
 
 def ours(name: str) -> str:
-    """Our spelling of an option or command: dashes for underscores, and the names of `ALIASES`."""
+    """The canonical spelling of an option or command: dashes for underscores, and the names of `ALIASES`."""
     dashed = name.replace("_", "-")
     return ALIASES.get(dashed, dashed)
 
@@ -94,7 +94,7 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; whatever goes wrong becomes a sentence with an exit code."""
+        """Run the command; an error becomes a sentence with an exit code."""
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, KeyboardInterrupt):
@@ -137,7 +137,7 @@ def main(context: click.Context) -> None:
 
     \b
     imagen demo                                  train a small cascade on embedded images
-    imagen train --data ./pictures --unet all    train on a folder of images with captions
+    imagen train --data ./images --unet all    train on a folder of images with captions
     imagen train --data moving-digits            train a model of videos
     imagen config                                write ./imagen_config.json, to be edited
     imagen sample "a 3d render of a bear on a white background"    draw with the newest model

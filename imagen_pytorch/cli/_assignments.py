@@ -28,7 +28,7 @@ class Axis(NamedTuple):
 
 
 def _meant(name: str, context: click.Context) -> str:
-    """The name of an option's parameter from any of its spellings."""
+    """The parameter of an option, from any of its spellings."""
     normalize = context.token_normalize_func or str
     return normalize(name.strip().lstrip("-")).replace("-", "_")
 

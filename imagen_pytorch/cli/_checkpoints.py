@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and whether its results can be written at all."""
+"""The checkpoint a run goes on from, and early checks that its results can be written."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _verified(path: str) -> dict[str, Any] | None:
 
 
 def whole_or_previous(path: str) -> tuple[str, dict[str, Any] | None]:
-    """A checkpoint, or if it is damaged or gone the one before it, which is said in a warning.
+    """Return a checkpoint, or if it is damaged or gone the one before it, with a warning.
 
     Returns:
         its path, and its contents if it is a file.
@@ -84,7 +84,7 @@ def whole_or_previous(path: str) -> tuple[str, dict[str, Any] | None]:
 
 
 def has_checkpoint(path: str) -> bool:
-    """Whether there is something to go on from: a checkpoint, or the one before it.
+    """Return whether there is something to go on from: a checkpoint, or the one before it.
 
     Raises:
         CheckpointUnreachable: the storage does not answer.

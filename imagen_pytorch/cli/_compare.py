@@ -48,7 +48,7 @@ class Request(DrawingOptions):
 
 @dataclass
 class Side:
-    """One side of the comparison: its model, its settings, and what it made."""
+    """One side of the comparison: its model, its settings, and its images."""
 
     name: str
     model: Model
@@ -69,7 +69,7 @@ class Side:
 
 
 def _sides(request: Request) -> tuple[Side, Side]:
-    """Both sides, ready to draw.
+    """Both sides, ready to sample.
 
     Raises:
         click.UsageError: they are the same, or only one of them takes captions.
@@ -96,7 +96,7 @@ def _data(request: Request, model: Model) -> RealData:
 
 
 def _captions(request: Request, real: RealData) -> list[str]:
-    """The captions that both sides draw.
+    """The captions that both sides sample.
 
     Raises:
         click.UsageError: there are none.
@@ -111,7 +111,7 @@ def _captions(request: Request, real: RealData) -> list[str]:
 
 
 def _compared(sides: tuple[Side, Side], captions: list[str], real: RealData, request: Request) -> list[Comparison]:
-    """The figures of both sides; none without a judge of captions."""
+    """The scores of both sides; none without a judge of captions."""
     from ..evaluation.comparison import compare_images
     from ..evaluation.report import judging_extractors, learned_extractors
 
@@ -145,7 +145,7 @@ def _sheet(sides: tuple[Side, Side], captions: list[str]) -> Image.Image:
 
 
 def run(request: Request) -> None:
-    """Draw, compare, print and write.
+    """Sample, compare, print and write.
 
     Raises:
         click.ClickException: anything that the user can put right.

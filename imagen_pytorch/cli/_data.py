@@ -1,4 +1,4 @@
-"""The data of a configuration, fit for its model: pictures or clips, with captions or without."""
+"""The data of a configuration, fit for its model: images or clips, with captions or without."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def images_of(item: Any) -> Tensor:
-    """The picture ``(c, h, w)`` or clip ``(c, f, h, w)`` of an item of a data set."""
+    """The image ``(c, h, w)`` or clip ``(c, f, h, w)`` of an item of a data set."""
     if isinstance(item, Mapping):
         return item["images"]
     return item[0] if isinstance(item, tuple) else item
@@ -31,8 +31,8 @@ def caption_of(item: Any) -> str | None:
 
 
 def noun_of(item: Any) -> str:
-    """What an item of a data set is."""
-    return "clip" if images_of(item).ndim == 4 else "picture"
+    """Return "clip" or "image", whichever an item of a data set is."""
+    return "clip" if images_of(item).ndim == 4 else "image"
 
 
 class _WithoutCaptions:
@@ -52,10 +52,10 @@ class _WithoutCaptions:
 
 
 def _opened(config: TrainingConfig, image_size: tuple[int, int]) -> Dataset:
-    """The data set as it is, with as many channels as the model unless the configuration asks it for others.
+    """The data set with its captions, and as many channels as the model unless the configuration asks it for others.
 
     A video model whose configuration does not ask the data for ``num_frames`` takes clips of its own number of frames
-    where there are clips, else pictures.
+    where there are clips, else images.
     """
     from ..data import DataError, open_source
     from ..images import MODES
@@ -79,10 +79,10 @@ def _opened(config: TrainingConfig, image_size: tuple[int, int]) -> Dataset:
 
 
 def _readable(config: TrainingConfig, image_size: tuple[int, int]) -> tuple[Dataset, str, bool]:
-    """The data set of a configuration, what its items are, and whether they have captions.
+    """The data set of a configuration, "image" or "clip" for its items, and whether they have captions.
 
     Raises:
-        click.UsageError: the model makes pictures and the data are clips.
+        click.UsageError: the model makes images and the data are clips.
         CommandFailed: nothing in it can be read.
     """
     dataset = _opened(config, image_size)
@@ -94,7 +94,7 @@ def _readable(config: TrainingConfig, image_size: tuple[int, int]) -> tuple[Data
     noun = noun_of(first)
     if noun == "clip" and not config.imagen.video:
         raise click.UsageError(
-            f"{config.dataset_name} holds clips and this is a model of pictures: one of videos is described with "
+            f"{config.dataset_name} holds clips and this is a model of images: one of videos is described with "
             '"video": true in "imagen", as in the ready-made configuration moving-digits (--config moving-digits)'
         )
     return dataset, noun, caption_of(first) is not None
@@ -108,7 +108,7 @@ def open_data(config: TrainingConfig, image_size: tuple[int, int]) -> Dataset:
         image_size: (height, width) of the largest stage that is trained.
 
     Raises:
-        click.UsageError: the model takes captions and the data have none, or it makes pictures and the data are clips.
+        click.UsageError: the model takes captions and the data have none, or it makes images and the data are clips.
         CommandFailed: nothing in it can be read.
     """
     dataset, noun, captioned = _readable(config, image_size)
@@ -150,7 +150,7 @@ def without_text(config: TrainingConfig) -> TrainingConfig:
 
 
 def stage_size(config: TrainingConfig, number: int) -> tuple[int, int]:
-    """(height, width) of the pictures of a U-Net (1-based)."""
+    """(height, width) of the images of a U-Net (1-based)."""
     from ..images import as_size
 
     sizes, count = config.imagen.image_sizes, len(config.imagen.unets)
@@ -160,7 +160,7 @@ def stage_size(config: TrainingConfig, number: int) -> tuple[int, int]:
 
 
 def informed(config: TrainingConfig, dataset: Dataset) -> TrainingConfig:
-    """The configuration with a video model that knows, where nobody says, the length and the rate of its data."""
+    """The configuration with a video model whose length and frame rate, unless stated, are those of its data."""
     first = dataset[0]
     if not config.imagen.video or noun_of(first) != "clip":
         return config

@@ -1,6 +1,6 @@
-"""What ``imagen demo`` does: sheets before and after training, per stage, and a figure of how well they fit.
+"""``imagen demo``: sheets before and after training, per stage, and a score of how well they match their captions.
 
-This is what demos of pictures and of videos have in common; each has a file of its own for the rest.
+This is what demos of images and of videos have in common; each has a file of its own for the rest.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 FOLDER = "runs/demo"
 #: the figures of a finished demo
 METRICS = "metrics.json"
-#: pictures or clips made at once where nobody needs to look at them
+#: images or clips per batch in demos
 BATCH = 48
-#: steps between two points of the loss curve, and between two lines of talk where there is no terminal
+#: steps between two points of the loss curve, and between two lines of output without a terminal
 LOG_EVERY = 25
 
 
@@ -59,7 +59,7 @@ class Options:
 
 
 def scaled(values: dict[str, Any], steps: int | None) -> dict[str, Any]:
-    """A configuration whose first U-Net trains for so many steps; all else that is counted in steps keeps pace.
+    """A configuration whose first U-Net trains for this number of steps; all other step counts scale with it.
 
     Raises:
         CommandFailed: the configuration does not say how many steps there are.
@@ -86,17 +86,17 @@ def scaled(values: dict[str, Any], steps: int | None) -> dict[str, Any]:
 
 
 def spread(count: int, wanted: int) -> list[int]:
-    """At most so many indices, evenly spread over ``range(count)``."""
+    """At most this number of indices, evenly spread over ``range(count)``."""
     return [index * count // min(wanted, count) for index in range(min(wanted, count))]
 
 
 def captions_of(dataset: Dataset | None) -> Sequence[str]:
-    """All captions of a data set that knows them without reading anything else, else none."""
+    """All captions of a data set that has them without reading images, else none."""
     return getattr(dataset, "captions", ())
 
 
 def gathered(dataset: Dataset, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
-    """Pictures ``(n, c, h, w)`` or clips ``(n, c, f, h, w)`` in [0, 1] and their captions."""
+    """Images ``(n, c, h, w)`` or clips ``(n, c, f, h, w)`` in [0, 1] and their captions."""
     import torch
 
     items = [dataset[index] for index in indices]
@@ -122,13 +122,13 @@ class Demo(ABC):
         self.seconds: dict[str, float] = {}
 
     def say(self, text: str) -> None:
-        """One line of talk."""
+        """Print one line of output."""
         if not self.options.quiet:
             say(text)
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
-        """Remember how long the block takes."""
+        """Record the duration of the block."""
         began = time.monotonic()
         yield
         self.seconds[what] = round(time.monotonic() - began, 2)
@@ -141,7 +141,7 @@ class Demo(ABC):
         """
         if not self.config.imagen.condition_on_text or not self.config.sample_texts:
             raise CommandFailed(
-                "the demo draws captions: the configuration needs sample_texts, and a model with text", USAGE
+                "the demo samples captions: the configuration needs sample_texts, and a model with text", USAGE
             )
         path = self.folder / "config.json"
         if not self.unfinished():
@@ -162,7 +162,7 @@ class Demo(ABC):
         self.held_out = None if split is None else self._other_split(split)
 
     def unfinished(self) -> bool:
-        """Whether the folder holds an interrupted demo with the same configuration."""
+        """Return whether the folder holds an interrupted demo with the same configuration."""
         config = self.folder / "config.json"
         if not config.is_file() or (self.folder / METRICS).exists():
             return False
@@ -173,7 +173,7 @@ class Demo(ABC):
 
     @abstractmethod
     def held_out_split(self) -> str | None:
-        """The part of the data that is never trained on, if they have a known one."""
+        """The held-out part of the data, for data sets that define one."""
 
     def _other_split(self, split: str) -> Dataset:
         rest = {name: value for name, value in self.config.dataset.items() if name != "limit"}
@@ -181,17 +181,17 @@ class Demo(ABC):
         return open_data(other, self.imagen.stages[-1].size)
 
     def notes(self) -> list[str]:
-        """Which prompts are no captions of the training data."""
+        """Return which prompts are not captions of the training data."""
         trained, held_out = set(captions_of(self.data)), set(captions_of(self.held_out))
         if not trained:
             return [""] * len(self.prompts)
         kinds = {True: "held out of training", False: "not in the data"}
         return ["" if prompt in trained else kinds[prompt in held_out] for prompt in self.prompts]
 
-    # -- pictures and clips -------------------------------------------------------------------------------------------
+    # -- images and clips -------------------------------------------------------------------------------------------
 
     def draw(self, sample: Any, texts: list[str], **options: Any) -> list[Any]:
-        """What every stage makes of these captions; the same seeds, hence the same noise, at every call."""
+        """Sample these captions with every stage; the same seeds, hence the same noise, at every call."""
         seeds = [self.options.seed + index for index in range(len(texts))]
         arguments = {**self.outputs.arguments(), **options}
         return sample(
@@ -209,7 +209,7 @@ class Demo(ABC):
             self.write_sheet(items, stage, f"stage{stage + 1}-{when}", f"Stage {stage + 1}, {when} training")
 
     def write_sheet(self, items: Any, stage: int, name: str, title: str) -> Any:
-        """One sheet of what a stage (counted from 0) made, with the prompts as captions; returns it."""
+        """Write and return a sheet of the results of a stage (counted from 0), with the prompts as captions."""
         title = f"{title}: {self.extent(stage)}"
         sheet = self.outputs.grid(items, self.prompts, title=title, notes=self.notes())
         path = self.folder / f"{name}{self.outputs.suffix}"
@@ -218,7 +218,7 @@ class Demo(ABC):
         return sheet
 
     def extent(self, stage: int) -> str:
-        """How large the results of a stage (counted from 0) are, in words."""
+        """The size of the results of a stage (counted from 0), in words."""
         height, width = self.imagen.stages[stage].size
         return f"{width} x {height}{self.outputs.length(stage)}"
 
@@ -229,7 +229,7 @@ class Demo(ABC):
             self.outputs.write(item, path, len(self.imagen.unets) - 1)
 
     def write_real(self) -> None:
-        """What the data have for the prompts, where they have it; blank where not."""
+        """The data's own examples of the prompts, blank where it has none."""
         import torch
 
         sources = (self.held_out, self.data)
@@ -243,14 +243,14 @@ class Demo(ABC):
 
     @abstractmethod
     def judge(self) -> dict[str, Any]:
-        """How well the results fit their captions."""
+        """Score how well the results match their captions."""
 
     @abstractmethod
     def tell(self, report: dict[str, Any]) -> None:
-        """The figures of `judge` as a table."""
+        """Print the scores of `judge` as a table."""
 
     def entries(self, report: dict[str, Any]) -> dict[str, Any]:
-        """Return the figures of `judge` by their names in ``metrics.json``."""
+        """Return the scores of `judge` by their names in ``metrics.json``."""
         return {self.entry: report}
 
     # -- the whole ----------------------------------------------------------------------------------------------------
@@ -302,13 +302,13 @@ class Demo(ABC):
         return 0
 
     def write_metrics(self, report: dict[str, Any]) -> None:
-        """``metrics.json``: all figures of this run."""
+        """Write ``metrics.json``: all scores of this run."""
         last = {name: curve[-1][1] for name, curve in self.training.log.history().items()}
         metrics = {
             **self.entries(report),
             "loss": last,
             "steps": self.training.taken(),
-            f"training_{self.outputs.noun}s": len(self.data),
+            "training_clips" if self.outputs.noun == "clip" else "training_pictures": len(self.data),
             "cond_scale": self.cond_scale,
             "seed": self.options.seed,
             "seconds": self.seconds,
@@ -316,19 +316,19 @@ class Demo(ABC):
         replace_file(f"{json.dumps(metrics, indent=2)}\n".encode(), self.folder / METRICS)
 
     def files(self) -> dict[Path, str]:
-        """What there is to look at."""
+        """The files of the results, with a description of each."""
         last, suffix, noun = len(self.imagen.unets), self.outputs.suffix, self.outputs.noun
         return {
             self.folder / f"stage{last}-after{suffix}": f"the {noun}s, with their captions",
             self.folder / f"stage{last}-before{suffix}": "the same noise before training",
-            self.folder / f"real{suffix}": "what the data have for these captions",
+            self.folder / f"real{suffix}": "the data's own examples of these captions",
             self.folder / "loss.png": "the loss curves",
             self.folder / METRICS: f"{self.figures} and times",
             self.folder / "samples": f"every {noun} in a file of its own",
         }
 
     def conclude(self) -> None:
-        """Where everything is, and what to type next."""
+        """Print where everything is, and the commands to type next."""
         files = self.files()
         width = max(map(len, map(str, files)))
         look = "\n          ".join(f"{path!s:{width}}  {what}" for path, what in files.items())
@@ -349,17 +349,17 @@ class Demo(ABC):
 
 
 def run(options: Options) -> int:
-    """Train, draw and judge as the options say; returns the exit code.
+    """Train, sample and evaluate with these options; returns the exit code.
 
     Raises:
         click.ClickException: anything that the user can put right.
     """
     from ..configs import TrainingConfig
     from ..signatures import parse
-    from ._demo_pictures import PictureDemo
+    from ._demo_images import ImageDemo
     from ._demo_videos import VideoDemo
 
     values = scaled(read_json(find_config(options.config).path), options.steps)
     values = {**values, "trainer": {**(values.get("trainer") or {}), "seed": options.seed}}
     config = parse(TrainingConfig, values)
-    return (VideoDemo if config.imagen.video else PictureDemo)(options, values, config).run()
+    return (VideoDemo if config.imagen.video else ImageDemo)(options, values, config).run()

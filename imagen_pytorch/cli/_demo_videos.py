@@ -21,7 +21,7 @@ class VideoDemo(Demo):
     figures = "how many move and look as they should,"
 
     def held_out_split(self) -> str | None:
-        """The part of the data that is never trained on, if they have a known one."""
+        """The held-out part of the data, for data sets that define one."""
         return HELD_OUT if self.config.dataset_name == "moving-digits" else None
 
     def write_sheet(self, items: Any, stage: int, name: str, title: str) -> Any:
@@ -38,7 +38,7 @@ class VideoDemo(Demo):
         return self.folder / f"stage{len(self.imagen.unets)}-after.mp4" if find_spec("av") else None
 
     def files(self) -> dict[Path, str]:
-        """What there is to look at."""
+        """The files of the results, with a description of each."""
         first, *rest = super().files().items()
         film = [] if self.film is None else [(self.film, "the same as a film")]
         return dict([first, *film, *rest])
@@ -51,11 +51,11 @@ class VideoDemo(Demo):
         return clip_figures(made, real, captions, self.options.seed)
 
     def entries(self, report: dict[str, Any]) -> dict[str, Any]:
-        """Return the figures of `judge` by their names in ``metrics.json``."""
+        """Return the scores of `judge` by their names in ``metrics.json``."""
         return {self.entry: {}, **report}
 
     def tell(self, report: dict[str, Any]) -> None:
-        """The figures of `judge` as a table."""
+        """Print the scores of `judge` as a table."""
         lines = clip_table(report)
         if lines:
             self.say("\n" + "\n".join(lines))

@@ -76,7 +76,7 @@ class Model:
         return self._shown(torch.stack(made)), settings(self.imagen, arguments)
 
     def enlarged(self, real: Tensor, captions: list[str], request: DrawingOptions) -> list[Enlarged]:
-        """Return what each trained upsampler makes of real images that were shrunk to the size before it."""
+        """Return the outputs of each trained upsampler for real images that were shrunk to the size before it."""
         from ..evaluation.subject import Enlarged
         from ..images import resize
 
@@ -116,7 +116,7 @@ class Model:
         return images if self.imagen.auto_normalize_img else images * 2 - 1
 
     def _shown(self, images: Tensor) -> Tensor:
-        """Images in [0, 1], whatever range the model was asked to give."""
+        """Convert generated images to [0, 1], whatever the range of the model's output."""
         return (images if self.imagen.auto_normalize_img else (images + 1) / 2).float().clamp(0, 1)
 
     def record(self) -> dict[str, Any]:

@@ -46,7 +46,7 @@ CODES = {
 
 
 def say(text: str) -> None:
-    """Lines of talk on standard error: of what they quote from files nothing steers a terminal or floods it."""
+    """Print lines on standard error; text quoted from files is escaped and shortened."""
     click.echo("\n".join(excerpt(line, LONGEST) for line in text.split("\n")), err=True)
 
 
@@ -73,7 +73,7 @@ def exit_code(error: BaseException) -> int:
 
 
 def _told(error: BaseException) -> str:
-    """What an exception says; of one of a reading process, where torch puts its traceback in front, the last line."""
+    """The text of an exception; of one raised in a reading process, whose traceback torch puts first, the last line."""
     text = str(error) or type(error).__name__
     if _OF_A_WORKER.match(text):
         text = re.sub(r"^[\w.]+: ", "", text.rstrip().splitlines()[-1])
@@ -81,7 +81,7 @@ def _told(error: BaseException) -> str:
 
 
 def described(error: BaseException) -> str:
-    """An exception as a sentence; one that nobody foresaw says how to see its traceback."""
+    """An exception as a sentence; for an unexpected one, with a hint on how to see its traceback."""
     text = _told(error)
     if exit_code(error) == MEMORY:
         return f"out of memory: {text.splitlines()[0]}"
@@ -104,7 +104,7 @@ _ABSENT = {
 
 
 def one_line(error: click.ClickException) -> str:
-    """What click would print in several lines: the command, what is wrong, where to read on."""
+    """The several lines of a click message as one: the command, what is wrong, where to read on."""
     absent = _ABSENT.get(error.option_name) if isinstance(error, click.NoSuchOption) else None
     message = error.format_message() if absent is None else f"no option {error.option_name} is needed: {absent}"
     text = " ".join(message.split()).removesuffix(".")
@@ -118,7 +118,7 @@ def one_line(error: click.ClickException) -> str:
 
 @contextmanager
 def warnings_as_lines() -> Iterator[None]:
-    """Warnings inside the block become one line each, without the place in the code; each is shown once."""
+    """Print warnings inside the block as one line each, without the place in the code, and each only once."""
     shown: set[str] = set()
 
     def show(message: Warning | str, category: type[Warning], *_: Any) -> None:

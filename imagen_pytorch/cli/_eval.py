@@ -81,7 +81,7 @@ def _drawn(model: Model, real: RealData, request: Request) -> Generated:
     text = not model.imagen.unconditional
     if text and not real.captions:
         raise CommandFailed(
-            f"the images of {real.source.name} have no captions, and the model draws captions: --data names others",
+            f"the images of {real.source.name} have no captions, and the model needs captions: --data names others",
             USAGE,
         )
     places = real.spread(request.limit)

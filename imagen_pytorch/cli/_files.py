@@ -44,7 +44,7 @@ OUTPUTS = ".imagen-outputs"
 
 
 def slug(caption: str) -> str:
-    """A caption as a file name without its suffix: safe on every file system, at most 255 bytes with the suffix."""
+    """Turn a caption into a file name without suffix: safe on every file system, at most 255 bytes with the suffix."""
     caption = caption[:_LONGEST]
     name = caption.replace("-", "_").replace(",", "").replace(" ", "_").replace("|", "--")
     name = "".join("_" if unicodedata.category(char) in _INVISIBLE else char for char in name)
@@ -54,7 +54,7 @@ def slug(caption: str) -> str:
 
 
 def tell(path: str | Path) -> None:
-    """Print where a result is: to programs the path as it is, on a terminal without characters that steer it."""
+    """Print the path of a result: unchanged for programs, with control characters escaped on a terminal."""
     if sys.stdout is not None:  # closed before the start
         click.echo(printable(path) if sys.stdout.isatty() else os.fsencode(path))
 
@@ -137,7 +137,7 @@ def write_over(contents: bytes, path: Path) -> None:
 
 
 def remember(paths: Sequence[Path]) -> None:
-    """Add names of one folder to the list of outputs in it; that it cannot be written spoils nothing."""
+    """Add names of one folder to the list of outputs in it, if that can be written."""
     with suppress(OSError, UnicodeError):
         append_lines([path.name for path in paths if "\n" not in path.name], paths[0].parent / OUTPUTS)
 
@@ -160,7 +160,7 @@ def set_output_aside(path: Path) -> None:
 
 
 def check_place(path: Path) -> None:
-    """Make the folder of a file and see that files can be made in it, before the work for them begins.
+    """Make the folder of a file and check that files can be made in it, before the work for them begins.
 
     Raises:
         click.UsageError: they cannot.
@@ -179,7 +179,7 @@ def check_place(path: Path) -> None:
 
 
 def counts_frames(path: Path) -> bool:
-    """Whether a file name has a place for the number of a frame, and so stands for one file per frame."""
+    """Return whether a file name has a place for the number of a frame, and so stands for one file per frame."""
     return len(_NUMBER.findall(path.name)) == 1
 
 
@@ -241,37 +241,37 @@ def _create_all(frames: Sequence[bytes], names: Sequence[Path]) -> None:
         raise
 
 
-# -- kinds of pictures ------------------------------------------------------------------------------------------------
+# -- kinds of images ------------------------------------------------------------------------------------------------
 
 
-def picture_suffixes() -> set[str]:
-    """The suffixes of all kinds of pictures that can be written."""
+def image_suffixes() -> set[str]:
+    """The suffixes of all image formats that can be written."""
     from PIL import Image
 
     Image.init()
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE}
 
 
-def check_picture_name(path: Path, mode: str = "RGB") -> None:
-    """Refuse a file name whose suffix is no kind of picture, or of one that cannot hold pictures of this mode.
+def check_image_name(path: Path, mode: str = "RGB") -> None:
+    """Refuse a file name whose suffix is not an image format, or one that cannot hold images of this mode.
 
     Raises:
         click.UsageError: naming some that can.
     """
     from PIL import Image
 
-    if path.suffix.lower() not in picture_suffixes():
-        raise click.UsageError(f'"{path.suffix}" of {path} is no kind of picture; use .png, .webp or .jpg')
+    if path.suffix.lower() not in image_suffixes():
+        raise click.UsageError(f'"{path.suffix}" of {path} is not an image format; use .png, .webp or .jpg')
     try:
         encoded(Image.new(mode, (8, 8)), path.suffix)
     except (OSError, ValueError, KeyError) as error:  # formats of one bit, and those that need another program
         raise click.UsageError(
-            f'"{path.suffix}" of {path} cannot hold pictures of the mode {mode} ({error}); use .png, .webp or .jpg'
+            f'"{path.suffix}" of {path} cannot hold images of the mode {mode} ({error}); use .png, .webp or .jpg'
         ) from error
 
 
 def encoded(picture: Image.Image, suffix: str = ".png", texts: Mapping[str, str] | None = None) -> bytes:
-    """A picture as the contents of a file with this suffix; a PNG holds the texts under their keywords."""
+    """An image as the contents of a file with this suffix; a PNG holds the texts under their keywords."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 

@@ -1,4 +1,4 @@
-"""What ``imagen info`` does: find out what the target is, estimate, and show it as tables or JSON."""
+"""``imagen info``: find out what the target is, estimate, and show it as tables or JSON."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Found:
-    """A target: where it is, its model without memory if it describes one, how it is trained, and its file."""
+    """A target: its place, its model on the meta device if it describes one, its training options, and its file."""
 
     path: str
     cascade: Cascade | None
@@ -55,7 +55,7 @@ class Found:
 
 
 def _looks_like_checkpoint(path: Path) -> bool:
-    """Whether a file is or should be a checkpoint instead of a configuration."""
+    """Return whether a file is or should be a checkpoint instead of a configuration."""
     with open(path, "rb") as file:
         start = file.read(9)
     return path.suffix.lower() in _CHECKPOINTS or start.startswith((b"PK", b"\x80")) or start[8:9] == b"{"
@@ -94,7 +94,7 @@ def _checkpoint_of(target: str | None) -> str | None:
         return target if _looks_like_checkpoint(path) else None
     if target not in preset_names():
         raise click.UsageError(
-            f"there is no {target}: name a configuration file, a checkpoint, or a ready-made configuration "
+            f"{target} does not exist: name a configuration file, a checkpoint, or a ready-made configuration "
             f"({', '.join(preset_names())})"
         )
     return None
@@ -104,7 +104,7 @@ def _values(path: Path) -> Any:
     """The contents of a configuration file.
 
     Raises:
-        click.UsageError: it is no such file, and was hardly meant as one.
+        click.UsageError: it is not such a file, and was hardly meant as one.
         ConfigError: it is a broken one.
     """
     try:
@@ -166,12 +166,12 @@ def _is_count(value: Any) -> bool:
 
 
 def _holds_state(optimizer: Any) -> bool:
-    """Whether the state of an optimizer in a file has any moments: it has none before its first step."""
+    """Return whether the state of an optimizer in a file has any moments: it has none before its first step."""
     return isinstance(optimizer, Mapping) and bool(optimizer.get("state"))
 
 
 def file_facts(outline: Outline) -> dict[str, Any]:
-    """What a checkpoint says about itself and about its training."""
+    """Read what a checkpoint states about itself and about its training."""
     contents, numbers = outline.contents, set()
     weights = contents.get("model")
     counts: dict[str, int] = {}
@@ -202,7 +202,7 @@ def file_facts(outline: Outline) -> dict[str, Any]:
 
 
 def model_facts(cascade: Cascade) -> dict[str, Any]:
-    """What a model is."""
+    """Describe a model."""
     text = cascade.condition_on_text
     return {
         "type": type(cascade).__name__,
@@ -250,7 +250,7 @@ def run(request: Request) -> None:
     from ..profiling.estimates import estimate
 
     if request.frames is not None and found.cascade is not None and not found.cascade.is_video:
-        raise click.UsageError("--frames is for models of videos, and this is one of pictures")
+        raise click.UsageError("--frames is for models of videos, and this is one of images")
     machine = this_machine()
     found = replace(found, plan=_overridden(found.plan, request, machine))
     stages = [] if found.cascade is None else estimate(found.cascade, found.plan)

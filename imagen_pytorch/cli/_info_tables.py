@@ -14,7 +14,7 @@ _COMPUTED = {"no": "float32", "fp16": "float16 (weights float32)", "bf16": "bflo
 
 
 def _size(size: Sequence[int] | None) -> str:
-    """Height and width, of a square one number as people say it."""
+    """Height and width; one number for a square."""
     return "" if size is None else f"{size[0]}x{size[1]}"
 
 
@@ -23,7 +23,7 @@ def _bytes(count: int) -> str:
 
 
 def _checkpoint(facts: Mapping[str, Any]) -> list[str]:
-    """What a file says about its training."""
+    """The lines on the training of a checkpoint."""
     version = facts["version"]
     by = f"written by version {version}" if version else "it does not say what wrote it"
     made = [f"file      {facts['format']}, {_bytes(facts['bytes'])}, {by}"]
@@ -43,7 +43,7 @@ def _checkpoint(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _model(facts: Mapping[str, Any], count: int) -> list[str]:
-    noun = "clips" if facts["video"] else "pictures"
+    noun = "clips" if facts["video"] else "images"
     sizes = " -> ".join(_size(size) for size in facts["image_sizes"])
     made = [f"model     {facts['type']}: {count} U-Net{'s' * (count > 1)} for {noun}, {sizes}"]
     if facts["text_encoder"] is None:
@@ -118,7 +118,7 @@ def _memory(facts: Mapping[str, Any], noun: str) -> list[str]:
 
 
 def lines(facts: Mapping[str, Any]) -> list[str]:
-    """All that people are shown, line by line."""
+    """The whole report, line by line."""
     made = [f"{facts['kind']} {printable(facts['target'])}"]
     if "checkpoint" in facts:
         made += _checkpoint(facts["checkpoint"])
@@ -127,7 +127,7 @@ def lines(facts: Mapping[str, Any]) -> list[str]:
     if "checkpoint" in facts:
         made.append("")
     unets, total = facts["unets"], facts["total"]
-    noun = "clip" if facts["model"]["video"] else "picture"
+    noun = "clip" if facts["model"]["video"] else "image"
     made += [*_model(facts["model"], len(unets)), "", *_networks(unets, total), ""]
     made += [*_flops(unets, total, noun, facts["plan"]["batch_size"]), "", *_memory(facts, noun)]
     if unets and not facts["warnings"]:

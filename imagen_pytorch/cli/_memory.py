@@ -1,4 +1,4 @@
-"""Whether a training fits into the memory that there is, asked before any of it is taken."""
+"""Check whether a training fits into the available memory, before it takes any."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SMALL = 0.25
 
 
 def plan_of(config: TrainingConfig, cascade: Cascade) -> Plan:
-    """How a configuration has its model trained, as far as that costs memory."""
+    """The training options of a configuration that affect memory."""
     from ..profiling.estimates import Plan
     from ..training.precision import chosen_precision
 
@@ -36,7 +36,7 @@ def plan_of(config: TrainingConfig, cascade: Cascade) -> Plan:
 
 
 class MemoryCheck:
-    """Compares what training U-Nets of a configuration takes with what there is.
+    """Compare the memory for training U-Nets of a configuration with the available memory.
 
     The encoder of captions and the data are not counted. Several processes that a launcher has started share the batch
     and, on a CPU, the memory; with ``strategy="fsdp2"`` also the weights and all that goes with them.
@@ -109,7 +109,7 @@ class MemoryCheck:
         return training_states(self.cascade, number, self.plan)
 
     def _shared(self, need: Training) -> Training:
-        """What this process holds of it."""
+        """The memory that this process holds of it."""
         if not self.shared or self.processes == 1:
             return need
         names = ("weights", "averages", "gradients", "moments")

@@ -1,4 +1,4 @@
-"""Which trained model a command takes, and how it is opened."""
+"""The trained model that a command takes, and how it is opened."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def find_model(given: str | None) -> str:
         found = f"./{MODEL}" if Path(MODEL).is_file() else newest_below(".")
         if found is None:
             raise CommandFailed(
-                f"there is no model at ./{MODEL} and none in the folders below: `{program()} demo` trains a small one "
+                f"no model at ./{MODEL} and none in the folders below: `{program()} demo` trains a small one "
                 f"in minutes, `{program()} train --data FOLDER` one on your images; --model names one elsewhere",
                 USAGE,
             )
@@ -47,7 +47,7 @@ def find_model(given: str | None) -> str:
         return newest
     if "://" not in given and not folder.is_file():
         raise CommandFailed(
-            f"there is no model at {given}: train one with `{program()} train` or `{program()} demo`, or name one with "
+            f"no model at {given}: train one with `{program()} train` or `{program()} demo`, or name one with "
             "--model",
             USAGE,
         )
@@ -57,7 +57,7 @@ def find_model(given: str | None) -> str:
 def newest_below(folder: str) -> str | None:
     """The checkpoint of the usual names that was written last in a folder or below it; None if there is none.
 
-    Hidden folders and links to folders are passed over, and so is what lies deep or behind very many other files.
+    Hidden folders and links to folders are skipped, and so is what lies deep or after very many other files.
     """
     found: dict[str, int] = {}
     waiting, seen = [(folder, 0)], 0

@@ -69,7 +69,7 @@ class PerStage(click.ParamType):
         except ValueError:
             self.fail(f"{value!r} is not one {self.kind.__name__} or several with commas between them", param, ctx)
         if self.kind is float and not all(map(math.isfinite, values)):
-            self.fail(f"{value!r} is no number to compute with", param, ctx)
+            self.fail(f"{value!r} is not a finite number", param, ctx)
         if self.least is not None and min(values) < self.least:
             self.fail(f"{value!r} is below {self.least}", param, ctx)
         if self.most is not None and max(values) > self.most:
@@ -92,7 +92,7 @@ class Place(click.ParamType):
             self.fail("a path must not be empty or hold a NUL character", param, ctx)
         path = os.path.expanduser(value)
         if path.startswith("~"):
-            self.fail(f'{value}: there is no such user; a name that begins so is "./{value}"', param, ctx)
+            self.fail(f'{value}: this user does not exist; a name that begins so is "./{value}"', param, ctx)
         return path
 
 
@@ -253,7 +253,7 @@ def chosen_device(name: str) -> Any:
     """The torch device of that name.
 
     Raises:
-        click.UsageError: there is no such device on this machine.
+        click.UsageError: this machine has no such device.
     """
     import torch
 
@@ -272,7 +272,7 @@ def chosen_device(name: str) -> Any:
         "xpu": lambda: torch.xpu.is_available() and (device.index or 0) < torch.xpu.device_count(),
     }
     if device.type not in there:
-        raise click.UsageError(f'"{name}" is no device to compute on; write auto, cpu, cuda, cuda:1 or mps')
+        raise click.UsageError(f'"{name}" is not a device to compute on; write auto, cpu, cuda, cuda:1 or mps')
     if not there[device.type]():
         raise click.UsageError(f'the device "{name}" is not available on this machine; --device cpu always is')
     return device

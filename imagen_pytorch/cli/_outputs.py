@@ -1,4 +1,4 @@
-"""What a model makes as files: pictures, or videos as animations, films or single frames."""
+"""Results of a model as files: images, or videos as animations, films or single frames."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._files import (
-    check_picture_name,
+    check_image_name,
     counts_frames,
     encoded,
-    picture_suffixes,
+    image_suffixes,
     put_before_number,
     without_number,
     write_new,
@@ -26,46 +26,46 @@ if TYPE_CHECKING:
 _KINDS = ".gif, .webp, .png, .avif, .mp4, .webm, or frame-%04d.png for single frames"
 
 
-class Pictures:
-    """Pictures, one to a file.
+class Images:
+    """Images, one to a file.
 
     Args:
         channels: of the model.
     """
 
-    #: of files whose name nobody gives
+    #: suffix of files that the user does not name
     suffix = ".png"
-    noun = "picture"
+    noun = "image"
 
     def __init__(self, channels: int = 3) -> None:
         from ..images import MODES
 
-        self.mode = MODES.get(channels, "RGB")  # a model of other channels makes no pictures that can be written
+        self.mode = MODES.get(channels, "RGB")  # a model of other channels makes no images that can be written
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of `Cascade.sample`."""
         return {"return_pil_images": True}
 
     def length(self, stage: int) -> str:
-        """How long the results of a stage (counted from 0) are, in words; pictures are not."""
+        """The length of the results of a stage (counted from 0), in words; empty for images."""
         del stage
         return ""
 
     def check(self, path: Path) -> None:
-        """Refuse a file name that does not fit what is made.
+        """Refuse a file name that does not fit the results.
 
         Raises:
             click.UsageError: naming suffixes that fit.
         """
-        check_picture_name(path, self.mode)
+        check_image_name(path, self.mode)
 
     def encode(self, item: Any, suffix: str, stage: int, texts: Mapping[str, str] | None = None) -> bytes:
-        """What a stage (counted from 0) made, as the contents of a file; a PNG of an image holds the texts."""
-        del stage  # pictures of all stages are alike
+        """The result of a stage (counted from 0) as the contents of a file; a PNG of an image holds the texts."""
+        del stage  # images of all stages are alike
         return encoded(item, suffix, texts)
 
     def write(self, item: Any, path: Path, stage: int, texts: Mapping[str, str] | None = None) -> list[Path]:
-        """New files with what a stage (counted from 0) made; PNG files hold the texts.
+        """Write the results of a stage (counted from 0) to new files; PNG files hold the texts.
 
         Returns:
             where they are.
@@ -73,12 +73,12 @@ class Pictures:
         return [write_new(self.encode(item, path.suffix, stage, texts), path)]
 
     def of_stage(self, written: Sequence[Path], path: Path, number: int) -> Path:
-        """The name for what an earlier U-Net made of what was written."""
+        """The file name for the result of an earlier U-Net, from that of the last one."""
         del path
         return written[0].with_name(f"{written[0].stem}-unet{number}{written[0].suffix}")
 
     def grid_name(self, path: Path, word: str = "grid") -> Path:
-        """The name for a sheet with all of them, with a word at its end."""
+        """The file name for a sheet with all of them, with a word at its end."""
         return path.with_name(f"{path.stem}-{word}{path.suffix}")
 
     def grid(self, items: Any, captions: Sequence[str], columns: int | None = None, **texts: Any) -> Any:
@@ -94,7 +94,7 @@ class Pictures:
         return labelled_grid(rows, labels, columns, title=title)
 
 
-class Videos(Pictures):
+class Videos(Images):
     """Videos, each in a file or in one file per frame.
 
     Args:
@@ -103,7 +103,7 @@ class Videos(Pictures):
         fps: frames a second; None: as many as the model's configuration says.
 
     Raises:
-        click.UsageError: nobody says how many frames, or they do not fit the model.
+        click.UsageError: the number of frames is not stated anywhere, or they do not fit the model.
     """
 
     noun = "clip"
@@ -118,8 +118,8 @@ class Videos(Pictures):
             raise click.UsageError("the model does not say how many frames its videos have: give --frames N")
         if self.frames % self.factors[0]:
             raise click.UsageError(
-                f"the number of frames must be a multiple of {self.factors[0]}, for the first U-Net makes one frame of "
-                f"so many (temporal_downsample_factor); got {self.frames}"
+                f"the number of frames must be a multiple of {self.factors[0]}, for the first U-Net makes one frame in "
+                f"{self.factors[0]} (temporal_downsample_factor); got {self.frames}"
             )
 
     def arguments(self) -> dict[str, Any]:
@@ -127,11 +127,11 @@ class Videos(Pictures):
         return {"video_frames": self.frames, "fps": self.fps}
 
     def length(self, stage: int) -> str:
-        """How long the results of a stage (counted from 0) are, in words."""
+        """The length of the results of a stage (counted from 0), in words."""
         return f", {self.frames // self.factors[stage]} frames at {self.rate(stage):g} a second"
 
     def rate(self, stage: int) -> float:
-        """Frames a second of what a stage (counted from 0, or from -1 backwards) makes."""
+        """Frames a second of the results of a stage (counted from 0, or from -1 backwards)."""
         return self.fps / self.factors[stage]
 
     def check(self, path: Path) -> None:
@@ -144,19 +144,19 @@ class Videos(Pictures):
 
         check_video_name(path)
         if counts_frames(path):
-            check_picture_name(path, self.mode)
+            check_image_name(path, self.mode)
         else:
             check_video(path.suffix, self.fps)
 
     def encode(self, item: Any, suffix: str, stage: int, texts: Mapping[str, str] | None = None) -> bytes:
-        """What a stage (counted from 0) made, as the contents of a file; videos hold no texts."""
+        """The result of a stage (counted from 0) as the contents of a file; videos hold no texts."""
         from ..evaluation.videos import encoded_video
 
         del texts
         return encoded_video(item, suffix, self.rate(stage))
 
     def write(self, item: Any, path: Path, stage: int, texts: Mapping[str, str] | None = None) -> list[Path]:
-        """New files with what a stage (counted from 0) made: one, or one per frame; PNG frames hold the texts.
+        """Write the result of a stage (counted from 0) to new files: one, or one per frame; PNG frames hold the texts.
 
         Returns:
             where they are.
@@ -168,7 +168,7 @@ class Videos(Pictures):
         return write_series([encoded(frame, path.suffix, texts) for frame in as_frames(item)], path)
 
     def of_stage(self, written: Sequence[Path], path: Path, number: int) -> Path:
-        """The name for what an earlier U-Net made of what was written."""
+        """The file name for the result of an earlier U-Net, from that of the last one."""
         if counts_frames(path):
             return put_before_number(path, f"unet{number}")
         return super().of_stage(written, path, number)
@@ -199,34 +199,34 @@ def check_video_name(path: Path) -> None:
     """
     from ..evaluation.videos import FORMATS
 
-    known = picture_suffixes() if counts_frames(path) else FORMATS
+    known = image_suffixes() if counts_frames(path) else FORMATS
     if path.suffix.lower() not in known:
-        raise click.UsageError(f'"{path.suffix}" of {path} is no kind of video; use {_KINDS}')
+        raise click.UsageError(f'"{path.suffix}" of {path} is not a video format; use {_KINDS}')
 
 
 def check_name(path: Path) -> None:
-    """Refuse a file name that fits no model whatever.
+    """Refuse a file name that fits neither images nor videos.
 
     Raises:
         click.UsageError: naming suffixes that fit.
     """
     from ..evaluation.videos import FORMATS
 
-    if path.suffix.lower() not in {*picture_suffixes(), *FORMATS}:
+    if path.suffix.lower() not in {*image_suffixes(), *FORMATS}:
         raise click.UsageError(
-            f'"{path.suffix}" of {path} is no kind of picture or video; use .png, .webp or .jpg for pictures, and for '
-            f"videos {_KINDS}; the name of a folder with a dot in it ends with /"
+            f'"{path.suffix}" of {path} is neither an image nor a video format; use .png, .webp or .jpg for images, '
+            f"and for videos {_KINDS}; the name of a folder with a dot in it ends with /"
         )
 
 
-def outputs_of(imagen: Cascade, frames: int | None = None, fps: float | None = None) -> Pictures:
-    """What a model makes.
+def outputs_of(imagen: Cascade, frames: int | None = None, fps: float | None = None) -> Images:
+    """The kind of results that a model makes: images or videos.
 
     Raises:
-        click.UsageError: frames or their rate for a model that makes pictures, or none for one that makes videos.
+        click.UsageError: frames or their rate for a model that makes images, or none for one that makes videos.
     """
     if imagen.is_video:
         return Videos(imagen, frames, fps)
     if frames is not None or fps is not None:
-        raise click.UsageError("this model makes pictures: it takes no --frames and no --fps")
-    return Pictures(imagen.channels)
+        raise click.UsageError("this model makes images: it takes no --frames and no --fps")
+    return Images(imagen.channels)

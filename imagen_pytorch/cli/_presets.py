@@ -1,4 +1,4 @@
-"""Where the ready-made configurations are: inside an installed package, or in the checkout beside it."""
+"""The ready-made configurations: inside an installed package, or in the checkout beside it."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def preset_path(name: str) -> Path:
 
 
 class ConfigChoice(NamedTuple):
-    """A configuration file, and whether it is one of ours instead of the user's."""
+    """A configuration file, and whether it is a ready-made one instead of the user's."""
 
     path: Path
     ready_made: bool
 
 
 def _made_for(data: str | None) -> str:
-    """The ready-made configuration for a data set; the usual one for data that have none of their own."""
+    """The ready-made configuration for a data set; the default one for data that have none of their own."""
     from ..signatures import read_json
 
     names = (READY_MADE, *(name for name in preset_names() if name not in (DEFAULT, PAPER, READY_MADE)))
@@ -71,7 +71,7 @@ def _made_for(data: str | None) -> str:
 
 
 def are_shipped(captions: object) -> bool:
-    """Whether captions for samples are those of a ready-made configuration, which belong to its own data."""
+    """Return whether captions for samples are those of a ready-made configuration, which belong to its own data."""
     from ..signatures import read_json
 
     return any(read_json(preset_path(name)).get("sample_texts") == captions for name in preset_names())
@@ -92,6 +92,6 @@ def find_config(given: str | None, data: str | None = None) -> ConfigChoice:
         return ConfigChoice(preset_path(given), True)
     hint = suggestion(given, preset_names())
     raise click.UsageError(
-        f"there is no configuration {given}; `imagen config --path {given}` writes one, and these are ready made: "
+        f"no configuration {given}; `imagen config --path {given}` writes one, and these are ready made: "
         f"{', '.join(preset_names())}{hint}"
     )

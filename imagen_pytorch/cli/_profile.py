@@ -1,4 +1,4 @@
-"""What ``imagen profile`` does: make a model, let it work on random data, and show where the time went."""
+"""``imagen profile``: build a model, run it on random data, and show where the time went."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Request:
 
 
 class Subject(NamedTuple):
-    """A model and how it is trained: arguments of the trainer, pictures at once, frames of its clips."""
+    """A model and how it is trained: arguments of the trainer, batch size, frames of its clips."""
 
     name: str
     cascade: Cascade
@@ -65,7 +65,7 @@ class Subject(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What is to be looked at: a function, names for what it does, how often it runs, and its steps in one run."""
+    """A function to profile: names for what it does, the number of its runs, and its steps in one run."""
 
     run: Callable[[], None]
     spans: Callable[[], AbstractContextManager[Any]]
@@ -93,7 +93,7 @@ def _from_config(request: Request, device: torch.device) -> Subject:
 
 
 def _subject(request: Request, device: torch.device) -> Subject:
-    """The model that was asked for.
+    """The model to profile.
 
     Raises:
         click.ClickException: there is none.
@@ -154,7 +154,7 @@ def _share(part: float, whole: float) -> str:
 
 
 def _place(part: str) -> tuple[int, int]:
-    """Where a part stands in the report."""
+    """The place of a part in the report."""
     name, _, number = part.rpartition(" ")
     if number.isdigit():
         return _ORDER.index(name), int(number)
@@ -202,7 +202,7 @@ def operators_table(found: Profile, gpu: bool) -> list[str]:
 
 
 def reads_lines(found: Profile, gpu: bool) -> list[str]:
-    """How often the host asked for a value, and with a GPU how often it waited for it."""
+    """The numbers of values that the host read from the device, and with a GPU of waits for it."""
 
     def listed(counts: Mapping[str, int]) -> str:
         often = sorted(counts.items(), key=lambda item: -item[1])

@@ -1,4 +1,4 @@
-"""How the user calls this program, for lines that are printed to be pasted."""
+"""The command that the user calls this program with, for lines that are printed to be pasted."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ def program() -> str:
 
 
 def _is_first(name: str, path: str) -> bool:
-    """Whether the shell finds this very file under a name."""
+    """Return whether the shell finds this very file under a name."""
     found = shutil.which(name)
     return found is not None and os.path.abspath(found) == os.path.abspath(path)

@@ -1,4 +1,4 @@
-"""How a training run tells what it does: a bar on a terminal, plain lines elsewhere, and a file of numbers."""
+"""Progress of a training run: a bar on a terminal, plain lines elsewhere, and a file of numbers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..wording import excerpt
 from ._errors import say
 from ._metrics import MetricsLog
 
-#: share of the time from which on reading is what a training waits for
+#: fraction of the time from which on reading is what a training waits for
 MOSTLY = 0.5
 
 
 class Span(NamedTuple):
-    """The part of a training that lies ahead: from one number of steps to another."""
+    """The range of steps that a training still has to do."""
 
     unet_number: int
     first: int
@@ -44,7 +44,7 @@ class Progress:
         span: which U-Net, from and to which step.
         images_per_step: the batch size.
         log: where the losses go.
-        every: number of steps between two lines of the log, and between two lines of talk where there is no terminal.
+        every: steps between two lines of the log, and between two lines of output without a terminal.
         quiet: show nothing.
         unit: what the batches consist of.
         mean: of a number over all processes of the run; all of them call it when a line is due.
@@ -95,7 +95,7 @@ class Progress:
         )
 
     def say(self, text: str) -> None:
-        """One line of talk; it does not tear the bar."""
+        """Print one line of output above the bar."""
         if self.quiet:
             return
         if self._bar is not None:
@@ -104,17 +104,17 @@ class Progress:
             say(text)
 
     def pause(self, seconds: float) -> None:
-        """Time that was spent on something else than training."""
+        """Exclude time that was spent on something else than training."""
         self._paused += seconds
         self._logged += seconds
 
     def speed(self) -> float:
-        """Pictures per second."""
+        """Images per second."""
         busy = time.monotonic() - self._began - self._paused
         return (self.step - self.span.first) * self.images_per_step / max(busy, 1e-9)
 
     def advance(self, step: int, loss: float, rate: float) -> None:
-        """A training step is done.
+        """Count a training step.
 
         Args:
             step: number of steps so far, those of earlier runs included.
@@ -152,7 +152,7 @@ class Progress:
         self._tell_reading()
 
     def _tell_reading(self) -> None:
-        """Say once that the data are what the training waits for."""
+        """Report once that the training waits for the data."""
         share = self.reading_share()
         if share is not None and share > MOSTLY and not self._told:
             self._told = True
@@ -162,7 +162,7 @@ class Progress:
         self.log.write(unet=self.span.unet_number, step=self.step, from_step=self.span.first, **values)
 
     def validated(self, loss: float, by_level: Mapping[str, float] | None = None) -> None:
-        """A validation is done.
+        """Record a validation.
 
         Args:
             loss: its mean loss.

@@ -39,7 +39,7 @@ class Source(NamedTuple):
 
 
 def recorded_source(path: str) -> Source | None:
-    """Return the data that a checkpoint was trained on, as far as it tells.
+    """Return the data that a checkpoint was trained on, as far as it states them.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -192,10 +192,10 @@ def folder_images(folder: Path, limit: int, size: tuple[int, int] | None) -> Fol
     images, texts = [], []
     for path in chosen:
         try:
-            with opened(path) as picture:
-                sizes.setdefault(picture.size, path)
-                texts.append(str(getattr(picture, "text", {}).get(_CAPTION, "")).strip())
-                shape = size or (picture.height, picture.width)
+            with opened(path) as image:
+                sizes.setdefault(image.size, path)
+                texts.append(str(getattr(image, "text", {}).get(_CAPTION, "")).strip())
+                shape = size or (image.height, image.width)
             images.append(pixels(decode(path, shape), 3))
         except OSError as error:
             raise CommandFailed(f"cannot read {printable(path)}: {error}", DATA) from error

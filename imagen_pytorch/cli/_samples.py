@@ -1,4 +1,4 @@
-"""Samples while a model is trained: sheets of what it makes now, always from the same captions and seeds."""
+"""Samples while a model is trained: sheets from the same captions and seeds each time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ._data import caption_of, images_of
 from ._files import write_new
 from ._options import guidance_weight
-from ._outputs import Pictures, Videos, outputs_of
+from ._outputs import Images, Videos, outputs_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 BORROWED = 4
 
 
-def training_outputs(imagen: Cascade) -> Pictures:
-    """What samples are files of; a video model that was only shown images makes the shortest videos it can."""
+def training_outputs(imagen: Cascade) -> Images:
+    """The kind of files that samples are; a video model trained on images alone makes the shortest videos it can."""
     if imagen.is_video and imagen.video_frames is None:
         return Videos(imagen, frames=imagen.temporal_downsample_factor[0])
     return outputs_of(imagen)
 
 
 def borrowed(dataset: Dataset) -> list[Any]:
-    """A few items from all over a data set; the random numbers of the training are not touched."""
+    """A few items, evenly spread over a data set, without a change to the random state of the training."""
     from ..training.randomness import isolated
 
     count = len(dataset)  # type: ignore[arg-type]
@@ -39,7 +39,7 @@ def borrowed(dataset: Dataset) -> list[Any]:
 
 
 def borrowed_captions(dataset: Dataset) -> list[str]:
-    """A few different captions from all over a data set; none if it has none."""
+    """A few different captions, evenly spread over a data set; none if it has none."""
     return list(dict.fromkeys(caption for caption in map(caption_of, borrowed(dataset)) if caption is not None))
 
 
@@ -63,13 +63,14 @@ class Samples:
         self._examples: tuple[Tensor, list[str]] | None = None
 
     def needs_examples(self, number: int) -> bool:
-        """Whether a U-Net (1-based) can only be shown with images of the data, because one before it is untrained."""
+        """Return whether a U-Net (1-based) can only be shown on images of the data, because one before it is
+        untrained."""
         from ..training.sampling import last_trained
 
         return last_trained(list(self.trainer.imagen.unets), self.trainer.steps.tolist()) < number - 1
 
     def _borrowed(self) -> tuple[Tensor, list[str]]:
-        """Images of the data and their captions; the same ones each time."""
+        """Images of the data and their captions, the same ones each time."""
         import torch
 
         if self._examples is None:
@@ -82,7 +83,7 @@ class Samples:
         return self._examples
 
     def _arguments(self, number: int) -> dict[str, Any]:
-        """Return what is sampled: the captions, a number of images, or enlarged images of the data."""
+        """Return the arguments of sampling: the captions, a number of images, or enlarged images of the data."""
         if self.needs_examples(number):
             images, texts = self._borrowed()
             start = {"start_at_unet_number": number, "start_image_or_video": images}

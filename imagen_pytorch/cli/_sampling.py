@@ -1,4 +1,4 @@
-"""What ``imagen sample`` does: captions in, pictures or videos out."""
+"""``imagen sample``: captions in, images or videos out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ._errors import USAGE, CommandFailed, say
 from ._files import check_place, counts_frames, slug, tell, write_new
 from ._models import find_model, load
 from ._options import chosen_device, guidance_weight
-from ._outputs import Pictures, check_name, check_video_name, outputs_of
+from ._outputs import Images, check_name, check_video_name, outputs_of
 from ._shares import Share, this_share
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _MOST_PROMPTS = 1 << 26
 #: images on one sheet, at most
 MOST_CELLS = 4096
-#: a line of captions that looks like one with options behind the caption, or like an object of JSON
+#: a line of captions that looks like one with options after the caption, or like an object of JSON
 _OPTIONS = re.compile(r"(^|\s)--[a-z]{1,16}[ =]\S|^\{.*\}$")
 
 
@@ -88,7 +88,7 @@ def read_captions(prompts: str) -> list[str]:
     lines = [line.strip() for line in text.splitlines()]
     found = [line for line in lines if line and not line.startswith("#")]
     if not found:
-        raise click.UsageError(f"there is no caption in {prompts}")
+        raise click.UsageError(f"no caption in {prompts}")
     odd = [line for line in found if _OPTIONS.search(line)]
     if odd:
         shown = first_of(odd)
@@ -110,19 +110,19 @@ def _prompts(name: str) -> str:
         with open(name, "rb") as file:
             data = file.read(_MOST_PROMPTS + 1)
     if len(data) > _MOST_PROMPTS:
-        raise click.UsageError(f"{name} is no list of captions: it has more than {_MOST_PROMPTS >> 20} MiB")
+        raise click.UsageError(f"{name} is not a list of captions: it has more than {_MOST_PROMPTS >> 20} MiB")
     return data.decode("utf-8-sig")
 
 
 class Wanted(NamedTuple):
-    """One picture or video to make."""
+    """One image or video to make."""
 
     caption: str | None
     seed: int
 
 
 class Made(NamedTuple):
-    """One picture or video: what was asked for, and what every stage made of it."""
+    """One image or video: its request, and the result of every stage."""
 
     wanted: Wanted
     stages: list[Any]
@@ -235,7 +235,7 @@ def settings(imagen: Cascade, arguments: dict[str, Any]) -> str:
 
 
 def results(imagen: Cascade, wanted: Iterable[Wanted], batch_size: int, arguments: dict[str, Any]) -> Iterator[Made]:
-    """Make pictures or videos, ``batch_size`` at a time."""
+    """Make images or videos, ``batch_size`` at a time."""
     waiting = iter(wanted)
     while batch := list(islice(waiting, batch_size)):
         captions = [item.caption for item in batch]
@@ -258,12 +258,12 @@ def target_path(request: Request, caption: str | None, suffix: str) -> Path:
 
 
 def _texts(made: Made, words: str) -> dict[str, str]:
-    """What a PNG file says about itself: caption, seed and how it was sampled."""
+    """The text chunks of a PNG file: caption, seed and sampling options."""
     caption = {} if made.wanted.caption is None else {"Description": made.wanted.caption}
     return {**caption, "Comment": f"{words}, seed {made.wanted.seed}", "Software": f"imagen-pytorch {__version__}"}
 
 
-def _write(request: Request, made: Made, outputs: Pictures, share: Share, words: str) -> None:
+def _write(request: Request, made: Made, outputs: Images, share: Share, words: str) -> None:
     texts = _texts(made, words)
     name = share.named(target_path(request, made.wanted.caption, outputs.suffix), made.wanted.seed)
     last = len(made.stages) - 1
@@ -276,7 +276,7 @@ def _write(request: Request, made: Made, outputs: Pictures, share: Share, words:
                 tell(path)
 
 
-def _write_grid(request: Request, made: list[Made], outputs: Pictures) -> None:
+def _write_grid(request: Request, made: list[Made], outputs: Images) -> None:
     captions = [item.wanted.caption or f"seed {item.wanted.seed}" for item in made]
     columns = request.num_images if request.num_images > 1 else min(len(made), 4)
     sheet = outputs.grid([item.stages[-1] for item in made], captions, columns)
@@ -288,19 +288,19 @@ def _write_grid(request: Request, made: list[Made], outputs: Pictures) -> None:
 
 
 def _check_output(request: Request, share: Share, captions: list[str]) -> None:
-    """Refuse, before a model is loaded, what fits no model or not so many processes."""
+    """Refuse, before a model is loaded, what fits no model or not this number of processes."""
     to_stdout = request.output == "-"
     if to_stdout and (len(captions) > 1 or request.num_images > 1 or request.grid or request.save_stages):
-        raise click.UsageError("--output - takes a single picture or video; give a folder for several")
+        raise click.UsageError("--output - takes a single image or video; give a folder for several")
     if request.grid and max(len(captions), 1) * request.num_images > MOST_CELLS:
         raise click.UsageError(f"a sheet has room for {MOST_CELLS:,} of them: leave out --grid, or make fewer")
     if share.count > 1 and (to_stdout or request.grid):
         raise click.UsageError(f"{share.count} processes write files of their own: leave out --grid and --output -")
     if share.count > 1 and request.seed is None:
-        raise click.UsageError(f"{share.count} processes need --seed, so that each of them makes other pictures")
+        raise click.UsageError(f"{share.count} processes need --seed, so that each of them makes other images")
     if to_stdout:
         return
-    path = target_path(request, "name", Pictures.suffix)
+    path = target_path(request, "name", Images.suffix)
     check_name(path)
     if request.frames is not None or request.fps is not None:
         check_video_name(path)
@@ -308,7 +308,7 @@ def _check_output(request: Request, share: Share, captions: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded model and what is asked of it.
+    """A loaded model and the request for it.
 
     Attributes:
         imagen: the model, on its device.
@@ -320,7 +320,7 @@ class Session:
     """
 
     imagen: Cascade
-    outputs: Pictures
+    outputs: Images
     texts: list[str | None]
     seed: int
     stop: int | None
@@ -355,7 +355,7 @@ def open_session(request: Request, share: Share) -> Session:
 
 
 def run(request: Request) -> None:
-    """Make and write what was asked for.
+    """Make and write the images or videos of a request.
 
     Raises:
         click.ClickException: anything that the user can put right.

@@ -1,4 +1,4 @@
-"""The checkpoint of a training: where it is kept, what it goes on from, and that nothing learned is lost."""
+"""The checkpoint of a training: its place, loading at the start, and saving at the end or after an error."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SavedRun:
         self.saved_at: list[int] = []  # and in the checkpoint
 
     def claim(self, output: Path) -> None:
-        """Have the place, before anything is read.
+        """Lock the place, before anything is read.
 
         Args:
             output: the folder of the other results, which is made as well.
@@ -59,7 +59,7 @@ class SavedRun:
                 raise CommandFailed(described(error), USAGE) from error
 
     def release(self) -> None:
-        """Let others save there."""
+        """Unlock the place, so that others can save there."""
         if self.lock is not None:
             self.lock.release()
 
@@ -85,7 +85,7 @@ class SavedRun:
     # -- going on -----------------------------------------------------------------------------------------------------
 
     def exists(self) -> bool:
-        """Whether there is something to go on from; all processes call this."""
+        """Return whether there is something to go on from; all processes call this."""
         return self.trainer.processes.from_main(lambda: has_checkpoint(self.path))
 
     def load(self, strict: bool) -> dict[str, Any]:
@@ -150,7 +150,7 @@ class SavedRun:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """An error inside the block ends the run; what was learned before it is saved."""
+        """Save the state of the training if an error inside the block ends the run."""
         try:
             yield
         except Exception as error:
@@ -159,7 +159,7 @@ class SavedRun:
             raise
 
     def _can_save(self, error: Exception) -> bool:
-        """Whether there is something to save, whole, and by this process alone if the others may be lost."""
+        """Return whether there is something to save, whole, and by this process alone if the others may be lost."""
         from ..storage import CheckpointLocked
         from ..training.lane import TrainingDiverged
 

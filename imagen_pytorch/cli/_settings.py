@@ -62,7 +62,7 @@ class Request:
     force: bool
 
     def check(self) -> None:
-        """Refuse options that contradict each other, an empty caption, and a learning rate that learns nothing.
+        """Refuse options that contradict each other, an empty caption, and a learning rate of 0.
 
         Raises:
             click.UsageError: naming them.
@@ -84,7 +84,7 @@ class Request:
 
 
 class Settings(NamedTuple):
-    """What a training is to do.
+    """The settings of a training run.
 
     Attributes:
         config: the checked configuration.
@@ -98,7 +98,7 @@ class Settings(NamedTuple):
 
 
 def _with_frames(model: Any, count: int | None) -> Any:
-    """The part of a configuration that describes its model; one of videos keeps the number of their frames."""
+    """The part of a configuration that describes its model; a video model keeps its number of frames."""
     if isinstance(model, Mapping) and model.get("video") and count is not None:
         return {"video_frames": count, **model}
     return model
@@ -165,7 +165,7 @@ def _overridden(values: dict[str, Any], request: Request, choice: ConfigChoice) 
 
 
 def _states_text(values: Mapping[str, Any]) -> bool:
-    """Whether a configuration states that it needs captions; a default does not count."""
+    """Return whether a configuration states that it needs captions; a default does not count."""
     model = values.get("imagen")
     if not isinstance(model, Mapping) or model.get("condition_on_text") is False:
         return False
@@ -226,17 +226,17 @@ def refuse_the_former_place(request: Request) -> None:
 
 
 def placed_checkpoint(config: TrainingConfig, request: Request) -> str:
-    """Where the checkpoint is kept.
+    """The path of the checkpoint.
 
     A relative path on the command line is one from the current folder; one in the configuration lies in the output
     folder.
 
     Raises:
-        click.UsageError: "~" in front of the name of no user.
+        click.UsageError: "~" in front of a name that no user has.
     """
     path = os.path.expanduser(config.checkpoint_path)
     if path.startswith("~"):
-        raise click.UsageError(f'the checkpoint {path}: there is no such user; a name that begins so is "./{path}"')
+        raise click.UsageError(f'the checkpoint {path}: this user does not exist; a name that begins so is "./{path}"')
     if "://" in path or os.path.isabs(path):
         return path
     return str(Path(path) if request.checkpoint is not None else request.folder / path)

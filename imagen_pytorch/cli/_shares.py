@@ -1,4 +1,4 @@
-"""How processes that torchrun or accelerate launch has started share what is to be sampled, without talking."""
+"""Divide what is to be sampled among processes of torchrun or accelerate launch, without communication."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ Item = TypeVar("Item")
 
 
 class Share(NamedTuple):
-    """This process among those that were started together: its place, how many there are, its place on this machine."""
+    """This process among those that were started together: its rank, their number, and its rank on this machine."""
 
     rank: int
     count: int
     local: int
 
     def of(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Every ``count``-th item, from its own place on: all processes together have each of them once."""
+        """Every ``count``-th item, starting at the rank: all processes together have each of them once."""
         return islice(items, self.rank, None, self.count)
 
     def named(self, path: Path, seed: int) -> Path:
-        """A name that no other process uses: of several processes, each writes the seed into it."""
+        """A file name that no other process uses: with several processes, it contains the seed."""
         return path if self.count == 1 else path.with_stem(f"{path.stem}-{seed}")
 
     def device(self, name: str) -> str:
@@ -36,7 +36,7 @@ class Share(NamedTuple):
 
 
 def this_share() -> Share:
-    """As the launcher has told it; alone without one."""
+    """Read the environment variables of the launcher; without one, this process is alone."""
     rank, count, local = (int(os.environ.get(name, default)) for name, default in
                           (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))  # fmt: skip
     return Share(rank, count, local)

@@ -1,4 +1,4 @@
-"""What ends a training after its present step, with a checkpoint: Ctrl-C, SIGTERM, a terminal or pipe that is closed.
+"""Signals that end a training after its present step, with a checkpoint: Ctrl-C, SIGTERM, a closed terminal or pipe.
 
 A second signal ends it at once.
 """
@@ -20,7 +20,7 @@ _HANGUP, _PIPE = getattr(signal, "SIGHUP", 1), getattr(signal, "SIGPIPE", 13)
 
 
 class LastingStream:
-    """A stream that never fails: what can no longer be shown is dropped.
+    """A stream that never fails: text that can no longer be written is dropped.
 
     Args:
         stream: where the text goes, such as ``sys.stderr``.
@@ -57,7 +57,7 @@ class LastingStream:
                 self._lost(_PIPE if number == errno.EPIPE else _HANGUP)
 
     def _silence(self) -> None:
-        """Let the rest go nowhere, also what the interpreter flushes at its end."""
+        """Discard all further text, also what the interpreter flushes at its end."""
         with suppress(OSError, ValueError, AttributeError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
@@ -65,7 +65,7 @@ class LastingStream:
 
 
 class Interruption:
-    """While this context is open, the first signal is only remembered; the second one acts as it always does.
+    """Record the first signal while this context is open; the second one has its normal effect.
 
     Standard output and standard error do not fail in the meantime: a closed pipe counts as SIGPIPE, a closed terminal
     as SIGHUP. A process that ignores SIGHUP, as under ``nohup``, goes on ignoring it.
@@ -123,5 +123,5 @@ class Interruption:
 
 
 def is_main_process() -> bool:
-    """Whether a launcher of several processes, if there is one, made this the one that writes and talks."""
+    """Return whether a launcher of several processes, if there is one, made this the one that writes and talks."""
     return os.environ.get("RANK", "0") == "0"

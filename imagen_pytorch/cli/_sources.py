@@ -1,4 +1,4 @@
-"""Which data a name on the command line or in a configuration stands for, however it is spelled."""
+"""The data that a name on the command line or in a configuration stands for, however it is spelled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LOCAL = ("file", "local")
 
 
 def _local_path(name: str) -> str | None:
-    """The path behind the name of a local folder, None for a URL of another place."""
+    """The path that the name of a local folder stands for, None for a URL of another place."""
     protocol, found, rest = name.partition("://")
     if not found:
         return os.path.expanduser(name)
@@ -20,7 +20,7 @@ def _local_path(name: str) -> str | None:
 
 
 def kind_of_source(name: str) -> str:
-    """What kind of data a name stands for: "folder", "hub", or the name of an embedded data set.
+    """The kind of data that a name stands for: "folder", "hub", or the name of an embedded data set.
 
     A folder that does not exist is known by its spelling: names of the hub are "owner/name".
     """
@@ -35,7 +35,7 @@ def kind_of_source(name: str) -> str:
 
 
 def same_source(one: str, other: str) -> bool:
-    """Whether two names stand for the same data: links, "..", "~" and trailing slashes make no difference."""
+    """Return whether two names stand for the same data: links, "..", "~" and trailing slashes make no difference."""
     if one == other:
         return True
     if kind_of_source(one) != "folder" or kind_of_source(other) != "folder":
@@ -87,7 +87,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def change_of_data(before: Any, now: Mapping[str, Any]) -> list[str]:
-    """In what the data of a run differ from those of the checkpoint that it goes on from, as one line; none if not.
+    """Describe how the data of a run differ from those of the checkpoint that it goes on from, in one line, if they do.
 
     Args:
         before: the record in the checkpoint, whatever it holds.

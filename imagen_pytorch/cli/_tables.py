@@ -1,4 +1,4 @@
-"""Tables for people: columns of equal width, numbers to the right."""
+"""Text tables: columns of equal width, numbers to the right."""
 
 from __future__ import annotations
 

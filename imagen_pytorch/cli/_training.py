@@ -1,4 +1,4 @@
-"""What ``imagen train`` does: steps, samples, validations and checkpoints, each when it is due."""
+"""``imagen train``: steps, samples, validations and checkpoints, each when it is due."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..configs import TrainingConfig
     from ..trainer import ImagenTrainer
 
-#: steps of a training about whose length nobody says anything
+#: steps of a training whose length is not stated
 USUAL_STEPS = 1000
 #: batches of one validation, at most
 VALIDATION_BATCHES = 8
@@ -108,7 +108,8 @@ class Run:
         memory.before_data()
         self.saved.claim(self.folder)
         dataset, noun = self._open()
-        memory.before_training(len(dataset), getattr(self.config.imagen, "video_frames", None))  # type: ignore[arg-type]
+        frames = getattr(self.config.imagen, "video_frames", None)
+        memory.before_training(len(dataset), frames)  # type: ignore[arg-type]
         self.unit = "clips" if noun == "clip" else "img"
         self.trainer = _make_trainer(self.config, self.request)
         self.processes = self.trainer.processes
@@ -136,7 +137,7 @@ class Run:
             set_output_aside(self.folder / "loss.png")
 
     def _open(self) -> tuple[Dataset, str]:
-        """The data, and what their items are; the configuration comes to fit them, which is said."""
+        """Open the data and adapt the configuration to them, with a message; also return "image" or "clip"."""
         size, asked = stage_size(self.config, max(self.numbers)), self.config.imagen.condition_on_text
         if self.may_drop_text:
             dataset, self.config = open_or_adapt(self.config, size)
@@ -149,7 +150,7 @@ class Run:
         return dataset, noun
 
     def _drop_captions(self, asked: bool, noun: str) -> None:
-        """A model without text takes no captions for its samples."""
+        """Remove the captions for samples of a model without text."""
         if self.request.text:
             raise click.UsageError(
                 f"--text is a caption, and the model takes none: no {noun} of {self.config.dataset_name} has one"
@@ -183,7 +184,7 @@ class Run:
         return [int(steps) for steps in self.trainer.steps]
 
     def say(self, text: str) -> None:
-        """One line of talk."""
+        """Print one line of output."""
         if not self.request.quiet:
             say(text)
 
@@ -203,7 +204,7 @@ class Run:
         return decay if decay is not None and decay > taken else taken + USUAL_STEPS
 
     def how_to_go_on(self) -> str:
-        """What to type after an interruption."""
+        """The command to type after an interruption."""
         if not self.span.last or (self.request.steps is None and self.request.epochs is None):
             return "the same command goes on"
         return f"the same command with --max-steps {self.span.last} in place of --steps or --epochs goes on"
@@ -249,10 +250,10 @@ class Run:
 
     @contextmanager
     def spared(self, what: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-        """What fails inside the block does not end the training: it is named in a warning, once.
+        """Turn an error inside the block into a warning, once; the training goes on.
 
         Args:
-            what: that is missing then.
+            what: the result that is then missing.
             but: errors that do end it.
         """
         from ..training.processes import ProcessLost
@@ -267,7 +268,7 @@ class Run:
                 warnings.warn(f"no {what}: {described(error)}; the training goes on", stacklevel=3)
 
     def stops(self, interruption: Interruption) -> bool:
-        """Whether all processes stop here, because one of them has got a signal."""
+        """Return whether all processes stop here, because one of them has got a signal."""
         signal = self.processes.stop_after(sum(self.taken()), interruption.number)
         if signal is not None:
             interruption.number, self.stopped = signal, True
@@ -311,12 +312,12 @@ class Run:
                 progress.pause(time.monotonic() - began)
 
     def _facts(self, span: Span) -> dict[str, Any]:
-        """What several processes must have in common to do the same at every step."""
+        """The values that several processes must have in common to do the same at every step."""
         names = ("max_batch_size", "save_at_every", "validate_at_every", "sample_at_every")
         return {"the last step": span.last, **{name: getattr(self.config, name) for name in names}}
 
     def _duties(self) -> tuple[tuple[int, Callable[[int, int, Progress], None]], ...]:
-        """What is due now and then, with its period; saving comes first, before anything that may fail."""
+        """The periodic tasks and their periods; saving comes first, before anything that may fail."""
         config = self.config
         return (
             (config.save_at_every, lambda *_: self.saved.save(background=True)),
@@ -363,7 +364,7 @@ class Run:
             progress.validated(mean, {name: value for name, value in levels.items() if math.isfinite(value)})
 
     def sample(self, number: int, step: int, progress: Progress) -> None:
-        """A sheet of what the U-Net makes now, and the curve of the losses so far."""
+        """Write a sheet of samples of the U-Net, and the curve of the losses so far."""
         if not (is_main_process() or self.processes.sharded):
             return
         with self.spared(f"samples of U-Net {number}"):
@@ -392,7 +393,7 @@ class Run:
         return None
 
     def draw_curve(self) -> None:
-        """``loss.png``, drawn anew from the whole log, and said."""
+        """Draw ``loss.png`` anew from the whole log, and report it."""
         path = self._draw_curve()
         if path is not None:
             self.say(f"wrote {path}")
@@ -400,7 +401,7 @@ class Run:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def say_the_end(self) -> None:
-        """What was left out, how to go on, and where the checkpoint is."""
+        """Report what was left out, how to go on, and where the checkpoint is."""
         left_out = self.skipped.line()
         if left_out:
             self.say(left_out)
@@ -415,7 +416,7 @@ class Run:
         tell(self.checkpoint)
 
     def _say_how_it_went(self) -> None:
-        """A verdict for each U-Net of this run whose curve is long enough."""
+        """Report a diagnosis for each U-Net of this run whose curve is long enough."""
         from ..training.diagnosis import diagnose
 
         for finding in diagnose(self.log.rows()):
@@ -437,7 +438,7 @@ class Run:
 
 @contextmanager
 def _smaller_batches_suggested(config: TrainingConfig) -> Iterator[None]:
-    """Running out of memory says which setting to try next."""
+    """Add the setting to try next to an error of too little memory."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -467,7 +468,7 @@ def _run(request: Request, settings: Settings, interruption: Interruption) -> in
     ):
         training.prepare()
         for number in training.numbers:
-            if not training.stopped:  # by a signal that all processes know of: what one has got is its own affair
+            if not training.stopped:  # by a signal that all processes know of
                 training.train(number, interruption)
         training.saved.save_last()
         training.draw_curve()

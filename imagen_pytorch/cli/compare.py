@@ -31,7 +31,7 @@ COUNT = click.IntRange(min=2, max=4096)
     "emoji64]",
 )
 @click.option("--split", metavar="NAME", help="Part of the data, such as pair or concept of emoji64.")
-@click.option("--limit", type=COUNT, default=64, show_default=True, metavar="N", help="Most captions that are drawn.")
+@click.option("--limit", type=COUNT, default=64, show_default=True, metavar="N", help="Most captions that are sampled.")
 @click.option(
     "--prompts", metavar="FILE", type=Place(), help="Captions from a file, one per line, in place of those of the data."
 )
@@ -39,7 +39,7 @@ COUNT = click.IntRange(min=2, max=4096)
 @sampling_options
 @click.option("--no-load-ema", is_flag=True, help="Use the trained weights although there are averaged ones.")
 @click.option("--stop-at-unet", type=click.IntRange(min=1), metavar="N", help="Compare what this U-Net makes.")
-@click.option("--batch-size", type=BATCH, metavar="N", default=16, show_default=True, help="How many are made at once.")
+@click.option("--batch-size", type=BATCH, metavar="N", default=16, show_default=True, help="Size of a batch.")
 @click.option("-o", "--output", type=Place(), default=".", show_default=True, metavar="FOLDER", help="For the results.")
 @device_option
 @quiet_option

@@ -1,4 +1,4 @@
-"""``imagen demo``: a whole cascade, trained and sampled while you wait."""
+"""``imagen demo``: a whole cascade, trained and sampled within minutes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 from ._options import LARGEST_SCALE, SEED, PerStage, Place, device_option, quiet_option
 
 
-@click.command(short_help="Train a small model on embedded data, and draw.")
+@click.command(short_help="Train a small model on embedded data, and sample.")
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
@@ -35,10 +35,10 @@ from ._options import LARGEST_SCALE, SEED, PerStage, Place, device_option, quiet
     default=96,
     show_default=True,
     metavar="N",
-    help="Pictures of each kind (trained captions, held-out ones) that caption retrieval is measured with, or clips "
+    help="Images of each kind (trained captions, held-out ones) that caption retrieval is measured with, or clips "
     "whose motion is compared with their captions; 0: none.",
 )
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Start of all random numbers.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of all random numbers.")
 @click.option(
     "-o",
     "--output",
@@ -51,11 +51,11 @@ from ._options import LARGEST_SCALE, SEED, PerStage, Place, device_option, quiet
 @device_option
 @quiet_option
 def demo(**options: Any) -> None:
-    """Train a ready-made cascade on embedded data, draw with it, and print where the pictures or videos are.
+    """Train a ready-made cascade on embedded data, draw with it, and print where the images or videos are.
 
     \b
     imagen demo                            some minutes on two cores
-    imagen demo --steps 10000              better pictures
+    imagen demo --steps 10000              better images
     imagen demo --config moving-digits     videos
     """
     from ._demo import Options, run

@@ -1,4 +1,4 @@
-"""``imagen eval``: how good the images of a model or in a folder are."""
+"""``imagen eval``: the quality of the images of a model or in a folder."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ COUNT, SIDE = click.IntRange(min=2, max=1_000_000), click.IntRange(min=1, max=65
 @sampling_options
 @click.option("--no-load-ema", is_flag=True, help="Use the trained weights although there are averaged ones.")
 @click.option("--stop-at-unet", type=click.IntRange(min=1), metavar="N", help="Judge what this U-Net makes.")
-@click.option("--batch-size", type=BATCH, metavar="N", default=16, show_default=True, help="How many are made at once.")
+@click.option("--batch-size", type=BATCH, metavar="N", default=16, show_default=True, help="Size of a batch.")
 @click.option("-o", "--output", type=Place(), default=".", show_default=True, metavar="FOLDER", help="For the results.")
 @device_option
 @quiet_option

@@ -12,9 +12,9 @@ from ._options import BATCH, FRAMES, Place, Precision
 @click.command(short_help="Print parameters, FLOPs and memory of a model.")
 @click.argument("target", required=False, type=Place())
 @click.option(
-    "--batch-size", type=BATCH, metavar="N", help="Pictures or clips per step.  [default: the configuration's, else 16]"
+    "--batch-size", type=BATCH, metavar="N", help="Images or clips per step.  [default: the configuration's, else 16]"
 )
-@click.option("--max-batch-size", type=BATCH, metavar="N", help="How many in memory at once.")
+@click.option("--max-batch-size", type=BATCH, metavar="N", help="Images or clips in memory at a time.")
 @click.option("--precision", type=Precision(), help="Mixed precision. Also --dtype.")
 @click.option("--frames", type=FRAMES, metavar="N", help="Frames of each clip of a video model.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for programs; bytes and FLOPs are not rounded.")

@@ -21,12 +21,12 @@ COUNT, STEPS = click.IntRange(min=1), click.IntRange(min=1, max=1000)
 @click.option("-m", "--model", metavar="PATH", type=Place(), help="A checkpoint, in place of a configuration.")
 @click.option("--unet", type=COUNT, default=1, show_default=True, metavar="N", help="Which U-Net.")
 @click.option("--train/--sample", "training", default=True, help="Training steps (default), or guided sampling steps.")
-@click.option("--steps", type=STEPS, default=3, show_default=True, metavar="N", help="How many steps are looked at.")
+@click.option("--steps", type=STEPS, default=3, show_default=True, metavar="N", help="Number of profiled steps.")
 @click.option(
     "--batch-size",
     type=BATCH,
     metavar="N",
-    help="Pictures or clips at once.  [default: the configuration's, else 16; 1 for sampling]",
+    help="Images or clips per batch.  [default: the configuration's, else 16; 1 for sampling]",
 )
 @click.option("--precision", type=Precision(), help="Of the training. Also --dtype.")
 @click.option("-o", "--output", type=Place(), default=".", show_default=True, metavar="FOLDER", help="For trace.json.")
@@ -36,7 +36,7 @@ COUNT, STEPS = click.IntRange(min=1), click.IntRange(min=1, max=1000)
 def profile(**request: Any) -> None:
     """Run a few real steps and print which parts of the network and which operators their time goes to.
 
-    Pictures and captions are random: no data and no encoder are needed, and nothing is learned. The trace opens in
+    Images and captions are random: no data and no encoder are needed, and nothing is learned. The trace opens in
     https://ui.perfetto.dev or chrome://tracing; its path is printed last.
 
     \b

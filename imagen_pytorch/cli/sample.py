@@ -1,4 +1,4 @@
-"""``imagen sample``: pictures or videos from a trained model."""
+"""``imagen sample``: images or videos from a trained model."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class _Sample(click.Command):
         return super().parse_args(ctx, [*_with_both_axes(args[:end], ctx), *args[end:]])
 
 
-@click.command(cls=_Sample, short_help="Draw with a trained model.")
+@click.command(cls=_Sample, short_help="Sample from a trained model.")
 @click.argument("text", required=False, type=Caption())
 @click.option(
     "-m",
@@ -58,7 +58,9 @@ class _Sample(click.Command):
     help="A checkpoint, a folder of checkpoints, or their address.  [default: ./imagen.pt, else the newest imagen.pt "
     "or checkpoint.<steps>.pt in a folder below this one]",
 )
-@click.option("-n", "--num-images", type=COUNT, metavar="N", default=1, show_default=True, help="How many per caption.")
+@click.option(
+    "-n", "--num-images", type=COUNT, metavar="N", default=1, show_default=True, help="Images or videos per caption."
+)
 @click.option(
     "--seed",
     type=SEED,
@@ -93,7 +95,7 @@ class _Sample(click.Command):
     "--fps",
     type=Positive(),
     metavar="X",
-    help="Frames a second of the videos; the model is told, too.  [default: as in the model's configuration]",
+    help="Frames a second of the videos, also a condition of the model.  [default: as in the model's configuration]",
 )
 @click.option(
     "--load-ema",
@@ -109,7 +111,7 @@ class _Sample(click.Command):
 @click.option("--stop-at-unet", type=COUNT, metavar="N", help="Stop after this U-Net.")
 @click.option("--save-stages", is_flag=True, help="Also write what every U-Net before the last one made.")
 @click.option("--grid", is_flag=True, help="Also write all of them with their captions on one sheet.")
-@click.option("--batch-size", type=BATCH, metavar="N", default=16, show_default=True, help="How many are made at once.")
+@click.option("--batch-size", type=BATCH, metavar="N", default=16, show_default=True, help="Size of a batch.")
 @click.option(
     "--sweep",
     type=SweepAxis(),
@@ -121,14 +123,14 @@ class _Sample(click.Command):
 @device_option
 @quiet_option
 def sample(no_load_ema: bool, load_ema: bool, **request: Any) -> None:
-    """Make pictures or videos of TEXT with a trained model and print where they are.
+    """Make images or videos of TEXT with a trained model and print where they are.
 
-    No file is ever replaced: the next free name is taken (-1, -2 ...). The same seed gives the same picture, however
-    many are made at once. Processes that torchrun starts share the pictures; each file then has its seed in its name.
+    No file is ever replaced: the next free name is taken (-1, -2 ...). The same seed gives the same image, however
+    many are made at once. Processes that torchrun starts share the images; each file then has its seed in its name.
 
     \b
     imagen sample "a 3d render of a bear on a white background" -n 4 --grid
-    imagen sample --prompts captions.txt --output pictures/ --cond-scale 3,1
+    imagen sample --prompts captions.txt --output images/ --cond-scale 3,1
     imagen sample "the digit 3 moves left" --frames 16 --fps 8 --output three.mp4
     imagen sample "a 3d render of a bear on a white background" --sweep cond_scale=1,2,4 steps=8,16
     """

@@ -46,7 +46,7 @@ class UnetChoice(click.ParamType):
     metavar="FILE",
     type=Place(),
     help="Configuration file or name of a ready-made one. Without it: ./imagen_config.json if there is one, else "
-    "emoji, a small cascade for the embedded pictures.",
+    "emoji, a small cascade for the embedded images.",
 )
 @click.option("--unet", type=UnetChoice(), default="1", show_default=True, help="The U-Net to train; all: one by one.")
 @click.option(
@@ -77,20 +77,20 @@ class UnetChoice(click.ParamType):
     is_flag=False,
     flag_value=50,
     metavar="[N]",
-    help="Validate every N steps, 50 if bare, on a part of the data that is set aside.  [default: validate_at_every]",
+    help="Validate every N steps, 50 without a number, on a held-out part of the data.  [default: validate_at_every]",
 )
 @click.option(
     "--data",
     metavar="NAME",
-    help="emoji64, moving-digits, a folder of pictures or clips (a path or a URL such as gs://bucket/pictures), or a "
+    help="emoji64, moving-digits, a folder of images or clips (a path or a URL such as gs://bucket/images), or a "
     "hub data set, in place of dataset_name. Also --dataset. Without a configuration, moving-digits trains the "
     "ready-made model of videos.",
 )
 @click.option(
-    "--batch-size", type=BATCH, metavar="N", help="Pictures or clips per step, in place of the configuration's."
+    "--batch-size", type=BATCH, metavar="N", help="Images or clips per step, in place of the configuration's."
 )
 @click.option(
-    "--max-batch-size", type=BATCH, metavar="N", help="How many in memory at once; the same result in more time."
+    "--max-batch-size", type=BATCH, metavar="N", help="Images or clips in memory at a time, for the same result."
 )
 @click.option(
     "--lr",
@@ -111,7 +111,7 @@ class UnetChoice(click.ParamType):
     help=f"Guidance of the samples.  [default: the model's own, else {USUAL_COND_SCALE:g}]",
 )
 @click.option(
-    "--seed", type=SEED, metavar="N", help="Start of all random numbers; the same one gives the same training."
+    "--seed", type=SEED, metavar="N", help="Seed of all random numbers; the same one gives the same training."
 )
 @click.option("--precision", type=Precision(), help="Mixed precision. Also --dtype.")
 @click.option("--compile", is_flag=True, help="Compile the networks first: minutes, worth it for long trainings.")
@@ -152,9 +152,9 @@ def train(**request: Any) -> None:
     configuration says otherwise. A folder of images without captions trains a model without text.
 
     \b
-    imagen train                                   the embedded pictures, the first U-Net
+    imagen train                                   the embedded images, the first U-Net
     imagen train --unet 2                          its upsampler
-    imagen train --data ./pictures --unet all      a folder with captions beside the pictures (cat.png, cat.txt)
+    imagen train --data ./images --unet all      a folder with captions beside the images (cat.png, cat.txt)
     imagen train --dataset moving-digits           videos of digits that move as their captions say
     imagen train --config mine.json --max-steps 5000 --text "a cat" --sample-every 500
     """

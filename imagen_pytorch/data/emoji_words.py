@@ -85,7 +85,7 @@ EVERYDAY = {
     "wheel": "tire",
     # activities
     "artist palette": "paint palette",
-    "framed image": "painting",
+    "framed picture": "painting",
     "jack-o-lantern": "pumpkin",
     "sports medal": "medal",
     "teddy bear": "teddy",

@@ -1,4 +1,4 @@
-"""The demo of pictures: how well captions are found by what was drawn for them."""
+"""The demo of images: retrieval of captions by the images that were generated for them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def judged_rows(figures: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def upsampler_sentence(size: str, figures: dict[str, Any]) -> str:
-    """Say how the last stage does beside bicubic enlargement, and whether it beats it."""
+    """Compare the last stage with bicubic enlargement, in words."""
     network, bicubic = figures["network"], figures["bicubic"]
     better = network["rmse"] < bicubic["rmse"] and network["R@1"] >= bicubic["R@1"]
     verdict = "beats" if better else "does not beat"
@@ -47,14 +47,14 @@ def upsampler_sentence(size: str, figures: dict[str, Any]) -> str:
     )
 
 
-class PictureDemo(Demo):
-    """The demo of a model that makes pictures."""
+class ImageDemo(Demo):
+    """The demo of a model that makes images."""
 
     entry = "caption_retrieval"
     figures = "caption retrieval"
 
     def held_out_split(self) -> str | None:
-        """The part of the data that is never trained on, if they have a known one."""
+        """The held-out part of the data, for data sets that define one."""
         return HELD_OUT if self.config.dataset_name == "emoji64" else None
 
     def judge(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class PictureDemo(Demo):
         return report
 
     def _caption_judge(self) -> tuple[CaptionJudge, list[str]]:
-        """A judge, and the captions of the training data that it has learned.
+        """A judge, and the captions of the training data that it was trained with.
 
         It learns from augmented versions of the training images, over an extractor and words that took no part in
         training. With emoji64 these are the features of the embedded judge, which look past noise, blur and low
@@ -131,13 +131,13 @@ class PictureDemo(Demo):
         return {"from": f"{small[1]}x{small[0]}", **rows}
 
     def tell(self, report: dict[str, Any]) -> None:
-        """The figures of `judge` as a table."""
+        """Print the scores of `judge` as a table."""
         titles = {"trained": "captions of the training data", "held_out": "captions held out of training"}
         for size, kinds in report.items():
             for name, figures in kinds.items():
                 if name not in titles:
                     continue
-                count = f"{figures['pictures']} pictures, {figures['candidates']} captions to choose from"
+                count = f"{figures['pictures']} images, {figures['candidates']} captions to choose from"
                 self.say(f"\n{titles[name]}, judged at {size} ({count})")
                 self.say(f"  {'':20}{'R@1':>9}{'R@5':>9}{'R@10':>9}")
                 for label, row in judged_rows(figures).items():
