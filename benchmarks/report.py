@@ -18,7 +18,7 @@ BEGIN, END = "<!-- written by benchmarks/report.py -->\n", "<!-- end -->\n"
 CHOSEN = {
     "guided step, README": "guided sampling step, 64x64, the first network of imagen-pytorch's README",
     "guided step, defaults": "the same, all defaults (attention at every level)",
-    "a finished picture, README": "a finished picture of the first network: 20 ancestral steps here, 250 there",
+    "a finished picture, README": "a finished image of the first network: 20 ancestral steps here, 250 there",
     "a finished picture": "the same of a smaller network, 32x32",
     "a finished picture with reuse": "that one with 24 steps here, of which two in three reuse inner maps",
     "training, README": "training step, the first network",
@@ -26,9 +26,9 @@ CHOSEN = {
     "training, video": "training step, a video of 16 frames",
 }
 CHOSEN_GPU = {
-    "guided step, README, bf16": "guided sampling step, 64x64, one picture, that network",
+    "guided step, README, bf16": "guided sampling step, 64x64, one image, that network",
     "guided step, README, bf16 compiled": "the same with `compile=True`",
-    "guided step, large, bf16 compiled": "416 million parameters, 8 pictures, `compile=True`",
+    "guided step, large, bf16 compiled": "416 million parameters, 8 images, `compile=True`",
 }
 PEERS = ("imagen-pytorch", "diffusers", "transformers", "bare", "torch alone")
 
@@ -44,7 +44,7 @@ COMPARED = """## Beside imagen-pytorch and diffusers
 
 Every side has networks of the same widths (diffusers: as many parameters), float32 and eager mode unless the name says
 otherwise; bf16 is autocast for all, "compiled" and what says reuse is ours alone. A guided step of the README's network
-is one of 20 for a picture, or of 21 with reuse. "bare" is loss and gradient alone, without optimizer, averages and
+is one of 20 for an image, or of 21 with reuse. "bare" is loss and gradient alone, without optimizer, averages and
 checks; a checkpoint of ours is written with a checksum, read back and sealed, which during a training happens in the
 background.
 """
@@ -55,9 +55,9 @@ GPU = """## On a GPU
 `python benchmarks/compare.py --device cuda --peers ... --cases bf16,defaults,elucidated,cascade,compiled,graphs,large`
 
 "large" is the base network of the paper at half its width, 416 million parameters; "compiled" is `compile=True`,
-"graphs" `compile="reduce-overhead"`, of ours alone; pictures of 4 steps; the clock is wall time, and the memory that of
-the GPU. That graphs draw the same pictures is what `pytest -m slow tests/test_gpu.py` asks; on this machine it has not
-run to its end yet. Since this was measured, weights are rounded once per stage and no longer at every step.
+"graphs" `compile="reduce-overhead"`, of ours alone; images of 4 steps; the clock is wall time, and the memory that of
+the GPU. `pytest -m slow tests/test_gpu.py` checks that graphs generate the same images; on this machine it has not run
+to its end yet. Since this was measured, weights are rounded once per stage and no longer at every step.
 """
 CURVES = """## How the time grows
 `python benchmarks/compare.py --peers /tmp/peers/bin/python --cases curve`, a small network of three levels
@@ -65,11 +65,11 @@ CURVES = """## How the time grows
 QUALITY = """## What fewer evaluations cost in quality
 `make demo; python benchmarks/quality.py runs/demo/imagen.pt`
 
-"ddpm" with 250 steps is what imagen-pytorch samples with. `cache_interval`: one call of the network in so many is
-whole, the others compute the level with the largest maps only (Ma et al. 2024). Drawn by the first stage of `make
-demo`, with its guidance; change: mean absolute difference from the first row's pictures, of a range of 1, where both
-start from the same noise and add none; R@1 and R@10: how often the caption is found by the picture; FD: Frechet
-distance of an image classifier's features from those of the real pictures.
+"ddpm" with 250 steps is what imagen-pytorch samples with. `cache_interval`: every n-th call of the network is
+whole, the others compute the level with the largest maps only (Ma et al. 2024). Sampled from the first stage of `make
+demo`, with its guidance; change: mean absolute difference from the first row's images, of a range of 1, where both
+start from the same noise and add none; R@1 and R@10: how often the caption is found by the image; FD: Frechet
+distance of an image classifier's features from those of the real images.
 """
 SOLVERS = """## How near samplers come to the exact solution
 `python benchmarks/solvers.py`
@@ -108,6 +108,11 @@ def when(result: dict[str, Any]) -> str:
     return ", ".join([result["date"], result["machine"], *more]) + "\n"
 
 
+def named(text: str) -> str:
+    """A case or unit of the results, which say picture, as the pages say it."""
+    return text.replace("picture", "image")
+
+
 def compared(result: dict[str, Any]) -> str:
     """A line per case: our time, and the others in times ours."""
     cases: dict[str, dict[str, dict[str, Any]]] = {}
@@ -125,7 +130,9 @@ def compared(result: dict[str, Any]) -> str:
     def line(case: str, sides: dict[str, dict[str, Any]]) -> list[str]:
         own = sides["ours"]
         memory = f", {own['memory']} MB" if "memory" in own else ""
-        return [case, f"{seconds(own['median'])} a {own['unit']}{memory}", *(ratio(sides.get(side)) for side in others)]
+        unit = named(own["unit"])
+        time = f"{seconds(own['median'])} {'an' if unit[0] in 'aeiou' else 'a'} {unit}"
+        return [named(case), f"{time}{memory}", *(ratio(sides.get(side)) for side in others)]
 
     return table(["work", "ours", *others], [line(case, sides) for case, sides in cases.items() if "ours" in sides])
 
@@ -137,7 +144,7 @@ def reached(result: dict[str, Any]) -> str:
     ceiling = result["ceiling"]
     rows = [[row["unet"], row["batch"], row["gflops"], f"{100 * row['share']:.0f} %"] for row in ceiling["forward"]]
     most = f"of a large product of matrices ({ceiling['matmul_gflops']:g} GFLOP/s)"
-    return table(["forward pass", "pictures of 64x64", "GFLOP/s", most], rows)
+    return table(["forward pass", "images of 64x64", "GFLOP/s", most], rows)
 
 
 def page(folder: Path) -> str:
@@ -157,11 +164,11 @@ def page(folder: Path) -> str:
         rows = [["" if value is None else value for value in row.values()] for row in result["rows"]]
         limits = "; ".join(
             f"{name}: R@1 {result[key]['R@1']:g}, R@10 {result[key]['R@10']:g}"
-            for key, name in (("chance", "chance"), ("ceiling", "real pictures"))
+            for key, name in (("chance", "chance"), ("ceiling", "real images"))
         )
         error = 0.5 / result["pictures"] ** 0.5
         about = (
-            f"guidance {result['cond_scale']:g}; {result['pictures']} pictures, so that shares are known to "
+            f"guidance {result['cond_scale']:g}; {result['pictures']} images, so that fractions are known to "
             f"{error:.2f} (one standard error); {limits}\n"
         )
         parts += [QUALITY, when(result), table(result["rows"][0], rows), about]

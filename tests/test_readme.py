@@ -17,8 +17,8 @@ def test_every_python_block_runs(tmp_path, monkeypatch):
     names: dict = {}
     for number, block in enumerate(blocks, start=1):
         exec(compile(block, f"README.md, Python block {number}", "exec"), names)
-    assert names["pictures"].shape == (1, 3, 32, 32) and float(names["pictures"].min()) >= 0
-    assert float(names["pictures"].max()) <= 1 and Path("heart.png").is_file()
+    assert names["samples"].shape == (1, 3, 32, 32) and float(names["samples"].min()) >= 0
+    assert float(names["samples"].max()) <= 1 and Path("heart.png").is_file()
     assert names["video"].shape == (2, 3, 12, 16, 16) and names["longer"].shape == (2, 3, 4, 16, 16)
     assert names["film"].shape == (2, 3, 16, 16, 16)
     assert torch.equal(names["between"][:, :, ::3], names["video"][:, :, ::3])
