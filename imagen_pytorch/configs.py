@@ -32,9 +32,9 @@ from .diffusion.objectives import OBJECTIVES
 from .diffusion.samplers import SAMPLERS
 from .diffusion.schedules import SCHEDULES
 from .imagen import CASCADES
+from .io.errors import reason
 from .nn.presets import UNETS
 from .signatures import ConfigError, Configuration, FieldError, model_from_signature, part
-from .storage.errors import reason
 from .trainer import ImagenTrainer
 from .training.options import forwarded
 from .training.rehearsal import TooLarge, main_memory, rehearse

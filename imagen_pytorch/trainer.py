@@ -17,8 +17,8 @@ from .cascade.batch import TrainingBatch
 from .cascade.cascade import Cascade
 from .cascade.inputs import as_tensor
 from .cascade.module_state import compile_once, evaluating
-from .checkpoint import described_model
-from .storage import read_checkpoint
+from .checkpoints import read_checkpoint
+from .checkpoints.model import described_model
 from .tensors import Share
 from .training.arguments import PER_UNET, check_arguments
 from .training.batches import apart_from_its_graph, check_images, check_keywords, check_tuple

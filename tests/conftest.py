@@ -37,10 +37,11 @@ def _check_tuple_or_named_tuple(argname, value, expected_type, memo):
 
 typeguard.check_tuple = _check_tuple_or_named_tuple
 
-# every annotated function of the package checks its arguments, shapes included, while tests run; but for storage, which
-# knows no shapes and calls small functions for every value of a file
+# every annotated function of the package checks its arguments, shapes included, while tests run; but for files, which
+# know no shapes and call small functions for every value of a file
 ROOMS = sorted({path.stem for path in Path(__file__).parents[1].glob("imagen_pytorch/*") if path.stem[0] not in "_."})
-install_import_hook([f"imagen_pytorch.{room}" for room in ROOMS if room != "storage"], "typeguard.typechecked")
+CHECKED = [f"imagen_pytorch.{room}" for room in ROOMS if room not in ("io", "checkpoints")]
+install_import_hook(CHECKED, "typeguard.typechecked")
 jaxtyping.config.update("jaxtyping_disable", True)  # until the tests begin: files compute their parameters
 
 torch.set_num_threads(1)

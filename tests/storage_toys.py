@@ -8,15 +8,16 @@ import multiprocessing
 import os
 import pickle
 import struct
+import tempfile
 import zipfile
 from collections import OrderedDict
 
 import pytest
 import torch
 
-from imagen_pytorch.storage import CheckpointError, CheckpointStore, write_checkpoint
-from imagen_pytorch.storage.ptfiles import read_pt
-from imagen_pytorch.storage.safefiles import read_safetensors
+from imagen_pytorch.checkpoints import CheckpointError, CheckpointStore, write_checkpoint
+from imagen_pytorch.checkpoints.format_pt import read_pt
+from imagen_pytorch.checkpoints.format_safetensors import read_safetensors
 
 NEEDS_FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are made by fork")
 
@@ -151,7 +152,15 @@ def outcome(function, *arguments):
         return type(error).__name__, str(error)
 
 
-KINDS = {"pt": read_pt, "safetensors": read_safetensors}
+def _from_disk(file):
+    """What a file of safetensors holds, which the library reads by its name."""
+    with tempfile.NamedTemporaryFile() as held:
+        held.write(file.read())
+        held.flush()
+        return read_safetensors(held)
+
+
+KINDS = {"pt": read_pt, "safetensors": _from_disk}
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 

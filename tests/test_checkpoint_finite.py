@@ -12,8 +12,8 @@ from toys import CAPTIONS, pictures, small_imagen
 
 from imagen_pytorch import ImagenTrainer
 from imagen_pytorch.checkpoint import CheckpointError, CheckpointNotWritten, read_checkpoint, write_checkpoint
-from imagen_pytorch.storage import locate
-from imagen_pytorch.storage.store import verify_checkpoint
+from imagen_pytorch.checkpoints import verify_checkpoint
+from imagen_pytorch.io.files import locate
 from imagen_pytorch.training.lane import TrainingDiverged
 
 

@@ -17,18 +17,17 @@ import pytest
 from storage_toys import NEEDS_FORK, child, contents, filled, in_child, outcome, step_of
 
 from imagen_pytorch.checkpoint import CheckpointStore
-from imagen_pytorch.storage import (
+from imagen_pytorch.checkpoints import (
+    BackgroundWriter,
     CheckpointLocked,
     CheckpointNotWritten,
-    locate,
-    lock_of,
-    lock_of_file,
-    locks,
     previous_of,
     read_checkpoint,
     write_checkpoint,
 )
-from imagen_pytorch.storage.background import BackgroundWriter
+from imagen_pytorch.io import locks
+from imagen_pytorch.io.files import locate
+from imagen_pytorch.io.locks import lock_of
 
 
 def try_to_lock(folder):
@@ -160,7 +159,7 @@ def test_a_lock_whose_file_says_nothing_still_holds(tmp_path):
 
 
 def test_where_there_are_no_locks_saving_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("imagen_pytorch.storage.locks.try_lock", lambda handle: None)
+    monkeypatch.setattr("imagen_pytorch.io.locks.try_lock", lambda handle: None)
     for store in (CheckpointStore(tmp_path), CheckpointStore(tmp_path)):
         store.lock()
         store.write(1, contents(1))
@@ -394,13 +393,13 @@ def test_a_copy_of_a_lock_is_not_held(tmp_path):
 def test_files_of_one_remote_folder_have_claims_of_their_own(tmp_path):
     """As three machines have that train one U-Net each."""
     fs, folder = locate(f"memory://{tmp_path.name}")
-    one, two = (lock_of_file(fs, f"{folder}/unet{number}.pt", f"unet{number}.pt") for number in (1, 2))
+    one, two = (lock_of(f"{folder}/unet{number}.pt", fs, f"unet{number}.pt") for number in (1, 2))
     one.acquire()
     two.acquire()
     for number, claim in ((1, one), (2, two)):
         claim.check()
         write_checkpoint(contents(number), f"{folder}/unet{number}.pt", fs)
-    other = lock_of_file(fs, f"{folder}/unet1.pt", "unet1.pt")
+    other = lock_of(f"{folder}/unet1.pt", fs, "unet1.pt")
     other.acquire()
     with pytest.raises(CheckpointLocked, match=r"another run \(pid .*\) has taken over unet1.pt"):
         one.check()

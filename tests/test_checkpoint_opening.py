@@ -15,11 +15,12 @@ import torch
 from toys import WORDS, small_imagen
 
 from imagen_pytorch import ElucidatedImagen, Imagen, ImagenTrainer, Unet, Unet3D
-from imagen_pytorch.checkpoint import CheckpointError, described_model, load_imagen_from_checkpoint
+from imagen_pytorch.checkpoint import CheckpointError, load_imagen_from_checkpoint
+from imagen_pytorch.checkpoints import read_checkpoint, write_checkpoint
+from imagen_pytorch.checkpoints.model import described_model
 from imagen_pytorch.cli import main
 from imagen_pytorch.imagen import imagen_from_config
 from imagen_pytorch.signatures import constructor_arguments
-from imagen_pytorch.storage import read_checkpoint, write_checkpoint
 from imagen_pytorch.text import TransformersEncoder, known_dim, text_encoder
 from imagen_pytorch.text.t5 import package_folder
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
 import warnings
 
 import fsspec
@@ -12,13 +10,13 @@ import pytest
 from storage_toys import contents, filled, step_of
 
 from imagen_pytorch.checkpoint import CheckpointStore
-from imagen_pytorch.storage import (
+from imagen_pytorch.checkpoints import (
     CheckpointError,
     CheckpointMissing,
     CheckpointNotWritten,
     CheckpointUnreachable,
+    files,
     read_checkpoint,
-    remote,
 )
 
 
@@ -29,7 +27,7 @@ def url(request, tmp_path):
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(remote, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr("imagen_pytorch.io.files.WAITS", (0.0, 0.0))
 
 
 def damage(store, step):
@@ -65,7 +63,7 @@ def test_steps_count_as_numbers_and_the_newest_stay(url):
     path, found = CheckpointStore(url).read()
     assert step_of(found) == 11 and path == store.path(11)
     assert step_of(store.read(9)[1]) == 9
-    with pytest.raises(CheckpointMissing, match=r"there is no checkpoint at .*checkpoint.8.pt"):
+    with pytest.raises(CheckpointMissing, match=r"no checkpoint at .*checkpoint.8.pt"):
         store.read(8)
 
 
@@ -180,9 +178,7 @@ def test_what_cannot_be_removed_is_said_and_harms_nothing(url, monkeypatch):
 
 
 def test_folders_count_when_they_are_whole(url, monkeypatch):
-    shards = types.ModuleType("imagen_pytorch.storage.sharded")
-    shards.read_sharded = lambda fs, path: contents(int(path.rsplit(".", 1)[1]))
-    monkeypatch.setitem(sys.modules, shards.__name__, shards)
+    monkeypatch.setattr(files, "read_sharded", lambda fs, path: contents(int(path.rsplit(".", 1)[1])))
     store = filled(url, 1, 3, keep=2)
     folder = add_folder(store, 5)
     add_folder(store, 9, whole=False)

@@ -14,15 +14,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
+from imagen_pytorch.checkpoints import describe_checkpoint, newest_in, read_checkpoint, write_checkpoint
+from imagen_pytorch.checkpoints.sharded import write_sharded
 from imagen_pytorch.cli import _info, main
 from imagen_pytorch.configs import TrainingConfig
 from imagen_pytorch.profiling import advice, estimates
 from imagen_pytorch.profiling.advice import Machine
 from imagen_pytorch.signatures import parse
-from imagen_pytorch.storage import archives, outlines, read_checkpoint, write_checkpoint
-from imagen_pytorch.storage.outlines import newest_in, read_outline
-from imagen_pytorch.storage.sharded_writing import write_sharded
 
 UNET = {
     "dim": 8,
@@ -136,26 +136,34 @@ def test_a_checkpoint_for_people(run, contents, monkeypatch):
     assert "\n    1            1 " in done.stdout and max(map(len, done.stdout.splitlines())) <= 100
 
 
-def test_only_descriptions_are_read(tmp_path, contents, monkeypatch):
-    path = tmp_path / "a.pt"
-    save({**contents, "model": {**contents["model"], "large": torch.zeros(1 << 20)}}, path)
-    read, own = [], archives.read_at
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_only_descriptions_are_read(tmp_path, contents, monkeypatch, kind):
+    path, url, read = tmp_path / f"a.{kind}", f"memory://{tmp_path.name}/a.{kind}", []
+    write_checkpoint({**contents, "model": {**contents["model"], "large": torch.zeros(1 << 20)}}, path)
+    write_checkpoint(read_checkpoint(path), url)
 
-    def counted(file, place, count):
-        read.append(count)
-        return own(file, place, count)
+    class Counted(MemoryFile):
+        def read(self, *arguments):
+            data = super().read(*arguments)
+            read.append(len(data))
+            return data
 
-    for module in (archives, outlines):
-        monkeypatch.setattr(module, "read_at", counted)
-    outline = read_outline(path, ("steps",))
-    assert sum(read) < outline.size / 8 and outline.size == path.stat().st_size
-    assert outline.contents["steps"].tolist() == [1, 0] and outline.contents["model"]["large"].is_meta
+        def readinto(self, target):
+            read.append(super().readinto(target))
+            return read[-1]
+
+    opened = MemoryFileSystem.open
+    monkeypatch.setattr(MemoryFileSystem, "open", lambda *a, **k: Counted(data=opened(*a, **k).getvalue()))
+    for place in (path, url):
+        info = describe_checkpoint(place, ("steps",))
+        assert info.size == path.stat().st_size and sum(read) < info.size / 8 and bool(read) == (place == url)
+        assert info.contents["steps"].tolist() == [1, 0] and info.contents["model"]["large"].is_meta
 
 
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
 def test_an_outline_has_the_shapes_of_the_contents(tmp_path, contents, name):
     save(contents, tmp_path / name)
-    assert shapes(read_outline(tmp_path / name).contents) == shapes(read_checkpoint(tmp_path / name))
+    assert shapes(describe_checkpoint(tmp_path / name).contents) == shapes(read_checkpoint(tmp_path / name))
 
 
 def test_shards_and_folders(run, tmp_path, contents):
@@ -165,14 +173,11 @@ def test_shards_and_folders(run, tmp_path, contents):
         write_sharded(LocalFileSystem(), str(tmp_path / f"checkpoint.{steps}"), tensors, plain)
     (tmp_path / "checkpoint.20").mkdir()  # never finished
     assert newest_in(tmp_path) == str(tmp_path / "checkpoint.12")
-    outline = read_outline(tmp_path / "checkpoint.12")
-    assert outline.format == "shards" and shapes(outline.contents["model"]) == shapes(contents["model"])
+    info = describe_checkpoint(tmp_path / "checkpoint.12")
+    assert info.format == "shards" and shapes(info.contents["model"]) == shapes(contents["model"])
     assert _info._checkpoint_of(str(tmp_path)) == str(tmp_path / "checkpoint.12")
-    assert (
-        outline.size
-        == sum(file.stat().st_size for file in (tmp_path / "checkpoint.12").iterdir())
-        - (tmp_path / "checkpoint.12" / "manifest.json").stat().st_size
-    )
+    files = [path for path in (tmp_path / "checkpoint.12").rglob("*") if path.is_file()]
+    assert info.size == sum(path.stat().st_size for path in files if path.name != "manifest.json")
     assert run(tmp_path / "checkpoint.20").exit_code == 2 and "holds no checkpoint" in run("checkpoint.20").stderr
 
 
@@ -223,7 +228,7 @@ def test_files_that_are_something_else(run, name, data, code, words):
     ("target", "words"),
     [
         ("emojis", "emojis does not exist"),
-        ("memory://nowhere/a.pt", "there is no checkpoint"),
+        ("memory://nowhere/a.pt", "no checkpoint at memory://nowhere/a.pt"),
         (".", "holds no checkpoint"),
         ("mine.json --frames 3", "--frames is for models of videos"),
     ],

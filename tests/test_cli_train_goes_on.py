@@ -10,7 +10,7 @@ import pytest
 from train_toys import SMALL, UNET, enter, imagen, metrics, refused, steps, succeed, write_config
 
 from imagen_pytorch.checkpoint import read_checkpoint
-from imagen_pytorch.storage import write_checkpoint
+from imagen_pytorch.checkpoints import write_checkpoint
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_the_one_before_is_taken_if_the_newest_is_gone(folder):
     os.remove("imagen.pt")
     done = succeed("train", "--max-steps", 4)
     assert "going on from imagen.previous.pt after 2 steps" in done.stderr
-    assert "warning: there is no checkpoint at" in done.stderr and "imagen.previous.pt is taken instead" in done.stderr
+    assert "warning: no checkpoint at" in done.stderr and "imagen.previous.pt is taken instead" in done.stderr
     assert steps() == [4] and steps("imagen.previous.pt") == [2]
 
 

@@ -13,21 +13,21 @@ from every_file import each_file
 PACKAGE = Path(__file__).resolve().parents[1] / "imagen_pytorch"
 
 LAYERS = (
-    ("version", "wording", "registry", "tensors", "images", "construction", "ranges", "lines", "renamed"),
+    ("version", "wording", "registry", "tensors", "images", "construction", "ranges", "lines", "renamed", "io"),
     ("diffusion", "nn", "text", "data"),
     ("cascade",),
     ("imagen",),
-    ("signatures", "configs", "storage", "checkpoint", "training", "trainer", "evaluation", "profiling"),
+    ("signatures", "configs", "checkpoints", "checkpoint", "training", "trainer", "evaluation", "profiling"),
     # doors: command line, lazy names, and files that only re-export what lives below under names people know
     ("cli", "__init__", "__main__", "imagen_pytorch", "elucidated_imagen", "imagen_video", "t5", "utils", "testing"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-FOUNDATION = {"torch", "numpy", "einops", "jaxtyping", "PIL"}
+FOUNDATION = {"torch", "numpy", "einops", "jaxtyping", "PIL", "fsspec", "filelock"}
 
 # packages that nobody should wait for before using them: imported inside the function that needs them
 ON_USE = set(
     "transformers accelerate av datasets ema_pytorch PIL rich gcsfs s3fs pandas diffusers scipy sentencepiece "
-    "tokenizers safetensors huggingface_hub requests".split()
+    "tokenizers safetensors huggingface_hub requests fsspec filelock".split()
 )
 FORBIDDEN = {"torchvision", "kornia", "beartype", "pytorch_warmup"}
 

@@ -19,7 +19,7 @@ from toys import CAPTIONS, pictures, small_imagen
 
 from imagen_pytorch import ImagenTrainer
 from imagen_pytorch.checkpoint import CheckpointLocked, CheckpointNotWritten, read_checkpoint
-from imagen_pytorch.storage import background
+from imagen_pytorch.checkpoints import background
 from imagen_pytorch.training import saving
 from imagen_pytorch.training.lane import TrainingDiverged
 
@@ -265,7 +265,7 @@ def unwritable(monkeypatch, times):
         return write(contents, path, *rest)
 
     monkeypatch.setattr(saving, "write_checkpoint", full)
-    monkeypatch.setattr("imagen_pytorch.storage.store.write_checkpoint", full)
+    monkeypatch.setattr("imagen_pytorch.checkpoints.store.write_checkpoint", full)
 
 
 @pytest.mark.parametrize("later", [False, True])

@@ -8,8 +8,8 @@ from launching import run
 from sharding_toys import LOCAL, Shared
 from toys import small_unet
 
-from imagen_pytorch.storage.parts import local_part
-from imagen_pytorch.storage.sharded import read_sharded
+from imagen_pytorch.checkpoints.contents import local_part
+from imagen_pytorch.checkpoints.sharded import read_sharded
 from imagen_pytorch.training.sharding import (
     clip_gradients,
     gradient_norm,

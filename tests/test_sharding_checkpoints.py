@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import fsspec
@@ -15,10 +16,10 @@ import torch
 from launching import launch, run
 from sharding_toys import LOCAL, Shared
 
-from imagen_pytorch.storage import CheckpointError, CheckpointMismatch, CheckpointMissing, CheckpointStore
-from imagen_pytorch.storage.manifest import MANIFEST, Manifest
-from imagen_pytorch.storage.sharded import ShardedCheckpoint, load_sharded, read_sharded
-from imagen_pytorch.storage.sharded_writing import remove_unfinished, write_sharded
+from imagen_pytorch.checkpoints import CheckpointError, CheckpointMismatch, CheckpointMissing, CheckpointStore
+from imagen_pytorch.checkpoints.manifest import Manifest
+from imagen_pytorch.checkpoints.paths import MANIFEST
+from imagen_pytorch.checkpoints.sharded import ShardedCheckpoint, load_sharded, read_sharded, write_sharded
 from imagen_pytorch.training.optim import make_optimizer
 from imagen_pytorch.training.sharding import (
     fill,
@@ -107,7 +108,7 @@ def test_an_error_while_writing_leaves_the_checkpoints_before(tmp_path, kind, mo
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("imagen_pytorch.storage.sharded_writing.sizes_in", full)
+    monkeypatch.setattr("imagen_pytorch.checkpoints.sharded.sizes_in", full)
     with pytest.raises(CheckpointError, match="process 0 could not write .* No space left on device"):
         write_sharded(fs, f"{tmp_path}/checkpoint.2", TENSORS, PLAIN)
     assert CheckpointStore(str(tmp_path), fs=fs).steps() == [1]
@@ -116,14 +117,19 @@ def test_an_error_while_writing_leaves_the_checkpoints_before(tmp_path, kind, mo
     assert kind == "memory" or os.listdir(tmp_path) == ["checkpoint.1"]
 
 
-def test_what_a_dead_process_left_is_removed_and_what_only_lacks_its_name_gets_it(folder):
-    outer = Path(folder).parent
-    os.rename(folder, outer / ".checkpoint.5.0123abcd.partial")
-    (outer / ".checkpoint.6.0123abcd.partial").mkdir()
-    (outer / ".mine.partial").mkdir()
-    assert remove_unfinished(LOCAL, str(outer)) == [".checkpoint.6.0123abcd.partial"]
-    assert sorted(os.listdir(outer)) == [".mine.partial", "checkpoint.5"]
-    assert read_sharded(LOCAL, folder)["version"] == "1"
+def test_what_a_dead_process_left_never_counts_and_is_removed(folder):
+    """Beside a whole checkpoint, and where there is none yet."""
+    left = "shards-0123456789ab"
+    for place in (Path(folder), Path(folder).with_name("checkpoint.6")):
+        (place / left).mkdir(parents=True)
+        (place / left / "rank0.safetensors").write_bytes(b"x")
+    assert CheckpointStore(Path(folder).parent).steps() == [5] and read_sharded(LOCAL, folder)["version"] == "1"
+    with pytest.raises(CheckpointMissing, match="it has no manifest.json"):
+        read_sharded(LOCAL, str(place))
+    for path in (folder, str(place)):
+        write_sharded(LOCAL, path, TENSORS, {"version": "2"})
+        assert read_sharded(LOCAL, path)["version"] == "2" and left not in os.listdir(path)
+        assert len(os.listdir(path)) == 2
 
 
 def test_the_state_of_an_optimizer_comes_back_exactly(tmp_path):
@@ -161,9 +167,21 @@ def test_the_state_of_an_optimizer_comes_back_exactly(tmp_path):
 # -- damage and malice ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["__0_0.distcp", "state.pt", ".metadata"])
-def test_damaged_files_are_named(folder, name):
-    path = Path(folder) / name
+def files_in(folder: str) -> Path:
+    """Where the files of a checkpoint are: in a folder of its own, but for those of the first format."""
+    return Path(folder) / json.loads((Path(folder) / MANIFEST).read_bytes()).get("folder", "")
+
+
+@pytest.fixture
+def first_format(tmp_path) -> str:
+    shutil.copytree(Path(__file__).parent / "data" / "checkpoints" / "shards", tmp_path / "first")
+    return str(tmp_path / "first")
+
+
+@pytest.mark.parametrize("name", ["rank0.safetensors", "state.pt", "__0_0.distcp", ".metadata"])
+def test_damaged_files_are_named(folder, first_format, name):
+    folder = first_format if name in ("__0_0.distcp", ".metadata") else folder
+    path = files_in(folder) / name
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
     with pytest.raises(CheckpointError, match=f"its file {name} has .* of .* bytes"):
@@ -192,18 +210,19 @@ def forge(folder: str, change) -> None:
     path = Path(folder) / MANIFEST
     given = json.loads(path.read_bytes())
     for row in given["files"]:
-        data = (Path(folder) / row[0]).read_bytes()
+        data = (Path(folder) / given.get("folder", "") / row[0]).read_bytes()
         row[1:] = len(data), hashlib.sha256(data).hexdigest()
     change(given)
-    body = {"files": given["files"], "tensors": given["tensors"]}
+    body = {name: given[name] for name in ("files", "tensors", "folder") if name in given}
     given["sha256"] = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     path.write_text(json.dumps(given))
 
 
 @pytest.mark.parametrize("kind", ["torch", "pickle"])
-@pytest.mark.parametrize("name", [".metadata", "state.pt", "__0_0.distcp"])
-def test_nothing_in_a_hostile_folder_runs(folder, tmp_path, name, kind):
-    trace, path = tmp_path / "ran", Path(folder) / name
+@pytest.mark.parametrize("name", ["state.pt", "rank0.safetensors", ".metadata", "__0_0.distcp"])
+def test_nothing_in_a_hostile_folder_runs(folder, first_format, tmp_path, name, kind):
+    folder = first_format if name in ("__0_0.distcp", ".metadata") else folder
+    trace, path = tmp_path / "ran", files_in(folder) / name
     file = io.BytesIO()
     torch.save(Evil(trace), file) if kind == "torch" else pickle.dump(Evil(trace), file)
     payload = file.getvalue()
@@ -212,16 +231,17 @@ def test_nothing_in_a_hostile_folder_runs(folder, tmp_path, name, kind):
     def change(given):
         for entry in given["tensors"].values():
             for part in entry[2]:
-                part[3:] = 0, len(payload)
+                part[3:] = (0, len(payload)) if name == "__0_0.distcp" else ()
                 entry[1] = part[1] = [1] * len(part[1])
                 part[0] = [0] * len(part[0])
 
-    forge(folder, change if name == "__0_0.distcp" else lambda given: None)
+    forge(folder, change if name in ("__0_0.distcp", "rank0.safetensors") else lambda given: None)
     if name == ".metadata":
         assert read_sharded(LOCAL, folder)["version"] == "1"
     else:
         reason = "could run code; nothing was executed" if kind == "torch" else "damaged or another kind of file"
-        with pytest.raises(CheckpointError, match=f"cannot read the checkpoint .*{reason}"):
+        reason = "header" if name == "rank0.safetensors" else reason
+        with pytest.raises(CheckpointError, match=f"(?i)cannot read the checkpoint .*{reason}"):
             read_sharded(LOCAL, folder)
     assert not trace.exists()
 
@@ -232,7 +252,7 @@ LIES = {
     "more memory than there is data": lambda given: given["tensors"].update(
         {f"model/{index}": given["tensors"]["model/a.weight"] for index in range(99)}
     ),
-    "a part outside of the file": lambda given: given["tensors"]["model/one"][2][0].__setitem__(3, 1 << 40),
+    "a part outside of the file": lambda given: given["tensors"]["model/one"][2][0].extend((1 << 40, 16)),
     "a part outside of the tensor": lambda given: given["tensors"]["model/one"][2][0].__setitem__(0, [1, 0]),
     "a huge tensor": lambda given: given["tensors"]["model/one"].__setitem__(1, [1 << 40, 4]),
     "a hole": lambda given: given["tensors"]["model/one"].__setitem__(2, []),
@@ -258,7 +278,7 @@ def test_a_manifest_is_what_it_was_or_damaged(folder):
     path = Path(folder) / MANIFEST
     whole = path.read_bytes()
     assert Manifest.from_bytes(whole).to_bytes() == whole
-    for damaged in (whole[:-5], whole.replace(b"1577", b"1578"), b"", b"[" * 100_000):
+    for damaged in (whole[:-5], whole.replace(b'"rank0', b'"rank1'), b"", b"[" * 100_000):
         with pytest.raises(CheckpointError, match="its manifest"):
             Manifest.from_bytes(damaged)
 
@@ -275,7 +295,7 @@ def test_written_by_one_loaded_by_two_written_by_two_loaded_by_three(tmp_path):
     two += "/checkpoint.2"
     manifest, own = sorted(os.listdir(two))  # as in an object store: each write has a folder of its own
     assert manifest == MANIFEST and own.startswith("shards-")
-    assert sorted(os.listdir(f"{two}/{own}")) == [".metadata", "__0_0.distcp", "__1_0.distcp", "state.pt"]
+    assert sorted(os.listdir(f"{two}/{own}")) == ["rank0.safetensors", "rank1.safetensors", "state.pt"]
     run(3, "load_sharded.py", two)
     found = read_sharded(LOCAL, two)
     assert all(torch.equal(found["model"][name.partition("/")[2]], item) for name, item in tensors.items())
@@ -286,6 +306,8 @@ def test_a_process_that_is_killed_while_writing_leaves_the_checkpoint_before(tmp
     assert launch(2, "killed_writing.py", str(tmp_path), seconds=120).returncode != 0
     store = CheckpointStore(str(tmp_path))
     assert store.steps() == [1] and store.read()[1]["model"]["weight"].tolist() == [0, 1, 2, 3, 4, 5]
-    assert not (tmp_path / "checkpoint.2").exists()
-    remove_unfinished(LOCAL, str(tmp_path))
-    assert [name for name in os.listdir(tmp_path) if "checkpoint" in name] == ["checkpoint.1"]
+    assert not (tmp_path / "checkpoint.2" / MANIFEST).exists()
+    store.write(3, {"version": "1"})
+    store.keep = 2
+    store.prune()
+    assert sorted(name for name in os.listdir(tmp_path) if "checkpoint" in name) == ["checkpoint.1", "checkpoint.3.pt"]

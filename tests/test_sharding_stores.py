@@ -13,20 +13,18 @@ from toys import small_imagen
 
 from imagen_pytorch import ImagenTrainer
 from imagen_pytorch.checkpoint import CheckpointError, CheckpointStore
-from imagen_pytorch.storage import (
+from imagen_pytorch.checkpoints import (
     CheckpointLocked,
     CheckpointNotWritten,
-    FolderClaim,
-    lock_of,
-    locks,
+    describe_checkpoint,
     previous_of,
-    remote,
-    sharded_writing,
+    sharded,
+    verify_checkpoint,
 )
-from imagen_pytorch.storage.manifest import MANIFEST
-from imagen_pytorch.storage.outlines import read_outline
-from imagen_pytorch.storage.sharded import read_sharded
-from imagen_pytorch.storage.store import verify_checkpoint
+from imagen_pytorch.checkpoints.paths import MANIFEST
+from imagen_pytorch.checkpoints.sharded import read_sharded
+from imagen_pytorch.io import locks
+from imagen_pytorch.io.locks import FolderClaim, lock_of
 from imagen_pytorch.training import saving
 
 MEMORY, LOCAL = fsspec.filesystem("memory"), fsspec.filesystem("file")
@@ -35,12 +33,12 @@ each_place = pytest.mark.parametrize("fs", [LOCAL, MEMORY], ids=["file", "memory
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
-    monkeypatch.setattr(remote, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr("imagen_pytorch.io.files.WAITS", (0.0, 0.0))
 
 
 def save(fs, folder, step, **options):
     tensors = {"model/w": torch.full((5,), float(step)), "optim0/state/0/step": torch.tensor(step)}
-    sharded_writing.write_sharded(fs, str(folder), tensors, {"steps": step}, **options)
+    sharded.write_sharded(fs, str(folder), tensors, {"steps": step}, **options)
 
 
 def step_in(fs, folder):
@@ -109,7 +107,7 @@ def test_one_small_object_decides(tmp_path, monkeypatch):
     save(MEMORY, folder, 1)
     monkeypatch.setattr(MEMORY, "pipe_file", pipe_file)
     save(MEMORY, folder, 2)
-    assert read == [1, 2] and read_outline(str(folder), fs=MEMORY).format == "shards"
+    assert read == [1, 2] and describe_checkpoint(str(folder), fs=MEMORY).format == "shards"
 
 
 def test_a_folder_of_the_first_format_is_replaced(tmp_path):
@@ -141,9 +139,9 @@ def test_what_cannot_be_read_is_set_aside(tmp_path, fs):
     folder = tmp_path / "run"
     for step in (1, 2):
         save(fs, folder, step, keep_previous=True)
-    path = next(path for path in fs.find(str(folder)) if path.endswith(".distcp"))
+    path = next(path for path in fs.find(str(folder)) if path.endswith(".safetensors"))
     fs.pipe_file(path, b"cut off")
-    with pytest.warns(UserWarning, match=r"its file __0_0.distcp has 7 of .*/run is kept as .*/run.unreadable"):
+    with pytest.warns(UserWarning, match=r"its file rank0.safetensors has 7 of .*/run is kept as .*/run.unreadable"):
         save(fs, folder, 3, keep_previous=True)
     assert step_in(fs, folder) == 3 and step_in(fs, previous_of(str(folder))) == 1
     assert names(fs, tmp_path) == ["run", "run.previous", "run.unreadable"]
@@ -165,7 +163,9 @@ def test_what_belongs_to_others_is_not_replaced(tmp_path, fs):
     fs.pipe_file(f"{tmp_path}/pictures/cat.png", b"a cat")
     fs.pipe_file(f"{tmp_path}/file", b"text")
     for name in ("pictures", "file"):
-        with pytest.raises(CheckpointNotWritten, match=rf"could not write .*/{name}: what is there is no checkpoint"):
+        with pytest.raises(
+            CheckpointNotWritten, match=rf"could not write .*/{name}: what is there is not a checkpoint"
+        ):
             save(fs, tmp_path / name, 1)
     assert fs.cat_file(f"{tmp_path}/pictures/cat.png") == b"a cat" and fs.cat_file(f"{tmp_path}/file") == b"text"
     fs.makedirs(f"{tmp_path}/empty")
@@ -181,12 +181,14 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path):
     assert step_in(LOCAL, previous_of(str(tmp_path / "link"))) == 1
 
 
-def test_a_link_with_the_name_of_what_was_left_behind_is_left_alone(tmp_path):
+def test_what_a_link_with_the_name_of_what_was_left_behind_points_to_is_left_alone(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "file").write_text("mine")
-    (tmp_path / ".run.0123abcd.partial").symlink_to("elsewhere")
-    assert sharded_writing.remove_unfinished(LOCAL, str(tmp_path)) == []
-    assert (tmp_path / "elsewhere" / "file").read_text() == "mine" and (tmp_path / ".run.0123abcd.partial").is_symlink()
+    save(LOCAL, tmp_path / "run", 1)
+    (tmp_path / "run" / "shards-0123456789ab").symlink_to(tmp_path / "elsewhere")
+    save(LOCAL, tmp_path / "run", 2)
+    assert (tmp_path / "elsewhere" / "file").read_text() == "mine"
+    assert step_in(LOCAL, tmp_path / "run") == 2
 
 
 def test_pruning_does_not_follow_links(tmp_path):
@@ -198,26 +200,27 @@ def test_pruning_does_not_follow_links(tmp_path):
 
 
 def test_the_lock_is_looked_at_before_the_folder_gets_its_name(tmp_path, monkeypatch):
-    looked = []
-    monkeypatch.setattr(locks.FolderLock, "check", lambda lock: looked.append(sorted(os.listdir(tmp_path))))
-    with lock_of(tmp_path / "run"):
-        save(LOCAL, tmp_path / "run", 1)
-    assert len(looked) == 2 and "run" not in looked[1] and any(name.endswith(".partial") for name in looked[1])
+    looked, run = [], tmp_path / "run"
+    monkeypatch.setattr(locks.FolderLock, "check", lambda lock: looked.append(os.listdir(run) if run.exists() else []))
+    with lock_of(run):
+        save(LOCAL, run, 1)
+    assert looked[0] == [] and len(looked) == 2 and len(looked[1]) == 1 and looked[1][0].startswith("shards-")
 
 
 def test_a_run_that_was_taken_over_while_it_wrote_publishes_nothing(tmp_path, monkeypatch):
     folder = f"{tmp_path}/run"
-    mine, other = FolderClaim(MEMORY, f"{tmp_path}", "here"), FolderClaim(fsspec.filesystem("memory"), "", "there")
+    mine = FolderClaim(MEMORY, f"{tmp_path}/run.lock", "here", str(tmp_path))
+    other = FolderClaim(MEMORY, "/run.lock", "there", "/elsewhere")
     save(MEMORY, folder, 1)
     mine.acquire()
     save(MEMORY, folder, 2)
-    good = sharded_writing._complete
+    good = sharded.sizes_in
 
-    def complete(*arguments):
+    def listed(*arguments):
         MEMORY.pipe_file(mine.path, b'{"run": "another", "pid": 12}')
         return good(*arguments)
 
-    monkeypatch.setattr(sharded_writing, "_complete", complete)
+    monkeypatch.setattr(sharded, "sizes_in", listed)
     with pytest.raises(CheckpointLocked, match=r"another run \(pid 12\) has taken over here"):
         save(MEMORY, folder, 3)
     assert step_in(MEMORY, folder) == 2 and not other.held

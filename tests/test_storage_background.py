@@ -15,17 +15,14 @@ from toys import small_imagen
 
 from imagen_pytorch import ImagenTrainer
 from imagen_pytorch.checkpoint import CheckpointStore
-from imagen_pytorch.storage import (
+from imagen_pytorch.checkpoints import (
+    BackgroundWriter,
     CheckpointNotWritten,
-    archives,
     background,
-    ptfiles,
     read_checkpoint,
-    safefiles,
     snapshot,
     write_checkpoint,
 )
-from imagen_pytorch.storage.background import BackgroundWriter
 
 
 def test_writes_come_one_after_another(tmp_path):
@@ -52,7 +49,7 @@ def test_a_writer_rests_until_somebody_waits_for_it(monkeypatch):
     def write():
         for piece in range(3):
             began.set()
-            writer.rest()
+            writer.pause()
             done.append(piece)
 
     for _ in range(2):  # the second one rests again
@@ -61,7 +58,7 @@ def test_a_writer_rests_until_somebody_waits_for_it(monkeypatch):
         writer.submit(write)
         began.wait()
         assert done == []
-        writer.rest()
+        writer.pause()
         writer.wait()
         assert done == [0, 1, 2]
 
@@ -69,8 +66,7 @@ def test_a_writer_rests_until_somebody_waits_for_it(monkeypatch):
 @pytest.mark.parametrize("ending", ["pt", "safetensors"])
 def test_every_write_rests_between_its_pieces(tmp_path, monkeypatch, ending):
     rests = []
-    for module in (archives, ptfiles, safefiles):
-        monkeypatch.setattr(module, "rest", lambda: rests.append(1))
+    monkeypatch.setattr("imagen_pytorch.checkpoints.files.pause", lambda: rests.append(1))
     write_checkpoint(contents(3, 8), tmp_path / f"a.{ending}")
     assert len(rests) >= 4  # two tensors are written, and read back
     assert step_of(read_checkpoint(tmp_path / f"a.{ending}")) == 3
@@ -158,8 +154,7 @@ PROGRAM = """
 import sys, time
 from concurrent.futures import ThreadPoolExecutor
 import torch
-from imagen_pytorch.storage import write_checkpoint
-from imagen_pytorch.storage.background import BackgroundWriter
+from imagen_pytorch.checkpoints import BackgroundWriter, write_checkpoint
 
 def write(path):
     time.sleep(0.5)  # the main program has ended by now
@@ -188,7 +183,7 @@ def test_training_goes_on_while_a_large_file_is_written(tmp_path):
     writer = BackgroundWriter()
     writer.submit(lambda: write_checkpoint(large, tmp_path / "a.pt"))
     gaps, last = [], time.perf_counter()
-    while writer._thread.is_alive():
+    while not writer._last.done():
         now = time.perf_counter()
         gaps.append(now - last)
         last = now

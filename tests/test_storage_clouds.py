@@ -12,12 +12,11 @@ from fsspec.asyn import sync
 from storage_toys import contents, step_of
 
 from imagen_pytorch.checkpoint import CheckpointStore
-from imagen_pytorch.storage import (
+from imagen_pytorch.checkpoints import (
     CheckpointLocked,
     CheckpointMissing,
     CheckpointNotWritten,
     read_checkpoint,
-    remote,
     write_checkpoint,
 )
 
@@ -71,7 +70,7 @@ def place(store):
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
-    monkeypatch.setattr(remote, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr("imagen_pytorch.io.files.WAITS", (0.0, 0.0))
 
 
 async def google_part(fs, path):
@@ -108,7 +107,7 @@ def let_connection_die(monkeypatch, fs, times):
 
 def test_write_overwrite_and_read(place):
     url, options = place
-    with pytest.raises(CheckpointMissing, match=f"there is no checkpoint at {url}/a.pt"):
+    with pytest.raises(CheckpointMissing, match=f"no checkpoint at {url}/a.pt"):
         read_checkpoint(f"{url}/a.pt", fs_kwargs=options)
     for step in (1, 2):
         for kind in ("pt", "safetensors"):

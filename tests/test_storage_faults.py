@@ -15,8 +15,8 @@ import pytest
 from storage_toys import NEEDS_FORK, child, contents, in_child, outcome, same, step_of
 
 from imagen_pytorch.checkpoint import CheckpointStore
-from imagen_pytorch.storage import CheckpointError, CheckpointNotWritten, read_checkpoint, write_checkpoint
-from imagen_pytorch.storage.temporaries import DAY, temporary_file, temporary_name
+from imagen_pytorch.checkpoints import CheckpointError, CheckpointNotWritten, read_checkpoint, write_checkpoint
+from imagen_pytorch.io.atomic import DAY, temporary_file, temporary_name
 
 WIDTH = 20_000  # a file of 300 kB: writing it takes long enough to be killed in its midst
 
@@ -134,7 +134,7 @@ def test_only_what_killed_writers_left_is_removed(tmp_path):
 
 
 def test_without_locks_only_age_tells(tmp_path, monkeypatch):
-    monkeypatch.setattr("imagen_pytorch.storage.temporaries.try_lock", lambda handle: None)
+    monkeypatch.setattr("imagen_pytorch.io.atomic.try_lock", lambda handle: None)
     new, old = temporary_name(str(tmp_path)), temporary_name(str(tmp_path))
     for name in (new, old):
         open(name, "w").close()
@@ -221,7 +221,7 @@ def test_a_lost_connection_to_the_disk_while_reading_is_damage(tmp_path, monkeyp
     def fails(*_):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("imagen_pytorch.storage.reading.read_pt", fails)
+    monkeypatch.setattr("imagen_pytorch.checkpoints.files.read_pt", fails)
     with pytest.raises(CheckpointError, match=r"cannot read the checkpoint .*a.pt: \[Errno 5\] Input/output error"):
         read_checkpoint(tmp_path / "a.pt")
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from storage_toys import contents, pt_bytes, same
 from torch import nn
 
-from imagen_pytorch.storage import (
+from imagen_pytorch.checkpoints import (
     CheckpointError,
     CheckpointMisaddressed,
     CheckpointMissing,
@@ -21,7 +21,8 @@ from imagen_pytorch.storage import (
     snapshot,
     write_checkpoint,
 )
-from imagen_pytorch.storage.dtypes import DTYPES, SAFETENSORS
+from imagen_pytorch.checkpoints.contents import DTYPES
+from imagen_pytorch.checkpoints.format_safetensors import _DTYPES as SAFETENSORS
 
 KINDS = ("pt", "safetensors")
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -244,7 +245,7 @@ def test_unknown_places_have_a_sentence():
             read_checkpoint(url)
     with pytest.raises(CheckpointMisaddressed, match="cannot open simplecache://a.pt: Please provide filesystem"):
         read_checkpoint("simplecache://a.pt")
-    with pytest.raises(CheckpointMissing, match="there is no checkpoint at memory://none/a.pt"):
+    with pytest.raises(CheckpointMissing, match="no checkpoint at memory://none/a.pt"):
         read_checkpoint("memory://none/a.pt")
 
 
@@ -263,7 +264,7 @@ def test_folders_and_special_files_are_no_checkpoints(tmp_path):
     with pytest.raises(CheckpointError, match="it is a folder without manifest.json, not a checkpoint file"):
         read_checkpoint(tmp_path)
     os.mkfifo(tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match="it is no ordinary file"):
+    with pytest.raises(CheckpointError, match="it is not an ordinary file"):
         read_checkpoint(tmp_path / "a.pt")
     with pytest.raises(CheckpointNotWritten, match="could not write"):
         write_checkpoint(contents(), tmp_path / "a.pt")

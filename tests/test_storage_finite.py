@@ -8,8 +8,8 @@ import pytest
 import torch
 from sharding_toys import Shared
 
-from imagen_pytorch.storage import nonfinite_tensors
-from imagen_pytorch.storage.dtypes import DTYPES
+from imagen_pytorch.checkpoints import nonfinite_tensors
+from imagen_pytorch.checkpoints.contents import DTYPES
 
 FLOATING = [dtype for dtype in DTYPES.values() if dtype.is_floating_point or dtype.is_complex]
 

@@ -10,8 +10,9 @@ import pytest
 from storage_toys import contents, filled, step_of
 
 from imagen_pytorch.checkpoint import CheckpointError, CheckpointStore
-from imagen_pytorch.storage import keeping, locate, own_files, previous_of, read_checkpoint, write_checkpoint
-from imagen_pytorch.storage.store import verify_checkpoint
+from imagen_pytorch.checkpoints import files, previous_of, read_checkpoint, verify_checkpoint, write_checkpoint
+from imagen_pytorch.io.atomic import noted
+from imagen_pytorch.io.files import locate
 
 DAMAGE = {
     "cut off": lambda data: data[: len(data) // 2],
@@ -104,9 +105,10 @@ def test_a_folder_sets_aside_what_it_could_not_read(tmp_path):
 def test_a_file_of_this_process_is_not_read_again(tmp_path, monkeypatch):
     path = tmp_path / "a.pt"
     write_checkpoint(contents(1), path)
-    monkeypatch.setattr(keeping, "check_local", lambda path: pytest.fail("it was read"))
+    monkeypatch.setattr(files, "check_file", lambda path: pytest.fail("it was read"))
     write_checkpoint(contents(2), path, keep_previous=True)
-    assert own_files.is_own(str(path)) and not own_files.is_own(previous_of(str(path)))
+    fs = locate(path)[0]
+    assert noted(fs, str(path)) == (True, None) and noted(fs, previous_of(str(path))) == (False, None)
     assert step_of(read_checkpoint(previous_of(str(path)))) == 1
 
 
@@ -126,7 +128,7 @@ def test_a_write_that_fails_leaves_everything(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("imagen_pytorch.storage.writing.publish", full)
+    monkeypatch.setattr("imagen_pytorch.checkpoints.files.publish", full)
     with pytest.raises(CheckpointError, match="No space left"):
         write_checkpoint(contents(3), path, keep_previous=True)
     assert step_of(read_checkpoint(path)) == 2 and Path(previous_of(str(path))).exists()

@@ -13,25 +13,23 @@ from toys import small_imagen
 
 from imagen_pytorch import ImagenTrainer
 from imagen_pytorch.checkpoint import CheckpointError, CheckpointMissing, CheckpointStore
-from imagen_pytorch.storage import (
+from imagen_pytorch.checkpoints import (
     CheckpointMisaddressed,
     CheckpointNotWritten,
     CheckpointUnreachable,
-    ends_with_process,
-    is_local,
-    locate,
+    describe_checkpoint,
+    newest_in,
     read_checkpoint,
-    remote,
     write_checkpoint,
 )
-from imagen_pytorch.storage.outlines import newest_in, read_outline
+from imagen_pytorch.io.files import ends_with_process, is_local, locate
 
 ODD_NAMES = ["run::1.pt", "a::b::c.pt", "data:,abc.pt", "file:a.pt", "local:a.pt", "a b\n.pt", "#1?x=2.pt", "*.pt"]
 
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
-    monkeypatch.setattr(remote, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr("imagen_pytorch.io.files.WAITS", (0.0, 0.0))
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
@@ -41,7 +39,7 @@ def test_a_name_without_a_protocol_is_a_local_name(tmp_path, monkeypatch, name, 
     Path("run").write_text("mine")
     write_checkpoint(contents(3), form(name))
     assert sorted(os.listdir()) == sorted([name, "run"]) and Path("run").read_text() == "mine"
-    assert step_of(read_checkpoint(form(name))) == 3 and read_outline(form(name)).size == os.path.getsize(name)
+    assert step_of(read_checkpoint(form(name))) == 3 and describe_checkpoint(form(name)).size == os.path.getsize(name)
     fs, place = locate(form(name))
     assert is_local(fs) and place == str(tmp_path / name)
 
@@ -107,7 +105,7 @@ class Broken(fsspec.AbstractFileSystem):
 DOORS = {
     "read": lambda url, fs: read_checkpoint(url, fs),
     "write": lambda url, fs: write_checkpoint(contents(), url, fs),
-    "outline": lambda url, fs: read_outline(url, fs=fs),
+    "outline": lambda url, fs: describe_checkpoint(url, fs=fs),
     "newest": lambda url, fs: newest_in(url, fs),
     "folder": lambda url, fs: CheckpointStore(url, fs=fs).read(),
 }
@@ -142,7 +140,7 @@ def test_urls_that_cannot_be_opened(tmp_path, monkeypatch, door):
 def test_loading_what_is_nowhere_has_a_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trainer = ImagenTrainer(small_imagen(condition_on_text=False))
-    with pytest.raises(CheckpointMissing, match="there is no checkpoint at .*/data:,abc"):
+    with pytest.raises(CheckpointMissing, match="no checkpoint at .*/data:,abc"):
         trainer.load("data:,abc")
     with pytest.raises(CheckpointMisaddressed, match="cannot open zip://a.pt::file:///no.zip"):
         trainer.save("zip://a.pt::file:///no.zip")

@@ -14,10 +14,14 @@ from sharding_toys import LOCAL, Shared
 from storage_toys import contents, same, step_of
 
 from imagen_pytorch import ImagenTrainer, load_imagen_from_checkpoint
-from imagen_pytorch.storage import CheckpointStore, previous_of, read_checkpoint
-from imagen_pytorch.storage.outlines import read_outline
-from imagen_pytorch.storage.sharded import load_sharded
-from imagen_pytorch.storage.store import verify_checkpoint
+from imagen_pytorch.checkpoints import (
+    CheckpointStore,
+    describe_checkpoint,
+    previous_of,
+    read_checkpoint,
+    verify_checkpoint,
+)
+from imagen_pytorch.checkpoints.sharded import load_sharded
 
 SAMPLES = Path(__file__).parent / "data" / "checkpoints"
 
@@ -25,7 +29,7 @@ SAMPLES = Path(__file__).parent / "data" / "checkpoints"
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])
 def test_single_files(kind):
     assert step_of(read_checkpoint(SAMPLES / f"plain.{kind}")) == 3
-    assert read_outline(SAMPLES / f"plain.{kind}").contents.keys() == {"model", "optim0", "state"}
+    assert describe_checkpoint(SAMPLES / f"plain.{kind}").contents.keys() == {"model", "optim0", "state"}
 
 
 def test_a_folder_of_shards():
@@ -43,7 +47,7 @@ def test_a_folder_of_shards():
     target = torch.zeros(7, 5)
     load_sharded(LOCAL, folder, {"model/a.weight": target})
     assert torch.equal(target, torch.arange(35.0).view(7, 5))
-    assert read_outline(folder).format == "shards"
+    assert describe_checkpoint(folder).format == "shards"
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])

@@ -7,8 +7,8 @@ import torch
 from toys import CAPTIONS, pictures, small_imagen
 
 from imagen_pytorch import ImagenTrainer, load_imagen_from_checkpoint
+from imagen_pytorch.checkpoints import read_checkpoint
 from imagen_pytorch.imagen import imagen_from_config
-from imagen_pytorch.storage import read_checkpoint
 from imagen_pytorch.text import as_encoder
 
 

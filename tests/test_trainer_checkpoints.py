@@ -227,10 +227,10 @@ def test_another_model_is_refused_and_nothing_is_changed(tmp_path, capsys):
 
 def test_missing_files(tmp_path):
     made = trainer()
-    with pytest.raises(CheckpointMissing, match=f"there is no checkpoint at {tmp_path}/none.pt"):
+    with pytest.raises(CheckpointMissing, match=f"no checkpoint at {tmp_path}/none.pt"):
         made.load(tmp_path / "none.pt")
     assert made.load(tmp_path / "none.pt", noop_if_not_exist=True) is None
-    with pytest.raises(FileNotFoundError, match="there is no checkpoint at"):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         load_imagen_from_checkpoint(tmp_path / "none.pt")
 
 

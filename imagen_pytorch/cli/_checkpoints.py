@@ -33,7 +33,7 @@ def refuse_fleeting(fs: Any, path: str) -> None:
     Raises:
         click.UsageError: it does.
     """
-    from ..storage import ends_with_process
+    from ..io.files import ends_with_process
 
     if ends_with_process(fs):
         raise click.UsageError(
@@ -42,9 +42,8 @@ def refuse_fleeting(fs: Any, path: str) -> None:
 
 
 def _verified(path: str) -> dict[str, Any] | None:
-    from ..storage import locate
-    from ..storage.places import is_local
-    from ..storage.store import verify_checkpoint
+    from ..checkpoints import verify_checkpoint
+    from ..io.files import is_local, locate
 
     fs, place = locate(path)
     return verify_checkpoint(place if is_local(fs) else path, fs)
@@ -60,7 +59,7 @@ def whole_or_previous(path: str) -> tuple[str, dict[str, Any] | None]:
         CheckpointUnreachable: the storage does not answer.
         CheckpointError: neither can be read.
     """
-    from ..storage import CheckpointError, CheckpointMissing, CheckpointUnreachable, previous_of
+    from ..checkpoints import CheckpointError, CheckpointMissing, CheckpointUnreachable, previous_of
 
     try:
         return path, _verified(path)
@@ -89,6 +88,7 @@ def has_checkpoint(path: str) -> bool:
     Raises:
         CheckpointUnreachable: the storage does not answer.
     """
-    from ..storage import kind_of, locate, previous_of
+    from ..checkpoints import previous_of
+    from ..io.files import kind_of, locate
 
     return any(kind_of(*locate(place)) is not None for place in (path, previous_of(path)))

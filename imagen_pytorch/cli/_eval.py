@@ -52,7 +52,7 @@ def find_target(given: str | None) -> str | Path:
     """
     if given is None or "://" in given or not Path(given).is_dir():
         return find_model(given)
-    from ..storage.outlines import newest_in
+    from ..checkpoints import newest_in
 
     found = newest_in(given)
     if found is not None:

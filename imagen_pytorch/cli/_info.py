@@ -19,9 +19,9 @@ from ._presets import find_config, preset_names
 
 if TYPE_CHECKING:
     from ..cascade.cascade import Cascade
+    from ..checkpoints import CheckpointInfo
     from ..profiling.advice import Machine
     from ..profiling.estimates import Plan, StageEstimate
-    from ..storage.outlines import Outline
 
 #: characters of a version, at most
 _VERSION = 40
@@ -48,7 +48,7 @@ class Found:
     path: str
     cascade: Cascade | None
     plan: Plan
-    outline: Outline | None = None
+    info: CheckpointInfo | None = None
 
 
 # -- what the target is -----------------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ def _checkpoint_in(folder: str) -> str:
     Raises:
         click.UsageError: it holds none.
     """
-    from ..storage.outlines import newest_in
+    from ..checkpoints import newest_in
 
     found = newest_in(folder)
     if found is None:
@@ -84,7 +84,7 @@ def _checkpoint_of(target: str | None) -> str | None:
     if target is None:
         return MODEL if Path(MODEL).is_file() else None
     if "://" in target:
-        from ..storage import kind_of, locate
+        from ..io.files import kind_of, locate
 
         return _checkpoint_in(target) if kind_of(*locate(target)) == "directory" else target
     path = Path(target)
@@ -132,16 +132,16 @@ def _from_config(target: str | None) -> Found:
 def _from_checkpoint(path: str) -> Found:
     import torch
 
-    from ..checkpoint import described_model
+    from ..checkpoints import describe_checkpoint
+    from ..checkpoints.model import described_model
     from ..profiling.estimates import Plan
-    from ..storage.outlines import read_outline
 
-    outline = read_outline(path, ("steps",))
-    plan, cascade = Plan(averages="ema" in outline.contents), None
-    if isinstance(outline.contents.get("imagen_params"), dict):
+    info = describe_checkpoint(path, ("steps",))
+    plan, cascade = Plan(averages="ema" in info.contents), None
+    if isinstance(info.contents.get("imagen_params"), dict):
         with torch.device("meta"):
-            cascade = described_model(outline.contents, path)
-    return Found(path, cascade, plan, outline)
+            cascade = described_model(info.contents, path)
+    return Found(path, cascade, plan, info)
 
 
 def _overridden(plan: Plan, request: Request, machine: Machine) -> Plan:
@@ -154,8 +154,8 @@ def _overridden(plan: Plan, request: Request, machine: Machine) -> Plan:
 # -- as data ----------------------------------------------------------------------------------------------------------
 
 
-def _steps(outline: Outline) -> list[int]:
-    steps = outline.contents.get("steps", ())
+def _steps(info: CheckpointInfo) -> list[int]:
+    steps = info.contents.get("steps", ())
     values = steps.tolist() if hasattr(steps, "tolist") and not getattr(steps, "is_meta", False) else steps
     counts = isinstance(values, list | tuple) and all(_is_count(value) for value in values)
     return [int(value) for value in values] if counts else []
@@ -170,9 +170,9 @@ def _holds_state(optimizer: Any) -> bool:
     return isinstance(optimizer, Mapping) and bool(optimizer.get("state"))
 
 
-def file_facts(outline: Outline) -> dict[str, Any]:
+def file_facts(info: CheckpointInfo) -> dict[str, Any]:
     """Read what a checkpoint states about itself and about its training."""
-    contents, numbers = outline.contents, set()
+    contents, numbers = info.contents, set()
     weights = contents.get("model")
     counts: dict[str, int] = {}
     for name, item in (weights if isinstance(weights, Mapping) else {}).items():
@@ -181,10 +181,10 @@ def file_facts(outline: Outline) -> dict[str, Any]:
         counts[place] = counts.get(place, 0) + (item.numel() if hasattr(item, "numel") else 0)
         if re.fullmatch(r"0|[1-9][0-9]{0,3}", place):  # anything else does not number a U-Net
             numbers.add(int(place) + 1)
-    steps = _steps(outline)
+    steps = _steps(info)
     return {
-        "format": outline.format,
-        "bytes": outline.size,
+        "format": info.format,
+        "bytes": info.size,
         "version": None if contents.get("version") is None else excerpt(contents["version"], _VERSION),
         "describes_model": isinstance(contents.get("imagen_params"), dict),
         "averages": "ema" in contents,
@@ -218,9 +218,9 @@ def model_facts(cascade: Cascade) -> dict[str, Any]:
 def collected(found: Found, stages: list[StageEstimate], machine: Machine, warnings: list[str]) -> dict[str, Any]:
     """Everything as plain containers."""
     plan = {name: value for name, value in asdict(found.plan).items() if name not in ("device", "enough")}
-    facts: dict[str, Any] = {"target": found.path, "kind": "configuration" if found.outline is None else "checkpoint"}
-    if found.outline is not None:
-        facts["checkpoint"] = file_facts(found.outline)
+    facts: dict[str, Any] = {"target": found.path, "kind": "configuration" if found.info is None else "checkpoint"}
+    if found.info is not None:
+        facts["checkpoint"] = file_facts(found.info)
     if found.cascade is None:
         return facts
     return facts | {

@@ -28,7 +28,7 @@ def find_model(given: str | None) -> str:
     Raises:
         CommandFailed: there is none.
     """
-    from ..storage.outlines import newest_in
+    from ..checkpoints import newest_in
 
     if given is None:
         found = f"./{MODEL}" if Path(MODEL).is_file() else newest_below(".")
@@ -84,7 +84,8 @@ def load(model: str, load_ema: bool) -> Cascade:
         CommandFailed: it is unusable; the message names the checkpoint before it if there is one.
     """
     from ..checkpoint import CheckpointError, load_imagen_from_checkpoint
-    from ..storage import CheckpointMisaddressed, CheckpointUnreachable, is_local, kind_of, locate, previous_of
+    from ..checkpoints import CheckpointMisaddressed, CheckpointUnreachable, previous_of
+    from ..io.files import is_local, kind_of, locate
 
     try:
         return load_imagen_from_checkpoint(model, load_ema_if_available=load_ema)

@@ -44,9 +44,9 @@ def recorded_source(path: str) -> Source | None:
     Raises:
         CheckpointError: it cannot be read.
     """
-    from ..storage.outlines import read_outline
+    from ..checkpoints import describe_checkpoint
 
-    record = read_outline(path).contents.get("data_source")
+    record = describe_checkpoint(path).contents.get("data_source")
     if not isinstance(record, Mapping) or not isinstance(record.get("name"), str):
         return None
     arguments = record.get("arguments")

@@ -44,7 +44,9 @@ class SavedRun:
             CommandFailed: it cannot be written there, or nothing into the output folder.
             click.UsageError: the place does not outlast this process.
         """
-        from ..storage import CheckpointNotWritten, locate, lock_of_file, make_folder, parent_of
+        from ..checkpoints import CheckpointNotWritten
+        from ..io.files import locate, make_folder, parent_of
+        from ..io.locks import lock_of
 
         fs, place = locate(self.path)
         refuse_fleeting(fs, self.path)
@@ -53,7 +55,7 @@ class SavedRun:
             try:
                 make_output(output)
                 make_folder(fs, folder)
-                self.lock = lock_of_file(fs, place, self.path)
+                self.lock = lock_of(place, fs, self.path)
                 self.lock.acquire()
             except CheckpointNotWritten as error:
                 raise CommandFailed(described(error), USAGE) from error
@@ -160,7 +162,7 @@ class SavedRun:
 
     def _can_save(self, error: Exception) -> bool:
         """Return whether there is something to save, whole, and by this process alone if the others may be lost."""
-        from ..storage import CheckpointLocked
+        from ..checkpoints import CheckpointLocked
         from ..training.lane import TrainingDiverged
 
         together = isinstance(error, TrainingDiverged)  # on all processes at the same step
@@ -170,7 +172,7 @@ class SavedRun:
         return (alone or together) and whole and mine and self.taken() != self.began_at
 
     def _rescue(self, error: Exception) -> None:
-        from ..storage import CheckpointNotWritten
+        from ..checkpoints import CheckpointNotWritten
 
         self.trainer.on_save_error = "stop"
         try:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..storage import nonfinite_tensors
-from ..storage.contents import overflowing_tensors
+from ..checkpoints import nonfinite_tensors
+from ..checkpoints.contents import overflowing_tensors
 from .arguments import NUMBERS, check_number
 from .posthoc import WIDEST
 from .settings import AVERAGES, PERIODS

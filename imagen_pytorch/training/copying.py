@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from ..storage.background import BackgroundWriter
+from ..checkpoints import BackgroundWriter
 from .loaders import BatchStream
 from .randomness import TrainingRandomness
 

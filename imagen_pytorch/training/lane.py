@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..storage import nonfinite_tensors
+from ..checkpoints import nonfinite_tensors
 from ..wording import first_of
 from .checked import (
     alike,

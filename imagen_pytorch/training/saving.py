@@ -12,21 +12,20 @@ from typing import Any
 
 from torch import Tensor
 
-from ..storage import (
+from ..checkpoints import (
+    BackgroundWriter,
     CheckpointError,
     CheckpointNotWritten,
     CheckpointStore,
-    kind_of,
-    locate,
     read_checkpoint,
     snapshot,
+    verify_checkpoint,
     write_checkpoint,
 )
-from ..storage.background import BackgroundWriter
-from ..storage.reading import is_sharded
-from ..storage.sharded import ShardedCheckpoint
-from ..storage.sharded_writing import remove_unfinished, write_sharded
-from ..storage.store import read_finite, verify_checkpoint
+from ..checkpoints.paths import is_sharded
+from ..checkpoints.sharded import ShardedCheckpoint, write_sharded
+from ..checkpoints.store import read_finite
+from ..io.files import kind_of, locate
 from ..version import __version__
 from ..wording import excerpt, first_of
 from .identity import facts_of_checkpoint
@@ -267,7 +266,7 @@ class TrainerCheckpoints:
         """Go on from the contents of a checkpoint, as `load` does.
 
         Args:
-            contents: as `storage.read_checkpoint` gives them.
+            contents: as `read_checkpoint` gives them.
             path: where they were read, for messages.
             only_model, strict: as for `load`.
             source: the folder of shards that they describe.
@@ -413,8 +412,6 @@ class TrainerCheckpoints:
         if self.store is None:
             return
         self.processes.from_main(self.store.lock)
-        if self.processes.sharded:
-            self.processes.from_main(lambda: remove_unfinished(self.store.fs, self.store.folder))
 
     def _snapshot_if_due(self, number: int) -> None:
         """Write a snapshot of the post-hoc averages of a U-Net if it is time for one."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..cascade.cascade import Cascade
-from ..storage.sharded import ShardedCheckpoint, nested
+from ..checkpoints.sharded import ShardedCheckpoint, nested
 from .lane import Lane
 from .precision import Precision
 from .processes import Processes

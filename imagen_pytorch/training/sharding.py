@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..checkpoints.contents import local_part
 from ..nn.blocks import ContextAttention
-from ..storage.parts import local_part
 
 #: methods of a network, beside its forward pass, that use its weights
 _ENTRANCES = ("condition", "forward_with_cond_scale")

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..checkpoints import CheckpointError, read_checkpoint, write_checkpoint
+from ..io.files import forget_listings, kind_of, locate
 from ..registry import suggestion
-from ..storage import CheckpointError, kind_of, locate, read_checkpoint, write_checkpoint
-from ..storage.remote import forget_listings
 from ..wording import first_of
 from .arguments import Range, check_number
 from .checked import are_averages

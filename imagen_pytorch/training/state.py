@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..cascade.cascade import Cascade
-from ..checkpoint import differences, fitting
-from ..storage import CheckpointError, CheckpointMismatch
-from ..storage.parts import local_part
+from ..checkpoints import CheckpointError, CheckpointMismatch
+from ..checkpoints.contents import local_part
+from ..checkpoints.model import differences, fitting
 from ..wording import first_of
 from .checked import ruined_tensors, unusable_weights, wrong_entries
 from .ema import start_average

@@ -51,7 +51,7 @@ def checkpoint(place: Path, steps: int) -> Path:
         made.train_step()
     contents = made._contents(None, True, {})
     contents["steps"] = torch.tensor([steps])
-    from imagen_pytorch.storage import write_checkpoint
+    from imagen_pytorch.checkpoints import write_checkpoint
 
     write_checkpoint(contents, place)
     return place

@@ -12,11 +12,10 @@ import sys
 import fsspec
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from imagen_pytorch.storage.sharded_writing import write_sharded
+from imagen_pytorch.checkpoints import sharded
 
 
 def main() -> None:
@@ -24,16 +23,16 @@ def main() -> None:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     fs, plain = fsspec.filesystem("file"), {"version": "1"}
     tensors = {"model/weight": distribute_tensor(torch.arange(6.0), mesh, [Shard(0)])}
-    write_sharded(fs, f"{sys.argv[1]}/checkpoint.1", tensors, plain)
+    sharded.write_sharded(fs, f"{sys.argv[1]}/checkpoint.1", tensors, plain)
     if dist.get_rank() == dist.get_world_size() - 1:
-        whole = FileSystemWriter.write_data
+        whole = sharded.write_safetensors
 
-        def dying(*args: object) -> object:
+        def dying(*args: object) -> None:
             whole(*args)
             os.kill(os.getpid(), signal.SIGKILL)
 
-        FileSystemWriter.write_data = dying
-    write_sharded(fs, f"{sys.argv[1]}/checkpoint.2", tensors, plain)
+        sharded.write_safetensors = dying
+    sharded.write_sharded(fs, f"{sys.argv[1]}/checkpoint.2", tensors, plain)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from imagen_pytorch.storage.sharded import ShardedCheckpoint, read_sharded
-from imagen_pytorch.storage.sharded_writing import write_sharded
+from imagen_pytorch.checkpoints.sharded import ShardedCheckpoint, read_sharded, write_sharded
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import torch
 from toys import CAPTIONS, pictures, small_imagen
 
 from imagen_pytorch import ImagenTrainer
-from imagen_pytorch.storage.parts import local_part
+from imagen_pytorch.checkpoints.contents import local_part
 
 OFTEN = {"ema_update_after_step": 0, "ema_update_every": 1, "ema_beta": 0.9}
 

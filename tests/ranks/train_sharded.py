@@ -21,9 +21,8 @@ from torch.distributed.tensor import DTensor
 from toys import CAPTIONS, SMALL, WORDS, pictures, small_imagen
 
 from imagen_pytorch import Imagen, Unet3D
-from imagen_pytorch.storage.parts import local_part
-from imagen_pytorch.storage.sharded import ShardedCheckpoint
-from imagen_pytorch.storage.sharded_writing import write_sharded
+from imagen_pytorch.checkpoints.contents import local_part
+from imagen_pytorch.checkpoints.sharded import ShardedCheckpoint, write_sharded
 from imagen_pytorch.training.ema import make_average
 from imagen_pytorch.training.optim import make_optimizer
 from imagen_pytorch.training.sharding import (

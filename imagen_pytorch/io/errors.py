@@ -1,6 +1,9 @@
-"""What can go wrong with checkpoints, each with a sentence."""
+"""Errors of reading and writing checkpoints, each with one sentence."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class CheckpointError(ValueError):
@@ -8,7 +11,7 @@ class CheckpointError(ValueError):
 
 
 class CheckpointMissing(CheckpointError, FileNotFoundError):
-    """There is no file where one was expected."""
+    """A file is missing where one was expected."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -23,7 +26,7 @@ class CheckpointNotWritten(CheckpointError):
 
 
 class CheckpointUnreachable(CheckpointError):
-    """Whether a checkpoint is whole could not be found out: no connection, no permission, no room or no memory."""
+    """A checkpoint could not be examined: no connection, no permission, no disk space or no memory."""
 
 
 class CheckpointMisaddressed(CheckpointError):
@@ -35,8 +38,22 @@ class CheckpointLocked(CheckpointError):
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, with its kind where the text alone may say little, on one line of bounded length."""
+    """Return what an error says on one line of bounded length, with its class where the text alone may say little."""
     text = " ".join(str(error).split())
     if not isinstance(error, OSError | ValueError) or not text:
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return text if len(text) <= 400 else f"{text[:400]} ..."
+
+
+@contextmanager
+def errors_as(kind: type[CheckpointError], what: str, caught: type[Exception] = Exception) -> Iterator[None]:
+    """Raise errors of the block as ``kind``, with ``what`` could not be done; a `CheckpointError` passes unchanged.
+
+    Every file system has errors of its own, so all of them are caught by default.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except caught as error:
+        raise kind(f"{what}: {reason(error)}") from error

@@ -1,4 +1,4 @@
-"""Folders of checkpoints."""
+"""Folders of checkpoints: the newest complete one, and removing old ones."""
 
 from __future__ import annotations
 
@@ -9,73 +9,88 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..io.atomic import note
+from ..io.errors import CheckpointError, CheckpointMissing, CheckpointUnreachable, errors_as, reason
+from ..io.files import is_local, kind_of, locate, make_folder, name_of, names_in
+from ..io.locks import lock_of_folder
 from ..wording import first_of
 from .background import settle
 from .contents import named_tensors, nonfinite_tensors, overflowing_tensors
-from .errors import CheckpointError, CheckpointMissing, CheckpointUnreachable, reason
-from .keeping import set_aside
-from .locks import lock_of_folder
-from .own_files import note_unusable
-from .places import is_local, locate, make_folder
-from .reading import MANIFEST, is_sharded, read_checkpoint
-from .remote import attempts, forget_listings, kind_of
-from .writing import write_checkpoint
+from .files import read_checkpoint, write_checkpoint
+from .paths import MANIFEST, is_sharded, set_aside
+from .sharded import ShardedCheckpoint
 
-_FILE = re.compile(r"^checkpoint\.(0|[1-9][0-9]{0,17})\.pt$")
-_FOLDER = re.compile(r"^checkpoint\.(0|[1-9][0-9]{0,17})$")
+_NAME = re.compile(r"^checkpoint\.(0|[1-9][0-9]{0,17})(\.pt)?$")
 #: entries of a checkpoint that training changes at every step
 _WEIGHTS, _MOMENTS = ("model", "ema"), re.compile(r"^optim\d+$")
 
 
 def read_finite(path: str, fs: Any) -> dict[str, Any]:
-    """The contents of a file whose weights, averages and moments are finite numbers.
+    """Return the contents of a file whose weights, averages and moments are finite numbers.
 
-    Raises:
-        CheckpointError: as `read_checkpoint`, or they hold NaN or infinities, or weights that are too large to be
-            multiplied: training cannot go on from them.
+    A CheckpointError is raised as by `read_checkpoint`, and for NaN, infinities and weights too large to be multiplied:
+    training cannot continue from them.
     """
     contents = read_checkpoint(path, fs)
     moments = {name: value for name, value in contents.items() if _MOMENTS.match(name)}
     weights = dict(named_tensors({name: contents[name] for name in _WEIGHTS if name in contents}))
     if names := overflowing_tensors(weights) + nonfinite_tensors(moments):
         text = f"{path}: it holds weights that are NaN, infinite or too large, in {first_of(names)}"
-        note_unusable(*locate(path, fs), text)
+        note(*locate(path, fs), text)
         raise CheckpointError(text)
     return contents
 
 
 def verify_checkpoint(path: str, fs: Any) -> dict[str, Any] | None:
-    """See that a checkpoint, a file or a folder of shards, can be read, and that the weights of a file are finite.
+    """Check that a file or a folder of shards can be read, and a file as `read_finite` does; raise its errors.
 
     Returns:
         the contents of a file; None for a folder.
-
-    Raises:
-        CheckpointError: as `read_finite`.
     """
     place = locate(path, fs)[1]
     if not is_sharded(fs, place):
         return read_finite(path, fs)
-    from .sharded import ShardedCheckpoint
-
     try:
         checkpoint = ShardedCheckpoint(fs, place)
         checkpoint.verify()
         checkpoint.plain()
-    except CheckpointUnreachable:
-        raise
     except CheckpointError as error:
-        note_unusable(fs, place, str(error))
+        if not isinstance(error, CheckpointUnreachable):
+            note(fs, place, str(error))
         raise
     return None
 
 
 class _Found(NamedTuple):
-    """A checkpoint in the folder; files come before folders of the same step."""
+    """A checkpoint in a folder; files come before folders of the same step."""
 
     steps: int
     is_file: bool
     path: str
+
+
+def _found_in(folder: str, names: set[str]) -> list[_Found]:
+    """The checkpoints among the names in a folder, newest first, folders that are not complete included."""
+    found = [match for match in map(_NAME.match, names) if match]
+    return sorted((_Found(int(m[1]), bool(m[2]), f"{folder.rstrip('/')}/{m[0]}") for m in found), reverse=True)
+
+
+def newest_in(folder: str | Path, fs: Any = None, fs_kwargs: Mapping[str, Any] | None = None) -> str | None:
+    """Return the address of the checkpoint that a folder stands for: itself if it is one in several files, else
+    ``imagen.pt`` in it, else that of the most steps. None if it holds none; nothing is made or changed.
+
+    Raises:
+        CheckpointUnreachable: the folder cannot be listed.
+    """
+    fs, place = locate(folder, fs, fs_kwargs)
+    place = place.rstrip("/") or "/"
+    if is_sharded(fs, place):
+        return str(folder)
+    with errors_as(CheckpointUnreachable, f"cannot list the checkpoints in {folder}"):
+        names = names_in(fs, place)
+    found = [_Found(0, True, f"{place}/imagen.pt")] if "imagen.pt" in names else _found_in(place, set(names))
+    path = next((each.path for each in found if each.is_file or is_sharded(fs, each.path)), None)
+    return path if path is None or is_local(fs) else str(fs.unstrip_protocol(path))
 
 
 class CheckpointStore:
@@ -86,7 +101,7 @@ class CheckpointStore:
     Args:
         url: folder, a local path or any fsspec URL.
         keep: number of newest checkpoints that survive a write; 0 or less keeps all.
-        fs, fs_kwargs: a ready filesystem, or arguments for making it.
+        fs, fs_kwargs: a ready file system, or arguments for making it.
 
     Raises:
         CheckpointError: the folder cannot be made or written to.
@@ -106,15 +121,16 @@ class CheckpointStore:
     # -- one run at a time --------------------------------------------------------------------------------------------
 
     def lock(self) -> None:
-        """See that no other run saves here until `unlock`, the end of this object or the end of the process.
+        """Keep other runs from saving here until `unlock`, the end of this object or the end of the process.
 
-        In an object store the last run that locks has the folder; the one before it is told at its next write. Within
+        In an object store the last run that locks has the folder; the one before it fails at its next write. Within
         a process this is so everywhere: the newest store of a folder takes it over, when its last write has ended.
 
         Raises:
             CheckpointLocked: another run is saving here, or a newer store of this process.
             CheckpointNotWritten: nothing can be written here.
         """
+        settle()
         self._lock.acquire()
 
     def unlock(self) -> None:
@@ -122,68 +138,46 @@ class CheckpointStore:
         self._lock.release()
 
     def check_lock(self) -> None:
-        """See that no other run has taken the folder over since `lock`; a lock that was removed is taken again.
-
-        Raises:
-            CheckpointLocked: another run has.
-        """
+        """Raise `CheckpointLocked` if another run has taken the folder over since `lock`."""
         self._lock.check()
 
     # -- what is there ------------------------------------------------------------------------------------------------
 
     def path(self, steps: int) -> str:
-        """Where the file after so many steps is, or is to be."""
+        """Return the path of the file of a number of steps."""
         return f"{self.folder.rstrip('/')}/checkpoint.{steps}.pt"
 
     def folder_path(self, steps: int) -> str:
-        """Where the folder of shards after so many steps is, or is to be."""
+        """Return the path of the folder of shards of a number of steps."""
         return self.path(steps).removesuffix(".pt")
 
-    def _listed(self) -> list[str]:
-        forget_listings(self.fs, self.folder)
-        try:
-            listed = attempts(lambda: self.fs.ls(self.folder, detail=False))
-        except FileNotFoundError:
-            return []
-        except Exception as error:  # every store has errors of its own
-            raise CheckpointUnreachable(f"cannot list the checkpoints in {self.url}: {reason(error)}") from error
-        return [str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in listed]
-
     def _every(self) -> list[_Found]:
-        """All checkpoints, newest first, folders that are not whole included."""
-        names = set(self._listed())
-        # a listing may lag behind; what was written here is looked for by name
-        late = [path for path in self._written if path.rsplit("/", 1)[-1] not in names]
-        names |= {path.rsplit("/", 1)[-1] for path in late if kind_of(self.fs, path) is not None}
-        files = [_Found(int(found[1]), True, self.path(int(found[1]))) for found in map(_FILE.match, names) if found]
-        folders = (int(found[1]) for found in map(_FOLDER.match, names) if found)
-        return sorted([*files, *(_Found(steps, False, self.folder_path(steps)) for steps in folders)], reverse=True)
+        """All checkpoints, newest first, folders that are not complete included."""
+        with errors_as(CheckpointUnreachable, f"cannot list the checkpoints in {self.url}"):
+            try:
+                names = set(names_in(self.fs, self.folder))
+            except FileNotFoundError:
+                names = set()
+        # a listing may lag; what was written here is looked for by name
+        late = [path for path in self._written if name_of(path) not in names]
+        return _found_in(self.folder, names | {name_of(path) for path in late if kind_of(self.fs, path) is not None})
 
-    def _whole(self, found: _Found) -> bool:
-        return found.is_file or is_sharded(self.fs, found.path)
+    def _complete(self) -> list[_Found]:
+        settle()
+        return [found for found in self._every() if found.is_file or is_sharded(self.fs, found.path)]
 
     def steps(self) -> list[int]:
-        """The step counts of all checkpoints in the folder, newest first.
-
-        Raises:
-            CheckpointUnreachable: the folder cannot be listed.
-        """
-        settle()
-        return list(dict.fromkeys(found.steps for found in self._every() if self._whole(found)))
+        """Return the step counts of all checkpoints in the folder, newest first."""
+        return list(dict.fromkeys(found.steps for found in self._complete()))
 
     def paths(self) -> list[str]:
-        """The paths of all checkpoints, newest first.
-
-        Raises:
-            CheckpointUnreachable: the folder cannot be listed.
-        """
-        settle()
-        return [found.path for found in self._every() if self._whole(found)]
+        """Return the paths of all checkpoints in the folder, newest first."""
+        return [found.path for found in self._complete()]
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def write(self, steps: int, contents: Mapping[str, Any]) -> str:
-        """Write a checkpoint, then remove those beyond ``keep``; returns its path.
+        """Write a checkpoint, then remove those beyond ``keep``; return its path.
 
         Raises:
             TypeError: contents that are not plain.
@@ -197,24 +191,20 @@ class CheckpointStore:
         return path
 
     def make_way(self, path: str) -> None:
-        """See that this run may write a file or folder here, and set aside what `read` could not read there.
-
-        Raises:
-            CheckpointLocked: another run has taken the folder over since `lock`.
-        """
+        """Check that this run may write a file or folder here, and set aside what `read` could not read there."""
         self.check_lock()
         if path in self._damaged and kind_of(self.fs, path) is not None:
             set_aside(self.fs, path, f"{path} could not be read")
         self._damaged.discard(path)
 
     def wrote(self, path: str) -> None:
-        """Take note of a checkpoint that was just written, a file or a folder, and remove those beyond ``keep``."""
+        """Remember a checkpoint that was just written, a file or a folder, and remove those beyond ``keep``."""
         self._written.add(path)
         self._damaged.discard(path)
         self.prune(path)
 
     def prune(self, newest: str | None = None) -> None:
-        """Remove the oldest checkpoints beyond ``keep`` whole ones, and older folders that never became whole.
+        """Remove the oldest checkpoints beyond ``keep`` complete ones, and older folders that never became complete.
 
         Those that `read` found damaged do not count as kept. One that cannot be removed is named in a warning.
 
@@ -228,20 +218,24 @@ class CheckpointStore:
             return
         kept = 0
         for found in every:
-            whole = found.path not in self._damaged and (found.path == newest or self._whole(found))
+            complete = found.path not in self._damaged and (
+                found.path == newest or found.is_file or is_sharded(self.fs, found.path)
+            )
             stays = found.path == newest or self.keep <= 0 or kept < self.keep
-            if not whole and not found.is_file:
+            if not complete and not found.is_file:
                 stays = kept == 0  # it may still be in the making
-            kept += whole
+            kept += complete
             if not stays:
                 self._remove(found)
 
     def _remove(self, found: _Found) -> None:
         try:
-            if found.is_file:
-                self.fs.rm_file(found.path)
+            if found.is_file or (is_local(self.fs) and os.path.islink(found.path)):
+                self.fs.rm_file(found.path)  # what a link points to belongs to others
             else:
-                self._remove_folder(found.path)
+                if is_sharded(self.fs, found.path):
+                    self.fs.rm_file(f"{found.path}/{MANIFEST}")  # first: what is left of it never counts as complete
+                self.fs.rm(found.path, recursive=True)
         except FileNotFoundError:
             pass  # another process was faster
         except Exception as error:  # every store has errors of its own; the new checkpoint is safe
@@ -250,31 +244,23 @@ class CheckpointStore:
         self._written.discard(found.path)
         self._damaged.discard(found.path)
 
-    def _remove_folder(self, path: str) -> None:
-        if is_local(self.fs) and os.path.islink(path):
-            os.remove(path)  # what it points to belongs to others
-            return
-        if is_sharded(self.fs, path):
-            self.fs.rm_file(f"{path}/{MANIFEST}")  # first, so that what is left of it never counts as whole
-        self.fs.rm(path, recursive=True)
-
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def read(
         self, steps: int = -1, reader: Callable[[str, Any], Any] = read_checkpoint
     ) -> tuple[str, dict[str, Any]] | None:
-        """Path and contents of the checkpoint after ``steps`` steps, or of the newest one that is whole.
+        """Return path and contents of the checkpoint after ``steps`` steps, or of the newest one that is complete.
 
         A damaged checkpoint is passed over with a warning that names it. None if the folder holds no checkpoint.
 
         Args:
             steps: of the one that is wanted; below 0: the newest.
-            reader: gives the contents of a path on a filesystem; `verify_checkpoint` finds the newest that is whole
+            reader: gives the contents of a path on a file system; `verify_checkpoint` finds the newest that is complete
                 without holding it in memory.
 
         Raises:
             CheckpointMissing: no checkpoint with that number.
-            CheckpointUnreachable: whether one is whole could not be found out; no older one is taken instead.
+            CheckpointUnreachable: one could not be examined; no older one is taken instead.
             CheckpointError: there are checkpoints and none of them is readable.
         """
         settle()
@@ -296,7 +282,6 @@ class CheckpointStore:
                 self._damaged.add(path)
                 warnings.warn(f"{error}; the one before it is taken instead", stacklevel=3)
         if damaged:
-            raise CheckpointError(
-                f"none of the {damaged} checkpoints in {self.url} is readable; move them away to start afresh"
-            )
+            text = f"none of the {damaged} checkpoints in {self.url} is readable; move them away to start afresh"
+            raise CheckpointError(text)
         return None

@@ -1,0 +1,1 @@
+"""Files anywhere: paths and URLs, atomic writing, and the locks of runs."""
