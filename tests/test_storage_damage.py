@@ -36,7 +36,7 @@ from storage_toys import (
 )
 
 from imagen_pytorch.checkpoint import CheckpointStore, load_imagen_from_checkpoint
-from imagen_pytorch.checkpoints import CheckpointError, read_checkpoint
+from imagen_pytorch.checkpoints import CheckpointError, read_checkpoint, write_checkpoint
 from imagen_pytorch.checkpoints.files import check_file
 from imagen_pytorch.checkpoints.format_pt import Archive
 from imagen_pytorch.checkpoints.pickle_scan import UNSAFE, scan_pickle
@@ -361,6 +361,37 @@ def test_lies_about_sizes_take_no_memory():
             assert isinstance(found, str), (name, found)
             assert any(part in found for part in wanted.split("|")), (name, found)
         assert seconds < 10, (name, seconds)
+
+
+def refuse_measured(names):
+    """How much more memory than for a good file each refusal takes at most, in bytes."""
+    assert refusal("pt", tensor()) is None and refusal("safetensors", safe([4], [0, 16])) is None
+    found = {}
+    for name in names:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        refusal("pt" if CLAIMS[name][0].startswith(b"PK") else "safetensors", CLAIMS[name][0])
+        found[name] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    return found
+
+
+@NEEDS_FORK
+def test_lies_are_refused_before_memory_is_taken():
+    """Also the million lists in one another and the key with 2**60 values; a header that is read counts itself."""
+    names = [name for name, (data, _) in CLAIMS.items() if len(data) < 10 << 20]
+    assert {"very deep", "tuples of tuples as a key"} < {*names}
+    large = {name: memory for name, memory in in_child(refuse_measured, names).items() if memory > 50 << 20}
+    assert not large
+
+
+@each_kind
+def test_tensors_may_be_mapped_from_a_file(tmp_path, kind):
+    for step in (1, 2):
+        write_checkpoint(contents(step), tmp_path / f"{step}.{kind}")
+    found = read_checkpoint(tmp_path / f"1.{kind}", mapped=True)
+    assert same(found, contents(1))
+    found["model"]["a.weight"][0] = 7  # a private copy of the page
+    os.replace(tmp_path / f"2.{kind}", tmp_path / f"1.{kind}")
+    assert same(read_checkpoint(tmp_path / f"1.{kind}"), contents(2)) and found["model"]["a.bias"][0] == 1
 
 
 def test_sizes_are_those_that_were_checked():

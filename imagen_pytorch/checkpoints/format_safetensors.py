@@ -14,7 +14,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import torch
@@ -131,26 +131,30 @@ def write_safetensors(contents: Mapping[str, Any], file: BinaryIO) -> None:
     if len(text) > min(MAX_HEADER, FREE_DESCRIPTION + end):
         raise CheckpointError(f"its description takes {len(text):,} bytes, too many for what it holds; use .pt")
     start = struct.pack("<Q", len(text)) + text
-    file.write(start)
-    digest = hashlib.sha256(start)
-    for name in order:
-        memory = memoryview(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+    def parts() -> Iterator[memoryview]:
+        yield memoryview(start)
+        yield from (_memory(tensors[name]) for name in order)  # one at a time, for those on a GPU
+
+    for memory in parts():
         for at in range(0, len(memory), PIECE):
             file.write(memory[at : at + PIECE])
-            digest.update(memory[at : at + PIECE])
     sync(file)
-    if _digest(file, 0, len(start) + end).digest() != digest.digest() or file.read(1):
-        raise CheckpointError("what can be read back is not what was written")
+    digest, place = hashlib.sha256(), 0
+    for memory in parts():
+        for at, piece in zip(range(0, len(memory), PIECE), pieces(file, place, place + len(memory)), strict=True):
+            digest.update(piece)
+            if piece != bytes(memory[at : at + PIECE]):
+                raise CheckpointError("what can be read back is not what was written")
+        place += len(memory)
     file.seek(start.index(_NO_DIGEST.encode()))
     file.write(digest.hexdigest().encode())
     sync(file)
 
 
-def _digest(file: BinaryIO, start: int, stop: int, digest: Any = None) -> Any:
-    digest = hashlib.sha256() if digest is None else digest
-    for piece in pieces(file, start, stop):
-        digest.update(piece)
-    return digest
+def _memory(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor; nothing is copied if it is contiguous and on the CPU."""
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -188,7 +192,9 @@ def verify_safetensors(file: BinaryIO) -> None:
         if len(wanted) != 64 or raw.count(wanted.encode()) != 1:
             raise CheckpointError("its checksum is damaged")
         digest = hashlib.sha256(struct.pack("<Q", len(raw)) + raw.replace(wanted.encode(), _NO_DIGEST.encode()))
-        if _digest(file, 8 + len(raw), 8 + len(raw) + count, digest).hexdigest() != wanted:
+        for piece in pieces(file, 8 + len(raw), 8 + len(raw) + count):
+            digest.update(piece)
+        if digest.hexdigest() != wanted:
             raise CheckpointError("its checksum is wrong")
 
 

@@ -151,13 +151,14 @@ class _Scan:
 
 _CONSTANTS = ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
               "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "NONE")  # fmt: skip
+_EMPTY = {kind: _Item(kind, (), 1) for kind in ("list", "dict", "tuple")}  # one for all: there may be millions
 _FOLLOW: dict[str, Callable[[_Scan, Any], Any]] = {
     **dict.fromkeys(_CONSTANTS, _Scan.constant),
     "PROTO": _Scan.protocol, "FRAME": lambda scan, _: None, "STOP": lambda scan, _: None,
     "NEWTRUE": lambda scan, _: scan.constant(True), "NEWFALSE": lambda scan, _: scan.constant(False),
-    "EMPTY_LIST": lambda scan, _: scan.constant(_Item("list", (), 1)),
-    "EMPTY_DICT": lambda scan, _: scan.constant(_Item("dict", (), 1)),
-    "EMPTY_TUPLE": lambda scan, _: scan.constant(_Item("tuple", (), 1)),
+    "EMPTY_LIST": lambda scan, _: scan.stack.append(_EMPTY["list"]),
+    "EMPTY_DICT": lambda scan, _: scan.stack.append(_EMPTY["dict"]),
+    "EMPTY_TUPLE": lambda scan, _: scan.stack.append(_EMPTY["tuple"]),
     "MARK": _Scan.mark, "BINPUT": _Scan.remember, "LONG_BINPUT": _Scan.remember, "MEMOIZE": _Scan.remember,
     **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda scan, index: scan.stack.append(scan.memo[index])),
     "TUPLE": _Scan.join, "TUPLE1": lambda scan, _: scan.join(1), "TUPLE2": lambda scan, _: scan.join(2),
