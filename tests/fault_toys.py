@@ -25,7 +25,8 @@ from PIL import Image
 from imagen_pytorch.checkpoint import read_checkpoint
 
 COLOURS = ((200, 40, 40), (40, 180, 60), (50, 70, 200), (220, 210, 60))
-UNET = {"dim": 8, "dim_mults": [1], "num_resnet_blocks": 1, "layer_attns": False, "attn_heads": 2}
+UNET = {"dim": 8, "dim_mults": [1], "num_resnet_blocks": 0, "layer_attns": False, "attn_heads": 2}
+UNET |= {"use_global_context_attn": False, "final_resnet_block": False, "init_cross_embed": False}
 #: seconds that anything may take on a machine with better things to do
 LIMIT = 120
 

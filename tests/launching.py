@@ -63,11 +63,12 @@ def import_everything() -> None:
     """Import what trainings need, so that forks of this process need not."""
     import accelerate  # noqa: F401
     import ema_pytorch  # noqa: F401
-    import fsspec  # noqa: F401
+    import fsspec.implementations.local  # noqa: F401
     import torch._dynamo
     import torch._refs
-    import torch.distributed.fsdp  # noqa: F401
-    from PIL import Image
+    import torch.distributed.fsdp
+    import torch.utils.flop_counter  # noqa: F401
+    from PIL import Image, ImageDraw, ImageFont  # noqa: F401
 
     import imagen_pytorch.cli._training
     import imagen_pytorch.cli.train
