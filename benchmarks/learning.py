@@ -27,7 +27,7 @@ from compare import environment
 from models import machine
 from torch import Tensor
 
-from imagen_pytorch.cli._demo import gathered, spread
+from imagen_pytorch.cli._demo import evenly_spaced, stack_items
 from imagen_pytorch.data import open_source
 from imagen_pytorch.evaluation.distances import kid
 from imagen_pytorch.evaluation.features import feature_extractor
@@ -78,10 +78,10 @@ def main() -> None:
     torch.set_num_threads(1)
 
     source = open_source("emoji64", image_size=SIZE, split="train", styles=["flat", "3d"], groups=["animals-nature"])
-    images, captions = gathered(source, range(len(source)))
+    images, captions = stack_items(source, range(len(source)))
     encoder = text_encoder("builtin:minilm-static")
     embeds, masks = encoder.encode(captions)
-    asked = spread(len(images), options.count)
+    asked = evenly_spaced(len(images), options.count)
     texts = [captions[row] for row in asked]
     extractor = feature_extractor()
     probe = train_probe(images, captions, extractor=extractor, encoder=text_encoder("builtin:words"), augment=True)

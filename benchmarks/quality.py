@@ -26,7 +26,7 @@ from models import machine
 from solvers import frechet
 
 from imagen_pytorch.checkpoint import load_imagen_from_checkpoint
-from imagen_pytorch.cli._demo import gathered, spread
+from imagen_pytorch.cli._demo import evenly_spaced, stack_items
 from imagen_pytorch.cli._demo_images import JUDGE_LEARNS
 from imagen_pytorch.data import open_source
 from imagen_pytorch.evaluation.features import feature_extractor
@@ -74,8 +74,8 @@ def main() -> None:
     given = json.loads(CONFIG.read_text())["dataset"]
     chosen = {name: given[name] for name in ("split", "styles", "groups")}
     data = open_source("emoji64", image_size=imagen.stages[-1].size[0], **chosen)
-    real, known = gathered(data, spread(len(data), JUDGE_LEARNS))
-    pictures, texts = gathered(data, spread(len(data), options.count))
+    real, known = stack_items(data, evenly_spaced(len(data), JUDGE_LEARNS))
+    pictures, texts = stack_items(data, evenly_spaced(len(data), options.count))
     asked = texts * options.draws
     made: dict[Setting, list[torch.Tensor]] = {setting: [] for setting in SETTINGS}
     seconds: dict[Setting, list[float]] = {setting: [] for setting in SETTINGS}

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from imagen_pytorch import ImagenTrainer
-from imagen_pytorch.cli._demo import gathered, spread
+from imagen_pytorch.cli._demo import evenly_spaced, stack_items
 from imagen_pytorch.configs import TrainingConfig
 from imagen_pytorch.data import open_source
 from imagen_pytorch.evaluation.augmentation import reduced
@@ -138,12 +138,12 @@ def main() -> None:
     chosen = {name: values["dataset"][name] for name in ("styles", "groups")}
     small_size, size = values["imagen"]["image_sizes"]
     train, other = (open_source("emoji64", image_size=size, split=split, **chosen) for split in ("train", "pair"))
-    images, captions = gathered(train, range(len(train)))
+    images, captions = stack_items(train, range(len(train)))
     encoder = parse(TrainingConfig, values).imagen.create().text_encoder
     data = TensorDataset(images, *encoder.encode(captions))
-    parts = [gathered(source, spread(len(source), options.judge)) for source in (train, other)]
+    parts = [stack_items(source, evenly_spaced(len(source), options.judge)) for source in (train, other)]
     real, coded = [part[0] for part in parts], [encoder.encode(part[1]) for part in parts]
-    rows_of_judge = spread(len(images), options.judge_learns)
+    rows_of_judge = evenly_spaced(len(images), options.judge_learns)
     learned = [captions[row] for row in rows_of_judge]
     names = [PLAIN, *options.arms]
     used = [name for arm in names for name in learned_extractors(with_arm(values, arm)["imagen"])]

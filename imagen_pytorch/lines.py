@@ -27,7 +27,7 @@ def next_free(path: Path) -> Path:
     return name(free)
 
 
-def set_aside(path: Path) -> Path | None:
+def backup(path: Path) -> Path | None:
     """Rename a file, folder or link to the next free name and return that name, or None if there is nothing to
     rename."""
     if not os.path.lexists(path):
@@ -47,7 +47,7 @@ def append_lines(lines: Sequence[str], path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
-        set_aside(path)
+        backup(path)
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     with open(os.open(path, flags, 0o666), "ab+") as file:
         torn = False

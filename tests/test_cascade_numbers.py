@@ -182,9 +182,7 @@ def networks():
     return [unet(text_embed_dim=12), unet(text_embed_dim=12, lowres_cond=True)]
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"), [(kind, name) for kind in KINDS for name in {**SHARED, **OWN[kind]}]
-)
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in {**SHARED, **OWN[kind]}])
 def test_impossible_numbers_are_refused_when_a_model_is_made(kind, name, networks):
     for value in {**SHARED, **OWN[kind]}[name]:
         options = {"image_sizes": (8, 16), "text_embed_dim": 12, name: value}

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from imagen_pytorch.cli import _presets, main
-from imagen_pytorch.cli._settings import Request, settle
+from imagen_pytorch.cli._settings import Request, build_settings
 from imagen_pytorch.configs import TrainingConfig
 from imagen_pytorch.profiling.estimates import Plan, estimate_training
 from imagen_pytorch.profiling.shapes import without_memory
@@ -51,10 +51,10 @@ def test_captions_of_a_preset_are_not_drawn_for_other_data(run, tmp_path):
     """They are replaced by captions of the data; edited ones stay."""
     run("config")
     request = replace(Request(**dict.fromkeys(Request.__dataclass_fields__)), data="pictures", text=(), quiet=True)
-    assert settle(request).config.sample_texts == []
+    assert build_settings(request).config.sample_texts == []
     values = read_json(tmp_path / "imagen_config.json")
     Path("imagen_config.json").write_text(json.dumps({**values, "sample_texts": ["mine"]}))
-    assert settle(request).config.sample_texts == ["mine"]
+    assert build_settings(request).config.sample_texts == ["mine"]
 
 
 def test_makes_the_folder(run, tmp_path):

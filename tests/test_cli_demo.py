@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from imagen_pytorch.cli import main
-from imagen_pytorch.cli._demo import scaled, spread
+from imagen_pytorch.cli._demo import evenly_spaced, scaled
 from imagen_pytorch.cli._demo_images import upsampler_sentence
 from imagen_pytorch.cli._presets import preset_path
 from imagen_pytorch.data import open_source
@@ -205,7 +205,12 @@ def test_mistakes_are_one_line(tmp_path, changes, arguments, message):
 
 
 def test_indices_are_spread_evenly():
-    assert spread(10, 5) == [0, 2, 4, 6, 8] and spread(3, 5) == [0, 1, 2] and spread(0, 5) == [] and spread(5, 0) == []
+    assert (
+        evenly_spaced(10, 5) == [0, 2, 4, 6, 8]
+        and evenly_spaced(3, 5) == [0, 1, 2]
+        and evenly_spaced(0, 5) == []
+        and evenly_spaced(5, 0) == []
+    )
 
 
 def test_the_ready_made_prompts_are_known():

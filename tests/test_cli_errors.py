@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from imagen_pytorch.checkpoint import CheckpointError, CheckpointMisaddressed, CheckpointMismatch, CheckpointMissing
 from imagen_pytorch.cli import main
-from imagen_pytorch.cli._errors import LONGEST, CommandFailed, described, exit_code, one_line, warnings_as_lines
+from imagen_pytorch.cli._errors import LONGEST, CommandFailed, exit_code, format_error, one_line, warnings_as_lines
 from imagen_pytorch.data import DataUnavailable
 
 
@@ -41,13 +41,13 @@ def test_exit_codes(error, code):
 
 
 def test_an_unforeseen_error_says_how_to_see_more():
-    assert described(KeyError("x")) == "KeyError: 'x' (unexpected; --debug shows where)"
-    assert described(ValueError("a sentence")) == "a sentence"
+    assert format_error(KeyError("x")) == "KeyError: 'x' (unexpected; --debug shows where)"
+    assert format_error(ValueError("a sentence")) == "a sentence"
 
 
 def test_errors_of_the_operating_system_name_the_file():
-    assert described(FileNotFoundError(errno.ENOENT, "no", "a.png")) == "a.png: No such file or directory"
-    assert "free some space" in described(OSError(errno.ENOSPC, "full"))
+    assert format_error(FileNotFoundError(errno.ENOENT, "no", "a.png")) == "a.png: No such file or directory"
+    assert "free some space" in format_error(OSError(errno.ENOSPC, "full"))
 
 
 class Failing(torch.utils.data.Dataset):
@@ -77,7 +77,7 @@ def test_an_error_of_a_reading_process_is_told_without_its_traceback(error, code
     with pytest.raises(type(error)) as caught:
         list(loader)
     assert "Traceback" in str(caught.value)
-    assert (described(caught.value), exit_code(caught.value)) == (words, code)
+    assert (format_error(caught.value), exit_code(caught.value)) == (words, code)
 
 
 def test_messages_become_one_line_of_bounded_length():

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from imagen_pytorch.cli._files import check_image_name, encoded, image_suffixes, slug, write_new
-from imagen_pytorch.lines import next_free, set_aside
+from imagen_pytorch.lines import backup, next_free
 
 
 @pytest.mark.parametrize(
@@ -59,10 +59,10 @@ def test_the_end_of_a_long_row_of_names_is_found_quickly(tmp_path, monkeypatch):
 
 def test_set_aside_renames_what_is_there(tmp_path):
     log = tmp_path / "metrics.jsonl"
-    set_aside(log)
+    backup(log)
     for text in ("first", "second"):
         log.write_text(text)
-        set_aside(log)
+        backup(log)
     assert not log.exists()
     assert (tmp_path / "metrics-1.jsonl").read_text() == "first"
     assert (tmp_path / "metrics-2.jsonl").read_text() == "second"

@@ -268,8 +268,8 @@ def test_what_a_checkpoint_says_cannot_steer_the_terminal(run, contents, monkeyp
 
 def test_the_name_of_an_encoder_cannot_steer_the_terminal(run, contents, monkeypatch):
     monkeypatch.setattr(estimates, "estimate", lambda *_: [])
-    described = {**contents["imagen_params"], "text_encoder_name": "x\x1b[2J\x1b[1;31mFAKE", "text_embed_dim": 16}
-    save({**contents, "imagen_params": described}, "a.pt")
+    format_error = {**contents["imagen_params"], "text_encoder_name": "x\x1b[2J\x1b[1;31mFAKE", "text_embed_dim": 16}
+    save({**contents, "imagen_params": format_error}, "a.pt")
     for done in (run("a.pt"), run("a.pt", "--json")):
         assert "\x1b" not in done.stdout and "\x1b" not in done.stderr
 

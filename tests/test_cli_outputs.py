@@ -17,22 +17,22 @@ from click.testing import CliRunner
 from PIL import Image
 
 from imagen_pytorch.cli import main
-from imagen_pytorch.cli._errors import described
+from imagen_pytorch.cli._errors import format_error
 from imagen_pytorch.cli._files import (
     OUTPUTS,
+    backup_output,
     check_place,
     encoded,
     listed_outputs,
-    put_before_number,
+    overwrite,
+    prefix_number,
     replace_file,
-    set_output_aside,
     slug,
     tell,
     write_new,
-    write_over,
     write_series,
 )
-from imagen_pytorch.lines import append_lines, next_free, set_aside
+from imagen_pytorch.lines import append_lines, backup, next_free
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="links and pipes as POSIX has them")
 
@@ -72,8 +72,8 @@ WRITERS: dict[str, tuple[str, Callable[[Path], list[Path]]]] = {
     "video": ("a_cat.gif", lambda path: [write_new(b"GIF", path)]),
     "frames": ("frame-%02d.png", lambda path: write_series([picture()] * 3, path)),
     "sheet of a training": ("sample-1.png", lambda path: [write_new(picture(), path)]),
-    "curve": ("loss.png", over(write_over)),
-    "sheet of the demo": ("stage1-after.png", over(write_over)),
+    "curve": ("loss.png", over(overwrite)),
+    "sheet of the demo": ("stage1-after.png", over(overwrite)),
     "metrics": ("metrics.jsonl", metrics),
     "metrics of the demo": ("metrics.json", over(replace_file)),
     "configuration": ("imagen_config.json", over(replace_file)),
@@ -134,7 +134,7 @@ def test_nothing_is_written_through_what_is_in_the_way(kind, obstacle, tmp_path)
     try:
         written = write(folder / name)
     except OSError as error:
-        assert obstacle is folder_in_the_way and str(place) in described(error)
+        assert obstacle is folder_in_the_way and str(place) in format_error(error)
         written = []
     assert os.listdir(outside) == ["file"] and (outside / "file").read_bytes() == OUTSIDE
     for path in written:
@@ -169,14 +169,14 @@ def test_a_full_disk_leaves_no_part_of_a_file(kind, tmp_path):
     name, write = WRITERS[kind]
     with pytest.raises(OSError) as caught, full_disk():
         write(tmp_path / name)
-    assert caught.value.errno == errno.EFBIG and described(caught.value).endswith("File too large")
+    assert caught.value.errno == errno.EFBIG and format_error(caught.value).endswith("File too large")
     assert os.listdir(tmp_path) == []
 
 
 def test_a_full_disk_spares_what_is_there(tmp_path):
     (tmp_path / "loss.png").write_bytes(b"before")
     with pytest.raises(OSError), full_disk():
-        write_over(picture(), tmp_path / "loss.png")
+        overwrite(picture(), tmp_path / "loss.png")
     assert (tmp_path / "loss.png").read_bytes() == b"before" and os.listdir(tmp_path) == ["loss.png"]
 
 
@@ -186,7 +186,7 @@ def test_a_name_that_is_too_long_is_a_sentence(kind, tmp_path):
     with pytest.raises((OSError, click.UsageError)) as caught:
         write(tmp_path / f"{'x' * 256}{name}")
     if isinstance(caught.value, OSError):
-        assert described(caught.value).endswith("File name too long")
+        assert format_error(caught.value).endswith("File name too long")
     assert set(os.listdir(tmp_path)) <= {OUTPUTS}
 
 
@@ -210,7 +210,7 @@ def test_a_name_that_is_always_taken_ends(tmp_path, monkeypatch):
         (tmp_path / f"frame-{number}.png").symlink_to("nowhere")
     with pytest.raises(FileExistsError):
         write_new(b"x", tmp_path / "x.png")
-    monkeypatch.setattr("imagen_pytorch.cli._files.put_before_number", lambda path, _: path)
+    monkeypatch.setattr("imagen_pytorch.cli._files.prefix_number", lambda path, _: path)
     with pytest.raises(FileExistsError):
         write_series([b"1", b"2"], tmp_path / "frame-%d.png")
 
@@ -224,7 +224,7 @@ def test_a_series_that_meets_another_one_is_whole_or_not_there(tmp_path, monkeyp
     )
     (tmp_path / "f-3.png").write_bytes(OUTSIDE)
     written = write_series([b"1", b"2", b"3"], tmp_path / "f-%d.png")
-    again = put_before_number(tmp_path / "f-%d.png", "1")
+    again = prefix_number(tmp_path / "f-%d.png", "1")
     assert [path.name for path in written] == [again.name % number for number in (1, 2, 3)]
     assert sorted(os.listdir(tmp_path)) == sorted([OUTPUTS, "f-3.png", *(path.name for path in written)])
     assert (tmp_path / "f-3.png").read_bytes() == OUTSIDE
@@ -265,7 +265,7 @@ def test_links_where_a_training_and_a_sampling_write(tmp_path, monkeypatch):
 
 def test_a_link_is_set_aside_and_not_followed(tmp_path):
     (tmp_path / "metrics.jsonl").symlink_to("nowhere")
-    set_aside(tmp_path / "metrics.jsonl")
+    backup(tmp_path / "metrics.jsonl")
     assert os.readlink(tmp_path / "metrics-1.jsonl") == "nowhere" and len(os.listdir(tmp_path)) == 1
 
 
@@ -289,24 +289,24 @@ def test_a_list_that_cannot_be_written_spoils_nothing(obstacle, tmp_path):
     outside.mkdir()
     (outside / "file").write_bytes(OUTSIDE)
     obstacle(tmp_path / OUTPUTS, outside)
-    write_over(b"x", tmp_path / "loss.png")
+    overwrite(b"x", tmp_path / "loss.png")
     assert write_new(b"x", tmp_path / "ü.png").read_bytes() == b"x"
     assert os.listdir(outside) == ["file"] and (outside / "file").read_bytes() == OUTSIDE
 
 
 def test_a_curve_that_is_set_aside_stays_an_output(tmp_path):
     """A later training on the images of its own folder does not take it for one of them."""
-    write_over(b"x", tmp_path / "loss.png")
+    overwrite(b"x", tmp_path / "loss.png")
     (tmp_path / "mine.png").write_bytes(b"x")
     for name in ("loss.png", "mine.png", "nowhere.png"):
-        set_output_aside(tmp_path / name)
+        backup_output(tmp_path / name)
     assert sorted(os.listdir(tmp_path)) == [OUTPUTS, "loss-1.png", "mine-1.png"]
     assert listed_outputs(tmp_path) - {""} == {"loss.png", "loss-1.png"}
 
 
 def test_names_that_are_no_text_are_listed(tmp_path):
     path = write_new(b"x", tmp_path / os.fsdecode(b"\xff.png"))
-    write_over(b"x", path)
+    overwrite(b"x", path)
     assert (tmp_path / OUTPUTS).read_bytes() == b"\xff.png\n" and path.name in listed_outputs(tmp_path)
 
 

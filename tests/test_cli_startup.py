@@ -110,7 +110,7 @@ def test_did_you_mean(arguments, hint):
     ],
 )
 def test_spellings_of_others(given, ours):
-    assert cli.ours(given) == ours
+    assert cli.canonical_option(given) == ours
 
 
 def test_an_alias_leads_to_an_option_that_exists():

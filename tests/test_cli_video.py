@@ -18,7 +18,7 @@ from imagen_pytorch import ElucidatedImagen, ImagenTrainer, Unet, Unet3D
 from imagen_pytorch.checkpoint import load_imagen_from_checkpoint
 from imagen_pytorch.cli import main
 from imagen_pytorch.cli._demo_videos import VideoDemo
-from imagen_pytorch.cli._files import counts_frames, put_before_number, without_number, write_series
+from imagen_pytorch.cli._files import counts_frames, prefix_number, without_number, write_series
 from imagen_pytorch.cli._presets import find_config, preset_path
 from imagen_pytorch.evaluation import digits
 
@@ -63,7 +63,7 @@ def test_names_of_single_frames(tmp_path):
     assert not counts_frames(Path("100%.png")) and not counts_frames(Path("a%d/b.png"))
     assert without_number(Path("x/frame-%04d.png")) == Path("x/frame.png")
     assert without_number(Path("%d.png")) == Path("sample.png")
-    assert put_before_number(Path("x/f%d.png"), "unet1") == Path("x/funet1-%d.png")
+    assert prefix_number(Path("x/f%d.png"), "unet1") == Path("x/funet1-%d.png")
     first = write_series([b"a", b"b"], tmp_path / "new" / "f-%03d.png")
     second = write_series([b"c", b"d"], tmp_path / "new" / "f-%03d.png")
     assert [path.name for path in first + second] == ["f-001.png", "f-002.png", "f-1-001.png", "f-1-002.png"]

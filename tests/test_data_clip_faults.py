@@ -166,9 +166,7 @@ def test_without_pyav_a_sentence_says_what_to_install(three, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.warns(UserWarning, match="1 of the clips"):
         data = VideoDataset(three, 8, 4)
-    assert [tuple(item) for item in data.skipped] == [
-        ("b.mp4", "reading it needs PyAV: pip install av")
-    ]
+    assert [tuple(item) for item in data.skipped] == [("b.mp4", "reading it needs PyAV: pip install av")]
     assert len(data) == 2
     broken = three / "c.v1" / "in"
     broken.mkdir()

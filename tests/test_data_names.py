@@ -131,7 +131,5 @@ def test_clips_and_folders_of_frames(tmp_path):
 
 
 def test_a_table_that_names_nothing_that_is_there_says_so_first(folder):
-    with pytest.raises(
-        DataError, match="no usable image; 2 files that the table names are missing; the first is x/a"
-    ):
+    with pytest.raises(DataError, match="no usable image; 2 files that the table names are missing; the first is x/a"):
         opened(folder, ["x/a.png.jpg", "y.gif"])

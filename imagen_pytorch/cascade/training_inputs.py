@@ -129,9 +129,7 @@ def as_clips(cascade: CascadeBase, request: TrainingInputs) -> tuple[Tensor, Cli
         return images, clip
     if images.ndim == 4:
         if beside := [name for name in clip.given() if name not in ("fps", "ignore_time")]:
-            raise ValueError(
-                f"images are clips of one frame in which nothing moves: they take no {', '.join(beside)}"
-            )
+            raise ValueError(f"images are clips of one frame in which nothing moves: they take no {', '.join(beside)}")
         return images[:, :, None], ClipInput(ignore_time=True)
     return images, with_checked_frames(cascade, clip, len(images))
 

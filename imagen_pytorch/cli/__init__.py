@@ -13,9 +13,9 @@ import click
 
 from ..registry import suggestion
 from ..version import __version__
-from ._errors import CommandFailed, described, exit_code, one_line, warnings_as_lines
+from ._errors import CommandFailed, exit_code, format_error, one_line, warnings_as_lines
 
-#: spellings of the README era and of other projects, and ours for them
+#: spellings of the README era and of other projects, and the canonical ones for them
 ALIASES = {
     "epoches": "epochs",
     "max-train-steps": "max-steps",
@@ -40,7 +40,7 @@ ORDER = ("demo", "sample", "train", "eval", "compare", "config", "info", "profil
 _DEBUG = "imagen.debug"
 
 
-def ours(name: str) -> str:
+def canonical_option(name: str) -> str:
     """The canonical spelling of an option or command: dashes for underscores, and the names of `ALIASES`."""
     dashed = name.replace("_", "-")
     return ALIASES.get(dashed, dashed)
@@ -88,7 +88,7 @@ class Commands(click.Group):
             click.UsageError: no such command; the message says which one was meant, or which there are.
         """
         known = tuple(self.list_commands(ctx))
-        if args and not args[0].startswith("-") and ours(args[0]) not in known:
+        if args and not args[0].startswith("-") and canonical_option(args[0]) not in known:
             hint = suggestion(args[0], known)
             raise click.UsageError(f'no command "{args[0]}"; known: {", ".join(known)}{hint}', ctx)
         return super().resolve_command(ctx, args)
@@ -102,7 +102,7 @@ class Commands(click.Group):
         except Exception as error:
             if ctx.meta.get(_DEBUG):
                 traceback.print_exc()
-            raise CommandFailed(described(error), exit_code(error)) from error
+            raise CommandFailed(format_error(error), exit_code(error)) from error
 
     def main(self, *args: Any, standalone_mode: bool = True, **settings: Any) -> Any:
         """Run and leave with an exit code; with ``standalone_mode=False`` return or raise, as click does."""
@@ -128,7 +128,11 @@ class Commands(click.Group):
     "imagen",
     cls=Commands,
     invoke_without_command=True,
-    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": ours, "max_content_width": 110},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": canonical_option,
+        "max_content_width": 110,
+    },
 )
 @click.version_option(__version__, prog_name="imagen")
 @click.pass_context

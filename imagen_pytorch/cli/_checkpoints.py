@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ._errors import USAGE, CommandFailed, described
+from ._errors import USAGE, CommandFailed, format_error
 
 
 def make_output(folder: Path) -> None:
@@ -27,7 +27,7 @@ def make_output(folder: Path) -> None:
         raise CommandFailed(f"cannot write into {folder}: it is read-only; choose another --output", USAGE)
 
 
-def refuse_fleeting(fs: Any, path: str) -> None:
+def refuse_volatile(fs: Any, path: str) -> None:
     """Refuse a place that ends with this process: a training that saves there keeps nothing.
 
     Raises:
@@ -49,7 +49,7 @@ def _verified(path: str) -> dict[str, Any] | None:
     return verify_checkpoint(place if is_local(fs) else path, fs)
 
 
-def whole_or_previous(path: str) -> tuple[str, dict[str, Any] | None]:
+def intact_or_previous(path: str) -> tuple[str, dict[str, Any] | None]:
     """Return a checkpoint, or if it is damaged or gone the one before it, with a warning.
 
     Returns:
@@ -76,9 +76,9 @@ def whole_or_previous(path: str) -> tuple[str, dict[str, Any] | None]:
         if not isinstance(newest, CheckpointMissing):
             raise newest from error
         # a fresh start would replace what may still be mended
-        text = f"{described(newest)}, and {described(error)}; move it away to start afresh"
+        text = f"{format_error(newest)}, and {format_error(error)}; move it away to start afresh"
         raise CheckpointError(text) from error
-    warnings.warn(f"{described(newest)}; {before} is taken instead", stacklevel=2)
+    warnings.warn(f"{format_error(newest)}; {before} is taken instead", stacklevel=2)
     return before, contents
 
 

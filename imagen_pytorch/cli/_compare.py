@@ -107,7 +107,7 @@ def _captions(request: Request, real: RealData) -> list[str]:
         raise click.UsageError(
             f"the images of {real.source.name} have no captions: --prompts FILE or --data gives some"
         )
-    return [real.captions[place] for place in real.spread(request.limit)]
+    return [real.captions[place] for place in real.evenly_spaced(request.limit)]
 
 
 def _compared(sides: tuple[Side, Side], captions: list[str], real: RealData, request: Request) -> list[Comparison]:
@@ -125,7 +125,7 @@ def _compared(sides: tuple[Side, Side], captions: list[str], real: RealData, req
     judge, _ = caption_judge(real, training, extractor, request.seed)
     if judge is None:
         return []
-    candidates = [real.captions[place] for place in real.spread(CANDIDATES)] if real.captions else []
+    candidates = [real.captions[place] for place in real.evenly_spaced(CANDIDATES)] if real.captions else []
     a, b = (side.images for side in sides)
     return compare_images(judge, a, b, captions, candidates=candidates, seed=request.seed)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._errors import DATA, CommandFailed, described
+from ._errors import DATA, CommandFailed, format_error
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,7 +89,7 @@ def _readable(config: TrainingConfig, image_size: tuple[int, int]) -> tuple[Data
     try:
         first = dataset[0]
     except (OSError, IndexError) as error:
-        reason = described(error)
+        reason = format_error(error)
         raise CommandFailed(f"cannot read the first item of {config.dataset_name}: {reason}", DATA) from error
     noun = noun_of(first)
     if noun == "clip" and not config.imagen.video:
@@ -159,7 +159,7 @@ def stage_size(config: TrainingConfig, number: int) -> tuple[int, int]:
     return as_size(sizes[number - 1])
 
 
-def informed(config: TrainingConfig, dataset: Dataset) -> TrainingConfig:
+def with_clip_length(config: TrainingConfig, dataset: Dataset) -> TrainingConfig:
     """The configuration with a video model whose length and frame rate, unless stated, are those of its data."""
     first = dataset[0]
     if not config.imagen.video or noun_of(first) != "clip":

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..lines import set_aside
+from ..lines import backup
 from ..signatures import ConfigError, read_json
 from ._data import caption_of, images_of, open_data
 from ._errors import USAGE, CommandFailed, say
-from ._files import check_place, replace_file, slug, tell, write_over
+from ._files import check_place, overwrite, replace_file, slug, tell
 from ._options import guidance_weight
 from ._presets import READY_MADE, find_config
 from ._program import program
@@ -85,7 +85,7 @@ def scaled(values: dict[str, Any], steps: int | None) -> dict[str, Any]:
     return {**values, **{name: stretch(values[name]) for name in counted if values.get(name)}, "trainer": trainer}
 
 
-def spread(count: int, wanted: int) -> list[int]:
+def evenly_spaced(count: int, wanted: int) -> list[int]:
     """At most this number of indices, evenly spread over ``range(count)``."""
     return [index * count // min(wanted, count) for index in range(min(wanted, count))]
 
@@ -95,7 +95,7 @@ def captions_of(dataset: Dataset | None) -> Sequence[str]:
     return getattr(dataset, "captions", ())
 
 
-def gathered(dataset: Dataset, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
+def stack_items(dataset: Dataset, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
     """Images ``(n, c, h, w)`` or clips ``(n, c, f, h, w)`` in [0, 1] and their captions."""
     import torch
 
@@ -145,7 +145,7 @@ class Demo(ABC):
             )
         path = self.folder / "config.json"
         if not self.unfinished():
-            set_aside(self.folder)
+            backup(self.folder)
             check_place(path)
             replace_file(f"{json.dumps(self.values, indent=4)}\n".encode(), path)
         nothing = dict.fromkeys(Request.__dataclass_fields__)
@@ -213,7 +213,7 @@ class Demo(ABC):
         title = f"{title}: {self.extent(stage)}"
         sheet = self.outputs.grid(items, self.prompts, title=title, notes=self.notes())
         path = self.folder / f"{name}{self.outputs.suffix}"
-        write_over(self.outputs.encode(sheet, path.suffix, stage), path)
+        overwrite(self.outputs.encode(sheet, path.suffix, stage), path)
         self.say(f"  {path}")
         return sheet
 

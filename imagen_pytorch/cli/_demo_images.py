@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ._demo import BATCH, Demo, captions_of, gathered, spread
+from ._demo import BATCH, Demo, captions_of, evenly_spaced, stack_items
 from ._judge import EMBEDDED_JUDGE, WORDS
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class ImageDemo(Demo):
         (judge, captions), asked = self._caption_judge(), {}
         for name, source in (("trained", self.data), ("held_out", self.held_out)):
             if source is not None and len(source):
-                real, texts = gathered(source, spread(len(source), self.options.judge))
+                real, texts = stack_items(source, evenly_spaced(len(source), self.options.judge))
                 others = captions if name == "trained" else captions_of(source)
                 asked[name] = (self._drawn(texts), texts, real, [*texts, *others])
         report: dict[str, Any] = {}
@@ -109,7 +109,7 @@ class ImageDemo(Demo):
             extractor = feature_extractor(EMBEDDED_JUDGE)
         else:
             extractor = judging_extractors((), learned_extractors(self.imagen.to_config()))[0]
-        images, captions = gathered(self.data, spread(len(self.data), JUDGE_LEARNS))
+        images, captions = stack_items(self.data, evenly_spaced(len(self.data), JUDGE_LEARNS))
         encoder, seed = text_encoder(WORDS), self.options.seed
         probe = train_probe(
             images, captions, extractor=extractor, encoder=encoder, seed=seed, augment=True, steps=JUDGE_STEPS

@@ -6,8 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ._demo import BATCH, Demo, gathered, spread
-from ._files import write_over
+from ._demo import BATCH, Demo, evenly_spaced, stack_items
+from ._files import overwrite
 from ._judge import clip_figures, clip_table
 
 #: the part of the embedded data that is never trained on: other clips, in other people's handwriting
@@ -28,7 +28,7 @@ class VideoDemo(Demo):
         """One moving sheet of what a stage (counted from 0) made; the one to look at is also written as a film."""
         sheet = super().write_sheet(items, stage, name, title)
         if self.film is not None and name == self.film.stem:
-            write_over(self.outputs.encode(sheet, self.film.suffix, stage), self.film)
+            overwrite(self.outputs.encode(sheet, self.film.suffix, stage), self.film)
             self.say(f"  {self.film}")
         return sheet
 
@@ -46,7 +46,7 @@ class VideoDemo(Demo):
     def judge(self) -> dict[str, Any]:
         """Motion and digits of guided samples for captions that are not trained on, beside real clips."""
         source = self.data if self.held_out is None else self.held_out
-        real, captions = gathered(source, spread(len(source), self.options.judge))  # type: ignore[arg-type]
+        real, captions = stack_items(source, evenly_spaced(len(source), self.options.judge))  # type: ignore[arg-type]
         made = self.draw(self.training.trainer.sample, captions, max_batch_size=BATCH)[-1].cpu()
         return clip_figures(made, real, captions, self.options.seed)
 

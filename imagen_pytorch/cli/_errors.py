@@ -72,7 +72,7 @@ def exit_code(error: BaseException) -> int:
     return next((CODES[name] for name in names if name in CODES), FAILED)
 
 
-def _told(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     """The text of an exception; of one raised in a reading process, whose traceback torch puts first, the last line."""
     text = str(error) or type(error).__name__
     if _OF_A_WORKER.match(text):
@@ -80,9 +80,9 @@ def _told(error: BaseException) -> str:
     return text
 
 
-def described(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """An exception as a sentence; for an unexpected one, with a hint on how to see its traceback."""
-    text = _told(error)
+    text = _message(error)
     if exit_code(error) == MEMORY:
         return f"out of memory: {text.splitlines()[0]}"
     if isinstance(error, OSError) and error.errno is not None:

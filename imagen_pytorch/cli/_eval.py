@@ -84,7 +84,7 @@ def _drawn(model: Model, real: RealData, request: Request) -> Generated:
             f"the images of {real.source.name} have no captions, and the model needs captions: --data names others",
             USAGE,
         )
-    places = real.spread(request.limit)
+    places = real.evenly_spaced(request.limit)
     captions = [real.captions[place] for place in places] if text else []
     count = len(captions) if text else request.limit
     wanted = [Wanted(captions[index] if text else None, request.seed + index) for index in range(count)]
@@ -122,7 +122,7 @@ def _subject(
 
     from ..evaluation.subject import Pool, Subject
 
-    reference = real.spread(request.reference)
+    reference = real.evenly_spaced(request.reference)
     captions = [real.captions[place] for place in reference] if real.captions else []
     pool = Pool(real.image, reference)
     judge, learned = None, False
@@ -133,11 +133,11 @@ def _subject(
         return torch.stack([data.image(place) for place in places])
 
     def examples() -> tuple[Tensor, list[str]]:
-        places = training.spread(EXAMPLES)
+        places = training.evenly_spaced(EXAMPLES)
         return stack(training, places), [training.labels[place] for place in places]
 
     def bits() -> dict[int, Tensor]:
-        places = real.spread(min(COUNTED, request.limit))
+        places = real.evenly_spaced(min(COUNTED, request.limit))
         texts = [real.captions[place] for place in places] if real.captions else []
         return model.bits(stack(real, places), texts, request)  # type: ignore[union-attr]
 
@@ -145,7 +145,7 @@ def _subject(
     return Subject(
         generated=made.images,
         reference=pool,
-        training=pool if training is real else Pool(training.image, training.spread(request.reference)),
+        training=pool if training is real else Pool(training.image, training.evenly_spaced(request.reference)),
         extractors=extractors,
         captions=made.captions,
         real=stack(real, places) if places else None,

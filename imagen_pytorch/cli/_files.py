@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..lines import append_lines, next_free, set_aside
+from ..lines import append_lines, backup, next_free
 from ..wording import printable
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def replace_file(contents: bytes, path: Path) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def write_over(contents: bytes, path: Path) -> None:
+def overwrite(contents: bytes, path: Path) -> None:
     """Write an image, sheet, video or curve in place of the one of this name, as `replace_file` does.
 
     Raises:
@@ -151,10 +151,10 @@ def listed_outputs(folder: Path) -> set[str]:
     return set()
 
 
-def set_output_aside(path: Path) -> None:
+def backup_output(path: Path) -> None:
     """Rename a file that these commands write, if there is one; it stays in the list of outputs under its new name."""
     is_listed = path.name in listed_outputs(path.parent)
-    renamed = set_aside(path)
+    renamed = backup(path)
     if renamed is not None and is_listed:
         remember([renamed])
 
@@ -187,7 +187,7 @@ def _numbered_frame(path: Path, number: int) -> Path:
     return path.with_name(_NUMBER.sub(lambda found: found[0] % number, path.name))
 
 
-def put_before_number(path: Path, word: str) -> Path:
+def prefix_number(path: Path, word: str) -> Path:
     """The name of another series of frames: with a word before their numbers."""
     start = _NUMBER.search(path.name).start()
     return path.with_name(f"{path.name[:start]}{word}-{path.name[start:]}")
@@ -222,7 +222,7 @@ def write_series(frames: Sequence[bytes], path: Path) -> list[Path]:
             else:
                 break
         attempt += 1
-        free = put_before_number(path, str(attempt))
+        free = prefix_number(path, str(attempt))
     remember(names)
     return names
 

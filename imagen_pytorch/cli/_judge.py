@@ -47,7 +47,7 @@ def caption_judge(
         return feature_extractor(EMBEDDED_JUDGE), real.split in ("train", "all")  # type: ignore[return-value]
     if not training.captions:
         return None, False
-    places = training.spread(JUDGE_LEARNS)
+    places = training.evenly_spaced(JUDGE_LEARNS)
     images = torch.stack([training.image(place) for place in places])
     captions = [training.captions[place] for place in places]
     encoder = text_encoder(WORDS)

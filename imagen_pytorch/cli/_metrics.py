@@ -10,7 +10,7 @@ from typing import Any
 
 from ..lines import append_lines, lines_of
 from ..training.diagnosis import Curve, curves
-from ._errors import described
+from ._errors import format_error
 
 #: entries of a row that hold a loss, and what their curves are called beside the U-Net
 _LOSSES = {"loss": "", "valid_loss": " validation"}
@@ -36,7 +36,7 @@ class MetricsLog:
             append_lines([json.dumps(values)], self.path)
         except OSError as error:
             if not self._warned:
-                warnings.warn(f"cannot write {self.path}: {described(error)}; the training goes on", stacklevel=2)
+                warnings.warn(f"cannot write {self.path}: {format_error(error)}; the training goes on", stacklevel=2)
             self._warned = True
 
     def rows(self) -> list[Mapping[str, Any]]:

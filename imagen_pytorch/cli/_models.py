@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._errors import USAGE, CommandFailed, described, exit_code
+from ._errors import USAGE, CommandFailed, exit_code, format_error
 from ._program import program
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ def find_model(given: str | None) -> str:
         return newest
     if "://" not in given and not folder.is_file():
         raise CommandFailed(
-            f"no model at {given}: train one with `{program()} train` or `{program()} demo`, or name one with "
-            "--model",
+            f"no model at {given}: train one with `{program()} train` or `{program()} demo`, or name one with --model",
             USAGE,
         )
     return given
@@ -97,4 +96,4 @@ def load(model: str, load_ema: bool) -> Cascade:
         if not is_local(fs) or kind_of(fs, place) != "file":
             raise
         hint = f"the one before it: --model {shlex.quote(before)}"
-        raise CommandFailed(f"{described(error)}; {hint}", exit_code(error)) from error
+        raise CommandFailed(f"{format_error(error)}; {hint}", exit_code(error)) from error

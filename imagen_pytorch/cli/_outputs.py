@@ -13,7 +13,7 @@ from ._files import (
     counts_frames,
     encoded,
     image_suffixes,
-    put_before_number,
+    prefix_number,
     without_number,
     write_new,
     write_series,
@@ -170,7 +170,7 @@ class Videos(Images):
     def of_stage(self, written: Sequence[Path], path: Path, number: int) -> Path:
         """The file name for the result of an earlier U-Net, from that of the last one."""
         if counts_frames(path):
-            return put_before_number(path, f"unet{number}")
+            return prefix_number(path, f"unet{number}")
         return super().of_stage(written, path, number)
 
     def grid_name(self, path: Path, word: str = "grid") -> Path:

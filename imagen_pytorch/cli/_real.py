@@ -12,7 +12,7 @@ import click
 
 from ..wording import printable
 from ._data import caption_of, images_of, noun_of
-from ._errors import DATA, CommandFailed, described
+from ._errors import DATA, CommandFailed, format_error
 from ._files import listed_outputs
 from ._sources import data_record, kept_arguments, kind_of_source, same_source
 
@@ -98,7 +98,7 @@ class RealData:
         try:
             first = self.dataset[0]
         except (OSError, IndexError) as error:
-            raise CommandFailed(f"cannot read the first item of {source.name}: {described(error)}", DATA) from error
+            raise CommandFailed(f"cannot read the first item of {source.name}: {format_error(error)}", DATA) from error
         if noun_of(first) == "clip":
             raise click.UsageError(f"{source.name} holds clips; imagen eval and compare judge images")
         self.captions: list[str] = [] if caption_of(first) is None else self._captions()
@@ -136,7 +136,7 @@ class RealData:
         """Return one image ``(c, h, w)`` in [0, 1]."""
         return images_of(self.dataset[index])
 
-    def spread(self, wanted: int) -> list[int]:
+    def evenly_spaced(self, wanted: int) -> list[int]:
         """Return at most ``wanted`` indices, evenly spread over the data."""
         count = min(wanted, len(self))
         return [place * len(self) // count for place in range(count)]

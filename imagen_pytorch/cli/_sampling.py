@@ -20,7 +20,7 @@ from ._files import check_place, counts_frames, slug, tell, write_new
 from ._models import find_model, load
 from ._options import chosen_device, guidance_weight
 from ._outputs import Images, check_name, check_video_name, outputs_of
-from ._shares import Share, this_share
+from ._process import Process, this_process
 
 if TYPE_CHECKING:
     from ..cascade.cascade import Cascade
@@ -263,9 +263,9 @@ def _texts(made: Made, words: str) -> dict[str, str]:
     return {**caption, "Comment": f"{words}, seed {made.wanted.seed}", "Software": f"imagen-pytorch {__version__}"}
 
 
-def _write(request: Request, made: Made, outputs: Images, share: Share, words: str) -> None:
+def _write(request: Request, made: Made, outputs: Images, process: Process, words: str) -> None:
     texts = _texts(made, words)
-    name = share.named(target_path(request, made.wanted.caption, outputs.suffix), made.wanted.seed)
+    name = process.file_name(target_path(request, made.wanted.caption, outputs.suffix), made.wanted.seed)
     last = len(made.stages) - 1
     written = outputs.write(made.stages[last], name, last, texts)
     for path in written:
@@ -287,17 +287,17 @@ def _write_grid(request: Request, made: list[Made], outputs: Images) -> None:
     tell(write_new(outputs.encode(sheet, path.suffix, len(made[0].stages) - 1), path))
 
 
-def _check_output(request: Request, share: Share, captions: list[str]) -> None:
+def _check_output(request: Request, process: Process, captions: list[str]) -> None:
     """Refuse, before a model is loaded, what fits no model or not this number of processes."""
     to_stdout = request.output == "-"
     if to_stdout and (len(captions) > 1 or request.num_images > 1 or request.grid or request.save_stages):
         raise click.UsageError("--output - takes a single image or video; give a folder for several")
     if request.grid and max(len(captions), 1) * request.num_images > MOST_CELLS:
         raise click.UsageError(f"a sheet has room for {MOST_CELLS:,} of them: leave out --grid, or make fewer")
-    if share.count > 1 and (to_stdout or request.grid):
-        raise click.UsageError(f"{share.count} processes write files of their own: leave out --grid and --output -")
-    if share.count > 1 and request.seed is None:
-        raise click.UsageError(f"{share.count} processes need --seed, so that each of them makes other images")
+    if process.count > 1 and (to_stdout or request.grid):
+        raise click.UsageError(f"{process.count} processes write files of their own: leave out --grid and --output -")
+    if process.count > 1 and request.seed is None:
+        raise click.UsageError(f"{process.count} processes need --seed, so that each of them makes other images")
     if to_stdout:
         return
     path = target_path(request, "name", Images.suffix)
@@ -331,7 +331,7 @@ class Session:
         return (Wanted(caption, self.seed + index) for caption in self.texts for index in range(num_images))
 
 
-def open_session(request: Request, share: Share) -> Session:
+def open_session(request: Request, process: Process) -> Session:
     """Load the model and check the request against it; the output's folder is made.
 
     Raises:
@@ -339,8 +339,8 @@ def open_session(request: Request, share: Share) -> Session:
     """
     captions = request.captions()
     model = find_model(request.model)
-    _check_output(request, share, captions)
-    device = chosen_device(share.device(request.device))
+    _check_output(request, process, captions)
+    device = chosen_device(process.device(request.device))
     imagen = load(model, request.load_ema).to(device)
     outputs = outputs_of(imagen, request.frames, request.fps)
     named = request.output != "-"
@@ -360,20 +360,20 @@ def run(request: Request) -> None:
     Raises:
         click.ClickException: anything that the user can put right.
     """
-    share, to_stdout = this_share(), request.output == "-"
-    session = open_session(request, share)
+    process, to_stdout = this_process(), request.output == "-"
+    session = open_session(request, process)
     outputs, arguments = session.outputs, sample_arguments(request, session.imagen, session.stop)
     words = settings(session.imagen, arguments)
-    if not request.quiet and share.rank == 0:
+    if not request.quiet and process.rank == 0:
         say(f"{session.place}: {words}, seed {session.seed}")
-    every = share.of(session.wanted(request.num_images))
+    every = process.items(session.wanted(request.num_images))
     made = []
     for item in results(session.imagen, every, request.batch_size, {**arguments, **outputs.arguments()}):
         if to_stdout:
             stage = len(item.stages) - 1
             sys.stdout.buffer.write(outputs.encode(item.stages[-1], outputs.suffix, stage, _texts(item, words)))
             continue
-        _write(request, item, outputs, share, words)
+        _write(request, item, outputs, process, words)
         if request.grid:
             made.append(item)
     if request.grid:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._checkpoints import has_checkpoint, make_output, refuse_fleeting, whole_or_previous
-from ._errors import USAGE, CommandFailed, described, exit_code, say
+from ._checkpoints import has_checkpoint, intact_or_previous, make_output, refuse_volatile
+from ._errors import USAGE, CommandFailed, exit_code, format_error, say
 from ._signals import is_main_process
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class SavedRun:
         self.began_at: list[int] = []  # steps of every U-Net when this run began
         self.saved_at: list[int] = []  # and in the checkpoint
 
-    def claim(self, output: Path) -> None:
+    def lock_output(self, output: Path) -> None:
         """Lock the place, before anything is read.
 
         Args:
@@ -49,7 +49,7 @@ class SavedRun:
         from ..io.locks import lock_of
 
         fs, place = locate(self.path)
-        refuse_fleeting(fs, self.path)
+        refuse_volatile(fs, self.path)
         folder = parent_of(place)
         if is_main_process():
             try:
@@ -58,7 +58,7 @@ class SavedRun:
                 self.lock = lock_of(place, fs, self.path)
                 self.lock.acquire()
             except CheckpointNotWritten as error:
-                raise CommandFailed(described(error), USAGE) from error
+                raise CommandFailed(format_error(error), USAGE) from error
 
     def release(self) -> None:
         """Unlock the place, so that others can save there."""
@@ -104,7 +104,7 @@ class SavedRun:
         read: dict[str, dict[str, Any] | None] = {}
 
         def whole() -> str:
-            path, contents = whole_or_previous(self.path)
+            path, contents = intact_or_previous(self.path)
             read[path] = contents
             return path
 
@@ -116,7 +116,8 @@ class SavedRun:
                 self.trainer.take_over(contents, found, strict=strict)
         except CheckpointError as error:
             hint = f"cannot go on from {self.path} (--checkpoint names another file to train in)"
-            reason = described(error).replace("strict=False loads what fits", "--allow-mismatch goes on with what fits")
+            reason = format_error(error)
+            reason = reason.replace("strict=False loads what fits", "--allow-mismatch goes on with what fits")
             raise CommandFailed(f"{hint}: {reason}", exit_code(error)) from error
         self.began_at = self.saved_at = self.taken()
         self._say(f"going on from {found} after {self._steps_in_words()}")
@@ -187,6 +188,6 @@ class SavedRun:
             self.save()
         except Exception as other:  # the error that ends the run counts more
             if not isinstance(other, type(error)):
-                warnings.warn(f"what was learned last could not be saved: {described(other)}", stacklevel=2)
+                warnings.warn(f"what was learned last could not be saved: {format_error(other)}", stacklevel=2)
         else:
             self._say(f"saved to {self.path} after {self._steps_in_words()}, before the run ends")

@@ -173,7 +173,7 @@ def _states_text(values: Mapping[str, Any]) -> bool:
     return any(model.get(key) for key in asked) or bool(values.get("sample_texts"))
 
 
-def settle(request: Request) -> Settings:
+def build_settings(request: Request) -> Settings:
     """The checked configuration of this training.
 
     Raises:

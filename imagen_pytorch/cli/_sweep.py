@@ -10,6 +10,7 @@ import click
 
 from ._errors import say
 from ._files import tell, write_new
+from ._process import this_process
 from ._sampling import (
     MOST_CELLS,
     Request,
@@ -21,7 +22,6 @@ from ._sampling import (
     settings,
     target_path,
 )
-from ._shares import this_share
 
 if TYPE_CHECKING:
     from ._assignments import Axis
@@ -51,7 +51,7 @@ def _check(request: Request) -> None:
             raise click.UsageError(f"--sweep {name}=... and --{name.replace('_', '-')} contradict each other")
     if request.output == "-" or request.grid or request.save_stages:
         raise click.UsageError("--sweep writes sheets alone: leave out --grid, --save-stages and --output -")
-    if this_share().count > 1:
+    if this_process().count > 1:
         raise click.UsageError("--sweep is for one process: start it without a launcher")
 
 
@@ -64,7 +64,7 @@ def run(request: Request) -> None:
     """
     _check(request)
     columns, rows = (*request.sweep, None)[:2]
-    session = open_session(request, this_share())
+    session = open_session(request, this_process())
     imagen, outputs = session.imagen, session.outputs
     wanted = list(session.wanted(request.num_images))
     cells = [{**column, **row} for row, column in product(_settings_of(rows), _settings_of(columns))]

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..lines import set_aside
-from ._data import informed, noun_of, open_data, open_or_adapt, stage_size, without_text
-from ._errors import MEMORY, CommandFailed, described, exit_code, say
-from ._files import encoded, set_output_aside, tell, write_over
+from ..lines import backup
+from ._data import noun_of, open_data, open_or_adapt, stage_size, with_clip_length, without_text
+from ._errors import MEMORY, CommandFailed, exit_code, format_error, say
+from ._files import backup_output, encoded, overwrite, tell
 from ._memory import MemoryCheck
 from ._metrics import MetricsLog
 from ._options import chosen_device
@@ -24,7 +24,7 @@ from ._program import program
 from ._progress import Progress, Span
 from ._samples import Samples, borrowed_captions
 from ._saving import SavedRun
-from ._settings import Request, Settings, placed_checkpoint, settle
+from ._settings import Request, Settings, build_settings, placed_checkpoint
 from ._signals import Interruption, is_main_process
 from ._sources import change_of_data, data_record
 
@@ -106,7 +106,7 @@ class Run:
         """
         memory = MemoryCheck(self.config, self.numbers, chosen_device(self.request.device), self.request.force)
         memory.before_data()
-        self.saved.claim(self.folder)
+        self.saved.lock_output(self.folder)
         dataset, noun = self._open()
         frames = getattr(self.config.imagen, "video_frames", None)
         memory.before_training(len(dataset), frames)  # type: ignore[arg-type]
@@ -133,8 +133,8 @@ class Run:
         if self.saved.exists():
             self._resume()
         elif is_main_process():
-            set_aside(self.log.path)
-            set_output_aside(self.folder / "loss.png")
+            backup(self.log.path)
+            backup_output(self.folder / "loss.png")
 
     def _open(self) -> tuple[Dataset, str]:
         """Open the data and adapt the configuration to them, with a message; also return "image" or "clip"."""
@@ -146,7 +146,7 @@ class Run:
         noun = noun_of(dataset[0])
         if not self.config.imagen.condition_on_text:
             self._drop_captions(asked, noun)
-        self.config = informed(self.config, dataset)
+        self.config = with_clip_length(self.config, dataset)
         return dataset, noun
 
     def _drop_captions(self, asked: bool, noun: str) -> None:
@@ -203,7 +203,7 @@ class Run:
         decay = None if self._states_decay() else self.trainer.decay_steps(number)
         return decay if decay is not None and decay > taken else taken + USUAL_STEPS
 
-    def how_to_go_on(self) -> str:
+    def resume_command(self) -> str:
         """The command to type after an interruption."""
         if not self.span.last or (self.request.steps is None and self.request.epochs is None):
             return "the same command goes on"
@@ -249,7 +249,7 @@ class Run:
     # -- training -----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def spared(self, what: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    def warn_on_error(self, what: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
         """Turn an error inside the block into a warning, once; the training goes on.
 
         Args:
@@ -265,7 +265,7 @@ class Run:
         except Exception as error:
             if what not in self.failed:
                 self.failed.add(what)
-                warnings.warn(f"no {what}: {described(error)}; the training goes on", stacklevel=3)
+                warnings.warn(f"no {what}: {format_error(error)}; the training goes on", stacklevel=3)
 
     def stops(self, interruption: Interruption) -> bool:
         """Return whether all processes stop here, because one of them has got a signal."""
@@ -281,12 +281,12 @@ class Run:
         """
         span = self.span = Span(number, self.taken()[number - 1], self.goal(number))
         advice = "start every process with the same options"
-        self.processes.check_same("the options of the training", self._facts(span), advice)
+        self.processes.check_same("the options of the training", self._common_values(span), advice)
         if span.first >= span.last:
             self.say(f"U-Net {number} has been trained for {span.first} steps; --steps N trains it further")
             return
         self._fit_decay(span)
-        every, duties = self.request.log_every, self._duties()
+        every, duties = self.request.log_every, self._periodic_tasks()
         progress = Progress(
             span,
             self.batch_size,
@@ -311,12 +311,12 @@ class Run:
                         duty(number, step, progress)
                 progress.pause(time.monotonic() - began)
 
-    def _facts(self, span: Span) -> dict[str, Any]:
+    def _common_values(self, span: Span) -> dict[str, Any]:
         """The values that several processes must have in common to do the same at every step."""
         names = ("max_batch_size", "save_at_every", "validate_at_every", "sample_at_every")
         return {"the last step": span.last, **{name: getattr(self.config, name) for name in names}}
 
-    def _duties(self) -> tuple[tuple[int, Callable[[int, int, Progress], None]], ...]:
+    def _periodic_tasks(self) -> tuple[tuple[int, Callable[[int, int, Progress], None]], ...]:
         """The periodic tasks and their periods; saving comes first, before anything that may fail."""
         config = self.config
         return (
@@ -334,7 +334,7 @@ class Run:
         """
         from ..data import DataError
 
-        with self.spared("list of what was left out", but=(DataError,)):
+        with self.warn_on_error("list of what was left out", but=(DataError,)):
             try:
                 self.skipped.update()
             except DataError as error:
@@ -351,7 +351,7 @@ class Run:
         from ..training.diagnosis import LEVELS, losses_by_level
 
         mean, seen = math.nan, []
-        with self.spared("validation"):
+        with self.warn_on_error("validation"):
             count = min(VALIDATION_BATCHES, len(self.trainer.valid_dl))
             self.trainer.create_valid_iter()  # the same batches each time
             step: dict[str, Any] = {"unet_number": number, "max_batch_size": self.config.max_batch_size}
@@ -367,7 +367,7 @@ class Run:
         """Write a sheet of samples of the U-Net, and the curve of the losses so far."""
         if not (is_main_process() or self.processes.sharded):
             return
-        with self.spared(f"samples of U-Net {number}"):
+        with self.warn_on_error(f"samples of U-Net {number}"):
             if self.samples.needs_examples(number) and step <= self.config.sample_at_every:
                 progress.say(
                     f"samples of U-Net {number} enlarge images of the data: a U-Net before it has not been trained yet"
@@ -384,11 +384,11 @@ class Run:
             return None
         from ..evaluation.plots import loss_curve
 
-        with self.spared("loss.png"):
+        with self.warn_on_error("loss.png"):
             history = self.log.history()
             if history:
                 path = self.folder / "loss.png"
-                write_over(encoded(loss_curve(history)), path)
+                overwrite(encoded(loss_curve(history)), path)
                 return path
         return None
 
@@ -400,7 +400,7 @@ class Run:
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
-    def say_the_end(self) -> None:
+    def report_end(self) -> None:
         """Report what was left out, how to go on, and where the checkpoint is."""
         left_out = self.skipped.line()
         if left_out:
@@ -409,13 +409,13 @@ class Run:
             self.say("interrupted before the first step; the same command starts again")
             return
         if self.stopped:
-            self.say(f"interrupted and saved; {self.how_to_go_on()}")
+            self.say(f"interrupted and saved; {self.resume_command()}")
         else:
-            self._say_how_it_went()
+            self._report_diagnosis()
             self._say_what_is_next()
         tell(self.checkpoint)
 
-    def _say_how_it_went(self) -> None:
+    def _report_diagnosis(self) -> None:
         """Report a diagnosis for each U-Net of this run whose curve is long enough."""
         from ..training.diagnosis import diagnose
 
@@ -446,7 +446,7 @@ def _smaller_batches_suggested(config: TrainingConfig) -> Iterator[None]:
             raise
         loader, _ = config.split_dataset_arguments()
         smaller = max((config.max_batch_size or loader["batch_size"]) // 2, 1)
-        raise CommandFailed(f"{described(error)}; try --max-batch-size {smaller}", MEMORY) from error
+        raise CommandFailed(f"{format_error(error)}; try --max-batch-size {smaller}", MEMORY) from error
 
 
 def run(request: Request) -> int:
@@ -458,7 +458,7 @@ def run(request: Request) -> int:
     if not is_main_process():
         request = replace(request, quiet=True)
     with Interruption() as interruption:
-        return _run(request, settle(request), interruption)
+        return _run(request, build_settings(request), interruption)
 
 
 def _run(request: Request, settings: Settings, interruption: Interruption) -> int:
@@ -474,7 +474,7 @@ def _run(request: Request, settings: Settings, interruption: Interruption) -> in
         training.draw_curve()
         training.list_skipped()
         if is_main_process():
-            training.say_the_end()
+            training.report_end()
         # a launcher ends all processes when the first has gone: none goes before the last word
         training.processes.agree(None)
     return interruption.exit_code() if training.stopped else 0

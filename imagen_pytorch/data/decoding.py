@@ -119,9 +119,7 @@ def check_header(image: Image.Image) -> None:
         tags = getattr(image, "tag_v2", {})
         tile = tuple(side if isinstance(side, int) else 0 for side in map(tags.get, (TILE_WIDTH, TILE_HEIGHT)))
         if math.prod(tile) > min(MOST_PIXELS, max(TILE_PIXELS, TILE_SHARE * math.prod(image.size))):
-            raise OSError(
-                f"too large: a tile of {tile[0]} x {tile[1]} for {image.size[0]} x {image.size[1]} pixels"
-            )
+            raise OSError(f"too large: a tile of {tile[0]} x {tile[1]} for {image.size[0]} x {image.size[1]} pixels")
 
 
 def check_file(path: str | Path) -> None:

@@ -230,9 +230,7 @@ class Emoji64(TorchDataset):
         if limit is not None and limit < len(self.keys):
             self.keys = [self.keys[place * len(self.keys) // limit] for place in range(max(limit, 0))]
         if not self.keys:
-            raise DataError(
-                f"no image of emoji64 is left with {split=}, {styles=}, {groups=}, {background=}, {limit=}"
-            )
+            raise DataError(f"no image of emoji64 is left with {split=}, {styles=}, {groups=}, {background=}, {limit=}")
         self.variants = [Variant(copy) for copy in range(copies) for _ in self.keys]
         self.keys = self.keys * copies
         self.backgrounds = [background] * len(self)

@@ -77,9 +77,7 @@ class TableDataset(ImageDataset):
         self.url_label = find_column(url_label, (), columns, "url_label")
         self.image_label = find_column(image_label, IMAGE_COLUMNS, columns, "image_label")
         if self.url_label is None and self.image_label is None:
-            raise DataError(
-                f"set image_label or url_label to the column of the images, one of: {', '.join(columns)}"
-            )
+            raise DataError(f"set image_label or url_label to the column of the images, one of: {', '.join(columns)}")
         flip = self.text_label is None if random_flip is None else random_flip
         if not 0 < fetch_timeout < float("inf"):
             raise ValueError(f"fetch_timeout must be a finite number of seconds above 0, got {fetch_timeout}")

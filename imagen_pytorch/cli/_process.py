@@ -11,18 +11,18 @@ from typing import NamedTuple, TypeVar
 Item = TypeVar("Item")
 
 
-class Share(NamedTuple):
+class Process(NamedTuple):
     """This process among those that were started together: its rank, their number, and its rank on this machine."""
 
     rank: int
     count: int
     local: int
 
-    def of(self, items: Iterable[Item]) -> Iterator[Item]:
+    def items(self, everything: Iterable[Item]) -> Iterator[Item]:
         """Every ``count``-th item, starting at the rank: all processes together have each of them once."""
-        return islice(items, self.rank, None, self.count)
+        return islice(everything, self.rank, None, self.count)
 
-    def named(self, path: Path, seed: int) -> Path:
+    def file_name(self, path: Path, seed: int) -> Path:
         """A file name that no other process uses: with several processes, it contains the seed."""
         return path if self.count == 1 else path.with_stem(f"{path.stem}-{seed}")
 
@@ -35,8 +35,8 @@ class Share(NamedTuple):
         return f"cuda:{self.local}" if torch.cuda.is_available() else name
 
 
-def this_share() -> Share:
+def this_process() -> Process:
     """Read the environment variables of the launcher; without one, this process is alone."""
     rank, count, local = (int(os.environ.get(name, default)) for name, default in
                           (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))  # fmt: skip
-    return Share(rank, count, local)
+    return Process(rank, count, local)
