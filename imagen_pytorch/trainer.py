@@ -25,23 +25,23 @@ from .training.batches import apart_from_its_graph, check_images, check_keywords
 from .training.choosing import USUAL_DECAY, chosen_optimizer
 from .training.copying import copied
 from .training.data import TrainerData
+from .training.distributed import Distributed, Rows, lost_connections_named, without_sync
 from .training.ema import make_average
 from .training.identity import facts_of_model, facts_of_trainer
-from .training.lane import Lane
 from .training.loaders import BatchStream, named_batch
 from .training.options import forwarded, warn_of_lion
 from .training.posthoc import PowerAverages
 from .training.precision import Precision, chosen_precision
-from .training.processes import Processes, Rows, lost_connections_named, without_sync
-from .training.randomness import TrainingRandomness
+from .training.rng import TrainingRandomness
 from .training.sampling import TrainerSampling
 from .training.saving import TrainerCheckpoints
 from .training.settings import remembers_stated, settings_per_unet
-from .training.sharded_state import ShardedState, share_out
+from .training.sharded_state import ShardedState, shard_model
 from .training.snapshots import Snapshots, posthoc_options
 from .training.state import TrainingState
 from .training.status import TrainerStatus
 from .training.tracking import Tracking
+from .training.unet_trainer import UnetTrainer
 
 #: names under which the parts of a lane are known to users: optim0, scaler1 ...
 _PARTS = {"optim": "optimizer", "scaler": "scaler", "scheduler": "scheduler", "warmup": "warmup"}
@@ -167,7 +167,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
         warn_of_lion(use_lion)
         others = forwarded(options, tuple(inspect.signature(type(self)).parameters))
         asked = others.accelerate.pop("mixed_precision", None)  # accelerate has one for the whole process
-        self.processes, self.split_batches = Processes(others.accelerate, strategy), split_batches
+        self.processes, self.split_batches = Distributed(others.accelerate, strategy), split_batches
         self.precision = Precision(chosen_precision(fp16, precision, self.processes.precision, asked), self.device)
         self.tracking = Tracking(self.processes, others.accelerate.get("log_with"))
         self.verbose, self.seed, self.max_grad_norm = verbose, seed, max_grad_norm
@@ -185,7 +185,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
             imagen = described_model(contents, imagen_checkpoint_path, compare=True)
         self._same_model(imagen)
         self.imagen = imagen.to(self.device)
-        self.processes.equalise(self.imagen)
+        self.processes.broadcast_parameters(self.imagen)
         self.num_unets = len(imagen.unets)
         self.only_train_unet_number = only_train_unet_number
         if only_train_unet_number is not None:
@@ -193,7 +193,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
         self.use_ema = use_ema
         self.ema_unets = nn.ModuleList(make_average(unet, others.ema) for unet in imagen.unets) if use_ema else None
         if self.processes.sharded:
-            share_out(imagen, self.ema_unets, self.processes, self.precision)
+            shard_model(imagen, self.ema_unets, self.processes, self.precision)
         self.steps = torch.zeros(self.num_unets, dtype=torch.long)
         per_unet = {name: given[name] for name in PER_UNET}
         if optimizer == "adamw" and "weight_decay" not in others.adam:
@@ -201,13 +201,13 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
         shared = {"beta1": beta1, "beta2": beta2, "group_wd_params": group_wd_params, **others.adam}
         shared["optimizer"] = chosen_optimizer(optimizer, others.adam, self.stated, self.processes.sharded)
         settings = enumerate(settings_per_unet(self.num_unets, per_unet, shared), start=1)
-        self.lanes = tuple(self._lane(number, each, max_skipped_steps) for number, each in settings)
+        self.unet_trainers = tuple(self._lane(number, each, max_skipped_steps) for number, each in settings)
         advice = "give every process the same arguments"
         self.processes.check_same("the arguments of their trainer", facts_of_trainer(self, others.ema), advice)
-        agree = self.processes.agree if self.is_distributed else None
-        self.randomness = TrainingRandomness(seed, self.device, agree)
+        broadcast = self.processes.broadcast if self.is_distributed else None
+        self.randomness = TrainingRandomness(seed, self.device, broadcast)
         kind = ShardedState if self.processes.sharded else TrainingState
-        self.state = kind(imagen, self.lanes, self.ema_unets, self.steps)
+        self.state = kind(imagen, self.unet_trainers, self.ema_unets, self.steps)
         self.prepared = False
         self.unet_being_trained = -1
         self._init_data()
@@ -224,8 +224,8 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
             advice = "make it from the same configuration and seed on each of them"
             self.processes.check_same("their model", facts_of_model(imagen, self.seed), advice)
 
-    def _lane(self, number: int, settings: Mapping[str, Any], max_skipped: int) -> Lane:
-        lane = Lane(
+    def _lane(self, number: int, settings: Mapping[str, Any], max_skipped: int) -> UnetTrainer:
+        unet_trainer = UnetTrainer(
             number,
             self.imagen.unets[number - 1],
             settings=settings,
@@ -237,8 +237,8 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
             all_true=self.processes.all_true,
         )
         if self.posthoc_ema is not None:
-            lane.posthoc = PowerAverages(lane.unet, self.posthoc_ema.widths)
-        return lane
+            unet_trainer.posthoc = PowerAverages(unet_trainer.unet, self.posthoc_ema.widths)
+        return unet_trainer
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> ImagenTrainer:
         """A trainer of a copy of the model, which trains on by itself; without a checkpoint folder."""
@@ -246,8 +246,8 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
 
     def __getattr__(self, name: str) -> Any:
         found = _PART.match(name)
-        if found and int(found[2]) < len(self.lanes):
-            return getattr(self.lanes[int(found[2])], _PARTS[found[1]])
+        if found and int(found[2]) < len(self.unet_trainers):
+            return getattr(self.unet_trainers[int(found[2])], _PARTS[found[1]])
         return super().__getattr__(name)
 
     # -- training -----------------------------------------------------------------------------------------------------
@@ -267,10 +267,10 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
 
         All processes call this.
         """
-        lane = self.lanes[self.validate_unet_number(unet_number) - 1]
-        if lane.network is None:
-            compile_once(lane.unet, self.compile_mode)
-            lane.network = self.processes.wrap(lane.unet)
+        unet_trainer = self.unet_trainers[self.validate_unet_number(unet_number) - 1]
+        if unet_trainer.network is None:
+            compile_once(unet_trainer.unet, self.compile_mode)
+            unet_trainer.network = self.processes.wrap(unet_trainer.unet)
 
     def set_decay(self, unet_number: int, cosine_decay_max_steps: int | None) -> None:
         """Change the end of the decay of one U-Net; its present rate becomes that of the new schedule.
@@ -284,11 +284,11 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
         """
         number = self.validate_unet_number(unet_number)
         check_arguments({"cosine_decay_max_steps": cosine_decay_max_steps}, per_unet=False)
-        self.lanes[number - 1].set_decay(cosine_decay_max_steps, self.num_steps_taken(number))
+        self.unet_trainers[number - 1].set_decay(cosine_decay_max_steps, self.num_steps_taken(number))
 
     def set_accelerator_scaler(self, unet_number: int | None = None) -> None:
         """Let the accelerator use the loss scaler of a U-Net, for code that calls it; the trainer does without."""
-        self.accelerator.scaler = self.lanes[self.validate_unet_number(unet_number) - 1].scaler
+        self.accelerator.scaler = self.unet_trainers[self.validate_unet_number(unet_number) - 1].scaler
 
     def forward(
         self,
@@ -350,13 +350,18 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
     def _loss(
         self, batch: TrainingBatch, max_batch_size: int | None, rows: Rows, observe: Observer | None = None
     ) -> float:
-        lane = self.lanes[batch.unet_number - 1]
+        unet_trainer = self.unet_trainers[batch.unet_number - 1]
         if self.training:
             self.wrap_unet(batch.unet_number)
-        network = lane.network if self.training else None
+        network = unet_trainer.network if self.training else None
         total = torch.zeros((), device=self.device)
         whole = apart_from_its_graph(batch) if self.training else nullcontext(batch)
-        with lane.whole_batches(), lost_connections_named(), torch.set_grad_enabled(self.training), whole as apart:
+        with (
+            unet_trainer.whole_batches(),
+            lost_connections_named(),
+            torch.set_grad_enabled(self.training),
+            whole as apart,
+        ):
             pieces = self.processes.pieces(apart, max_batch_size, rows.most)
             for index, (piece, share) in enumerate(pieces):
                 with without_sync(network, last=index == len(pieces) - 1):
@@ -370,11 +375,11 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
                                 observe(piece.t, each.detach())
                         loss = loss * (rows.weight * share)
                     if self.training:
-                        lane.backward(loss)
+                        unet_trainer.backward(loss)
                 total += loss.detach()
         value = float(total)
         if self.training:
-            lane.finite &= bool(np.isfinite(value))
+            unet_trainer.finite &= bool(np.isfinite(value))
             self.tracking.take(value)
         return value
 
@@ -396,7 +401,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
             chosen = self.unet_being_trained + 1
         number = self.validate_unet_number(chosen)
         rate = self.get_lr(number)
-        taken = self.lanes[number - 1].update(self.max_grad_norm)
+        taken = self.unet_trainers[number - 1].update(self.max_grad_norm)
         if taken:
             self.steps[number - 1] += 1
             self.tracking.log(number, rate, self.steps)

@@ -14,7 +14,7 @@ from imagen_pytorch import ImagenTrainer
 from imagen_pytorch.checkpoint import CheckpointError, CheckpointNotWritten, read_checkpoint, write_checkpoint
 from imagen_pytorch.checkpoints import verify_checkpoint
 from imagen_pytorch.io.files import locate
-from imagen_pytorch.training.lane import TrainingDiverged
+from imagen_pytorch.training.unet_trainer import TrainingDiverged
 
 
 def trainer(**options):

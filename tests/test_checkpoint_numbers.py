@@ -150,7 +150,7 @@ def test_an_error_while_loading_puts_everything_back(monkeypatch, contents, wher
             patch.setattr(type(made), "_load_data_state", lambda self, run: fails() if "settings" in run else None)
         with pytest.raises(OSError, match="the disk is gone"):
             loaded(patch, made, contents, strict=False)
-    assert made.optim0 is optimizer and made.steps.tolist() == [1] and made.lanes[0].pending
+    assert made.optim0 is optimizer and made.steps.tolist() == [1] and made.unet_trainers[0].pending
     for each in (made, twin):
         each.update()
         step(each)

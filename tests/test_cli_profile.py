@@ -96,8 +96,8 @@ def test_mistakes(run, arguments, words):
 
 def test_names_are_there_for_the_block_only():
     trainer = ImagenTrainer(small_imagen(unet=UNET))
-    unet, lane = trainer.imagen.unets[0], trainer.lanes[0]
-    owners = (trainer.imagen, unet, lane, lane.optimizer, lane.average)
+    unet, unet_trainer = trainer.imagen.unets[0], trainer.unet_trainers[0]
+    owners = (trainer.imagen, unet, unet_trainer, unet_trainer.optimizer, unet_trainer.average)
     hooks = [(part._forward_hooks, part._forward_pre_hooks) for part in unet.modules()]
     before = [dict(vars(owner)) for owner in owners]
     with Spans() as spans:

@@ -14,7 +14,7 @@ from imagen_pytorch.cli import _metrics, _samples
 from imagen_pytorch.cli._outputs import Images
 from imagen_pytorch.data import SkippedReport
 from imagen_pytorch.evaluation import plots
-from imagen_pytorch.training.lane import Lane
+from imagen_pytorch.training.unet_trainer import UnetTrainer
 from imagen_pytorch.training.workers import WorkersLost
 
 #: what a training does beside its steps: where it is done, and what the warning names
@@ -141,7 +141,7 @@ def test_what_ends_a_training_at_its_first_step_has_nothing_to_save(folder, monk
 def test_a_step_that_was_taken_half_is_not_saved(folder, monkeypatch):
     """Weights that are partly of the next step are worth less than the checkpoint before them."""
     succeed("train", "--steps", 1)
-    advance = Lane._advance
+    advance = UnetTrainer._advance
 
     def fails(self):
         if fails.steps == 2:
@@ -150,7 +150,7 @@ def test_a_step_that_was_taken_half_is_not_saved(folder, monkeypatch):
         advance(self)
 
     fails.steps = 0
-    monkeypatch.setattr(Lane, "_advance", fails)
+    monkeypatch.setattr(UnetTrainer, "_advance", fails)
     assert imagen("train", "--steps", 9).exit_code == 5
     assert steps() == [1]
 

@@ -158,7 +158,9 @@ def step(made, count=1, number=1):
 
 
 def tensors(made):
-    return [item for lane in made.lanes for each in lane.posthoc.tensors for item in each.values()]
+    return [
+        item for unet_trainer in made.unet_trainers for each in unet_trainer.posthoc.tensors for item in each.values()
+    ]
 
 
 def same(one, other):
@@ -173,7 +175,7 @@ def test_a_resumed_run_has_the_averages_and_snapshots_of_the_uninterrupted_one(t
     step(whole, 3)
     other = new(tmp_path / "other", options)
     other.load(tmp_path / "a.pt")
-    assert other.resume_notes == [] and other.lanes[0].posthoc.count == 3
+    assert other.resume_notes == [] and other.unet_trainers[0].posthoc.count == 3
     step(other, 3)
     assert same(tensors(whole), tensors(other))
     for made in (whole, other):
@@ -191,7 +193,7 @@ def test_averages_are_copied_with_the_trainer_and_put_back_after_a_checkpoint_th
     twin = copy.deepcopy(made)
     step(twin, 1)
     made.wait_for_saves()
-    assert same(before, tensors(made)) and not same(before, tensors(twin)) and twin.lanes[0].posthoc.count == 3
+    assert same(before, tensors(made)) and not same(before, tensors(twin)) and twin.unet_trainers[0].posthoc.count == 3
     assert len(os.listdir(tmp_path / "s")) == 2  # a copy writes no snapshots
     made.save(tmp_path / "a.pt")
     contents = read_checkpoint(tmp_path / "a.pt")
@@ -204,7 +206,7 @@ def test_averages_are_copied_with_the_trainer_and_put_back_after_a_checkpoint_th
     write_checkpoint({**contents, "posthoc0": {**contents["posthoc0"], "averages": averages}}, tmp_path / "b.pt")
     with pytest.raises(CheckpointError, match="posthoc0 has averages of other names or shapes"):
         made.load(tmp_path / "b.pt")
-    assert same(before, tensors(made)) and made.lanes[0].posthoc.count == 2
+    assert same(before, tensors(made)) and made.unet_trainers[0].posthoc.count == 2
 
 
 def test_what_begins_or_ends_is_said(tmp_path):
@@ -214,7 +216,7 @@ def test_what_begins_or_ends_is_said(tmp_path):
         made.save(tmp_path / f"{made is tracked}.pt")
     tracked.load(tmp_path / "False.pt")
     assert tracked.resume_notes[-1].startswith("post-hoc averages of U-Net 1 begin after update 2: the checkpoint has")
-    assert tracked.lanes[0].posthoc.count == 0
+    assert tracked.unet_trainers[0].posthoc.count == 0
     plain.load(tmp_path / "True.pt")
     assert plain.resume_notes == ["post-hoc averages of U-Net 1 end: the checkpoint has them, posthoc_ema is off"]
 

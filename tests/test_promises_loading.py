@@ -214,7 +214,7 @@ def test_changed_contents_are_loaded_wholly_or_not_at_all(good, reads, data):
         assert "\n" not in str(error)
         unchanged(made, before)
         return
-    made.update() if made.lanes[0].pending else None
+    made.update() if made.unet_trainers[0].pending else None
     train(made)
     made.load(good)
 

@@ -21,7 +21,7 @@ from imagen_pytorch import ImagenTrainer
 from imagen_pytorch.checkpoint import CheckpointLocked, CheckpointNotWritten, read_checkpoint
 from imagen_pytorch.checkpoints import background
 from imagen_pytorch.training import saving
-from imagen_pytorch.training.lane import TrainingDiverged
+from imagen_pytorch.training.unet_trainer import TrainingDiverged
 
 COUNTERS = {"skipped1"}
 
@@ -71,7 +71,7 @@ def test_a_number_that_is_none_skips_the_update_and_is_said_once(name, precision
         assert not any(step(made, **whole | BAD[name](value)) for value in values)
     assert len(said) == 1 and made.skipped_steps == [len(values)]
     assert set(differing(before, everything(made))) == COUNTERS
-    assert step(made, **whole) and made.lanes[0].skipped_in_a_row == 0
+    assert step(made, **whole) and made.unet_trainers[0].skipped_in_a_row == 0
     assert all(bool(item.isfinite().all()) for item in everything(made).values())
 
 
@@ -132,7 +132,7 @@ MISTAKES = {
     "numbered 1 to 2, got 0": {"unet_number": 0},
     "numbered 1 to 2, got 3": {"unet_number": 3},
     "numbered 1 to 2, got -1": {"unet_number": -1},
-    "say which U-Net": {"unet_number": None},
+    "name the U-Net": {"unet_number": None},
     "conditioned on text": {"texts": None},
     "as many texts, got 3": {"texts": CAPTIONS[:3]},
     "list of captions": {"texts": "one caption"},
@@ -196,7 +196,7 @@ def test_an_error_between_two_pieces_leaves_no_half_of_a_batch(monkeypatch):
     with pytest.raises(ValueError, match="nothing to update from"):
         made.update()
     twin(pictures(seed=7), texts=CAPTIONS)
-    twin.lanes[0].optimizer.zero_grad()
+    twin.unet_trainers[0].optimizer.zero_grad()
     assert step(made) and step(twin)
     assert not differing(everything(made), everything(twin))
 

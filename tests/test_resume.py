@@ -32,10 +32,10 @@ class Drawn(torch.utils.data.Dataset):
 def everything(made):
     """All that a training consists of, as tensors by name."""
     found = {name: item.clone() for name, item in made.state_dict().items()} | {"steps": made.steps.clone()}
-    for number, lane in enumerate(made.lanes, start=1):
+    for number, unet_trainer in enumerate(made.unet_trainers, start=1):
         found[f"lr{number}"] = torch.tensor(made.get_lr(number), dtype=torch.float64)
-        found[f"skipped{number}"] = torch.tensor([lane.skipped, lane.skipped_in_a_row])
-        for index, moments in lane.optimizer.state_dict()["state"].items():
+        found[f"skipped{number}"] = torch.tensor([unet_trainer.skipped, unet_trainer.skipped_in_a_row])
+        for index, moments in unet_trainer.optimizer.state_dict()["state"].items():
             found |= {f"{number}.{index}.{name}": torch.as_tensor(item).clone() for name, item in moments.items()}
     return found
 

@@ -10,7 +10,7 @@ import torch
 from toys import CAPTIONS, pictures, small_imagen
 
 from imagen_pytorch import ElucidatedImagen, Imagen, ImagenTrainer, NullUnet, Unet
-from imagen_pytorch.training.lane import TrainingDiverged
+from imagen_pytorch.training.unet_trainer import TrainingDiverged
 
 SIZES = (8, 16)
 
@@ -159,18 +159,18 @@ def test_every_unet_has_its_network_and_its_scaler():
     """Which the first loss of a U-Net makes, and which nobody needs to ask for."""
     made = trainer(SIZES)
     made.wrap_unet(2)
-    assert made.lanes[0].network is None and made.lanes[1].network is made.imagen.unets[1]
+    assert made.unet_trainers[0].network is None and made.unet_trainers[1].network is made.imagen.unets[1]
     made.set_accelerator_scaler(2)
     assert made.accelerator.scaler is made.scaler1 and made.scaler1 is not made.scaler0
     step(made, 1)
-    assert made.lanes[0].network is made.imagen.unets[0]
+    assert made.unet_trainers[0].network is made.imagen.unets[0]
     with pytest.raises(ValueError, match="U-Nets are numbered 1 to 2, got 3"):
         made.wrap_unet(3)
 
 
 def test_gradients_are_clipped_to_the_norm():
     made = trainer(max_grad_norm=1e-3, lr=1.0)
-    made.lanes[0].optimizer = torch.optim.SGD(made.imagen.unets[0].parameters(), lr=1.0)
+    made.unet_trainers[0].optimizer = torch.optim.SGD(made.imagen.unets[0].parameters(), lr=1.0)
     before = torch.cat([item.detach().clone().flatten() for item in made.imagen.parameters()])
     step(made, size=8)
     after = torch.cat([item.detach().flatten() for item in made.imagen.parameters()])
@@ -201,7 +201,7 @@ def test_every_unet_trains_in_one_process_and_leaves_the_others_alone():
 
 def test_a_number_that_cannot_be_meant_is_refused():
     made = trainer(SIZES)
-    with pytest.raises(ValueError, match="say which U-Net: unet_number=1 to 2"):
+    with pytest.raises(ValueError, match="name the U-Net: unet_number=1 to 2"):
         made(pictures(size=16), texts=CAPTIONS)
     with pytest.raises(ValueError, match="numbered 1 to 2, got 3"):
         made(pictures(size=16), texts=CAPTIONS, unet_number=3)
@@ -344,7 +344,7 @@ def test_what_a_trainer_knows_about_itself():
     made = trainer(SIZES, ElucidatedImagen)
     assert made.is_elucidated and made.num_unets == 2 and made.is_main and made.is_local_main
     assert not made.is_distributed and made.device.type == "cpu" and made.accelerator.num_processes == 1
-    assert made.optim1 is made.lanes[1].optimizer and made.scheduler0 is None
+    assert made.optim1 is made.unet_trainers[1].optimizer and made.scheduler0 is None
     with pytest.raises(AttributeError, match="optim2"):
         made.optim2  # noqa: B018
     assert not made.can_checkpoint and not made.prepared

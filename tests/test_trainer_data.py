@@ -242,7 +242,7 @@ def test_upsamplers_that_are_untrained_are_passed_over_and_named():
         assert torch.equal(after, resize(before, size))
     with pytest.warns(UserWarning, match="U-Net 2 and U-Net 3 have not been trained"):
         assert [item.size for item in made.sample(texts=CAPTIONS, return_pil_images=True, **SEEN)] == [(16, 16)] * 4
-    with pytest.warns(UserWarning, match="U-Net 2 has not been trained yet: its pictures are noise"):
+    with pytest.warns(UserWarning, match="U-Net 2 has not been trained yet: its images are noise"):
         assert made.sample(texts=CAPTIONS, stop_at_unet_number=2, **SEEN).shape == (4, 3, 8, 8)
     made(pictures(size=16), texts=CAPTIONS, unet_number=3)
     made.update(3)

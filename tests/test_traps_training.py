@@ -19,8 +19,8 @@ from toys import CAPTIONS, pictures, small_imagen
 from imagen_pytorch import ImagenTrainer, load_imagen_from_checkpoint
 from imagen_pytorch.checkpoint import CheckpointMismatch, read_checkpoint, write_checkpoint
 from imagen_pytorch.data import Collator
-from imagen_pytorch.training.lane import TrainingDiverged
 from imagen_pytorch.training.loaders import BatchStream
+from imagen_pytorch.training.unet_trainer import TrainingDiverged
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -158,7 +158,7 @@ def test_data_of_nothing_but_damage_end_with_a_sentence_and_not_never():
 @pytest.mark.filterwarnings("ignore:the loss of U-Net")
 def test_fifty_updates_in_a_row_may_be_skipped():
     made, spoilt = new(), torch.full((4, 3, 8, 8), torch.nan)
-    made.lanes[0].skipped_in_a_row = 48
+    made.unet_trainers[0].skipped_in_a_row = 48
     assert [step(made, images=spoilt) for _ in range(2)] == [False, False]
     with pytest.raises(TrainingDiverged, match="51 updates in a row without a finite loss"):
         step(made, images=spoilt)

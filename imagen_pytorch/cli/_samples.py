@@ -31,7 +31,7 @@ def training_outputs(imagen: Cascade) -> Images:
 
 def borrowed(dataset: Dataset) -> list[Any]:
     """A few items, evenly spread over a data set, without a change to the random state of the training."""
-    from ..training.randomness import isolated
+    from ..training.rng import isolated
 
     count = len(dataset)  # type: ignore[arg-type]
     with isolated(0):

@@ -88,7 +88,7 @@ class SavedRun:
 
     def exists(self) -> bool:
         """Return whether there is something to go on from; all processes call this."""
-        return self.trainer.processes.from_main(lambda: has_checkpoint(self.path))
+        return self.trainer.processes.on_main(lambda: has_checkpoint(self.path))
 
     def load(self, strict: bool) -> dict[str, Any]:
         """Go on from the checkpoint, or from the one before it if it is damaged or gone; returns its contents.
@@ -109,7 +109,7 @@ class SavedRun:
             return path
 
         try:
-            found = self.trainer.processes.from_main(whole)
+            found = self.trainer.processes.on_main(whole)
             if (contents := read.get(found)) is None or self.trainer.processes.count > 1:
                 contents = self.trainer.load(found, strict=strict) or {}
             else:  # what has just been checked
@@ -164,11 +164,11 @@ class SavedRun:
     def _can_save(self, error: Exception) -> bool:
         """Return whether there is something to save, whole, and by this process alone if the others may be lost."""
         from ..checkpoints import CheckpointLocked
-        from ..training.lane import TrainingDiverged
+        from ..training.unet_trainer import TrainingDiverged
 
         together = isinstance(error, TrainingDiverged)  # on all processes at the same step
         alone = self.trainer.processes.is_main and not self.trainer.processes.sharded
-        whole = all(lane.whole for lane in self.trainer.lanes)
+        whole = all(unet_trainer.whole for unet_trainer in self.trainer.unet_trainers)
         mine = not isinstance(error, CheckpointLocked)  # else another run has the place by now
         return (alone or together) and whole and mine and self.taken() != self.began_at
 

@@ -256,7 +256,7 @@ class Run:
             what: the result that is then missing.
             but: errors that do end it.
         """
-        from ..training.processes import ProcessLost
+        from ..training.distributed import ProcessLost
 
         try:
             yield
@@ -476,5 +476,5 @@ def _run(request: Request, settings: Settings, interruption: Interruption) -> in
         if is_main_process():
             training.report_end()
         # a launcher ends all processes when the first has gone: none goes before the last word
-        training.processes.agree(None)
+        training.processes.broadcast(None)
     return interruption.exit_code() if training.stopped else 0

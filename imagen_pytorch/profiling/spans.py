@@ -96,12 +96,12 @@ def name_network(spans: Spans, unet: nn.Module) -> None:
 
 def name_training(spans: Spans, trainer: Any, number: int) -> None:
     """Name the parts of a training step of one U-Net (1-based)."""
-    lane = trainer.lanes[number - 1]
+    unet_trainer = trainer.unet_trainers[number - 1]
     spans.method(trainer.imagen, "training_batch", "data")
     spans.method(trainer.imagen, "loss", "loss")
-    spans.method(lane, "backward", "backward")
-    spans.method(lane, "update", "update")
-    spans.method(lane.optimizer, "step", "optimizer")
-    if lane.average is not None:
-        spans.method(lane.average, "update", "EMA")
+    spans.method(unet_trainer, "backward", "backward")
+    spans.method(unet_trainer, "update", "update")
+    spans.method(unet_trainer.optimizer, "step", "optimizer")
+    if unet_trainer.average is not None:
+        spans.method(unet_trainer.average, "update", "EMA")
     name_network(spans, trainer.imagen.unets[number - 1])

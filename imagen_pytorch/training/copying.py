@@ -7,7 +7,7 @@ from typing import Any
 
 from ..checkpoints import BackgroundWriter
 from .loaders import BatchStream
-from .randomness import TrainingRandomness
+from .rng import TrainingRandomness
 
 #: what a copy shares with the trainer that it is a copy of
 _SHARED = ("processes", "tracking", "precision", "train_dl", "valid_dl", "_fs", "_fs_kwargs")
@@ -43,10 +43,10 @@ def copied(trainer: Any, memo: dict[Any, Any]) -> Any:
             new.__dict__[name] = copy.deepcopy(value, memo)
     new.__dict__ |= dict.fromkeys(("store", "snapshots", "checkpoint_path", "checkpoint_every"))
     new._writer = BackgroundWriter()
-    agree = trainer.processes.agree if trainer.is_distributed else None
-    new.randomness = TrainingRandomness(trainer.seed, trainer.device, agree)
+    broadcast = trainer.processes.broadcast if trainer.is_distributed else None
+    new.randomness = TrainingRandomness(trainer.seed, trainer.device, broadcast)
     new.randomness.load_state(trainer.randomness.state())
-    new.state = type(trainer.state)(new.imagen, new.lanes, new.ema_unets, new.steps)
+    new.state = type(trainer.state)(new.imagen, new.unet_trainers, new.ema_unets, new.steps)
     for name in ("train_dl_iter", "valid_dl_iter"):
         stream = getattr(trainer, name)
         new.__dict__[name] = _copied_stream(stream, 0 if stream is None else stream.seed)

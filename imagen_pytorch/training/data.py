@@ -8,10 +8,10 @@ from typing import Any
 
 from torch.utils.data import DataLoader, DistributedSampler
 
+from .distributed import Distributed
 from .identity import facts_of_data
 from .loaders import BatchStream, make_loader, shared_loader, split_off
-from .processes import Processes
-from .randomness import derived_seed, draw_seed
+from .rng import derived_seed, draw_seed
 
 
 class TrainerData:
@@ -22,7 +22,7 @@ class TrainerData:
     split_valid_fraction: float
     split_random_seed: int
     split_batches: bool
-    processes: Processes
+    processes: Distributed
     prepared: bool
 
     def _init_data(self) -> None:
@@ -33,7 +33,7 @@ class TrainerData:
         self._saved_position: Mapping[str, Any] | None = None
 
     def _order_seed(self) -> int:
-        return self.processes.agree(draw_seed()) if self.seed is None else derived_seed(self.seed, 1)
+        return self.processes.broadcast(draw_seed()) if self.seed is None else derived_seed(self.seed, 1)
 
     def _make_loader(self, dataset: Any, batch_size: int, options: Mapping[str, Any]) -> Any:
         whole = batch_size if self.split_batches else batch_size * self.processes.count

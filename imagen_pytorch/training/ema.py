@@ -55,7 +55,7 @@ def start_average(average: Any) -> None:
 
 
 @contextmanager
-def standing_in(owner: nn.Module, stand_ins: nn.ModuleList) -> Iterator[None]:
+def swap_unets(owner: nn.Module, stand_ins: nn.ModuleList) -> Iterator[None]:
     """``owner.unets`` are other networks inside the block and the very same ones as before after it."""
     own = owner.unets
     owner.unets = stand_ins

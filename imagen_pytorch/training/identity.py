@@ -77,7 +77,11 @@ def facts_of_trainer(trainer: Any, averages: Mapping[str, Any]) -> dict[str, Any
         trainer: whose optimizers are made.
         averages: options of its averages.
     """
-    facts = {f"{name} of U-Net {lane.number}": value for lane in trainer.lanes for name, value in lane.settings.items()}
+    facts = {
+        f"{name} of U-Net {unet_trainer.number}": value
+        for unet_trainer in trainer.unet_trainers
+        for name, value in unet_trainer.settings.items()
+    }
     facts |= {f"ema_{name}": value for name, value in averages.items()}
     names = ("use_ema", "max_grad_norm", "split_batches", "checkpoint_every", "on_save_error", "posthoc_ema")
     return facts | {"precision": trainer.precision.name} | {name: getattr(trainer, name, None) for name in names}

@@ -24,10 +24,10 @@ from torch.utils.data import (
 
 from ..cascade.limits import check_flag
 from ..ranges import check_whole
+from .batch_sampler import DistributedBatchSampler, SeededBatchSampler, SeededDataset, rows_from, size_of_batch
+from .distributed import Distributed, Rows, rows_of, share_of
 from .identity import items_of
-from .order import EpochOrder, SeededItems, ShareOfBatches, rows_from, size_of_batch
-from .processes import Processes, Rows, rows_of, share_of
-from .randomness import derived_seed, isolated
+from .rng import derived_seed, isolated
 from .workers import Staff, Waiting, is_lost_worker, like
 
 #: options of torch's ``DataLoader`` that decide its order and that we do not replace
@@ -94,11 +94,11 @@ def make_loader(dataset: Any, batch_size: int, seed: int, **options: Any) -> Dat
         sizes = {} if options.get("batch_sampler") is not None else {"batch_size": batch_size}
         return DataLoader(dataset, **sizes, **options)
     shuffle, drop_last = (check_flag(options.pop(name, False), name) for name in ("shuffle", "drop_last"))
-    order = EpochOrder(len(dataset), batch_size, shuffle, drop_last, seed)
-    return DataLoader(SeededItems(dataset), batch_sampler=order, **options)
+    order = SeededBatchSampler(len(dataset), batch_size, shuffle, drop_last, seed)
+    return DataLoader(SeededDataset(dataset), batch_sampler=order, **options)
 
 
-def shared_loader(loader: Any, processes: Processes, split_batches: bool = True) -> Any:
+def shared_loader(loader: Any, processes: Distributed, split_batches: bool = True) -> Any:
     """A loader that yields this process's part of every batch; each item goes to one process.
 
     A ``DataLoader`` reads no more than its part. Of anything else every process reads all and keeps its rows. A loader
@@ -115,14 +115,14 @@ def shared_loader(loader: Any, processes: Processes, split_batches: bool = True)
     batches = getattr(loader, "batch_sampler", None)
     if not isinstance(loader, DataLoader) or batches is None or isinstance(loader.dataset, IterableDataset):
         return _RowsOfBatches(loader, processes)
-    order = ShareOfBatches(batches, processes.rank, processes.count, 1 if split_batches else processes.count)
+    order = DistributedBatchSampler(batches, processes.rank, processes.count, 1 if split_batches else processes.count)
     return like(loader, batch_sampler=order)
 
 
 class _RowsOfBatches:
     """One process's rows of the batches of any iterable."""
 
-    def __init__(self, loader: Any, processes: Processes) -> None:
+    def __init__(self, loader: Any, processes: Distributed) -> None:
         self.loader, self.processes = loader, processes
         self.sizes: deque[int] = deque()
 
@@ -204,7 +204,7 @@ class BatchStream:
         self,
         loader: Any,
         seed: int,
-        processes: Processes | None = None,
+        processes: Distributed | None = None,
         *,
         together: bool = False,
         choose_workers: bool = False,
@@ -221,9 +221,9 @@ class BatchStream:
         self._staff, self._waiting = Staff(choose_workers), Waiting()
         self._returned: float | None = None
         batches = getattr(loader, "batch_sampler", None)
-        inner = batches.batches if isinstance(batches, ShareOfBatches) else batches
-        self._order = inner if isinstance(inner, EpochOrder) else None
-        owner = batches if isinstance(batches, ShareOfBatches) else loader
+        inner = batches.batches if isinstance(batches, DistributedBatchSampler) else batches
+        self._order = inner if isinstance(inner, SeededBatchSampler) else None
+        owner = batches if isinstance(batches, DistributedBatchSampler) else loader
         self._sizes: deque[int] | None = getattr(owner, "sizes", None)
 
     def __iter__(self) -> BatchStream:
@@ -287,21 +287,21 @@ class BatchStream:
         every = (rows_of(size, rank, self.processes.count) for rank in range(self.processes.count))
         return share_of([rows.stop - rows.start for rows in every], self.processes.rank)
 
-    def _agreed(self, processes: Processes, batch: Any) -> Any:
+    def _agreed(self, processes: Distributed, batch: Any) -> Any:
         """This process's part of what all of them have; None if they have nothing.
 
         Every process must take part in every step. One that has nothing gets a row of another one, which counts
         nothing.
         """
         own = 0 if batch is None or (self.share is not None and not self.share.weight) else size_of_batch(batch)
-        told = processes.each(-1 if batch is None else own)
+        told = processes.all_gather(-1 if batch is None else own)
         counts = [max(count, 0) for count in told]
         if not any(counts):
             return None
         self.share = share_of(counts, processes.rank)
         if -1 in told:
             giver = next(rank for rank, count in enumerate(counts) if count)
-            given = processes.agree(rows_from(batch, slice(0, 1)) if processes.rank == giver else None, giver)
+            given = processes.broadcast(rows_from(batch, slice(0, 1)) if processes.rank == giver else None, giver)
             return given if batch is None else batch
         return batch
 

@@ -13,8 +13,10 @@ from .settings import AVERAGES, PERIODS, changed
 
 def settings_of(trainer: Any) -> dict[str, Any]:
     """The settings that a checkpoint tells beside those of its optimizers."""
-    found: dict[str, Any] = {name: [lane.settings[name] for lane in trainer.lanes] for name in PERIODS}
-    found["optimizer"] = trainer.lanes[0].settings["optimizer"].name
+    found: dict[str, Any] = {
+        name: [unet_trainer.settings[name] for unet_trainer in trainer.unet_trainers] for name in PERIODS
+    }
+    found["optimizer"] = trainer.unet_trainers[0].settings["optimizer"].name
     found["max_grad_norm"] = trainer.max_grad_norm
     if trainer.ema_unets is not None:
         found["averages"] = {name: getattr(trainer.ema_unets[0], name) for name in AVERAGES}

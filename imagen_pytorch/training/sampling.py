@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..cascade.cascade import Cascade
 from ..images import resample_frames, resize, to_pil, unnormalize
-from .ema import standing_in
+from .ema import swap_unets
 
 
 def untrained(unet: nn.Module) -> bool:
@@ -68,7 +68,7 @@ def sample_trained(cascade: Cascade, arguments: Mapping[str, Any], steps: Sequen
     if last >= (stop or len(unets)):
         return cascade.sample(**arguments)
     if stop is not None or last < first:
-        warnings.warn(f"U-Net {last + 1} has not been trained yet: its pictures are noise", stacklevel=4)
+        warnings.warn(f"U-Net {last + 1} has not been trained yet: its images are noise", stacklevel=4)
         return cascade.sample(**arguments)
     skipped = [number for number in range(last + 1, len(unets) + 1) if last_trained(unets, steps, number) < number]
     named = " and ".join(f"U-Net {number}" for number in skipped)
@@ -87,7 +87,7 @@ def sample_trained(cascade: Cascade, arguments: Mapping[str, Any], steps: Sequen
 def _passing_over(cascade: Cascade, arguments: Mapping[str, Any], skipped: Sequence[int]) -> list[Tensor]:
     """What every stage makes, those that are skipped by enlarging what the one before made."""
     if arguments.get("return_pil_images") and cascade.is_video:
-        raise ValueError("return_pil_images is for pictures; a clip is returned as a tensor")
+        raise ValueError("return_pil_images is for images; a clip is returned as a tensor")
     number, outputs = arguments.get("start_at_unet_number", 1), []
     run = {**arguments, "return_all_unet_outputs": True, "return_pil_images": False}
     while number <= len(cascade.unets):
@@ -113,7 +113,7 @@ class TrainerSampling:
     def use_ema_unets(self) -> Iterator[None]:
         """The model's U-Nets are the averaged ones inside the block; calls of `sample` from other threads wait for its
         end."""
-        with self.imagen.turn, standing_in(self.imagen, self.unets):
+        with self.imagen.turn, swap_unets(self.imagen, self.unets):
             yield
 
     def sample(self, *args: Any, use_non_ema: bool = False, **kwargs: Any) -> Any:

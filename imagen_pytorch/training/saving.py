@@ -28,14 +28,14 @@ from ..checkpoints.store import read_finite
 from ..io.files import kind_of, locate
 from ..version import __version__
 from ..wording import excerpt, first_of
+from .distributed import Distributed
 from .identity import facts_of_checkpoint
-from .lane import Lane
-from .processes import Processes
-from .randomness import TrainingRandomness
 from .resuming import run_put_back_on_error, settings_of, take_over_settings
+from .rng import TrainingRandomness
 from .sharded_state import described, split_shared
 from .snapshots import Snapshots
 from .state import TrainingState
+from .unet_trainer import UnetTrainer
 
 #: characters of a version, and of a note, at most: both quote the file
 _SHORT, _LONG = 40, 2000
@@ -51,9 +51,9 @@ class CheckpointRuined(CheckpointError):
 class TrainerCheckpoints:
     """The part of `ImagenTrainer` that saves and loads."""
 
-    lanes: tuple[Lane, ...]
+    unet_trainers: tuple[UnetTrainer, ...]
     steps: Tensor
-    processes: Processes
+    processes: Distributed
     randomness: TrainingRandomness
     state: TrainingState
     checkpoint_every: int | None
@@ -95,14 +95,14 @@ class TrainerCheckpoints:
                 raise ValueError(f'the entry "{name}" of a checkpoint is the trainer\'s own; choose another name')
         run = {
             "randomness": self.randomness.state(),
-            "skipped_steps": [lane.skipped for lane in self.lanes],
-            "skipped_in_a_row": [lane.skipped_in_a_row for lane in self.lanes],
+            "skipped_steps": [unet_trainer.skipped for unet_trainer in self.unet_trainers],
+            "skipped_in_a_row": [unet_trainer.skipped_in_a_row for unet_trainer in self.unet_trainers],
             "processes": self.processes.count,
             "settings": settings_of(self),
             **self._data_state(),
             **({} if numbers is None else {"unet_numbers": list(numbers)}),
         }
-        every = range(1, len(self.lanes) + 1)
+        every = range(1, len(self.unet_trainers) + 1)
         return {
             "version": __version__,
             "state": run,
@@ -243,7 +243,7 @@ class TrainerCheckpoints:
         """
         if noop_if_not_exist:
             fs, place = locate(path, self._fs, self._fs_kwargs)
-            if self.processes.from_main(lambda: kind_of(fs, place)) is None:
+            if self.processes.on_main(lambda: kind_of(fs, place)) is None:
                 return None
         fs, place = locate(path, self._fs, self._fs_kwargs)
         if self.processes.sharded and is_sharded(fs, place):
@@ -304,10 +304,10 @@ class TrainerCheckpoints:
                 f"the checkpoint is of a run on {before} processes, this is one on {self.processes.count}: batches and "
                 "random draws are those of the whole batch and stay the same"
             )
-        for lane, skipped in zip(self.lanes, run.get("skipped_steps", ()), strict=False):
-            lane.skipped = skipped
-        for lane, skipped in zip(self.lanes, run.get("skipped_in_a_row", ()), strict=False):
-            lane.skipped_in_a_row = skipped
+        for unet_trainer, skipped in zip(self.unet_trainers, run.get("skipped_steps", ()), strict=False):
+            unet_trainer.skipped = skipped
+        for unet_trainer, skipped in zip(self.unet_trainers, run.get("skipped_in_a_row", ()), strict=False):
+            unet_trainer.skipped_in_a_row = skipped
 
     # -- the folder ---------------------------------------------------------------------------------------------------
 
@@ -350,9 +350,9 @@ class TrainerCheckpoints:
         return path
 
     def _write_shards(self, folder: CheckpointStore, path: str) -> None:
-        self.processes.from_main(folder.lock)
+        self.processes.on_main(folder.lock)
         tensors, rest = split_shared(self._contents(None, True, {}))
-        self.processes.from_main(lambda: folder.make_way(path))
+        self.processes.on_main(lambda: folder.make_way(path))
         write_sharded(folder.fs, path, tensors, rest)
         if self.processes.is_main:
             folder.wrote(path)
@@ -378,7 +378,7 @@ class TrainerCheckpoints:
             contents.update(found[1] if found is not None else {})
             return None if found is None else found[0]
 
-        path = self.processes.from_main(newest)
+        path = self.processes.on_main(newest)
         if path is None:
             return None
         contents = contents or read_checkpoint(path, folder.fs)
@@ -395,7 +395,7 @@ class TrainerCheckpoints:
                 raise ruined[path]
             verify_checkpoint(path, fs)
 
-        while (found := self.processes.from_main(lambda: folder.read(steps, verify))) is not None:
+        while (found := self.processes.on_main(lambda: folder.read(steps, verify))) is not None:
             try:
                 self.load(found[0])
             except CheckpointRuined as error:
@@ -411,11 +411,11 @@ class TrainerCheckpoints:
         """See, before anything is trained, that no other run saves into the folder."""
         if self.store is None:
             return
-        self.processes.from_main(self.store.lock)
+        self.processes.on_main(self.store.lock)
 
     def _snapshot_if_due(self, number: int) -> None:
         """Write a snapshot of the post-hoc averages of a U-Net if it is time for one."""
-        averages, snapshots = self.lanes[number - 1].posthoc, self.snapshots
+        averages, snapshots = self.unet_trainers[number - 1].posthoc, self.snapshots
         if snapshots is None or averages is None or not snapshots.is_due(averages):
             return
         if self.processes.is_main:

@@ -11,14 +11,14 @@ from torch.optim import Optimizer
 
 from ..cascade.cascade import Cascade
 from ..checkpoints.sharded import ShardedCheckpoint, nested
-from .lane import Lane
+from .distributed import Distributed
 from .precision import Precision
-from .processes import Processes
 from .sharding import fill, gathered, is_shared, load_optimizer_tensors, module_tensors, optimizer_tensors, shard
 from .state import TrainingState
+from .unet_trainer import UnetTrainer
 
 
-def share_out(cascade: Cascade, averages: nn.ModuleList | None, processes: Processes, precision: Precision) -> None:
+def shard_model(cascade: Cascade, averages: nn.ModuleList | None, processes: Distributed, precision: Precision) -> None:
     """Leave each process a part of every U-Net and of its average; before the optimizers are made.
 
     Raises:
@@ -73,13 +73,13 @@ class ShardedState(TrainingState):
         Raises:
             ValueError: gradients wait for an update.
         """
-        if any(lane.pending for lane in self.lanes):
+        if any(unet_trainer.pending for unet_trainer in self.unet_trainers):
             raise ValueError("a sharded training is saved between updates: call update() first")
         contents = super().gather(numbers, with_optimizer)
-        for lane in self.lanes:
-            name = f"optim{lane.number - 1}"
+        for unet_trainer in self.unet_trainers:
+            name = f"optim{unet_trainer.number - 1}"
             if name in contents:
-                tensors, contents[name] = optimizer_tensors(lane.optimizer, name)
+                tensors, contents[name] = optimizer_tensors(unet_trainer.optimizer, name)
                 contents = nested(tensors, contents)
         return contents
 
@@ -108,7 +108,7 @@ class ShardedState(TrainingState):
             self._restore_averages(contents, numbers)
         if only_model:
             return []
-        return self._restore_lanes(contents, numbers, lambda lane: _optimizer_loader(lane, load))
+        return self._restore_lanes(contents, numbers, lambda unet_trainer: _optimizer_loader(unet_trainer, load))
 
 
 def _fits(found: Mapping[str, Tensor], name: str, wanted: Mapping[str, Tensor]) -> bool:
@@ -116,8 +116,8 @@ def _fits(found: Mapping[str, Tensor], name: str, wanted: Mapping[str, Tensor]) 
 
 
 def _optimizer_loader(
-    lane: Lane, load: Callable[[Mapping[str, Tensor]], None]
+    unet_trainer: UnetTrainer, load: Callable[[Mapping[str, Tensor]], None]
 ) -> Callable[[Optimizer, dict[str, Any]], None]:
     """What takes over an optimizer's state, moments included."""
-    name = f"optim{lane.number - 1}"
+    name = f"optim{unet_trainer.number - 1}"
     return lambda optimizer, saved: load(load_optimizer_tensors(optimizer, saved, name))

@@ -48,7 +48,7 @@ def shard(unet: nn.Module, mesh: Any) -> None:
     """
     fully_shard, as_forward = _tools()
     if is_sharded(unet):
-        raise ValueError("this network is shared out already; shard() is called once, before the optimizer is made")
+        raise ValueError("this network is sharded already; shard() is called once, before the optimizer is made")
     options = {"mesh": mesh, "reshard_after_forward": True}
     scalars = {name for name, item in unet.named_parameters() if item.ndim == 0}
     _give_scalars_an_axis(unet)

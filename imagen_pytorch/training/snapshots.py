@@ -16,8 +16,8 @@ from ..io.files import forget_listings, kind_of, locate
 from ..registry import suggestion
 from ..wording import first_of
 from .arguments import Range, check_number
-from .checked import are_averages
 from .posthoc import WIDEST, WIDTHS, Combination, PowerAverages, Profile, combine, exponent_of
+from .validation import are_averages
 
 _FILE = re.compile(r"^unet([1-9][0-9]{0,3})\.([0-9]{8,18})\.pt$")
 _CHECKPOINT = re.compile(r"^checkpoint\.\d+(\.pt)?$")

@@ -17,10 +17,10 @@ from ..checkpoints import CheckpointError, CheckpointMismatch
 from ..checkpoints.contents import local_part
 from ..checkpoints.model import differences, fitting
 from ..wording import first_of
-from .checked import ruined_tensors, unusable_weights, wrong_entries
 from .ema import start_average
-from .lane import Lane
 from .meaning import changes
+from .unet_trainer import UnetTrainer
+from .validation import ruined_tensors, unusable_weights, wrong_entries
 
 
 def _describes(name: str, indices: Sequence[int], prefix: str = "") -> bool:
@@ -39,8 +39,10 @@ class TrainingState:
         steps: updates taken by each U-Net.
     """
 
-    def __init__(self, cascade: Cascade, lanes: Sequence[Lane], averages: nn.ModuleList | None, steps: Tensor) -> None:
-        self.cascade, self.lanes, self.averages, self.steps = cascade, lanes, averages, steps
+    def __init__(
+        self, cascade: Cascade, unet_trainers: Sequence[UnetTrainer], averages: nn.ModuleList | None, steps: Tensor
+    ) -> None:
+        self.cascade, self.unet_trainers, self.averages, self.steps = cascade, unet_trainers, averages, steps
 
     def _chosen(self, tensors: dict[str, Tensor], numbers: Sequence[int], prefix: str = "") -> dict[str, Tensor]:
         indices = [number - 1 for number in numbers]
@@ -57,9 +59,9 @@ class TrainingState:
         the model again.
         """
         contents: dict[str, Any] = {"model": self._model(numbers), "steps": self.steps.clone()}
-        for lane in self.lanes:
-            if lane.number in numbers:
-                contents |= lane.state(with_optimizer)
+        for unet_trainer in self.unet_trainers:
+            if unet_trainer.number in numbers:
+                contents |= unet_trainer.state(with_optimizer)
         if self.averages is not None:
             contents["ema"] = self._averages(numbers)
         try:
@@ -71,7 +73,7 @@ class TrainingState:
 
     def numbers_in(self, contents: dict[str, Any]) -> list[int]:
         """The U-Nets that a checkpoint holds."""
-        return list(contents.get("state", {}).get("unet_numbers", range(1, len(self.lanes) + 1)))
+        return list(contents.get("state", {}).get("unet_numbers", range(1, len(self.unet_trainers) + 1)))
 
     def check(
         self, contents: dict[str, Any], only_model: bool, strict: bool, path: str | Path
@@ -91,10 +93,10 @@ class TrainingState:
         """
         wrong = wrong_entries(contents, only_model)
         if not only_model:
-            wrong += [name for lane in self.lanes for name in lane.wrong_entries(contents)]
+            wrong += [name for unet_trainer in self.unet_trainers for name in unet_trainer.wrong_entries(contents)]
         if wrong:
             raise CheckpointError(
-                f"{path} is no checkpoint of a training, nothing was loaded; missing or not as expected: "
+                f"{path} is not a checkpoint of a training, nothing was loaded; missing or not as expected: "
                 f"{', '.join(wrong)}"
             )
         numbers = self.numbers_in(contents)
@@ -103,18 +105,21 @@ class TrainingState:
                 f"{path} holds weights that cannot be used, nothing was loaded: NaN, infinities, numbers that are too "
                 f"large or of another kind in {first_of(unusable)}; go on from an earlier checkpoint"
             )
-        if unknown := [number for number in numbers if not 1 <= number <= len(self.lanes)]:
+        if unknown := [number for number in numbers if not 1 <= number <= len(self.unet_trainers)]:
             raise CheckpointMismatch(
-                f"the checkpoint {path} holds U-Net {unknown[0]}, the model has {len(self.lanes)}; nothing was loaded"
+                f"the checkpoint {path} holds U-Net {unknown[0]}, the model has {len(self.unet_trainers)}; "
+                "nothing was loaded"
             )
         found = [f"model: {text}" for text in differences(contents["model"], self._model(numbers))]
         if self.averages is not None and "ema" in contents:
             found += [f"ema: {text}" for text in differences(contents["ema"], self._averages(numbers))]
         if not only_model:
-            if len(contents.get("steps", ())) != len(self.lanes):
-                found.append(f"steps of {len(contents.get('steps', ()))} U-Nets, the model has {len(self.lanes)}")
-            for lane in self.lanes:
-                found += lane.differences(contents)
+            if len(contents.get("steps", ())) != len(self.unet_trainers):
+                found.append(
+                    f"steps of {len(contents.get('steps', ()))} U-Nets, the model has {len(self.unet_trainers)}"
+                )
+            for unet_trainer in self.unet_trainers:
+                found += unet_trainer.differences(contents)
         described = changes(contents, self.cascade, numbers)
         if strict and not only_model:
             found += [f"another meaning of its weights: {line}" for line in described.meaning]
@@ -142,10 +147,12 @@ class TrainingState:
         if self.averages is not None:
             averages = self.averages.state_dict(keep_vars=True)
             weights |= {f"ema/{name}": item for name, item in averages.items()}
-        for lane in self.lanes:
-            for index, each in enumerate(lane.posthoc.tensors if lane.posthoc is not None else ()):
-                weights |= {f"posthoc{lane.number - 1}/averages/{index}/{name}": item for name, item in each.items()}
-        moments = {name: item for lane in self.lanes for name, item in lane.moments()}
+        for unet_trainer in self.unet_trainers:
+            for index, each in enumerate(unet_trainer.posthoc.tensors if unet_trainer.posthoc is not None else ()):
+                weights |= {
+                    f"posthoc{unet_trainer.number - 1}/averages/{index}/{name}": item for name, item in each.items()
+                }
+        moments = {name: item for unet_trainer in self.unet_trainers for name, item in unet_trainer.moments()}
         return ruined_tensors(weights, moments)
 
     def whole(self, contents: dict[str, Any], keep: bool) -> dict[str, Any]:
@@ -161,7 +168,7 @@ class TrainingState:
         modules = [self.cascade, *([] if self.averages is None else [self.averages])]
         tensors = [local_part(item)[0] for module in modules for item in module.state_dict(keep_vars=True).values()]
         copies = [item.detach().to("cpu", copy=True) for item in tensors]
-        steps, lanes = self.steps.clone(), [lane.kept() for lane in self.lanes]
+        steps, unet_trainers = self.steps.clone(), [unet_trainer.kept() for unet_trainer in self.unet_trainers]
         try:
             yield
         except BaseException:
@@ -169,7 +176,7 @@ class TrainingState:
                 for tensor, copy in zip(tensors, copies, strict=True):
                     tensor.copy_(copy)
             self.steps.copy_(steps)
-            for put_back in lanes:
+            for put_back in unet_trainers:
                 put_back()
             raise
 
@@ -193,16 +200,18 @@ class TrainingState:
         self,
         contents: dict[str, Any],
         numbers: Sequence[int],
-        loader: Callable[[Lane], Callable[[Optimizer, dict[str, Any]], object]] | None = None,
+        loader: Callable[[UnetTrainer], Callable[[Optimizer, dict[str, Any]], object]] | None = None,
     ) -> list[str]:
         saved, notes = contents.get("steps", ()), []
-        for lane in self.lanes:
-            if lane.number not in numbers:
+        for unet_trainer in self.unet_trainers:
+            if unet_trainer.number not in numbers:
                 continue
-            if lane.number <= len(saved):
-                self.steps[lane.number - 1] = int(saved[lane.number - 1])
-            fits = contents if not lane.differences(contents) else {"state": contents.get("state", {})}
-            notes += lane.load_state(fits, int(self.steps[lane.number - 1]), loader and loader(lane))
+            if unet_trainer.number <= len(saved):
+                self.steps[unet_trainer.number - 1] = int(saved[unet_trainer.number - 1])
+            fits = contents if not unet_trainer.differences(contents) else {"state": contents.get("state", {})}
+            notes += unet_trainer.load_state(
+                fits, int(self.steps[unet_trainer.number - 1]), loader and loader(unet_trainer)
+            )
         return notes
 
     def _restore_averages(self, contents: dict[str, Any], numbers: Sequence[int]) -> None:

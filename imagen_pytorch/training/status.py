@@ -12,9 +12,9 @@ from ..cascade.cascade import Cascade
 from ..cascade.limits import check_unet_number
 from ..cascade.module_state import device_of
 from ..imagen import ElucidatedImagen
-from .lane import Lane
-from .processes import Processes
+from .distributed import Distributed
 from .sampling import untrained
+from .unet_trainer import UnetTrainer
 
 
 class TrainerStatus:
@@ -23,9 +23,9 @@ class TrainerStatus:
     imagen: Cascade
     num_unets: int
     ema_unets: nn.ModuleList | None
-    lanes: tuple[Lane, ...]
+    unet_trainers: tuple[UnetTrainer, ...]
     steps: Tensor
-    processes: Processes
+    processes: Distributed
     only_train_unet_number: int | None
     unet_being_trained: int
     verbose: bool
@@ -75,7 +75,7 @@ class TrainerStatus:
     @property
     def skipped_steps(self) -> list[int]:
         """How many updates of each U-Net were skipped for a loss or gradient that was not finite."""
-        return [lane.skipped for lane in self.lanes]
+        return [unet_trainer.skipped for unet_trainer in self.unet_trainers]
 
     def validate_unet_number(self, unet_number: int | None = None) -> int:
         """The number of the U-Net that is meant: the given one, the only one, or the only one that may be trained.
@@ -88,7 +88,7 @@ class TrainerStatus:
             number = self.only_train_unet_number or self.imagen.only_train_unet_number
         if number is None:
             if self.num_unets > 1:
-                raise ValueError(f"say which U-Net: unet_number=1 to {self.num_unets}")
+                raise ValueError(f"name the U-Net: unet_number=1 to {self.num_unets}")
             number = 1
         return check_unet_number(number, self.num_unets)
 
@@ -110,15 +110,15 @@ class TrainerStatus:
 
     def get_lr(self, unet_number: int) -> float:
         """The present learning rate of a U-Net."""
-        return float(self.lanes[self.validate_unet_number(unet_number) - 1].optimizer.param_groups[0]["lr"])
+        return float(self.unet_trainers[self.validate_unet_number(unet_number) - 1].optimizer.param_groups[0]["lr"])
 
     def decay_steps(self, unet_number: int) -> int | None:
         """Return the update at which the rate of a U-Net reaches 0, counted from its first; None if it never does."""
-        return self.lanes[self.validate_unet_number(unet_number) - 1].settings["cosine_decay_max_steps"]
+        return self.unet_trainers[self.validate_unet_number(unet_number) - 1].settings["cosine_decay_max_steps"]
 
     def cooldown_steps(self, unet_number: int) -> int | None:
         """Return the number of last updates over which the rate of a U-Net falls; None if it falls from the first."""
-        return self.lanes[self.validate_unet_number(unet_number) - 1].settings["cooldown_steps"]
+        return self.unet_trainers[self.validate_unet_number(unet_number) - 1].settings["cooldown_steps"]
 
     def get_ema_unet(self, unet_number: int | None = None) -> nn.Module:
         """The averaged weights of a U-Net, or its own without averages."""

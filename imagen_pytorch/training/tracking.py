@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .processes import Processes
+from .distributed import Distributed
 
 
 class Tracking:
@@ -20,7 +20,7 @@ class Tracking:
         ValueError: the package of a tracker is not installed.
     """
 
-    def __init__(self, processes: Processes, asked: Any) -> None:
+    def __init__(self, processes: Distributed, asked: Any) -> None:
         self.processes, self._losses = processes, []
         wanted = [] if asked is None else list(asked) if isinstance(asked, list | tuple) else [asked]
         found = [str(item) for item in processes.accelerator.log_with]

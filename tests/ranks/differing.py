@@ -21,7 +21,7 @@ from toys import small_imagen
 
 from imagen_pytorch import ImagenTrainer
 from imagen_pytorch.data import Dataset
-from imagen_pytorch.training.processes import ProcessesDiffer
+from imagen_pytorch.training.distributed import ProcessesDiffer
 
 RANK = int(os.environ["RANK"])
 

@@ -51,8 +51,8 @@ class TrainingRandomness:
             what is drawn for the whole batch.
     """
 
-    def __init__(self, seed: int | None, device: torch.device, agree: Callable[[int], int] | None = None) -> None:
-        self.seed, self.device, self._agree = seed, device, agree
+    def __init__(self, seed: int | None, device: torch.device, broadcast: Callable[[int], int] | None = None) -> None:
+        self.seed, self.device, self._broadcast = seed, device, broadcast
         self._seeds: torch.Generator | None = None
         self._draws = torch.Generator(device)
         if seed is not None:
@@ -65,9 +65,9 @@ class TrainingRandomness:
         """Start (again) where the user seeded; drawing from the global state marks this seeding as used."""
         if self.seed is not None:
             return
-        if self._agree is not None:  # whoever seeds again in one process only must not part it from the others
+        if self._broadcast is not None:  # whoever seeds again in one process only must not part it from the others
             if self._seeds is None:
-                self._start(self._agree(draw_seed()))
+                self._start(self._broadcast(draw_seed()))
         elif self._seeds is None or freshly_seeded():
             self._start(draw_seed())
 

@@ -1,4 +1,4 @@
-"""What the training of one U-Net needs besides the network: its lane, independent of every other one."""
+"""The training of one U-Net, independent of every other one: optimizer, schedule, loss scaler and averages."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..checkpoints import nonfinite_tensors
 from ..wording import first_of
-from .checked import (
-    alike,
+from .choosing import ADAM, BY_NAME, Choice
+from .posthoc import PowerAverages
+from .settings import PERIODS, changed, move_moments, optimizer_in, optimizer_of, scheduler_of, settings_in
+from .sharding import clip_gradients, gradient_norm
+from .validation import (
     are_averages,
     are_counts,
     are_tensors,
@@ -24,12 +27,9 @@ from .checked import (
     is_optimizers,
     is_scale,
     is_schedule,
+    matches,
     ruined_tensors,
 )
-from .choosing import ADAM, BY_NAME, Choice
-from .posthoc import PowerAverages
-from .settings import PERIODS, changed, move_moments, optimizer_in, optimizer_of, scheduler_of, settings_in
-from .sharding import clip_gradients, gradient_norm
 from .warmup import Warmup
 
 #: attributes that a checkpoint replaces
@@ -39,7 +39,7 @@ _ENTRIES = ("optim", "scheduler", "scaler", "gradients")
 
 
 _CURE = "go on from an earlier checkpoint, and lower lr or set max_grad_norm"
-_ADVICE = "check the pictures and embeddings for NaN, lower lr, or set max_grad_norm"
+_ADVICE = "check the images and embeddings for NaN, lower lr, or set max_grad_norm"
 
 
 def _among(names: list[str]) -> str:
@@ -51,7 +51,7 @@ class TrainingDiverged(RuntimeError):
     """So many updates in a row had no finite loss or gradient that going on is pointless."""
 
 
-class Lane:
+class UnetTrainer:
     """Optimizer, learning-rate schedule, loss scaler and averages of one U-Net, and what became of its updates.
 
     Args:
@@ -94,9 +94,9 @@ class Lane:
         self.skipped = self.skipped_in_a_row = 0
         self._warned = self._begun = self._warned_of_zero = False
 
-    def __deepcopy__(self, memo: dict[Any, Any]) -> Lane:
+    def __deepcopy__(self, memo: dict[Any, Any]) -> UnetTrainer:
         """A lane of the copied network, with an optimizer of its own in the same state."""
-        new = object.__new__(Lane)
+        new = object.__new__(UnetTrainer)
         memo[id(self)] = new
         anew = ("optimizer", "scheduler", "scaler", "network", "_all_true")
         new.__dict__ |= {name: copy.deepcopy(item, memo) for name, item in vars(self).items() if name not in anew}
@@ -300,7 +300,7 @@ class Lane:
             wrong.append("scaler")
         waiting = found["gradients"]
         if waiting is not None and not (
-            alike(waiting, {"finite": 1, "values": {}})
+            matches(waiting, {"finite": 1, "values": {}})
             and are_tensors(waiting["values"])
             and are_counts([waiting.get("batches", 0)])
         ):

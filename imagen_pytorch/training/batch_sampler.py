@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from .processes import rows_of
-from .randomness import derived_seed, isolated
+from .distributed import rows_of
+from .rng import derived_seed, isolated
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def all_draws_from(seed: int) -> Iterator[None]:
         np.random.set_state(before[1])  # noqa: NPY002
 
 
-class SeededItems(Dataset):
+class SeededDataset(Dataset):
     """A data set whose items draw from a seed of their own, so that they do not depend on the process that reads them.
 
     Args:
@@ -54,9 +54,9 @@ class SeededItems(Dataset):
             return self.dataset[index]
 
 
-class EpochOrder(Sampler):
-    """Batches of (seed, index) pairs for `SeededItems`: each item once per epoch, in an order that is the same for the
-    same seed and epoch, from any place on.
+class SeededBatchSampler(Sampler):
+    """Batches of (seed, index) pairs for `SeededDataset`: each item once per epoch, in an order that depends on seed
+    and epoch alone, from any place on.
 
     Args:
         count: number of items.
@@ -104,7 +104,7 @@ class EpochOrder(Sampler):
             yield [(derived_seed(seed, epoch, index), index) for index in chosen]
 
 
-class ShareOfBatches(Sampler):
+class DistributedBatchSampler(Sampler):
     """One process's part of every batch of a sampler. Where a batch has nothing for it, it reads the batch's first
     item, which then counts nothing.
 
@@ -148,7 +148,7 @@ def size_of_batch(batch: Any) -> int:
     for field in fields:
         if isinstance(field, Tensor | np.ndarray):
             return len(field)
-    raise TypeError(f"a batch holds pictures as a tensor or an array, this one has {[type(item) for item in fields]}")
+    raise TypeError(f"a batch holds images as a tensor or an array, this one has {[type(item) for item in fields]}")
 
 
 def rows_from(batch: Any, rows: slice) -> Any:

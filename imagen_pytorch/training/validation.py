@@ -27,19 +27,19 @@ def is_number(value: Any, least: float = -math.inf, below: float = math.inf) -> 
     return least <= value < below and abs(value) <= sys.float_info.max
 
 
-def alike(found: Any, own: Any) -> bool:
+def matches(found: Any, own: Any) -> bool:
     """Whether a value can stand in for one's own: finite numbers for numbers, a list for a list, as many for a tuple,
     at least its names for a mapping.
     """
     if own is None or isinstance(own, int | float):
         return isinstance(found, bool) or is_number(found) or (own is None and found is None)
     if isinstance(own, Mapping):
-        return isinstance(found, Mapping) and all(name in found and alike(found[name], own[name]) for name in own)
+        return isinstance(found, Mapping) and all(name in found and matches(found[name], own[name]) for name in own)
     if isinstance(own, tuple):
         same = isinstance(found, list | tuple) and len(found) == len(own)
-        return same and all(map(alike, found, own))
+        return same and all(map(matches, found, own))
     if isinstance(own, list):
-        return isinstance(found, list | tuple) and all(alike(item, own[0]) for item in found)
+        return isinstance(found, list | tuple) and all(matches(item, own[0]) for item in found)
     return isinstance(found, type(own))
 
 

@@ -100,8 +100,8 @@ def resolved_strategy(asked: str, count: int, made: str) -> str:
         raise ValueError("strategy is ddp, but the run was launched for FSDP; change one of the two")
     if wanted and made != "FSDP" and asked == "auto":
         raise ValueError(
-            f"the run was launched for FSDP, but Accelerate made it {made}; say strategy fsdp2 to have the weights "
-            "shared out all the same, or launch it without FSDP"
+            f"the run was launched for FSDP, but Accelerate made it {made}; use strategy fsdp2 to shard the weights "
+            "all the same, or launch it without FSDP"
         )
     return "fsdp2" if asked == "fsdp2" or made == "FSDP" else "ddp"
 
@@ -124,7 +124,7 @@ def lost_connections_named() -> Iterator[None]:
         raise
 
 
-class Processes:
+class Distributed:
     """Where this process runs and what it is among others.
 
     Args:
@@ -159,7 +159,7 @@ class Processes:
         if self.count > 1:
             heartbeat(self.rank, self.count)
 
-    def __deepcopy__(self, _: dict[int, Any]) -> Processes:
+    def __deepcopy__(self, _: dict[int, Any]) -> Distributed:
         """Itself: what is copied stays in the same process."""
         return self
 
@@ -217,7 +217,7 @@ class Processes:
 
     # -- agreeing -----------------------------------------------------------------------------------------------------
 
-    def agree(self, value: Value, rank: int = 0) -> Value:
+    def broadcast(self, value: Value, rank: int = 0) -> Value:
         """The value of one process, by default of the main one, on every process; all of them call this."""
         if self.count == 1:
             return value
@@ -226,7 +226,7 @@ class Processes:
             torch.distributed.broadcast_object_list(held, src=rank, device=self._talk_device())
         return held[0]
 
-    def each(self, value: int) -> list[int]:
+    def all_gather(self, value: int) -> list[int]:
         """The values of all processes, in the order of their numbers; all of them call this."""
         held = torch.zeros(self.count, dtype=torch.int64, device=self._talk_device())
         held[self.rank] = value
@@ -267,7 +267,7 @@ class Processes:
                     f"{values[other]} on process {other}; {advice}"
                 )
 
-    def from_main(self, function: Callable[[], Value]) -> Value:
+    def on_main(self, function: Callable[[], Value]) -> Value:
         """What ``function`` gives on the main process, on every process; its error is raised on all of them."""
         value: Any = None
         problem: Exception | None = None
@@ -278,7 +278,7 @@ class Processes:
                 if self.count == 1:
                     raise
                 problem = error
-        value, problem = self.agree((value, problem))
+        value, problem = self.broadcast((value, problem))
         if problem is not None:
             raise problem
         return value
@@ -299,7 +299,7 @@ class Processes:
     def _talk_device(self) -> torch.device:
         return torch.device("cpu") if torch.distributed.get_backend() == "gloo" else self.device
 
-    def equalise(self, module: nn.Module) -> None:
+    def broadcast_parameters(self, module: nn.Module) -> None:
         """Give every process the main process's weights and buffers."""
         if self.count == 1:
             return
