@@ -114,7 +114,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
 
     Raises:
         ValueError: contradicting or impossible choices, each with a sentence.
-        TypeError: an argument that nobody takes.
+        TypeError: an unknown argument.
     """
 
     @remembers_stated
@@ -312,7 +312,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
             images, texts, text_embeds, text_masks, cond_images, noise: as for `Cascade.training_batch`.
             clip: what `Cascade.training_batch` takes for clips, such as ``fps`` and ``ignore_time``.
             unet_number: 1-based; may be omitted if only one can be meant.
-            max_batch_size: pictures in memory at once. All draws are made before the batch is split, so the gradient
+            max_batch_size: images in memory at once. All draws are made before the batch is split, so the gradient
                 is that of the whole.
 
         Raises:
@@ -418,7 +418,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
         return self._forward({**named, **kwargs}, **chosen, rows=dl_iter.share)
 
     def _named(self, batch: Any) -> dict[str, Any]:
-        """What a loader yields, by the names of `forward`."""
+        """Return the entries of a batch by the names of `forward`."""
         names = self.dl_tuple_output_keywords_names
         named = named_batch(batch, names)
         check_images(self.imagen, named)
@@ -427,14 +427,14 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
         return named
 
     def train_step(self, unet_number: int | None = None, *, max_batch_size: int | None = None, **batch: Any) -> float:
-        """The next batch of the training data, its loss and an update.
+        """Train on the next batch of the training data: its loss, and an update.
 
         Args:
             unet_number, max_batch_size: as for `forward`.
             batch: further keywords of `forward`, such as ``ignore_time``, beside what the loader gives.
 
         Raises:
-            ValueError: there is no training data.
+            ValueError: the trainer has no training data.
             TypeError: a keyword that `forward` does not take.
         """
         self.train()
@@ -465,7 +465,7 @@ class ImagenTrainer(TrainerStatus, TrainerData, TrainerCheckpoints, TrainerSampl
             batch: as for `train_step`.
 
         Raises:
-            ValueError: there is no validation data.
+            ValueError: the trainer has no validation data.
             TypeError: a keyword that `forward` does not take.
         """
         number = self.validate_unet_number(unet_number)

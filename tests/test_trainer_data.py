@@ -68,9 +68,9 @@ def test_batches_that_cannot_be_named():
 def test_data_are_added_once_and_in_time():
     made = trainer()
     made.add_train_dataset(None)
-    with pytest.raises(ValueError, match="there is no train data: call add_train_dataset"):
+    with pytest.raises(ValueError, match="^no train data: call add_train_dataset"):
         made.train_step()
-    with pytest.raises(ValueError, match="there is no valid data: .* or set split_valid_from_train=True"):
+    with pytest.raises(ValueError, match="^no valid data: .* or set split_valid_from_train=True"):
         made.valid_step()
     made.add_train_dataset(pairs(), batch_size=4)
     with pytest.raises(ValueError, match="has its train data already"):

@@ -25,7 +25,7 @@ class Range(NamedTuple):
     optional: bool = False
 
     def fits(self, value: Any) -> bool:
-        """Whether a number lies in the range."""
+        """Return whether a number lies in the range."""
         if math.isinf(self.least) and math.isinf(self.most):
             return True
         if self.open:
@@ -34,12 +34,12 @@ class Range(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """What fits, in words: "be a whole number or None"."""
+        """The required kind, in words: "be a whole number or None"."""
         return f"be a {'whole' if self.whole else 'finite'} number{' or None' if self.optional else ''}"
 
     @property
     def limits(self) -> str:
-        """Which numbers fit, in words: "lie in [0, 1]", "be at least 1 or None"."""
+        """The permitted range, in words: "lie in [0, 1]", "be at least 1 or None"."""
         if math.isinf(self.least):
             return self.kind
         if not math.isinf(self.most):
@@ -86,7 +86,7 @@ PER_UNET = ("lr", "eps", "warmup_steps", "cosine_decay_max_steps", "cooldown_ste
 
 
 def check_number(value: Any, name: str, fits: Range) -> None:
-    """Refuse what is no number of a range.
+    """Refuse what is not a number of a range.
 
     Raises:
         TypeError: something else than a number, truth values included, or a fraction where a whole number is wanted.

@@ -111,10 +111,10 @@ class DistributedBatchSampler(Sampler):
     Args:
         batches: the same in all processes.
         rank, processes: number of this process, and how many there are.
-        joined: so many batches of the sampler make one that is shared.
+        joined: number of batches of the sampler that make one shared batch.
 
     Attributes:
-        sizes: of the whole batches, in the order in which they were given out; whoever takes a batch takes its size.
+        sizes: of the whole batches, in the order in which they were given out; the consumer of a batch takes its size.
     """
 
     def __init__(self, batches: Iterable[list[Any]], rank: int, processes: int, joined: int = 1) -> None:
@@ -138,10 +138,10 @@ class DistributedBatchSampler(Sampler):
 
 
 def size_of_batch(batch: Any) -> int:
-    """The number of items of a batch, which is what `rows_from` takes.
+    """The number of items of a batch, for `rows_from`.
 
     Raises:
-        TypeError: there are no pictures in it.
+        TypeError: it has no images.
     """
     fields = list(batch.values()) if isinstance(batch, Mapping) else batch
     fields = fields if isinstance(fields, list | tuple) else [fields]

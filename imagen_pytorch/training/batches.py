@@ -1,4 +1,4 @@
-"""What a batch may hold, seen before anything is made of it."""
+"""Checks of the entries of a batch, before any computation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which optimizer a trainer uses: by name, or any of torch's interface."""
+"""The optimizer of a trainer: by name, or any of torch's interface."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _imported(path: str) -> Any:
     """Return what "package.module.Class" names.
 
     Raises:
-        ValueError: there is no such module or name.
+        ValueError: the module or the name does not exist.
     """
     module, _, name = path.rpartition(".")
     if not module:

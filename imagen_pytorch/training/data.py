@@ -49,7 +49,7 @@ class TrainerData:
         """Train on a data set; with ``split_valid_from_train`` a part of it is set aside for validation.
 
         Args:
-            ds: anything with a length and items; they are pictures, tuples in the order of
+            ds: anything with a length and items; they are images, tuples in the order of
                 ``dl_tuple_output_keywords_names``, or dicts; a string is a caption. None does nothing.
             batch_size: items per step: of all processes together, or of each with ``split_batches=False``.
             dataloader_kwargs: of torch's ``DataLoader``. Without ``num_workers`` the trainer starts processes that read
@@ -134,7 +134,7 @@ class TrainerData:
         """The endless stream of training batches.
 
         Raises:
-            ValueError: there is no training data.
+            ValueError: the trainer has no training data.
         """
         return self._existing("train")
 
@@ -142,7 +142,7 @@ class TrainerData:
         """The endless stream of validation batches, from its beginning.
 
         Raises:
-            ValueError: there is no validation data.
+            ValueError: the trainer has no validation data.
         """
         stream = self._existing("valid")
         stream.restart()
@@ -152,7 +152,7 @@ class TrainerData:
         stream = getattr(self, f"{kind}_dl_iter")
         if stream is None:
             hint = ", or set split_valid_from_train=True" if kind == "valid" else ""
-            raise ValueError(f"there is no {kind} data: call add_{kind}_dataset or add_{kind}_dataloader{hint}")
+            raise ValueError(f"no {kind} data: call add_{kind}_dataset or add_{kind}_dataloader{hint}")
         return stream
 
     def _data_state(self) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Rows(NamedTuple):
 
 
 def share_of(counts: Sequence[int], rank: int) -> Rows:
-    """The part of a process in a batch of which each has so many items, in their order."""
+    """The part of a process in a batch of which each process has this number of items, in their order."""
     total, own = sum(counts), counts[rank]
     if not own:  # it takes part with one row that counts nothing
         return Rows(0, total, 0.0, max(counts))
@@ -64,17 +64,17 @@ def share_of(counts: Sequence[int], rank: int) -> Rows:
 
 
 def rows_of(total: int, rank: int, count: int) -> slice:
-    """Which items of a batch belong to a process; in order, none twice, as even as can be."""
+    """The items of a batch that belong to a process; in order, none twice, as even as possible."""
     return slice(total * rank // count, total * (rank + 1) // count)
 
 
 def chosen_device_is_cpu() -> bool:
-    """Whether this machine has nothing faster than its CPU, as far as several processes can use it."""
+    """Return whether this machine has nothing faster than its CPU, as far as several processes can use it."""
     return not (torch.cuda.is_available() or torch.xpu.is_available())
 
 
 def resolved_strategy(asked: str, count: int, made: str) -> str:
-    """How processes share the work: "one process", "ddp" or "fsdp2".
+    """The way in which processes share the work: "one process", "ddp" or "fsdp2".
 
     Args:
         asked: one of `STRATEGIES`.
@@ -108,7 +108,7 @@ def resolved_strategy(asked: str, count: int, made: str) -> str:
 
 @contextmanager
 def lost_connections_named() -> Iterator[None]:
-    """What the back end says about a broken connection becomes a sentence.
+    """Turn the back end's message about a broken connection into a sentence.
 
     Raises:
         ProcessLost: in its place; or at once where another process has been silent for too long.
@@ -125,7 +125,7 @@ def lost_connections_named() -> Iterator[None]:
 
 
 class Distributed:
-    """Where this process runs and what it is among others.
+    """The distributed run: the place of this process in it, and the operations that processes do together.
 
     Args:
         options: keywords of ``accelerate.Accelerator``.
@@ -165,7 +165,7 @@ class Distributed:
 
     @property
     def sharded(self) -> bool:
-        """Whether each process has only a part of the weights."""
+        """Return whether each process has only a part of the weights."""
         return self.strategy == "fsdp2"
 
     def mesh(self) -> Any:
@@ -191,7 +191,7 @@ class Distributed:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes and talks."""
+        """Return whether this is the process that writes files and messages."""
         return self.rank == 0
 
     def rows(self, count: int) -> Rows:
@@ -268,7 +268,7 @@ class Distributed:
                 )
 
     def on_main(self, function: Callable[[], Value]) -> Value:
-        """What ``function`` gives on the main process, on every process; its error is raised on all of them."""
+        """Call ``function`` on the main process; return its value, or raise its error, on every process."""
         value: Any = None
         problem: Exception | None = None
         if self.is_main:
@@ -284,7 +284,7 @@ class Distributed:
         return value
 
     def all_true(self, value: bool) -> bool:
-        """Whether it holds on every process; all of them call this."""
+        """Return whether a condition holds on every process; all of them call this."""
         return self.mean(float(value)) == 1.0
 
     def mean(self, value: float) -> float:
@@ -314,8 +314,8 @@ class Distributed:
 
         It is torch's ``DistributedDataParallel``, with the options of Accelerate's handler.
 
-        A video network that is shown pictures leaves its layers of time alone, so that some parameters may have no
-        gradient; a network of pictures uses all of them at every step.
+        A video network leaves its temporal layers out for images, so that some parameters may have no gradient; an
+        image network uses all of them at every step.
         """
         if self.count == 1 or self.sharded:
             return unet

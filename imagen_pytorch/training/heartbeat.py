@@ -1,7 +1,8 @@
-"""Whether the other processes of a run still live: each says so every few seconds, whatever else it does.
+"""Detect lost processes of a run: each sends a sign of life every few seconds, whatever else it does.
 
 A process that is killed closes its connections, and the others notice at once. One that is frozen, or cut off from the
-network, keeps them open: whoever waits for it in a collective operation would wait until that times out, hours later,
+network, keeps them open: a process that waits for it in a collective operation would wait until that times out, hours
+    later,
 because one process may have work of its own for long, such as a sample or a checkpoint.
 """
 
@@ -91,7 +92,7 @@ class Heartbeat:
         place, since, before = None, time.monotonic(), time.monotonic()
         while not self._ended.wait(BEAT / 3):
             now = time.monotonic()
-            if now - before > SILENCE / 2:  # this process itself was frozen: it has heard nobody
+            if now - before > SILENCE / 2:  # this process itself was frozen, and has received no signs of life
                 self._heard = [now] * len(self._keys)
             before = now
             frame = sys._current_frames().get(self._main or 0)

@@ -1,4 +1,4 @@
-"""Which model, data and checkpoint these are, in a few bytes: compared between processes, and with a saved position."""
+"""Short digests of model, data and checkpoint: compared between processes, and with a saved position."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def items_of(loader: Any) -> dict[str, Any]:
 
 
 def facts_of_data(loader: Any, seed: int) -> dict[str, Any]:
-    """What several processes must have in common to share the batches of a loader."""
+    """The values that processes must have in common to share the batches of a loader."""
     batches = getattr(loader, "batch_sampler", None)
     batches = getattr(batches, "batches", batches)  # of one process's share
     names = ("batch_size", "shuffle", "drop_last", "seed")
@@ -62,7 +62,7 @@ def _worded(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def facts_of_model(model: nn.Module, seed: int | None) -> dict[str, Any]:
-    """What several processes must have in common to train one model."""
+    """The values that processes must have in common to train one model."""
     weights = [(name, tuple(item.shape), str(item.dtype)) for name, item in model.state_dict().items()]
     facts = {"its class": type(model).__name__, "the digest of its weights' names and shapes": digest_of(weights)[:12]}
     with suppress(AttributeError, TypeError):  # made of parts that cannot be written down
@@ -71,7 +71,7 @@ def facts_of_model(model: nn.Module, seed: int | None) -> dict[str, Any]:
 
 
 def facts_of_trainer(trainer: Any, averages: Mapping[str, Any]) -> dict[str, Any]:
-    """What several processes must have in common to take the same steps: the arguments of an ``ImagenTrainer``.
+    """The values that processes must have in common to take the same steps: the arguments of an ``ImagenTrainer``.
 
     Args:
         trainer: whose optimizers are made.
@@ -88,7 +88,7 @@ def facts_of_trainer(trainer: Any, averages: Mapping[str, Any]) -> dict[str, Any
 
 
 def facts_of_checkpoint(contents: Mapping[str, Any]) -> dict[str, Any]:
-    """What several processes must have in common to go on from a checkpoint."""
+    """The values that processes must have in common to go on from a checkpoint."""
     steps = contents.get("steps")
     taken = steps.tolist() if isinstance(steps, Tensor) else steps
     return {"the number of its steps": taken, "the digest of its contents": contents_digest(contents)[:12]}

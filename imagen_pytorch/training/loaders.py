@@ -35,16 +35,16 @@ _OWN_ORDER = ("sampler", "batch_sampler", "generator")
 
 
 def named_batch(batch: Any, names: Sequence[str]) -> dict[str, Any]:
-    """What a loader yields as keyword arguments of the trainer.
+    """Return the entries of a batch as keyword arguments of the trainer.
 
     Args:
-        batch: a dict, a tuple or list in the order of ``names``, or pictures alone. An entry that is a list of strings
+        batch: a dict, a tuple or list in the order of ``names``, or images alone. An entry that is a list of strings
             is always ``texts``.
         names: of the entries of a tuple.
 
     Raises:
         ValueError: a tuple with more entries than names.
-        TypeError: something that is no batch.
+        TypeError: something else than a batch.
     """
     if isinstance(batch, Mapping):
         return dict(batch)
@@ -61,7 +61,7 @@ def named_batch(batch: Any, names: Sequence[str]) -> dict[str, Any]:
 
 
 def is_texts(value: Any) -> bool:
-    """Whether this is a batch of captions."""
+    """Return whether this is a batch of captions."""
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(item, str) for item in value)
 
 
@@ -168,7 +168,7 @@ def _generators(loader: Any) -> list[torch.Generator]:
 
 
 def may_leave_out(loader: Any) -> bool:
-    """Whether batches can lack items: a collate function of one's own may pass over what is unreadable."""
+    """Return whether batches can lack items: a caller's own collate function may leave out what is unreadable."""
     from ..data import collate_mixed  # who brings a loader of other data does not wait for ours
 
     collate = getattr(getattr(loader, "loader", loader), "collate_fn", None)
@@ -186,14 +186,14 @@ class BatchStream:
         seed: of the order, and of random draws in this process (those of a collate function), batch by batch.
         processes: among which the loader was shared by `shared_loader`; None: one process.
         together: whether all of them take every batch at the same time. Where items can be left out, they then tell
-            each other how many they have, so that each batch is one of what can be read, whoever was to read it.
+            each other how many they have, so that each batch is one of what can be read, whichever process reads it.
         choose_workers: start processes that read, where reading takes long and its source is one of this package.
 
     Attributes:
         epoch: passes over the data that are complete.
         position: batches of this epoch that were given out.
         seen: items of this epoch that were given out, to all processes together; 0 where the loader does not tell.
-        share: the place of the last batch in that of all processes together; None where nobody knows it.
+        share: the place of the last batch in that of all processes together; None where it is not known.
 
     Raises:
         ValueError: while iterating, an epoch without any batch.
@@ -360,7 +360,7 @@ class BatchStream:
         self._rewind()
 
     def state(self) -> dict[str, Any]:
-        """Where the stream is, and of which items, as plain containers."""
+        """The position of the stream, with an identity of its items, as plain containers."""
         orders = self._orders or [generator.get_state() for generator in _generators(self.loader)]
         return {
             "seed": self.seed,

@@ -1,4 +1,4 @@
-"""What a checkpoint's weights mean: the recorded construction of its model, compared with the model at hand.
+"""The meaning of a checkpoint's weights: the recorded construction of its model, compared with the model at hand.
 
 Two models may have weights of the same names and shapes and still mean different things by them. Every argument of the
 constructors belongs to one of four kinds; an argument that is in no table fails a test.
@@ -86,7 +86,7 @@ class Changes(NamedTuple):
 
 
 def changes(contents: Mapping[str, Any], cascade: Cascade, numbers: Sequence[int]) -> Changes:
-    """What is different between a cascade and the one that a checkpoint describes; nothing if either cannot be told.
+    """The differences between a cascade and the one that a checkpoint describes; none if either cannot be described.
 
     Args:
         contents: of the checkpoint.
@@ -133,7 +133,7 @@ def _differing(
 
 
 def _without_text(name: str, models: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether an argument is about captions, of which neither model takes any."""
+    """Return whether an argument is about captions, of which neither model takes any."""
     return name == "text_encoder_name" and not any(model.get("condition_on_text", True) for model in models)
 
 

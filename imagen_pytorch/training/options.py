@@ -1,4 +1,4 @@
-"""Keywords of the trainer that belong to somebody else, sorted to their owners and checked there."""
+"""Keywords of the trainer that are passed on to other libraries, sorted by library and checked there."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Forwarded(NamedTuple):
 
 
 def _accepted(callee: type, without: Sequence[str] = ()) -> tuple[str, ...]:
-    # of the constructor itself: a metaclass may hide it behind *args
+    # of the constructor itself: a metaclass may replace its parameters by *args
     return tuple(name for name in inspect.signature(callee.__init__).parameters if name not in (*without, "self"))
 
 

@@ -46,7 +46,7 @@ class _Tally:
 
 @contextmanager
 def limited(numbers: int, parts: int) -> Iterator[None]:
-    """Modules that this thread makes inside the block have at most so many weights and parts together.
+    """Limit the weights and parts that modules made by this thread inside the block have together.
 
     Raises:
         TooLarge: they have more.

@@ -1,5 +1,5 @@
-"""What a trainer takes over from a checkpoint beside weights and optimizers: what it states stays, the rest is as
-there."""
+"""The state that a trainer takes over from a checkpoint beside weights and optimizers: what the caller states stays,
+the rest is as in the checkpoint."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class TrainingRandomness:
         """Start (again) where the user seeded; drawing from the global state marks this seeding as used."""
         if self.seed is not None:
             return
-        if self._broadcast is not None:  # whoever seeds again in one process only must not part it from the others
+        if self._broadcast is not None:  # a new seed in one process only must not separate it from the others
             if self._seeds is None:
                 self._start(self._broadcast(draw_seed()))
         elif self._seeds is None or freshly_seeded():
@@ -87,7 +87,7 @@ class TrainingRandomness:
             yield torch.Generator(self.device).manual_seed(seed)
 
     def state(self) -> dict[str, Any]:
-        """Where the stream is."""
+        """The position of the stream."""
         return {} if self._seeds is None else {"seeds": self._seeds.get_state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -101,6 +101,6 @@ class TrainingRandomness:
 
 
 def freshly_seeded() -> bool:
-    """Whether nothing has been drawn from torch's global generator since it was seeded."""
+    """Return whether nothing has been drawn from torch's global generator since it was seeded."""
     fresh = torch.Generator().manual_seed(torch.initial_seed())
     return torch.equal(torch.get_rng_state(), fresh.get_state())

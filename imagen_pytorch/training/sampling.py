@@ -17,7 +17,7 @@ from .ema import swap_unets
 
 
 def untrained(unet: nn.Module) -> bool:
-    """Whether a network is as it was made: its last layer, which starts at zero, still is zero."""
+    """Return whether a network has its initial weights: its last layer, which starts at zero, still is zero."""
     last = getattr(unet, "final_conv", None)
     return last is not None and not any(bool(item.any()) for item in last.parameters())
 
@@ -36,7 +36,7 @@ def last_trained(unets: Sequence[nn.Module], steps: Sequence[int], first: int = 
 
 
 def enlarged(images: Tensor, cascade: Cascade, number: int, sizes: Sequence[Any] | None = None) -> Tensor:
-    """What stage ``number - 1`` made, in the size and frames of stage ``number``, without a network.
+    """Convert the results of stage ``number - 1`` to the size and frames of stage ``number``, without a network.
 
     Args:
         images: ``(b, c, height, width)`` or ``(b, c, frames, height, width)``.
@@ -85,7 +85,7 @@ def sample_trained(cascade: Cascade, arguments: Mapping[str, Any], steps: Sequen
 
 
 def _passing_over(cascade: Cascade, arguments: Mapping[str, Any], skipped: Sequence[int]) -> list[Tensor]:
-    """What every stage makes, those that are skipped by enlarging what the one before made."""
+    """The results of every stage; skipped stages enlarge the result of the one before."""
     if arguments.get("return_pil_images") and cascade.is_video:
         raise ValueError("return_pil_images is for images; a clip is returned as a tensor")
     number, outputs = arguments.get("start_at_unet_number", 1), []

@@ -77,7 +77,7 @@ class TrainerCheckpoints:
 
     @property
     def can_checkpoint(self) -> bool:
-        """Whether there is a folder for checkpoints."""
+        """Return whether the trainer has a folder for checkpoints."""
         return self.store is not None
 
     @property
@@ -168,8 +168,8 @@ class TrainerCheckpoints:
             )
 
     def writes_folder(self, path: str | Path) -> bool:
-        """Whether `save` makes a path a folder that all processes write together: weights that are shared out, and a
-        path without a suffix."""
+        """Return whether `save` makes a path a folder that all processes write together: weights that are sharded, and
+        a path without a suffix."""
         return self.processes.sharded and not os.path.splitext(str(path))[1]
 
     def _refuse_ruined(self, path: str | Path) -> None:
@@ -199,7 +199,7 @@ class TrainerCheckpoints:
 
     @contextmanager
     def _save_errors(self) -> Iterator[None]:
-        """What becomes of a checkpoint that cannot be written."""
+        """Handle a checkpoint that cannot be written."""
         try:
             yield
         except CheckpointNotWritten as error:
@@ -231,7 +231,7 @@ class TrainerCheckpoints:
             only_model: take weights and averages, and train afresh.
             strict: refuse a checkpoint of another model, or unless ``only_model`` one whose weights mean something else
                 (another objective, noise schedule, normalisation ...); False takes what fits and says what did not.
-            noop_if_not_exist: do nothing and return None if there is no such file.
+            noop_if_not_exist: do nothing and return None if the file does not exist.
 
         Returns:
             The contents of the file.
@@ -294,7 +294,7 @@ class TrainerCheckpoints:
             self.print(note)
 
     def _take_over_run(self, run: Mapping[str, Any]) -> None:
-        """What a checkpoint says of the run beside its weights and optimizers."""
+        """Restore the state of the run beside weights and optimizers."""
         self.resume_notes += take_over_settings(self, run.get("settings", {}))
         self.randomness.load_state(run.get("randomness", {}))
         self._load_data_state(run)
@@ -324,17 +324,17 @@ class TrainerCheckpoints:
     def save_to_checkpoint_folder(self, background: bool = False) -> str:
         """Write ``checkpoint.<total steps>.pt`` into the folder and remove those beyond ``max_checkpoints_keep``.
 
-        Where the weights are shared out it is a folder ``checkpoint.<total steps>``, which all processes write together
+        With sharded weights it is a folder ``checkpoint.<total steps>``, which all processes write together
         and any number of them can read.
 
         Args:
-            background: as for `save`; never where the weights are shared out.
+            background: as for `save`; never with sharded weights.
 
         Returns:
             Its path.
 
         Raises:
-            ValueError: there is no folder.
+            ValueError: the trainer has no checkpoint folder.
             CheckpointNotWritten: it cannot be written; no older one was removed.
             CheckpointLocked: another run saves into this folder.
         """
@@ -358,13 +358,13 @@ class TrainerCheckpoints:
             folder.wrote(path)
 
     def load_from_checkpoint_folder(self, last_total_steps: int = -1) -> str | None:
-        """Go on from the newest checkpoint in the folder that is whole, or from the one after so many total steps.
+        """Go on from the newest checkpoint in the folder that is whole, or from the one of this total number of steps.
 
         Returns:
             Its path; None if the folder holds none.
 
         Raises:
-            ValueError: there is no folder.
+            ValueError: the trainer has no checkpoint folder.
             CheckpointError: none is readable.
             CheckpointMismatch: it belongs to another model.
         """

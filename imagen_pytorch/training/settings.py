@@ -1,5 +1,5 @@
-"""What the optimizer of a U-Net and its learning-rate schedule are made of: what the caller states, and what a
-checkpoint tells of the rest."""
+"""The settings of a U-Net's optimizer and its learning-rate schedule: those that the caller states, and the others from
+a checkpoint."""
 
 from __future__ import annotations
 

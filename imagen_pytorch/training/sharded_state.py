@@ -1,4 +1,4 @@
-"""What a checkpoint says about a training run whose weights are shared out among processes."""
+"""The state of a training run whose weights are sharded over processes, as a checkpoint holds it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class ShardedState(TrainingState):
         return contents
 
     def whole(self, contents: dict[str, Any], keep: bool) -> dict[str, Any]:
-        """What `gather` gave with whole tensors, for a file; processes with ``keep`` false only take part."""
+        """The result of `gather` with whole tensors, for a file; processes with ``keep`` false only take part."""
         tensors, rest = split_shared(contents)
         return nested(gathered(tensors, keep), rest)
 
@@ -118,6 +118,6 @@ def _fits(found: Mapping[str, Tensor], name: str, wanted: Mapping[str, Tensor]) 
 def _optimizer_loader(
     unet_trainer: UnetTrainer, load: Callable[[Mapping[str, Tensor]], None]
 ) -> Callable[[Optimizer, dict[str, Any]], None]:
-    """What takes over an optimizer's state, moments included."""
+    """Copy an optimizer's state, moments included."""
     name = f"optim{unet_trainer.number - 1}"
     return lambda optimizer, saved: load(load_optimizer_tensors(optimizer, saved, name))

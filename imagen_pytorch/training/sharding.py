@@ -31,9 +31,9 @@ _SCALAR = "stands_for_a_scalar"
 
 
 def shard(unet: nn.Module, mesh: Any) -> None:
-    """Share out the weights of a network in place; all processes of the mesh call it, with equal weights.
+    """Shard the weights of a network in place; all processes of the mesh call it, with equal weights.
 
-    Each block is gathered when it is needed and let go behind it, as is what belongs to no block. Afterwards
+    Each block is gathered when it is needed and freed after use, as is what belongs to no block. Afterwards
     ``unet(...)``, ``unet.condition(...)`` and the backward pass are collective: every process has to call them equally
     often, with batches that use the same of its parts. Gradients are means over the processes, exchanged in every
     backward pass outside of ``unet.no_sync()``. The network cannot be copied any more, or moved to another device.
@@ -44,7 +44,7 @@ def shard(unet: nn.Module, mesh: Any) -> None:
 
     Raises:
         ImportError: this torch cannot.
-        ValueError: the network is shared out already.
+        ValueError: the network is sharded already.
     """
     fully_shard, as_forward = _tools()
     if is_sharded(unet):
@@ -91,12 +91,12 @@ def _tools() -> tuple[Callable[..., Any], Callable[..., None]]:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether parameters of this module are shared out among processes."""
+    """Return whether parameters of this module are sharded over processes."""
     return any(is_shared(item) for item in module.parameters())
 
 
 def is_shared(tensor: Tensor) -> bool:
-    """Whether this is a ``DTensor``, of which a process holds a part."""
+    """Return whether this is a ``DTensor``, of which a process holds a part."""
     return hasattr(tensor, "placements")
 
 
@@ -150,7 +150,7 @@ def _open_entrances(unet: nn.Module, as_forward: Callable[..., None]) -> None:
 
 
 def local_gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """What this process holds of the gradients that are there; changes in place change them."""
+    """The gradients that this process holds; changes in place change them."""
     with torch.no_grad():
         return [local_part(item.grad)[0] for item in parameters if item.grad is not None]
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says about a training run, gathered from its parts and given back to them."""
+"""The state of a training run, gathered from its parts for a checkpoint and restored to them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .validation import ruined_tensors, unusable_weights, wrong_entries
 
 
 def _describes(name: str, indices: Sequence[int], prefix: str = "") -> bool:
-    """Whether a name such as "unets.1.…" or "1.…" belongs to one of these U-Nets (or to none)."""
+    """Return whether a name such as "unets.1.…" or "1.…" belongs to one of these U-Nets (or to none)."""
     head = name.removeprefix(prefix).split(".", 1)[0]
     return not name.startswith(prefix) or not head.isdigit() or int(head) in indices
 
@@ -156,7 +156,7 @@ class TrainingState:
         return ruined_tensors(weights, moments)
 
     def whole(self, contents: dict[str, Any], keep: bool) -> dict[str, Any]:
-        """What `gather` gave, as one process writes it; with ``keep`` false for a process that does not."""
+        """The result of `gather`, as one process writes it; with ``keep`` false for a process that does not."""
         return contents
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""What a trainer answers when it is asked."""
+"""Properties of a trainer."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ class TrainerStatus:
 
     @property
     def device(self) -> torch.device:
-        """Where training runs."""
+        """The device of the training."""
         return self.processes.device
 
     @property
     def is_distributed(self) -> bool:
-        """Whether several processes train together."""
+        """Return whether several processes train together."""
         return self.accelerator.num_processes > 1
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes."""
+        """Return whether this is the process that writes."""
         return self.accelerator.is_main_process
 
     @property
     def is_local_main(self) -> bool:
-        """Whether this is the first process of its machine."""
+        """Return whether this is the first process of its machine."""
         return self.accelerator.is_local_main_process
 
     @property
     def is_elucidated(self) -> bool:
-        """Whether the model is an `ElucidatedImagen`."""
+        """Return whether the model is an `ElucidatedImagen`."""
         return isinstance(self.imagen, ElucidatedImagen)
 
     @property
@@ -74,14 +74,14 @@ class TrainerStatus:
 
     @property
     def skipped_steps(self) -> list[int]:
-        """How many updates of each U-Net were skipped for a loss or gradient that was not finite."""
+        """The number of skipped updates of each U-Net, because a loss or gradient was not finite."""
         return [unet_trainer.skipped for unet_trainer in self.unet_trainers]
 
     def validate_unet_number(self, unet_number: int | None = None) -> int:
         """The number of the U-Net that is meant: the given one, the only one, or the only one that may be trained.
 
         Raises:
-            TypeError, ValueError: it is not clear, or there is no such U-Net.
+            TypeError, ValueError: it is not clear, or the U-Net does not exist.
         """
         number = unet_number
         if number is None:  # 0 is a mistake, no absence

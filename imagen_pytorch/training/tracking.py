@@ -1,4 +1,4 @@
-"""What Accelerate's trackers are told: the loss and the rate of every update."""
+"""Values for Accelerate's trackers: the loss and the rate of every update."""
 
 from __future__ import annotations
 

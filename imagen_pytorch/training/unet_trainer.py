@@ -43,12 +43,12 @@ _ADVICE = "check the images and embeddings for NaN, lower lr, or set max_grad_no
 
 
 def _among(names: list[str]) -> str:
-    """Which tensors, in brackets; nothing if that is not known here."""
+    """The names of the tensors in brackets; empty if they are not known here."""
     return f" ({first_of(names)})" if names else ""
 
 
 class TrainingDiverged(RuntimeError):
-    """So many updates in a row had no finite loss or gradient that going on is pointless."""
+    """Too many updates in a row had no finite loss or gradient."""
 
 
 class UnetTrainer:
@@ -114,7 +114,7 @@ class UnetTrainer:
 
     @property
     def warmup(self) -> Warmup | None:
-        """How far the warm-up of the rate is; None without one."""
+        """The progress of the warm-up of the rate; None without one."""
         period = self.settings["warmup_steps"]
         return None if self.scheduler is None or period is None else Warmup(self.scheduler, period)
 
@@ -124,11 +124,11 @@ class UnetTrainer:
         With a cool-down the fall begins ``cooldown_steps`` before the end.
 
         Args:
-            end: counted from the first update; None for no decay.
+            end: counted from the first update; None turns the decay off.
             taken: number of updates so far.
 
         Raises:
-            TypeError, ValueError: ``end`` is no number of updates; nothing is changed.
+            TypeError, ValueError: ``end`` is not a number of updates; nothing is changed.
         """
         settings = {**self.settings, "cosine_decay_max_steps": end}
         self.scheduler, self.settings = scheduler_of(self.optimizer, settings, taken), settings
@@ -195,9 +195,9 @@ class UnetTrainer:
 
     @contextmanager
     def whole_batches(self) -> Iterator[None]:
-        """An error inside the block, between pieces of a batch, leaves no gradient of a part of it behind.
+        """Drop the gradient of a part of a batch if an error inside the block interrupts its pieces.
 
-        Those of batches before it are dropped with it: nobody could tell them apart.
+        Gradients of batches before it are dropped with it, because they cannot be separated.
         """
         self._begun = False
         try:
@@ -214,7 +214,7 @@ class UnetTrainer:
             return False
         scale = self.scaler.get_scale()
         overflow = not taken and self._all_true(self.finite)
-        # a loss that is no number says nothing about the scale, which bad data would else bring down to nothing
+        # a loss that is not a number says nothing about the scale, which bad data would else bring down to nothing
         self.scaler.update(None if taken or overflow else scale)
         return overflow and scale > 1
 
@@ -310,7 +310,7 @@ class UnetTrainer:
         return [names[part] for part in wrong]
 
     def differences(self, contents: dict[str, Any]) -> list[str]:
-        """What in a checkpoint does not fit this U-Net; nothing if all does or is absent."""
+        """The entries of a checkpoint that do not fit this U-Net; none if all do or are absent."""
         index = self.number - 1
         own = dict(self.unet.named_parameters())
         gradients = (contents.get(f"gradients{index}") or {"values": {}})["values"]
@@ -422,7 +422,7 @@ class UnetTrainer:
         return [f"post-hoc averages{of} begin after update {taken}: the checkpoint has none of these widths"]
 
     def kept(self) -> Callable[[], None]:
-        """What puts the present optimizer, schedule, scaler and gradients back, whatever is loaded meanwhile."""
+        """Return a function that restores the present optimizer, schedule, scaler and gradients after a load."""
         attributes = {name: getattr(self, name) for name in _KEPT}
         scaler, parameters = self.scaler.state_dict(), list(self.unet.parameters())
         gradients = [item.grad for item in parameters]

@@ -1,4 +1,4 @@
-"""Whether the entries of a checkpoint are what a trainer can take over, known before anything is changed."""
+"""Validate the entries of a checkpoint before anything is changed."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ _COUNTABLE = 2**53
 
 
 def is_number(value: Any, least: float = -math.inf, below: float = math.inf) -> bool:
-    """Whether this is a finite number with ``least <= value < below``, and no truth value."""
+    """Return whether this is a finite number with ``least <= value < below``, and not a truth value."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return least <= value < below and abs(value) <= sys.float_info.max
 
 
 def matches(found: Any, own: Any) -> bool:
-    """Whether a value can stand in for one's own: finite numbers for numbers, a list for a list, as many for a tuple,
+    """Return whether a value can stand in for one's own: finite numbers for numbers, a list for a list, as many for a
+    tuple,
     at least its names for a mapping.
     """
     if own is None or isinstance(own, int | float):
@@ -44,7 +45,7 @@ def matches(found: Any, own: Any) -> bool:
 
 
 def are_counts(values: Any) -> bool:
-    """Whether these are whole numbers from 0 to 2**53: a list or a vector of them."""
+    """Return whether these are whole numbers from 0 to 2**53: a list or a vector of them."""
     if isinstance(values, Tensor):
         whole = values.ndim == 1 and not (values.is_floating_point() or values.is_complex())
         return whole and values.dtype != torch.bool and all(0 <= item < _COUNTABLE for item in values.tolist())
@@ -54,7 +55,7 @@ def are_counts(values: Any) -> bool:
 
 
 def are_tensors(values: Any) -> bool:
-    """Whether these are tensors by name."""
+    """Return whether these are tensors by name."""
     return isinstance(values, Mapping) and all(
         isinstance(name, str) and isinstance(item, Tensor) for name, item in values.items()
     )
@@ -69,7 +70,7 @@ def _is_random_state(value: Any) -> bool:
 
 
 def _is_position(value: Any) -> bool:
-    """Whether this is a state of a `BatchStream`."""
+    """Return whether this is a state of a `BatchStream`."""
     numbers = {"epoch", "position", "seen"}
     return (
         isinstance(value, Mapping)
@@ -95,7 +96,7 @@ def _wrong_in_run(run: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _are_settings(found: Any) -> bool:
-    """Whether these are the settings that a trainer writes down beside those of its optimizers."""
+    """Return whether these are the settings that a trainer writes down beside those of its optimizers."""
     if not isinstance(found, Mapping) or not isinstance(found.get("averages", {}), Mapping):
         return False
     periods, norm = [found.get(name, []) for name in PERIODS], found.get("max_grad_norm")
@@ -109,7 +110,7 @@ def _are_settings(found: Any) -> bool:
 
 
 def _fits(name: str, value: Any) -> bool:
-    """Whether a trainer can be given this number."""
+    """Return whether a trainer accepts this number."""
     try:
         check_number(value, name, NUMBERS[name])
     except (TypeError, ValueError):
@@ -123,7 +124,7 @@ _SWITCHES = ("amsgrad", "decoupled_weight_decay")
 
 
 def _is_group(found: Any) -> bool:
-    """Whether this is a group of Adam's parameters; how it computes (``foreach`` and the like) is not looked at."""
+    """Return whether this is a group of Adam's parameters; options such as ``foreach`` are not checked."""
     if not isinstance(found, Mapping) or not are_counts(found.get("params")):
         return False
     betas = found.get("betas")
@@ -138,7 +139,7 @@ def _is_group(found: Any) -> bool:
 
 
 def is_adams(found: Any) -> bool:
-    """Whether this is a state dict of Adam, for whatever parameters."""
+    """Return whether this is a state dict of Adam, for whatever parameters."""
     if not isinstance(found, Mapping) or not isinstance(found.get("state"), Mapping):
         return False
     groups, moments = found.get("param_groups"), found["state"]
@@ -178,7 +179,8 @@ def _has_rates(found: Any) -> bool:
 
 
 def _are_moments(found: Any, amsgrad: bool) -> bool:
-    """Whether these are the moments of one parameter: finite, second ones not negative, and the number of its steps."""
+    """Return whether these are the moments of one parameter: finite, second ones not negative, and its number of
+    steps."""
     squares = ("exp_avg_sq", "max_exp_avg_sq")
     names = {"exp_avg", "exp_avg_sq"} | ({"max_exp_avg_sq"} if amsgrad else set())
     if not isinstance(found, Mapping) or not names | {"step"} <= found.keys() or not _is_step(found["step"]):
@@ -208,7 +210,7 @@ def are_averages(found: Any) -> bool:
 
 
 def is_schedule(found: Any, optimizer: Any) -> bool:
-    """Whether this is the state of a learning-rate schedule for an optimizer's state, which may be absent."""
+    """Return whether this is the state of a learning-rate schedule for an optimizer's state, which may be absent."""
     if not isinstance(found, Mapping) or not are_counts([found.get("last_epoch", 0)]):
         return False
     rates, groups = found.get("base_lrs", [0.0]), (optimizer or {}).get("param_groups")
@@ -217,7 +219,7 @@ def is_schedule(found: Any, optimizer: Any) -> bool:
 
 
 def is_scale(found: Any) -> bool:
-    """Whether this is the state of a loss scaler; what it lacks is as in a new one."""
+    """Return whether this is the state of a loss scaler; missing entries are as in a new one."""
     if not isinstance(found, Mapping):
         return False
     return (
@@ -230,7 +232,7 @@ def is_scale(found: Any) -> bool:
 
 
 def _is_step(value: Any) -> bool:
-    """Whether this is a number of steps: a number, or a tensor of real ones."""
+    """Return whether this is a number of steps: a number, or a tensor of real ones."""
     if not isinstance(value, Tensor):
         return is_number(value, 0, _COUNTABLE)
     real = value.dtype != torch.bool and not value.is_complex()

@@ -8,7 +8,7 @@ from .optim import rate_factor
 
 
 class Warmup:
-    """How far the warm-up of one U-Net is.
+    """The progress of the warm-up of one U-Net.
 
     Args:
         scheduler: the schedule that it is a part of.
@@ -29,7 +29,7 @@ class Warmup:
         return int(self._scheduler.last_epoch)
 
     def warmup_factor(self, step: int | None = None) -> float:
-        """What the warm-up leaves of the rate after so many updates, by default now: from 1 / period up to 1."""
+        """The factor of the warm-up after this number of updates, by default now: from 1 / period up to 1."""
         return rate_factor(self.last_step if step is None else step, self.warmup_period)
 
     def state_dict(self) -> dict[str, int]:

@@ -55,7 +55,7 @@ class WorkersLost(RuntimeError):
 
 
 def is_lost_worker(error: BaseException) -> bool:
-    """Whether an error of a loader says that a worker process has ended or has no shared memory."""
+    """Return whether an error of a loader says that a worker process has ended or has no shared memory."""
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in LOST)
 
 
@@ -89,7 +89,7 @@ def usual_workers() -> int:
 
 @contextmanager
 def without_child_signals() -> Iterator[None]:
-    """Torch's handler of SIGCHLD does not outlive the block, whoever set it; any other one is as before.
+    """Remove torch's handler of SIGCHLD after the block, regardless of who set it; any other one is as before.
 
     It raises an error wherever the training happens to be, in the middle of an update if need be. Without it a lost
     worker is noticed where the next batch is asked for.
@@ -110,12 +110,12 @@ def _is_torchs(handler: Any) -> bool:
 
 
 def _known(thing: Any) -> bool:
-    """Whether code is torch's or this package's own: what others wrote may hold a connection, or use a GPU."""
+    """Return whether code is torch's or this package's own: other code may hold a connection, or use a GPU."""
     return getattr(thing, "__module__", "").partition(".")[0] in ("torch", __package__.partition(".")[0])
 
 
 def _any_process(dataset: Any) -> bool:
-    """Whether a forked process can read the items of a data set as well."""
+    """Return whether a forked process can read the items of a data set as well."""
     if not _known(type(dataset)) and not getattr(dataset, "any_process", False):
         return False
     parts = getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
@@ -125,7 +125,7 @@ def _any_process(dataset: Any) -> bool:
 
 
 def unread(loader: Any) -> bool:
-    """Whether a loader has items that have still to be read from their source, and any process could do that."""
+    """Return whether a loader has items that have still to be read from their source, and any process could do that."""
     if not isinstance(loader, DataLoader) or loader.num_workers or loader.worker_init_fn is not None:
         return False
     if not (inspect.isfunction(loader.collate_fn) and _known(loader.collate_fn) and _any_process(loader.dataset)):
@@ -138,7 +138,7 @@ class Staff:
     """Chooses, epoch by epoch, how many processes read for a stream.
 
     Args:
-        chooses: whether the number is ours to choose, because nobody stated one. It stays 0 where data set or
+        chooses: whether the trainer chooses the number, because the caller stated none. It stays 0 where data set or
             ``collate_fn`` are not of this package: a forked process may not be able to use them.
     """
 
@@ -197,7 +197,7 @@ class Staff:
 
 
 class Waiting:
-    """How much of the time of the last steps went into waiting for data."""
+    """The fraction of the time of the last steps that went into waiting for data."""
 
     def __init__(self) -> None:
         self._waited: deque[float] = deque(maxlen=STEPS)
