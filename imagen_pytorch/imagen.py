@@ -10,7 +10,7 @@ from torch import nn
 
 from .cascade.cascade import Cascade
 from .cascade.elucidated import ElucidatedFormulas
-from .cascade.limits import MOST_STEPS, check_each, check_flag, check_name, check_positive
+from .cascade.limits import MAX_STEPS, check_each, check_flag, check_name, check_positive
 from .cascade.options import SharedOptions
 from .cascade.sizes import is_pair
 from .construction import records_construction
@@ -204,7 +204,7 @@ class Imagen(Cascade):
         shared = SharedOptions.take(locals())
         networks = _networks(unets)
         count = len(networks)
-        check_each(timesteps, count, "timesteps", check_whole, 1, MOST_STEPS)
+        check_each(timesteps, count, "timesteps", check_whole, 1, MAX_STEPS)
         check_each(min_snr_loss_weight, count, "min_snr_loss_weight", check_flag)
         for name in per_stage(pred_objectives, count, "pred_objectives"):
             check_name(name, "pred_objectives")
@@ -369,7 +369,7 @@ class ElucidatedImagen(ElucidatedFormulas, Cascade):
         count = len(networks)
         for name, (low, high) in _RANGES.items():
             check_each(arguments[name], count, name, check_number, low, high, optional=False)
-        check_each(num_sample_steps, count, "num_sample_steps", check_whole, 1, MOST_STEPS)
+        check_each(num_sample_steps, count, "num_sample_steps", check_whole, 1, MAX_STEPS)
         for name in per_stage(sampler, count, "sampler"):
             check_name(name, "sampler")
         table = [per_stage(arguments[name], count, name) for name in Hparams._fields]

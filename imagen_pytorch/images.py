@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Size = tuple[int, int]
 
 #: Largest number of pixels of a side.
-LONGEST_SIDE = 65_536
+MAX_SIDE = 65_536
 
 #: Pillow's mode for each number of channels.
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
@@ -34,13 +34,13 @@ def as_size(size: int | Sequence[int]) -> Size:
     """Convert ``64`` or ``(height, width)`` to a pair.
 
     Raises:
-        ValueError: not one or two positive integers, or more than `LONGEST_SIDE`.
+        ValueError: not one or two positive integers, or more than `MAX_SIDE`.
     """
     pair = (size, size) if isinstance(size, int) else size
     if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
         raise ValueError(f"an image size is a positive int or (height, width), got {size!r}")
-    if max(pair) > LONGEST_SIDE:
-        raise ValueError(f"an image size is at most {LONGEST_SIDE:,} pixels a side, got {size!r}")
+    if max(pair) > MAX_SIDE:
+        raise ValueError(f"an image size is at most {MAX_SIDE:,} pixels a side, got {size!r}")
     return tuple(pair)
 
 

@@ -43,7 +43,7 @@ from .training.status import TrainerStatus
 from .training.tracking import Tracking
 from .training.unet_trainer import UnetTrainer
 
-#: names under which the parts of a lane are known to users: optim0, scaler1 ...
+#: names under which the parts of a `UnetTrainer` are known to users: optim0, scaler1 ...
 _PARTS = {"optim": "optimizer", "scaler": "scaler", "scheduler": "scheduler", "warmup": "warmup"}
 #: what looks at the times and the losses of the items of a validation batch
 Observer = Callable[[Tensor, Tensor], None]

@@ -11,7 +11,7 @@ ESCAPED = ("Cc", "Cs", "Zl", "Zp")
 #: classes of characters that change the direction of a line, and with it what a reader sees
 _TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 #: largest number of characters of a value that is shown
-LONGEST = 200
+MAX_LENGTH = 200
 
 
 def _is_plain(char: str) -> bool:
@@ -26,7 +26,7 @@ def printable(text: object) -> str:
     return "".join(char if _is_plain(char) else char.encode("unicode_escape").decode() for char in text)
 
 
-def excerpt(value: object, most: int = LONGEST) -> str:
+def excerpt(value: object, most: int = MAX_LENGTH) -> str:
     """Return a value from a file as it is shown: printable, and cut after ``most`` characters."""
     text = str(value)
     return printable(text) if len(text) <= most else f"{printable(text[:most])} ..."

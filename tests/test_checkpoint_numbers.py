@@ -99,7 +99,7 @@ def test_impossible_numbers_are_refused_and_change_nothing(monkeypatch, made, co
     place, values = PLACES[name]
     before = everything(made)
     for value in values:
-        with pytest.raises(CheckpointError, match=rf"a.pt is no checkpoint .*nothing was loaded.*{place[0]}"):
+        with pytest.raises(CheckpointError, match=rf"a.pt is not a checkpoint .*nothing was loaded.*{place[0]}"):
             loaded(monkeypatch, made, changed(contents, place, value), strict=strict)
     assert not differing(before, everything(made))
 

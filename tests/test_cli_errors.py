@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from imagen_pytorch.checkpoint import CheckpointError, CheckpointMisaddressed, CheckpointMismatch, CheckpointMissing
 from imagen_pytorch.cli import main
-from imagen_pytorch.cli._errors import LONGEST, CommandFailed, exit_code, format_error, one_line, warnings_as_lines
+from imagen_pytorch.cli._errors import MAX_LENGTH, CommandFailed, exit_code, format_error, one_line, warnings_as_lines
 from imagen_pytorch.data import DataUnavailable
 
 
@@ -82,7 +82,7 @@ def test_an_error_of_a_reading_process_is_told_without_its_traceback(error, code
 
 def test_messages_become_one_line_of_bounded_length():
     assert one_line(CommandFailed("two\n  lines.")) == "imagen: two lines"
-    assert len(one_line(CommandFailed("x" * 5000))) < LONGEST + 60
+    assert len(one_line(CommandFailed("x" * 5000))) < MAX_LENGTH + 60
     context = click.Context(click.Command("train"), info_name="imagen train")
     assert one_line(click.UsageError("wrong.", context)) == "imagen train: wrong (see imagen train --help)"
 

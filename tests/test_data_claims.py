@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, features
 
 from imagen_pytorch.data import Dataset, TableDataset
-from imagen_pytorch.data.decoding import MOST_PIXELS, REFUSED, _formats, decode, opened
+from imagen_pytorch.data.decoding import MAX_PIXELS, REFUSED, _formats, decode, opened
 
 #: sides that no other number in the header of a small file is likely to have
 WIDTH, HEIGHT = 351, 293
@@ -208,4 +208,4 @@ def test_sizes_of_items_have_the_same_limit(tmp_path, size):
     (tmp_path / "a.png").write_bytes(encoded("PNG"))
     with pytest.raises(ValueError, match="image_size: .* pixels(, 134 million are the most| a side)"):
         Dataset(tmp_path, size)
-    assert MOST_PIXELS == 2**27
+    assert MAX_PIXELS == 2**27

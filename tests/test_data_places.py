@@ -127,7 +127,7 @@ def test_damage_is_found_when_a_picture_is_read(monkeypatch):
 
 
 def test_what_the_table_names_and_what_is_too_large(monkeypatch):
-    monkeypatch.setattr(data_places, "LARGEST_FILE", 2**20)
+    monkeypatch.setattr(data_places, "MAX_FILE_BYTES", 2**20)
     rows = [{"file_name": name, "text": "x"} for name in ("red.png", "gone.png", "../red.png", "large.png")]
     table = {"metadata.jsonl": "\n".join(map(json.dumps, rows)).encode()}
     with pytest.warns(UserWarning):

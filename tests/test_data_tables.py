@@ -211,7 +211,7 @@ def _maybe(error, expected):
 
 
 def test_what_is_too_large_is_not_kept(server, monkeypatch):
-    monkeypatch.setattr(data_remote, "LARGEST", 1000)
+    monkeypatch.setattr(data_remote, "MAX_BYTES", 1000)
     with pytest.raises(OSError, match="/huge is larger than"):
         fetch(f"{server}/huge", timeout=5)
 

@@ -128,5 +128,5 @@ def test_a_caption_of_any_length_is_a_sheet_of_bounded_size():
     assert "".join(lines) == "x" * 2_000
     assert all(font.getlength(line) <= plots.CAPTION_WIDTH for line in lines)
     assert all(font.getlength(f"{line}x") > plots.CAPTION_WIDTH for line in lines[:-1])
-    short, long = (captioned_grid(torch.ones(1, 3, 8, 8), ["x" * count]) for count in (plots.MOST_LETTERS, 10**6))
+    short, long = (captioned_grid(torch.ones(1, 3, 8, 8), ["x" * count]) for count in (plots.MAX_CHARACTERS, 10**6))
     assert 0 <= long.height - short.height < 40

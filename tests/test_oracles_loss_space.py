@@ -10,7 +10,7 @@ from cascade_toys import cascade, pictures, text
 
 from imagen_pytorch.diffusion.losses import NOISE_LEVELS, WEIGHTINGS
 from imagen_pytorch.diffusion.objectives import OBJECTIVES
-from imagen_pytorch.diffusion.process import LARGEST_ERROR_SCALE, DiffusionProcess
+from imagen_pytorch.diffusion.process import MAX_ERROR_SCALE, DiffusionProcess
 from imagen_pytorch.diffusion.samplers import SAMPLERS
 from imagen_pytorch.diffusion.schedules import Cosine, Flow
 from imagen_pytorch.testing import IsotropicGaussian, as_network
@@ -95,7 +95,7 @@ def test_an_image_predicted_and_measured_as_velocity_is_that_of_jit():
     t = torch.tensor([0.01, 0.04, 0.05, 0.2, 0.9], dtype=torch.float64)
     scale, factor = model.error_scale(model.schedule(t))
     torch.testing.assert_close(scale, 1 / t.clamp(min=0.05), rtol=1e-6, atol=0)
-    assert torch.equal(factor, torch.ones_like(t)) and scale.max() == LARGEST_ERROR_SCALE
+    assert torch.equal(factor, torch.ones_like(t)) and scale.max() == MAX_ERROR_SCALE
     x0, noise = torch.randn(2, 4000, 100)
     t = torch.full((4000,), 0.3)
     found = model.loss(as_network(IsotropicGaussian(0.0, 0.5), model), 0.5 * x0, t, noise).mean()

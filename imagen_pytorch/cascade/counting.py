@@ -7,7 +7,7 @@ from typing import Any
 
 from ..ranges import check_whole
 from .inputs import as_tensor
-from .limits import MOST_IMAGES
+from .limits import MAX_IMAGES
 from .options import check_texts
 
 #: arguments with one entry per image; the first that is given sets the number if neither captions nor batch_size do
@@ -31,7 +31,7 @@ def images_of(arguments: Mapping[str, Any]) -> int:
         TypeError: a ``batch_size`` that is not a number, or captions that are not a list of strings.
         ValueError: a ``batch_size`` below 1 or not an integer, no caption, or another number of captions.
     """
-    stated = check_whole(arguments.get("batch_size", 1), "batch_size", 1, MOST_IMAGES)
+    stated = check_whole(arguments.get("batch_size", 1), "batch_size", 1, MAX_IMAGES)
     captions, embeds = arguments.get("texts"), arguments.get("text_embeds")
     if embeds is not None:
         captions = as_tensor(embeds, "text_embeds")

@@ -13,9 +13,9 @@ from ..ranges import check_number, check_whole, plain_number
 from ..tensors import per_stage
 
 #: largest number of sampling steps
-MOST_STEPS = 100_000
+MAX_STEPS = 100_000
 #: largest number of images of one call, and of frames of a clip
-MOST_IMAGES = 1_000_000
+MAX_IMAGES = 1_000_000
 #: modes of `torch.compile`
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 

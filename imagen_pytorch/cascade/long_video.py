@@ -14,7 +14,7 @@ from ..ranges import check_whole
 from ..registry import Registry
 from ..tensors import seeded
 from .counting import images_of
-from .limits import MOST_IMAGES, check_flag
+from .limits import MAX_IMAGES, check_flag
 from .options import SampleOptions
 from .stage import Stage
 from .video import ClipFrames, check_frame_count, frame_rate
@@ -99,8 +99,8 @@ def checked(scheme: str | Sequence[Any], total: int, window: int) -> list[Part]:
             in one call than a window.
         TypeError: neither a name nor such pairs.
     """
-    check_whole(total, "total_frames", 1, MOST_IMAGES)
-    if check_whole(window, "window", 1, MOST_IMAGES) < 2:
+    check_whole(total, "total_frames", 1, MAX_IMAGES)
+    if check_whole(window, "window", 1, MAX_IMAGES) < 2:
         raise ValueError(f"a long video needs at least 1 frame and a window of 2, got {total} and {window}")
     if isinstance(scheme, str):
         return SCHEMES[scheme](total, window)

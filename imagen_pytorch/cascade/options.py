@@ -22,8 +22,8 @@ from ..tensors import Generators, check_generators, per_stage, seeded
 from .geometric import LABEL_DIM, GeometricAugmentation
 from .inputs import check_rates, check_times
 from .limits import (
-    MOST_IMAGES,
-    MOST_STEPS,
+    MAX_IMAGES,
+    MAX_STEPS,
     check_compile,
     check_each,
     check_flag,
@@ -124,7 +124,7 @@ class SharedOptions(_Taken):
         if self.text_embed_dim is not None:
             check_whole(self.text_embed_dim, "text_embed_dim", 1, 1_000_000)
         if self.video_frames is not None:
-            check_whole(self.video_frames, "video_frames", 1, MOST_IMAGES)
+            check_whole(self.video_frames, "video_frames", 1, MAX_IMAGES)
         if self.resize_mode not in RESIZE_MODES:
             raise ValueError(f'no resize_mode "{self.resize_mode}"; known: {", ".join(RESIZE_MODES)}')
         if self.temporal_resize_mode not in TEMPORAL_MODES:
@@ -151,7 +151,7 @@ class SharedOptions(_Taken):
         """
         name = "temporal_downsample_factor"
         factors = per_stage(self.temporal_downsample_factor, count, name)
-        whole = all(isinstance(factor, int) and 1 <= factor <= MOST_IMAGES for factor in factors)
+        whole = all(isinstance(factor, int) and 1 <= factor <= MAX_IMAGES for factor in factors)
         if not whole or list(factors) != sorted(factors, reverse=True) or factors[-1] != 1:
             raise ValueError(
                 "temporal_downsample_factor must be whole numbers that never rise from stage to stage and end in 1, "
@@ -349,15 +349,15 @@ class SampleOptions(_Taken):
         if self.stop_at_unet_number is not None:
             check_whole(self.stop_at_unet_number, "stop_at_unet_number", -math.inf)
         if self.video_frames is not None:
-            check_whole(self.video_frames, "video_frames", 1, MOST_IMAGES)
-        check_each(self.steps, count, "steps", check_whole, 1, MOST_STEPS)
-        check_each(self.skip_steps, count, "skip_steps", check_whole, 0, MOST_STEPS)
+            check_whole(self.video_frames, "video_frames", 1, MAX_IMAGES)
+        check_each(self.steps, count, "steps", check_whole, 1, MAX_STEPS)
+        check_each(self.skip_steps, count, "skip_steps", check_whole, 0, MAX_STEPS)
         check_each(self.strength, count, "strength", check_fraction)
         check_each(self.cond_scale, count, "cond_scale", check_scale)
         check_each(self.lowres_sample_noise_level, count, "lowres_sample_noise_level", check_fraction)
         check_each(self.sigma_min, count, "sigma_min", check_positive)
         check_each(self.sigma_max, count, "sigma_max", check_positive)
-        check_each(self.cache_interval, count, "cache_interval", check_whole, 1, MOST_STEPS)
+        check_each(self.cache_interval, count, "cache_interval", check_whole, 1, MAX_STEPS)
         if self.frame_times is not None:
             check_times(self.frame_times)
         if self.fps is not None:

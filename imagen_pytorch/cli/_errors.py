@@ -18,7 +18,7 @@ from ._signals import is_main_process
 FAILED, USAGE, DATA, CHECKPOINT, MEMORY = 1, 2, 3, 4, 5
 
 #: characters of one message, at most
-LONGEST = 600
+MAX_LENGTH = 600
 
 #: how torch begins the message of an error that a reading process met
 _OF_A_WORKER = re.compile(r"Caught \w+ in DataLoader worker process \d+\.\nOriginal Traceback")
@@ -47,7 +47,7 @@ CODES = {
 
 def say(text: str) -> None:
     """Print lines on standard error; text quoted from files is escaped and shortened."""
-    click.echo("\n".join(excerpt(line, LONGEST) for line in text.split("\n")), err=True)
+    click.echo("\n".join(excerpt(line, MAX_LENGTH) for line in text.split("\n")), err=True)
 
 
 class CommandFailed(click.ClickException):
@@ -108,8 +108,8 @@ def one_line(error: click.ClickException) -> str:
     absent = _ABSENT.get(error.option_name) if isinstance(error, click.NoSuchOption) else None
     message = error.format_message() if absent is None else f"no option {error.option_name} is needed: {absent}"
     text = " ".join(message.split()).removesuffix(".")
-    cut = "" if len(text) <= LONGEST else " ... (--debug shows the rest)"
-    text = f"{printable(text[:LONGEST])}{cut}"
+    cut = "" if len(text) <= MAX_LENGTH else " ... (--debug shows the rest)"
+    text = f"{printable(text[:MAX_LENGTH])}{cut}"
     context = getattr(error, "ctx", None)
     if not isinstance(error, click.UsageError) or context is None:
         return f"imagen: {text}"

@@ -29,7 +29,7 @@ _UNSAFE = re.compile(r'[/\\:*?"<>|]')
 _INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 #: stems that name devices on Windows, with any suffix
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3])(?=\.|$)", re.IGNORECASE)
-_LONGEST = 255
+_MAX_NAME_BYTES = 255
 #: room for "-unet1", "-12" and the suffix
 _ROOM = 24
 #: where the number of a frame stands in a file name: %d, %4d or %04d
@@ -45,11 +45,11 @@ OUTPUTS = ".imagen-outputs"
 
 def slug(caption: str) -> str:
     """Turn a caption into a file name without suffix: safe on every file system, at most 255 bytes with the suffix."""
-    caption = caption[:_LONGEST]
+    caption = caption[:_MAX_NAME_BYTES]
     name = caption.replace("-", "_").replace(",", "").replace(" ", "_").replace("|", "--")
     name = "".join("_" if unicodedata.category(char) in _INVISIBLE else char for char in name)
     name = _UNSAFE.sub("_", name).strip("-_./\\~")
-    name = name.encode("utf-8")[: _LONGEST - _ROOM].decode("utf-8", errors="ignore").rstrip("-_. ")
+    name = name.encode("utf-8")[: _MAX_NAME_BYTES - _ROOM].decode("utf-8", errors="ignore").rstrip("-_. ")
     return _DEVICES.sub(r"\1_", name, count=1) if _DEVICES.match(name) else name or "sample"
 
 

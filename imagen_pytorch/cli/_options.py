@@ -19,7 +19,7 @@ BATCH, FRAMES = click.IntRange(min=1, max=1_000_000), click.IntRange(min=1, max=
 #: guidance weight of `train`, `sample` and `demo` where neither an option nor the model states one
 USUAL_COND_SCALE = 3.0
 #: the largest guidance weight, and the most sampling steps
-LARGEST_SCALE, MOST_STEPS = 1e6, 100_000
+LARGEST_SCALE, MAX_STEPS = 1e6, 100_000
 #: other names of kinds of precision
 _PRECISIONS = {"fp32": "no", "float32": "no", "float16": "fp16", "bfloat16": "bf16"}
 
@@ -172,7 +172,7 @@ guidance_option = click.option(
 
 steps_option = click.option(
     "--steps",
-    type=PerStage(int, 1, MOST_STEPS),
+    type=PerStage(int, 1, MAX_STEPS),
     help="Sampling steps, one number or one per U-Net.  [default: the model's own, or the sampler's if one is given]",
 )
 
@@ -197,7 +197,7 @@ compile_option = click.option(
 
 cache_interval_option = click.option(
     "--cache-interval",
-    type=PerStage(int, 1, MOST_STEPS),
+    type=PerStage(int, 1, MAX_STEPS),
     default="1",
     show_default=True,
     help="Compute the inner levels of the networks only at every Nth call, one number or one per U-Net: faster, less "

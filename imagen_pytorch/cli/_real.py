@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: the data where neither an option nor the model names any
 USUAL_DATA = "emoji64"
 #: subfolders of a folder that count as classes, at most
-MOST_CLASSES = 100
+MAX_CLASSES = 100
 #: endings of names of sheets and earlier stages, which `imagen sample` writes beside its images
 _SHEETS = re.compile(r"-(grid|sweep|unet\d+)(-\d+)?$")
 #: the text in a PNG file that holds its caption
@@ -118,7 +118,7 @@ class RealData:
         name = getattr(self.dataset, "name", None)
         names = [name(index) for index in range(len(self))] if callable(name) else []
         found = [str(each).partition("/")[0] for each in names if "/" in str(each)]
-        return found if len(found) == len(self) and 2 <= len(set(found)) <= MOST_CLASSES else []
+        return found if len(found) == len(self) and 2 <= len(set(found)) <= MAX_CLASSES else []
 
     @property
     def record(self) -> dict[str, Any]:

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 
 #: bytes of the captions of one call
-_MOST_PROMPTS = 1 << 26
+_MAX_PROMPT_BYTES = 1 << 26
 #: images on one sheet, at most
-MOST_CELLS = 4096
+MAX_CELLS = 4096
 #: a line of captions that looks like one with options after the caption, or like an object of JSON
 _OPTIONS = re.compile(r"(^|\s)--[a-z]{1,16}[ =]\S|^\{.*\}$")
 
@@ -105,12 +105,12 @@ def _prompts(name: str) -> str:
         click.UsageError: it is larger than any list of captions.
     """
     if name == "-":
-        data = sys.stdin.buffer.read(_MOST_PROMPTS + 1)
+        data = sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1)
     else:
         with open(name, "rb") as file:
-            data = file.read(_MOST_PROMPTS + 1)
-    if len(data) > _MOST_PROMPTS:
-        raise click.UsageError(f"{name} is not a list of captions: it has more than {_MOST_PROMPTS >> 20} MiB")
+            data = file.read(_MAX_PROMPT_BYTES + 1)
+    if len(data) > _MAX_PROMPT_BYTES:
+        raise click.UsageError(f"{name} is not a list of captions: it has more than {_MAX_PROMPT_BYTES >> 20} MiB")
     return data.decode("utf-8-sig")
 
 
@@ -292,8 +292,8 @@ def _check_output(request: Request, process: Process, captions: list[str]) -> No
     to_stdout = request.output == "-"
     if to_stdout and (len(captions) > 1 or request.num_images > 1 or request.grid or request.save_stages):
         raise click.UsageError("--output - takes a single image or video; give a folder for several")
-    if request.grid and max(len(captions), 1) * request.num_images > MOST_CELLS:
-        raise click.UsageError(f"a sheet has room for {MOST_CELLS:,} of them: leave out --grid, or make fewer")
+    if request.grid and max(len(captions), 1) * request.num_images > MAX_CELLS:
+        raise click.UsageError(f"a sheet has room for {MAX_CELLS:,} of them: leave out --grid, or make fewer")
     if process.count > 1 and (to_stdout or request.grid):
         raise click.UsageError(f"{process.count} processes write files of their own: leave out --grid and --output -")
     if process.count > 1 and request.seed is None:

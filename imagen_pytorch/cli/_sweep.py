@@ -12,7 +12,7 @@ from ._errors import say
 from ._files import tell, write_new
 from ._process import this_process
 from ._sampling import (
-    MOST_CELLS,
+    MAX_CELLS,
     Request,
     Wanted,
     check_arguments,
@@ -68,8 +68,8 @@ def run(request: Request) -> None:
     imagen, outputs = session.imagen, session.outputs
     wanted = list(session.wanted(request.num_images))
     cells = [{**column, **row} for row, column in product(_settings_of(rows), _settings_of(columns))]
-    if len(cells) * len(wanted) > MOST_CELLS:
-        raise click.UsageError(f"{len(cells) * len(wanted):,} images are too many for sheets: at most {MOST_CELLS:,}")
+    if len(cells) * len(wanted) > MAX_CELLS:
+        raise click.UsageError(f"{len(cells) * len(wanted):,} images are too many for sheets: at most {MAX_CELLS:,}")
     calls = [sample_arguments(replace(request, **cell), imagen, session.stop) for cell in cells]
     for call in calls:
         check_arguments(imagen, call)

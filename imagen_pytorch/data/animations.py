@@ -15,7 +15,7 @@ from .decoding import check_file, opened
 UNTIMED = 100
 
 #: Largest number of bytes of an animation, which is read as a whole.
-LARGEST = 2**28
+MAX_BYTES = 2**28
 
 #: Offset in a chunk of a WebP or PNG animation of the duration of a frame.
 WEBP_DURATION, PNG_DURATION = 12, 20
@@ -39,8 +39,8 @@ def durations(source: Path | bytes) -> list[float]:
     """
     if isinstance(source, Path):
         check_file(source)
-        if source.stat().st_size > LARGEST:
-            raise OSError(f"larger than {LARGEST // 2**20} MiB")
+        if source.stat().st_size > MAX_BYTES:
+            raise OSError(f"larger than {MAX_BYTES // 2**20} MiB")
     content = source if isinstance(source, bytes) else source.read_bytes()
     if not content:
         raise OSError("empty file")

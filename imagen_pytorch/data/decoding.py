@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 #: Largest number of pixels of an image or frame. Larger ones are refused by their header before decoding.
-MOST_PIXELS = 2**27
+MAX_PIXELS = 2**27
 
 #: Number of pixels from which an image much larger than needed is reduced by an integer factor before it becomes
 #: floats.
@@ -54,7 +54,7 @@ UNREAD = {
 BITS, PHOTOMETRIC, TILE_WIDTH, TILE_HEIGHT = 258, 262, 322, 323
 
 #: Largest number of characters of a reason.
-LONGEST_REASON = 120
+MAX_REASON_LENGTH = 120
 
 
 # -- words ------------------------------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def reason_of(error: Exception) -> str:
     text = printable(" ".join(text.split()))
     if "truncated" in text.lower() and text.startswith(("image file", "Truncated", "OSError", "SyntaxError")):
         return "truncated"
-    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
+    return text if len(text) <= MAX_REASON_LENGTH else f"{text[:MAX_REASON_LENGTH]} ..."
 
 
 @contextmanager
@@ -104,8 +104,8 @@ def check_pixels(size: tuple[int, int]) -> None:
     """
     if min(size) < 1:
         raise OSError("no pixels in it")
-    if math.prod(size) > MOST_PIXELS:
-        raise OSError(f"too large: {size[0]} x {size[1]} pixels, {MOST_PIXELS // 10**6} million are the most")
+    if math.prod(size) > MAX_PIXELS:
+        raise OSError(f"too large: {size[0]} x {size[1]} pixels, {MAX_PIXELS // 10**6} million are the most")
 
 
 def check_header(image: Image.Image) -> None:
@@ -118,7 +118,7 @@ def check_header(image: Image.Image) -> None:
     if image.format == "TIFF":
         tags = getattr(image, "tag_v2", {})
         tile = tuple(side if isinstance(side, int) else 0 for side in map(tags.get, (TILE_WIDTH, TILE_HEIGHT)))
-        if math.prod(tile) > min(MOST_PIXELS, max(TILE_PIXELS, TILE_SHARE * math.prod(image.size))):
+        if math.prod(tile) > min(MAX_PIXELS, max(TILE_PIXELS, TILE_SHARE * math.prod(image.size))):
             raise OSError(f"too large: a tile of {tile[0]} x {tile[1]} for {image.size[0]} x {image.size[1]} pixels")
 
 

@@ -42,7 +42,7 @@ COUNTED = ("avi",)
 MISSING_END = 0.25
 
 #: Largest number of frames of a clip at the requested rate: two days at 24 per second. A header may claim centuries.
-MOST_FRAMES = 2**22
+MAX_FRAMES = 2**22
 
 #: The reason for which a video file is left out without PyAV.
 NEEDS_AV = "reading it needs PyAV: pip install av"
@@ -106,14 +106,14 @@ class Clip:
         so that still scenes keep their length.
 
         Raises:
-            OSError: there would be more than `MOST_FRAMES`.
+            OSError: there would be more than `MAX_FRAMES`.
         """
         if fps is None:
             return np.arange(len(self.starts)), self.rate
         # a small tolerance, so that ties do not depend on rounding
         hair = 1e-6
-        if self.length * fps > MOST_FRAMES:
-            most = f"{MOST_FRAMES:,} frames are the most"
+        if self.length * fps > MAX_FRAMES:
+            most = f"{MAX_FRAMES:,} frames are the most"
             raise OSError(f"too long: {self.length:g} seconds at {fps:g} per second, {most}")
         times = np.arange(max(1, int(np.ceil(self.length * fps - hair)))) / fps
         begins = self.starts[1:] - np.minimum(np.diff(self.starts), 1 / fps) / 2

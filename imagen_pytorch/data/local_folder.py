@@ -17,10 +17,10 @@ from .skipping import DataError
 from .trouble import is_trouble, retry
 
 #: Largest number of bytes of the captions of one image.
-LARGEST_TEXT = 2**20
+MAX_TEXT_BYTES = 2**20
 
 #: Largest number of bytes of a table of captions.
-LARGEST_TABLE = 2**30
+MAX_TABLE_BYTES = 2**30
 
 #: Levels of subfolders that are searched; deeper ones are listed as left out.
 DEEPEST = 100
@@ -125,15 +125,15 @@ class Place(ABC):
         Raises:
             OSError: it cannot be read, is larger than 1 GiB, or has a line of more than 1 Mi characters.
         """
-        if (self.size(path) or 0) > LARGEST_TABLE:
-            raise OSError(f"larger than {LARGEST_TABLE // 2**30} GiB; give each subfolder a table of its own")
+        if (self.size(path) or 0) > MAX_TABLE_BYTES:
+            raise OSError(f"larger than {MAX_TABLE_BYTES // 2**30} GiB; give each subfolder a table of its own")
         source = self.source(path)
         stream = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
         with io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:  # type: ignore[arg-type]
             for number in itertools.count(1):
-                line = text.readline(LARGEST_TEXT + 1)
-                if len(line) > LARGEST_TEXT:
-                    raise OSError(f"line {number} is longer than {LARGEST_TEXT // 2**20} Mi characters")
+                line = text.readline(MAX_TEXT_BYTES + 1)
+                if len(line) > MAX_TEXT_BYTES:
+                    raise OSError(f"line {number} is longer than {MAX_TEXT_BYTES // 2**20} Mi characters")
                 if not line:
                     return
                 yield line
@@ -296,7 +296,7 @@ def _text(path: Path) -> bytes | None:
     if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
         return None
     with path.open("rb") as file:
-        return file.read(LARGEST_TEXT + 1)
+        return file.read(MAX_TEXT_BYTES + 1)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -310,4 +310,4 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def bounded(text: bytes | OSError) -> bytes | OSError:
     """Return the captions of one image, or an error if they are too long."""
-    return OSError("larger than 1 MiB") if isinstance(text, bytes) and len(text) > LARGEST_TEXT else text
+    return OSError("larger than 1 MiB") if isinstance(text, bytes) and len(text) > MAX_TEXT_BYTES else text

@@ -19,12 +19,12 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..images import MODES, Size
 from .base import SOURCES, check_known, item_size, split_names
-from .decoding import MOST_PIXELS
+from .decoding import MAX_PIXELS
 from .frames import check_positive, strides_of
 from .sprites import CELLS, Sprites, handwriting, render
 
 #: Largest number of digits, or of distractors, of one clip.
-MOST_SPRITES = 1000
+MAX_SPRITES = 1000
 
 #: Directions of motion as (down, right).
 DIRECTIONS = {
@@ -201,7 +201,7 @@ class MovingDigits(TorchDataset):
         check_positive("length", length, int)
         check_positive("fps", fps, (int, float))
         self.size = item_size(image_size)
-        if num_frames * math.prod(self.size) > MOST_PIXELS:
+        if num_frames * math.prod(self.size) > MAX_PIXELS:
             raise ValueError(
                 f"num_frames: {num_frames:,} frames of {self.size[0]}x{self.size[1]} pixels are too many for one clip"
             )
@@ -211,8 +211,8 @@ class MovingDigits(TorchDataset):
         self.num_digits = _span("num_digits", num_digits, int, 1)
         self.distractors = _span("distractors", distractors, int, 0)
         for name, span in (("num_digits", self.num_digits), ("distractors", self.distractors)):
-            if max(span) > MOST_SPRITES:
-                raise ValueError(f"{name}: {MOST_SPRITES} in a clip are the most, got {max(span):,}")
+            if max(span) > MAX_SPRITES:
+                raise ValueError(f"{name}: {MAX_SPRITES} in a clip are the most, got {max(span):,}")
         self.speed = _span("speed", speed, (int, float), 0)
         self.directions, self.digits = _names("direction", directions, DIRECTIONS), _classes(digits)
         self.colours = _names("colour", tuple(COLOURS) if colours is True else colours, COLOURS) if colours else ()

@@ -16,7 +16,7 @@ from .skipping import DataError
 from .trouble import retry
 
 #: Largest number of bytes of a fetched file.
-LARGEST_FILE = 2**28
+MAX_FILE_BYTES = 2**28
 
 #: Number of small files that are fetched in parallel.
 AT_ONCE = 1000
@@ -146,8 +146,8 @@ class RemoteFolder(Place):
         size = self._sizes[path.as_posix()]
         if size == 0:
             raise OSError("empty file")
-        if size is not None and size > LARGEST_FILE:
-            raise OSError(f"larger than {LARGEST_FILE // 2**20} MiB")
+        if size is not None and size > MAX_FILE_BYTES:
+            raise OSError(f"larger than {MAX_FILE_BYTES // 2**20} MiB")
 
     def outage(self) -> str | None:
         """Return the reason why nothing can be read: neither the folder nor its first and last file exists."""

@@ -26,7 +26,7 @@ from urllib.request import (
 from ..images import Size
 from .captions import is_text
 from .decoding import as_oserror, decode, reason_of
-from .local_folder import LARGEST_TEXT
+from .local_folder import MAX_TEXT_BYTES
 from .skipping import DataError
 from .trouble import OWN
 
@@ -38,7 +38,7 @@ IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png", "webp")
 TEXT_COLUMNS = ("text", "caption", "captions", "prompt", "txt", "TEXT")
 
 #: Largest number of bytes of a fetched image.
-LARGEST = 2**26
+MAX_BYTES = 2**26
 
 #: Factor from the timeout of an attempt to the longest time that fetching an image may take.
 SLOWEST = 3
@@ -139,7 +139,7 @@ def fetch(address: str | None, timeout: float, attempts: int = 2) -> bytes:
             left = max(end - time.monotonic(), 0.001)
             request = Request(address, headers={"User-Agent": AGENT})
             with opener.open(request, timeout=min(timeout, left)) as answer:
-                content = answer.read(LARGEST + 1)
+                content = answer.read(MAX_BYTES + 1)
             break
         except HTTPError as error:
             if error.code < 500 or attempt == attempts:
@@ -155,8 +155,8 @@ def fetch(address: str | None, timeout: float, attempts: int = 2) -> bytes:
         # a broken answer or an invalid URL: a further attempt would not change it
         except Exception as error:
             raise OSError(f"{address}: {type(error).__name__}: {error}") from error
-    if len(content) > LARGEST:
-        raise OSError(f"{address} is larger than {LARGEST // 2**20} MiB")
+    if len(content) > MAX_BYTES:
+        raise OSError(f"{address} is larger than {MAX_BYTES // 2**20} MiB")
     return content
 
 
@@ -237,8 +237,8 @@ def captions_of(value: Any) -> tuple[str, ...]:
     texts = [value] if value is None or isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(text is None or isinstance(text, str) for text in texts):
         raise TypeError(f"a caption is a string or a list of strings, got {type(value).__name__}: {value!r}")
-    if sum(len(text) for text in texts if text) > LARGEST_TEXT:
-        raise OSError(f"caption: larger than {LARGEST_TEXT // 2**20} MiB")
+    if sum(len(text) for text in texts if text) > MAX_TEXT_BYTES:
+        raise OSError(f"caption: larger than {MAX_TEXT_BYTES // 2**20} MiB")
     kept = tuple(text.strip() for text in texts if text and text.strip() and is_text(text))
     if not kept:
         raise OSError("no caption")

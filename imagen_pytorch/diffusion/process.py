@@ -20,7 +20,7 @@ from .spectral import SpectralLoss
 
 #: Largest factor from the error of the prediction to that of the loss space: no velocity is divided by a time below
 #: 0.05, as in Li & He (2025, "JiT", arXiv 2511.13720).
-LARGEST_ERROR_SCALE = 20.0
+MAX_ERROR_SCALE = 20.0
 
 #: ``net(c_in x_t, c_noise (b,), x0_before) -> prediction``
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -159,12 +159,12 @@ class DiffusionProcess:
 
         The squared error of the prediction then counts the square of the first times the second. With a weighting that
         is stated in x0 space the product is the same for every ``loss_space``. The factor is at most
-        `LARGEST_ERROR_SCALE`.
+        `MAX_ERROR_SCALE`.
         """
         c_out = self.objective.coefficients(level).c_out
         if self.loss_space is None:
             return torch.ones_like(c_out), self.weighting.prediction_weight(level, c_out)
-        scale = (c_out / self.loss_space.coefficients(level).c_out).abs().clamp(max=LARGEST_ERROR_SCALE)
+        scale = (c_out / self.loss_space.coefficients(level).c_out).abs().clamp(max=MAX_ERROR_SCALE)
         return scale, self.weighting.prediction_weight(level, c_out / scale)
 
     def plan(

@@ -24,14 +24,14 @@ COLOURS = ((31, 95, 170), (200, 80, 20), (40, 135, 70), (140, 60, 150), (110, 11
 IMAGE_WIDTH, CAPTION_WIDTH, MARGIN, FONT_SIZE = 128, 128, 12, 13
 
 #: Largest number of letters of a caption that is shown, a page of text. More would only make a sheet of gigabytes.
-MOST_LETTERS = 2000
+MAX_CHARACTERS = 2000
 
 Curve = Sequence[tuple[int, float]]
 
 
 def _page(text: str) -> str:
-    """Cut a text after `MOST_LETTERS`."""
-    return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]} ..."
+    """Cut a text after `MAX_CHARACTERS`."""
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} ..."
 
 
 def wrap(text: str, width: float, font: Any) -> list[str]:

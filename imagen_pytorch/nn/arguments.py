@@ -9,24 +9,24 @@ from typing import Any
 from ..ranges import check_number, check_whole
 
 #: largest width, number of tokens and number of channels
-_WIDEST = 2**20
+_MAX_SIZE = 2**20
 #: largest number of layers of a kind, heads, groups and merged frames; largest kernel
-_MOST = 2**10
+_MAX = 2**10
 
 #: Integers, one value or one per level: the smallest and the largest allowed value. None may stand for a default.
 WHOLE = {
-    **dict.fromkeys(("dim", "text_embed_dim", "cond_dim", "init_dim", "channels", "channels_out"), (1, _WIDEST)),
-    **dict.fromkeys(("attn_dim_head", "max_text_len", "num_time_tokens"), (1, _WIDEST)),
-    **dict.fromkeys(("num_resnet_blocks", "layer_attns_depth", "layer_mid_attns_depth"), (0, _MOST)),
-    **dict.fromkeys(("init_conv_kernel_size", "init_cross_embed_kernel_sizes", "final_conv_kernel_size"), (1, _MOST)),
-    **dict.fromkeys(("resnet_groups", "temporal_strides", "time_rel_pos_bias_depth"), (1, _MOST)),
-    "attn_heads": (2, _MOST),
-    "attn_kv_heads": (1, _MOST),
-    "attn_pool_num_latents": (1, _WIDEST),
-    "cond_images_channels": (0, _WIDEST),
-    "augment_dim": (0, _WIDEST),
-    "cross_embed_downsample_kernel_sizes": (2, _MOST),
-    "learned_sinu_pos_emb_dim": (2, _WIDEST),
+    **dict.fromkeys(("dim", "text_embed_dim", "cond_dim", "init_dim", "channels", "channels_out"), (1, _MAX_SIZE)),
+    **dict.fromkeys(("attn_dim_head", "max_text_len", "num_time_tokens"), (1, _MAX_SIZE)),
+    **dict.fromkeys(("num_resnet_blocks", "layer_attns_depth", "layer_mid_attns_depth"), (0, _MAX)),
+    **dict.fromkeys(("init_conv_kernel_size", "init_cross_embed_kernel_sizes", "final_conv_kernel_size"), (1, _MAX)),
+    **dict.fromkeys(("resnet_groups", "temporal_strides", "time_rel_pos_bias_depth"), (1, _MAX)),
+    "attn_heads": (2, _MAX),
+    "attn_kv_heads": (1, _MAX),
+    "attn_pool_num_latents": (1, _MAX_SIZE),
+    "cond_images_channels": (0, _MAX_SIZE),
+    "augment_dim": (0, _MAX_SIZE),
+    "cross_embed_downsample_kernel_sizes": (2, _MAX),
+    "learned_sinu_pos_emb_dim": (2, _MAX_SIZE),
 }
 
 #: Lists of any length. All other arguments are one value, or one per level.
@@ -39,8 +39,8 @@ UNUSED = ("num_image_tokens", "out_dim", "image_embed_dim")
 def _entries(value: Any, name: str) -> Sequence[Any]:
     """Return one or several values as a sequence."""
     if isinstance(value, list | tuple):
-        if not 0 < len(value) <= _MOST:
-            raise ValueError(f"{name} must have 1 to {_MOST:,} entries, got {len(value):,}")
+        if not 0 < len(value) <= _MAX:
+            raise ValueError(f"{name} must have 1 to {_MAX:,} entries, got {len(value):,}")
         return value
     if name in LISTS:
         raise TypeError(f"{name} must be a list or a tuple, got {value!r}")
@@ -86,11 +86,11 @@ def _check_switches(name: str, value: Any) -> None:
 def _check_widths(given: Mapping[str, Any]) -> None:
     """Check the widths that depend on that of the network, and the fractions."""
     for mult in _entries(given["dim_mults"], "dim_mults"):
-        width = int(given["dim"] * check_number(mult, "dim_mults", 0, _WIDEST, above=True))
-        if not 1 <= width <= _WIDEST:
+        width = int(given["dim"] * check_number(mult, "dim_mults", 0, _MAX_SIZE, above=True))
+        if not 1 <= width <= _MAX_SIZE:
             made = f"{mult} times dim={given['dim']} is {width:,}"
-            raise ValueError(f"dim_mults must give widths of 1 to {_WIDEST:,}; {made}")
-    check_number(given["ff_mult"], "ff_mult", 0, _MOST, above=True)
+            raise ValueError(f"dim_mults must give widths of 1 to {_MAX_SIZE:,}; {made}")
+    check_number(given["ff_mult"], "ff_mult", 0, _MAX, above=True)
     narrowest = min(given["dim"], *(int(given["dim"] * mult) for mult in given["dim_mults"]))
     if int(narrowest * given["ff_mult"]) < 1:
         raise ValueError(f"ff_mult={given['ff_mult']} leaves nothing of a level {narrowest} wide: take a larger number")

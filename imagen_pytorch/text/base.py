@@ -28,7 +28,7 @@ EMBEDDED = "builtin:"
 OWN = "own:"
 
 #: Largest number of characters of a name: a path on any file system fits.
-_LONGEST_NAME = 4096
+_MAX_NAME_LENGTH = 4096
 
 
 class TextCondition(NamedTuple):
@@ -201,9 +201,9 @@ def check_name(name: Any) -> str:
     """
     if not isinstance(name, str):
         raise TypeError(f"text_encoder_name must be a string, got {type(name).__name__}")
-    if not name.isprintable() or not 0 < len(name) <= _LONGEST_NAME:
+    if not name.isprintable() or not 0 < len(name) <= _MAX_NAME_LENGTH:
         shown = ascii(name if len(name) <= 40 else f"{name[:40]}...")
-        raise ValueError(f"text_encoder_name must be 1 to {_LONGEST_NAME} printable characters, got {shown}")
+        raise ValueError(f"text_encoder_name must be 1 to {_MAX_NAME_LENGTH} printable characters, got {shown}")
     return name
 
 

@@ -34,7 +34,7 @@ class TrainingState:
 
     Args:
         cascade: the model.
-        lanes: one per U-Net.
+        unet_trainers: one per U-Net.
         averages: the moving averages, or None.
         steps: updates taken by each U-Net.
     """

@@ -95,7 +95,7 @@ class UnetTrainer:
         self._warned = self._begun = self._warned_of_zero = False
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> UnetTrainer:
-        """A lane of the copied network, with an optimizer of its own in the same state."""
+        """A trainer of the copied network, with an optimizer of its own in the same state."""
         new = object.__new__(UnetTrainer)
         memo[id(self)] = new
         anew = ("optimizer", "scheduler", "scaler", "network", "_all_true")

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..data.cache import kept_of
 
 #: Worker processes that are started by default, at most.
-MOST_WORKERS = 4
+MAX_WORKERS = 4
 
 #: Items after whose reading it is decided whether workers are worth while.
 MEASURED = 8
@@ -84,7 +84,7 @@ def usual_workers() -> int:
     if not sys.platform.startswith("linux") or "fork" not in multiprocessing.get_all_start_methods():
         return 0
     together = max(int(os.environ.get("LOCAL_WORLD_SIZE") or 1), 1)
-    return max(1, min(len(os.sched_getaffinity(0)) // together, MOST_WORKERS))
+    return max(1, min(len(os.sched_getaffinity(0)) // together, MAX_WORKERS))
 
 
 @contextmanager
