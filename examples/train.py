@@ -1,6 +1,6 @@
-"""Training with your own loop, on one process or many: ``accelerate launch examples/train.py pictures``.
+"""Training with your own loop, on one process or many: ``accelerate launch examples/train.py images``.
 
-The folder holds pictures and their captions (cat.png, cat.txt). If the script is stopped in any way and started again,
+The folder holds images and their captions (cat.png, cat.txt). If the script is stopped in any way and started again,
 it goes on where the last checkpoint was written.
 """
 
@@ -10,12 +10,12 @@ from imagen_pytorch import Imagen, ImagenTrainer, Unet
 from imagen_pytorch.data import Dataset
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("folder", help="pictures with captions, a path or a URL")
+parser.add_argument("folder", help="images with captions, a path or a URL")
 parser.add_argument("--checkpoints", default="checkpoints", help="a folder, a path or a URL")
 parser.add_argument("--steps", type=int, default=10_000)
 parser.add_argument("--every", type=int, default=500, help="steps between two checkpoints")
 parser.add_argument("--batch-size", type=int, default=16, help="of all processes together")
-parser.add_argument("--size", type=int, default=64, help="side of the pictures")
+parser.add_argument("--size", type=int, default=64, help="side of the images")
 parser.add_argument("--dim", type=int, default=64, help="width of the network")
 parser.add_argument("--text-encoder", default="google/t5-v1_1-base")
 options = parser.parse_args()

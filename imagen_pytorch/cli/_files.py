@@ -270,20 +270,20 @@ def check_image_name(path: Path, mode: str = "RGB") -> None:
         ) from error
 
 
-def encoded(picture: Image.Image, suffix: str = ".png", texts: Mapping[str, str] | None = None) -> bytes:
+def encoded(image: Image.Image, suffix: str = ".png", texts: Mapping[str, str] | None = None) -> bytes:
     """An image as the contents of a file with this suffix; a PNG holds the texts under their keywords."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     Image.init()
     kind = Image.registered_extensions()[suffix.lower()]
-    if kind == "JPEG" and picture.mode not in ("L", "RGB"):
-        picture = picture.convert("RGB")
+    if kind == "JPEG" and image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")
     buffer = io.BytesIO()
     options = {}
     if kind == "PNG" and texts:
         options["pnginfo"] = PngInfo()
         for keyword, text in texts.items():
             options["pnginfo"].add_itxt(keyword, text)
-    picture.save(buffer, format=kind, **options)
+    image.save(buffer, format=kind, **options)
     return buffer.getvalue()

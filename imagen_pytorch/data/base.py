@@ -230,8 +230,8 @@ class ImageDataset(TorchDataset):
             text = f"{len(skipped)} of the {self.kind}s in {of} {verb} left out: {summarize(skipped)}"
             warnings.warn(text, stacklevel=4)
 
-    def _fitted(self, picture: Image.Image) -> Float[Tensor, "c h w"]:
-        return fit(pixels(picture, self.channels), self.size)
+    def _fitted(self, pil_image: Image.Image) -> Float[Tensor, "c h w"]:
+        return fit(pixels(pil_image, self.channels), self.size)
 
     def _mirrored(self, image: Tensor) -> Tensor:
         return image.flip(-1) if self.random_flip and torch.rand(()) < 0.5 else image
@@ -241,8 +241,8 @@ class ImageDataset(TorchDataset):
         kept = self.cache.get(index)
         if kept is not None:
             return kept, self.captions_at(index)
-        picture, captions = self.read(index)
-        image = levels(self._fitted(picture))
+        pil_image, captions = self.read(index)
+        image = levels(self._fitted(pil_image))
         self.cache.put(index, image)
         return image, captions
 
