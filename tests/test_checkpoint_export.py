@@ -104,4 +104,4 @@ def test_the_command_takes_the_newest_model_and_prints_the_file(trained, tmp_pat
 def test_the_command_names_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(main, ["export", "nothing.pt"])
-    assert done.exit_code == 2 and "there is no model at nothing.pt" in done.stderr and not os.listdir(tmp_path)
+    assert done.exit_code == 2 and "no model at nothing.pt" in done.stderr and not os.listdir(tmp_path)
