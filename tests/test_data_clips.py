@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import struct
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+from cascade_toys import unchecked
 from clip_toys import MAKERS, animate, film, grey, needs, numbers, only, series
 from PIL import Image
 
 from imagen_pytorch.data import DataError, VideoDataset
 from imagen_pytorch.data.animations import durations
+
+
+@pytest.fixture(autouse=True)
+def checks(request):
+    """Annotations are checked in tests of strides, channels and sizes, and nowhere else: it takes most of the time."""
+    checked = ("test_strides", "test_every_number_of_channels", "test_all_frames_are_resized")
+    with nullcontext() if request.node.name.startswith(checked) else unchecked():
+        yield
 
 
 @pytest.fixture(scope="module", params=[*MAKERS, "frames"])
