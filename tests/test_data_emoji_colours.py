@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from contextlib import nullcontext
 
 import pytest
 import torch
+from cascade_toys import unchecked
 
 from imagen_pytorch.data import emoji64
 from imagen_pytorch.data.emoji import atlas, index, repainted, split_of, tile_of
@@ -38,6 +40,17 @@ from imagen_pytorch.data.emoji_colours import (
 )  # fmt: skip
 from imagen_pytorch.data.emoji_words import EVERYDAY
 
+
+@pytest.fixture(autouse=True)
+def checks(request):
+    """Annotations are checked where single colours and images are looked at, and nowhere else: it takes most of the
+    time."""
+    with unchecked() if request.node.name.startswith(LOOPS) else nullcontext():
+        yield
+
+
+#: tests that look at many images
+LOOPS = ("test_recoloured_images_look", "test_what_keeps_its_colour", "test_copies_are_versions")
 THINGS = ("animals-nature", "food-drink", "objects", "travel-places")
 FEW = dict(styles=["flat", "3d"], groups=THINGS, image_size=8, limit=60)
 COLOURS = {
