@@ -261,3 +261,22 @@ def test_a_store_that_ends_with_the_process_is_refused(folder):
 @pytest.mark.parametrize("device", ["meta", "xpu", "xla", "hpu", "vulkan", "ipu", "mps"])
 def test_devices_that_are_not_there_are_refused(folder, device):
     refused(imagen("train", "--steps", 1, "--device", device, "-q"), 2, device)
+
+
+# -- what is done once ------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_read_once_and_a_model_rehearsed_once(folder, monkeypatch):
+    succeed("train", "--steps", 1)
+    from imagen_pytorch.checkpoints.format_pt import read_pt
+
+    done = []
+    noting = lambda *given: done.append("read") or read_pt(*given)  # noqa: E731
+    monkeypatch.setattr("imagen_pytorch.checkpoints.files.read_pt", noting)
+    # the check of memory has done it
+    monkeypatch.setattr("imagen_pytorch.configs.rehearse", lambda *_: done.append("rehearsed"))
+    succeed("train", "--steps", 1)
+    assert done == ["read"] and steps()[0] == 2
+    done.clear()
+    succeed("train", "--steps", 1, "--force")  # without that check
+    assert sorted(done) == ["read", "rehearsed"]
