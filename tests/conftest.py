@@ -63,12 +63,13 @@ UNCHECKED = ("test_cascade_calls", "test_cascade_fast", "test_cascade_inputs", "
 
 
 @pytest.fixture(autouse=True, scope="module")
-def only_new_garbage() -> None:
-    """The garbage collector looks, now and then, at what the tests of a file make, and never at what was before."""
-    gc.collect()
+def only_new_garbage() -> Iterator[None]:
+    """The garbage collector looks at what the tests of a file make, at the latest after them, and at nothing older."""
     gc.freeze()
     gc.set_threshold(20_000, 10, 10)
     gc.enable()
+    yield
+    gc.collect()
 
 
 @pytest.fixture(autouse=True, scope="module")

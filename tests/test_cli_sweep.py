@@ -120,8 +120,8 @@ def test_videos_have_a_moving_sheet(run):
     ImagenTrainer(imagen, use_ema=False).save("video.pt")
     done = run("x", "--model", "video.pt", "--sweep", "steps=1,2", "cond_scale=1,3", "--fps", 4)
     assert (done.exit_code, done.stdout) == (0, "x-sweep.gif\n"), done.stderr
-    sheet = Image.open("x-sweep.gif")
-    assert sheet.n_frames == 2 and sheet.width > 2 * 64
+    with Image.open("x-sweep.gif") as sheet:
+        assert sheet.n_frames == 2 and sheet.width > 2 * 64
 
 
 def test_a_caption_with_an_equals_sign_is_a_caption(run):

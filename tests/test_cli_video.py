@@ -46,13 +46,13 @@ def refused(done, *words: str) -> None:
 
 def animation(path: str | bytes) -> tuple[int, tuple[int, int], int]:
     """Number of frames, size, and the sum of all durations in milliseconds."""
-    picture = Image.open(io.BytesIO(path) if isinstance(path, bytes) else path)
     total = 0
-    for index in range(picture.n_frames):
-        picture.seek(index)
-        picture.load()
-        total += round(picture.info["duration"])
-    return picture.n_frames, picture.size, total
+    with Image.open(io.BytesIO(path) if isinstance(path, bytes) else path) as image:
+        for index in range(image.n_frames):
+            image.seek(index)
+            image.load()
+            total += round(image.info["duration"])
+        return image.n_frames, image.size, total
 
 
 # -- files ----------------------------------------------------------------------------------------------------------
@@ -325,7 +325,8 @@ def test_the_demo_of_videos(folder, monkeypatch):
         frames, (width, _), total = animation(f"run/{name}.gif")
         assert (frames, total) == ((2 if "stage1" in name else 4), 670) and width > 200, name
         assert f"run/{name}.gif" in done.stderr
-    assert done.stdout == "run/stage2-after.gif\n" and Image.open("run/loss.png")
+    with Image.open("run/loss.png") as curve:
+        assert done.stdout == "run/stage2-after.gif\n" and curve.width > 100
     if find_spec("av"):
         assert Path("run/stage2-after.mp4").stat().st_size and "the same as a film" in done.stderr
     assert sorted(path.name for path in Path("run/samples").iterdir()) == [
