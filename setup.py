@@ -44,6 +44,7 @@ setup(
             "data/emoji64/*",
             "text/minilm_static/*",
             "evaluation/emoji64_probe/*",
+            "pretrained_models/*/*",
         ],
         "imagen_pytorch.presets": ["*.json"],
     },

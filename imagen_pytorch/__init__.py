@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOME` below says the 
     from .nn.presets import BaseUnet64, NullUnet, SRUnet256, SRUnet1024
     from .nn.unet import Unet
     from .nn.unet3d import Unet3D
+    from .pretrained import load_demo
     from .trainer import ImagenTrainer
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Unet3DConfig",
     "UnetConfig",
     "__version__",
+    "load_demo",
     "load_imagen_from_checkpoint",
 ]
 
@@ -54,6 +56,7 @@ _HOME = {
     "Unet3D": "nn.unet3d",
     "Unet3DConfig": "configs",
     "UnetConfig": "configs",
+    "load_demo": "pretrained",
     "load_imagen_from_checkpoint": "checkpoint",
 }
 
@@ -69,6 +72,7 @@ _MODULES = (
     "imagen_pytorch",
     "imagen_video",
     "images",
+    "pretrained",
     "t5",
     "testing",
     "text",

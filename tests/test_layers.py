@@ -17,7 +17,8 @@ LAYERS = (
     ("diffusion", "nn", "text", "data"),
     ("cascade",),
     ("imagen",),
-    ("signatures", "configs", "checkpoints", "checkpoint", "training", "trainer", "evaluation", "profiling"),
+    ("signatures", "configs", "checkpoints", "checkpoint", "pretrained", "training", "trainer", "evaluation",
+     "profiling"),
     # doors: command line, lazy names, and files that only re-export what lives below under names people know
     ("cli", "__init__", "__main__", "imagen_pytorch", "elucidated_imagen", "imagen_video", "t5", "utils", "testing"),
 )

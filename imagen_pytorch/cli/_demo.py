@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..lines import backup
+from ..pretrained import load_demo, pretrained_names, pretrained_prompts
 from ..signatures import ConfigError, read_json
 from ._data import caption_of, images_of, open_data
 from ._errors import USAGE, CommandFailed, say
 from ._files import check_place, overwrite, replace_file, slug, tell
 from ._options import guidance_weight
+from ._outputs import outputs_of
 from ._presets import READY_MADE, find_config
 from ._program import program
 from ._progress import clock
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 FOLDER = "runs/demo"
 #: the figures of a finished demo
 METRICS = "metrics.json"
+#: the sheet of the pretrained model, and the number of prompts on it
+PRETRAINED, SHOWN = "pretrained", 12
 #: images or clips per batch in demos
 BATCH = 48
 #: steps between two points of the loss curve, and between two lines of output without a terminal
@@ -208,6 +212,20 @@ class Demo(ABC):
         for stage, items in enumerate(stages):
             self.write_sheet(items, stage, f"stage{stage + 1}-{when}", f"Stage {stage + 1}, {when} training")
 
+    def show_pretrained(self) -> None:
+        """Draw prompts with the pretrained model of the same name, if there is one: a sheet in the first minute."""
+        name, path = self.options.config, self.folder / f"{PRETRAINED}{self.outputs.suffix}"
+        if name not in pretrained_names() or path.exists():
+            return
+        model, prompts = load_demo(name), pretrained_prompts(name)[:SHOWN]
+        outputs = outputs_of(model)
+        seeds = list(range(len(prompts)))
+        items = model.sample(texts=prompts, seed=seeds, use_tqdm=False, **outputs.arguments())
+        sheet = outputs.grid(items, prompts, title=f'Pretrained model "{name}"')
+        overwrite(outputs.encode(sheet, path.suffix, len(model.unets) - 1), path)
+        self.say(f'\nthe pretrained model "{name}" draws\n  {path}')
+        self.say(f"  {program()} sample --model {name} {shlex.quote(prompts[0])}")
+
     def write_sheet(self, items: Any, stage: int, name: str, title: str) -> Any:
         """Write and return a sheet of the results of a stage (counted from 0), with the prompts as captions."""
         title = f"{title}: {self.extent(stage)}"
@@ -277,6 +295,8 @@ class Demo(ABC):
         with Interruption() as interruption:
             with self.timed("prepare"):
                 self.prepare()
+            with self.timed("pretrained"):
+                self.show_pretrained()
             if not any(self.training.taken()):
                 self.say("\nbefore training")
                 with self.timed("sample_before"):
@@ -318,8 +338,10 @@ class Demo(ABC):
     def files(self) -> dict[Path, str]:
         """The files of the results, with a description of each."""
         last, suffix, noun = len(self.imagen.unets), self.outputs.suffix, self.outputs.noun
+        sheet = self.folder / f"{PRETRAINED}{suffix}"
         return {
             self.folder / f"stage{last}-after{suffix}": f"the {noun}s, with their captions",
+            **({sheet: "prompts drawn by the pretrained model"} if sheet.exists() else {}),
             self.folder / f"stage{last}-before{suffix}": "the same noise before training",
             self.folder / f"real{suffix}": "the data's own examples of these captions",
             self.folder / "loss.png": "the loss curves",

@@ -21,14 +21,15 @@ _CHECKPOINT, _DEPTH, _ENTRIES = re.compile(r"imagen\.pt|checkpoint\.\d{1,18}\.pt
 
 
 def find_model(given: str | None) -> str:
-    """The checkpoint to load: the given file or address, or the one that the given folder stands for.
+    """Return the checkpoint to load: the given file or address, the newest of a folder, or a pretrained model's.
 
-    Without one: ./imagen.pt, or else the newest below the present folder.
+    Without one: ./imagen.pt, else the newest below the current folder.
 
     Raises:
-        CommandFailed: there is none.
+        CommandFailed: nothing is there.
     """
     from ..checkpoints import newest_in
+    from ..pretrained import pretrained_names, pretrained_path
 
     if given is None:
         found = f"./{MODEL}" if Path(MODEL).is_file() else newest_below(".")
@@ -39,6 +40,8 @@ def find_model(given: str | None) -> str:
                 USAGE,
             )
         return found
+    if given in pretrained_names() and not Path(given).exists():
+        return str(pretrained_path(given))
     folder = Path(given)
     if folder.is_dir():
         newest = newest_in(given)
@@ -47,10 +50,19 @@ def find_model(given: str | None) -> str:
         return newest
     if "://" not in given and not folder.is_file():
         raise CommandFailed(
-            f"no model at {given}: train one with `{program()} train` or `{program()} demo`, or name one with --model",
+            f"no model at {given}: train one with `{program()} train` or `{program()} demo`, or name a checkpoint or "
+            f"a pretrained model ({', '.join(pretrained_names())})",
             USAGE,
         )
     return given
+
+
+def spoken(model: str) -> str:
+    """Return the words for a checkpoint: its place, or the name of a pretrained model."""
+    from ..pretrained import pretrained_name
+
+    name = pretrained_name(model)
+    return model if name is None else f'pretrained model "{name}"'
 
 
 def newest_below(folder: str) -> str | None:

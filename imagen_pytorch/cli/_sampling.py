@@ -17,7 +17,7 @@ from ..version import __version__
 from ..wording import first_of
 from ._errors import USAGE, CommandFailed, say
 from ._files import check_place, counts_frames, slug, tell, write_new
-from ._models import find_model, load
+from ._models import find_model, load, spoken
 from ._options import chosen_device, guidance_weight
 from ._outputs import Images, check_name, check_video_name, outputs_of
 from ._process import Process, this_process
@@ -351,7 +351,7 @@ def open_session(request: Request, process: Process) -> Session:
     if named:
         check_place(target_path(request, "name", outputs.suffix))
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
-    return Session(imagen, outputs, texts, seed, stop, f"{model} on {device}")
+    return Session(imagen, outputs, texts, seed, stop, f"{spoken(model)} on {device}")
 
 
 def run(request: Request) -> None:

@@ -55,8 +55,8 @@ class _Sample(click.Command):
     "--model",
     metavar="PATH",
     type=Place(),
-    help="A checkpoint, a folder of checkpoints, or their address.  [default: ./imagen.pt, else the newest imagen.pt "
-    "or checkpoint.<steps>.pt in a folder below this one]",
+    help="A checkpoint, a folder of checkpoints, their address, or a pretrained model: moving-digits.  [default: "
+    "./imagen.pt, else the newest imagen.pt or checkpoint.<steps>.pt in a folder below this one]",
 )
 @click.option(
     "-n", "--num-images", type=COUNT, metavar="N", default=1, show_default=True, help="Images or videos per caption."
@@ -131,7 +131,7 @@ def sample(no_load_ema: bool, load_ema: bool, **request: Any) -> None:
     \b
     imagen sample "a 3d render of a bear on a white background" -n 4 --grid
     imagen sample --prompts captions.txt --output images/ --cond-scale 3,1
-    imagen sample "the digit 3 moves left" --frames 16 --fps 8 --output three.mp4
+    imagen sample --model moving-digits "the digit 3 moves left" --frames 16 --output three.gif
     imagen sample "a 3d render of a bear on a white background" --sweep cond_scale=1,2,4 steps=8,16
     """
     if request["sweep"]:
