@@ -387,3 +387,10 @@ def test_what_cannot_be_judged_of_videos(models, arguments, words):
     data = [] if "--data" in arguments else ["--data", "moving-digits"]
     refused(imagen("eval", "imagen.pt", *arguments, *data), *words)
     assert not list(Path().glob("eval*"))
+
+
+def test_the_demo_of_a_pretrained_models_name_begins_with_a_sheet_of_it(tmp_path):
+    words = ["demo", "--config", "moving-digits", "--steps", "1", "--judge", "0", "--output", str(tmp_path / "d")]
+    done = CliRunner().invoke(main, [*words, "--device", "cpu"])
+    assert done.exit_code == 0 and (tmp_path / "d/pretrained.gif").is_file(), done.stderr
+    assert done.stderr.index('the pretrained model "moving-digits" draws') < done.stderr.index("before training")
