@@ -389,7 +389,7 @@ def edm_process(hparams: Hparams, sampler: str = "edm") -> DiffusionProcess:
         objective=OBJECTIVES["edm"](sigma_data=hparams.sigma_data),
         noise_levels=NOISE_LEVELS["log_normal"](P_mean=hparams.P_mean, P_std=hparams.P_std),
         weighting=WEIGHTINGS["edm"](sigma_data=hparams.sigma_data),
-        sampler=churning if SAMPLERS[sampler] is type(churning) else SAMPLERS[sampler](),
+        sampler=churning if SAMPLERS[sampler] is SAMPLERS["edm"] else SAMPLERS[sampler](),
         prepared=(churning,),
         steps=hparams.num_sample_steps,
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 from .wording import excerpt
 
@@ -19,6 +21,8 @@ def suggestion(name: object, known: tuple[str, ...]) -> str:
 
 class Registry(Generic[Member]):
     """A family of members by name. A member registers itself where it is defined.
+
+    A member is a class, a function, or a ``functools.partial`` of a class that has other defaults.
 
     Args:
         family: name of the family, in the singular ("schedule"), for the error message.
@@ -62,11 +66,30 @@ class Registry(Generic[Member]):
             raise ValueError(f'no {self.family} "{excerpt(name)}"; known: {", ".join(known)}{suggestion(name, known)}')
         return self._members[name]
 
+    def name_of(self, made: object) -> str | None:
+        """Return the name of the member that makes such objects; of several, the one nearest in its parameters.
+
+        Args:
+            made: an instance of a registered class. None is returned for any other object.
+        """
+        fitting = [name for name in self if _class_of(self._members[name]) is type(made)]
+        return min(fitting, key=lambda name: len(self._changed(name, made)), default=None)
+
+    def _changed(self, name: str, made: object) -> dict[str, Any]:
+        """Return the parameters of an object that differ from the member's defaults."""
+        defaults = {key: item.default for key, item in inspect.signature(self._members[name]).parameters.items()}
+        values = {key: getattr(made, key, default) for key, default in defaults.items()}
+        return {key: value for key, value in values.items() if value != defaults[key]}
+
     def __contains__(self, name: object) -> bool:
         return name in self._members
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._canonical)
+
+
+def _class_of(member: object) -> object:
+    return member.func if isinstance(member, partial) else member
 
 
 def no_file_system(protocol: str, known: tuple[str, ...]) -> str:

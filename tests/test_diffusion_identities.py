@@ -10,7 +10,7 @@ from jaxtyping import config
 
 from imagen_pytorch.diffusion.losses import LOSSES, NOISE_LEVELS, WEIGHTINGS
 from imagen_pytorch.diffusion.objectives import OBJECTIVES
-from imagen_pytorch.diffusion.samplers import SAMPLERS, HistoryEntry, draw_noise, renoise
+from imagen_pytorch.diffusion.samplers import SAMPLERS, HistoryEntry, Walk, draw_noise, renoise
 from imagen_pytorch.diffusion.schedules import FAMILIES, GRIDS, SCHEDULES, Cosine, Discrete, Flow, Karras, NoiseLevel
 from imagen_pytorch.testing import affine_response, log_uniform_levels
 
@@ -340,11 +340,11 @@ def test_multistep_samplers_are_exact_for_polynomials_of_their_order():
             history.append(HistoryEntry(level, particular(level, degree) + 0 * start, polynomial(start, level, None)))
         x = particular(levels[3], degree) + 0 * start
         for t, s in zip(levels[3:], levels[4:], strict=False):
-            step = sampler.step(polynomial, schedule, x, t, s, history, None)
+            step = sampler.step(Walk(polynomial, schedule, history=history), x, t, s)
             history.append(HistoryEntry(t, x if step.corrected is None else step.corrected, step.x0))
             x = step.x
         if name.startswith("pc"):  # the last state is only predicted: correct it as the next step would
-            x = sampler.step(polynomial, schedule, x, s, levels[0], history, None).corrected
+            x = sampler.step(Walk(polynomial, schedule, history=history), x, s, levels[0]).corrected
         close(x, particular(s, degree) + 0 * start, 1e-11)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -164,7 +163,6 @@ def test_a_sampler_by_name_keeps_the_numbers_of_the_process():
 
 def test_churn_is_spread_over_the_steps_of_the_run():
     sampler = SAMPLERS["edm"](S_churn=4.0, S_tmin=0.0, S_tmax=math.inf, S_noise=1.0)
-    assert sampler.prepare(40) == replace(sampler, steps=40)
     levels_seen = []
     model = process(*EDM, "edm", S_churn=4.0, S_tmin=1.0, S_tmax=50.0)
 
@@ -176,6 +174,9 @@ def test_churn_is_spread_over_the_steps_of_the_run():
     planned = [float(level.sigma) for level in model.schedule.discretize(40)][:-1]
     expected = [sigma * 1.1 if 1.0 <= sigma <= 50.0 else sigma for sigma in planned]
     assert levels_seen[::2] == pytest.approx(expected)
+    levels_seen.clear()
+    sampler.sample(denoise, model.schedule, torch.zeros(1, 2), model.schedule.discretize(40))
+    assert levels_seen[::2] == pytest.approx([sigma * 1.1 for sigma in planned])
 
 
 # -- starts ----------------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ import pytest
 import torch
 from jaxtyping import config
 
-from imagen_pytorch.diffusion import process as _registers_all_samplers  # noqa: F401
-from imagen_pytorch.diffusion.samplers import SAMPLERS, Inpainting
+from imagen_pytorch.diffusion import multistep
+from imagen_pytorch.diffusion.samplers import SAMPLERS, Inpainting, Sampler, Step, ddim_step
 from imagen_pytorch.diffusion.schedules import GRIDS, SCHEDULES, Cosine, Flow, Karras, NoiseLevel
 from imagen_pytorch.testing import (
     TEST_MIXTURE,
@@ -217,3 +217,70 @@ def test_the_number_of_evaluations_is_one_or_two_a_step_and_one_at_the_end(name)
 
     sampler.sample(denoise, schedule, torch.randn(1, 2), sampler.discretize(schedule, 10))
     assert len(calls) == (19 if name in ("heun", "edm", "dpmpp_2s") else 10)
+
+
+# -- the contract ----------------------------------------------------------------------------------------------------
+
+
+def self_conditioned(x, level, before):
+    x0 = TEST_MIXTURE(x, level, None)
+    return x0 if before is None else x0 + 0.01 * before
+
+
+@pytest.mark.parametrize("name", SAMPLERS.names())
+def test_a_sampler_keeps_the_past_that_it_reads_and_no_more(name, monkeypatch):
+    sampler, schedule = SAMPLERS[name](), Cosine()
+    levels, memory = sampler.discretize(schedule, 8), sampler.memory
+
+    def run():
+        generator = torch.Generator().manual_seed(0)
+        start = torch.randn(2, 2, generator=generator)
+        return sampler.sample(self_conditioned, schedule, start, levels, generator=generator)
+
+    found = run()
+    monkeypatch.setattr(type(sampler), "memory", 9)
+    assert torch.equal(run(), found)
+    if memory > 1:  # one estimate is kept in any case, for self-conditioning
+        monkeypatch.setattr(type(sampler), "memory", memory - 1)
+        assert not torch.equal(run(), found)
+
+
+def test_the_length_of_the_past_is_the_order_of_the_sampler():
+    expected = {"ab2": 1, "ab3": 2, "pc2": 2, "pc3": 3, "lms4": 3, "dpmpp_2m": 1, "ddim": 0, "heun": 0}
+    assert {name: SAMPLERS[name]().memory for name in expected} == expected
+
+
+def test_variants_are_the_same_class_with_other_defaults():
+    assert (SAMPLERS["ab3"](), SAMPLERS["pc3"]()) == (SAMPLERS["ab2"](order=3), SAMPLERS["pc2"](order=3))
+    assert SAMPLERS["dpmpp_2m_sde_heun"]() == SAMPLERS["dpmpp_2m_sde"](heun=True)
+    assert multistep.AB3(order=4) == SAMPLERS["ab2"](order=4)
+    for name in SAMPLERS.names():
+        assert SAMPLERS.name_of(SAMPLERS[name]()) == name
+    assert SAMPLERS.name_of(SAMPLERS["ab2"](order=4)) == "ab2" and SAMPLERS.name_of(Cosine()) is None
+
+
+def test_a_sampler_with_the_earlier_signature_is_told_the_new_one():
+    with pytest.raises(
+        TypeError, match=r"Mine.step\(self, denoise, .*: a sampler has step\(self, walk, x, t, s\).*history"
+    ):
+
+        class Mine(Sampler):
+            def step(self, denoise, schedule, x, t, s, history, generator):
+                return Step(x, x)
+
+
+def test_a_sampler_of_ones_own_reads_the_run_from_its_walk():
+    seen = []
+
+    class Euler(Sampler):
+        memory = 2
+
+        def step(self, walk, x, t, s):
+            seen.append((walk.steps, len(walk.history), walk.schedule))
+            return Step(ddim_step(x, walk.x0(x, t), t, s), x)
+
+    schedule, start = Cosine(), torch.randn(2, 2, generator=torch.Generator().manual_seed(0))
+    levels = schedule.discretize(4)
+    expected = SAMPLERS["ddim"]().sample(GAUSSIAN, schedule, start, levels)
+    assert torch.equal(Euler().sample(GAUSSIAN, schedule, start, levels), expected)
+    assert seen == [(4, count, schedule) for count in (0, 1, 2, 2)]

@@ -12,7 +12,7 @@ import pytest
 
 from imagen_pytorch import data
 from imagen_pytorch.data import base
-from imagen_pytorch.diffusion import losses, samplers, schedules
+from imagen_pytorch.diffusion import losses, multistep, samplers, schedules
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "imagen_pytorch"
@@ -85,6 +85,9 @@ def test_words(name):
         (samplers, "exponential_step", "ddim_step"),
         (samplers, "fresh_noise", "draw_noise"),
         (samplers, "half_log_snr_step", "lambda_step"),
+        (multistep, "AB2", "AdamsBashforth"),
+        (multistep, "PC2", "PredictorCorrector"),
+        (multistep, "DPMpp2MSDEMidpoint", "DPMpp2MSDE"),
     ],
 )
 def test_earlier_names_work_with_a_warning(module, earlier, now):

@@ -223,12 +223,9 @@ def settings(imagen: Cascade, arguments: dict[str, Any]) -> str:
     used = arguments["stop_at_unet_number"] or count
     own = [stage.process for stage in imagen.stages]
     given = [per_stage(arguments[name], count, name)[:used] for name in ("cond_scale", "sampler", "steps")]
-    samplers, steps = [], []
-    for process, name, number in zip(own, *given[1:], strict=False):
-        sampler = process.sampler if name is None else SAMPLERS[name]()
-        same = type(sampler) is type(process.sampler)
-        samplers.append(next((known for known in SAMPLERS if SAMPLERS[known] is type(sampler)), type(sampler).__name__))
-        steps.append(number or (process.steps if same else None) or sampler.default_steps)
+    plans = [process.plan(number, name) for process, name, number in zip(own, *given[1:], strict=False)]
+    samplers = [SAMPLERS.name_of(sampler) or type(sampler).__name__ for sampler, _, _ in plans]
+    steps = [len(levels) - 1 for _, levels, _ in plans]
     method = arguments["guidance"] or imagen.guidance or "cfg"
     guidance = "no guidance" if set(given[0]) == {1} and method != "cfgpp" else f"guidance {method} {_listed(given[0])}"
     return f"{guidance}, sampler {_listed(samplers)}, {_listed(steps)} steps"

@@ -5,23 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
 
-from .guidance import Denoise
-from .samplers import (
-    SAMPLERS,
-    HistoryEntry,
-    NoiseSource,
-    Sampler,
-    Step,
-    ddim_step,
-    draw_noise,
-    lambda_step,
-    last_x0,
-)
-from .schedules import NoiseLevel, Schedule
+from ..renamed import renamed
+from .samplers import SAMPLERS, Sampler, Step, Walk, ddim_step, lambda_step
+from .schedules import NoiseLevel
 
 # The weights are floats: a step has few of them, and a tensor operation costs more than all of their arithmetic.
 
@@ -79,6 +70,7 @@ def exponential_multistep(x: Tensor, t: NoiseLevel, s: NoiseLevel, known: list[t
     return (s.sigma / t.sigma) * x + s.alpha * _mixed(weights, [estimate for _, estimate in known])
 
 
+@SAMPLERS.register("ab2")
 @dataclass(frozen=True)
 class AdamsBashforth(Sampler):
     """Exponential Adams-Bashforth with exact weights (Hochbruck & Ostermann 2010, section 2.5).
@@ -88,75 +80,45 @@ class AdamsBashforth(Sampler):
     """
 
     order: int = 2
-    memory: ClassVar[int] = 3
     default_steps: ClassVar[int] = 20
 
-    def step(
-        self,
-        denoise: Denoise,
-        schedule: Schedule,
-        x: Tensor,
-        t: NoiseLevel,
-        s: NoiseLevel,
-        history: list[HistoryEntry],
-        generator: NoiseSource,
-    ) -> Step:
+    @property
+    def memory(self) -> int:  # type: ignore[override]
+        """Return the number of past estimates in the polynomial."""
+        return self.order - 1
+
+    def step(self, walk: Walk, x: Tensor, t: NoiseLevel, s: NoiseLevel) -> Step:
         """Step with the latest ``order`` estimates."""
-        x0 = denoise(x, t, last_x0(history))
-        past = [(item.level, item.x0) for item in reversed(history)]
+        x0 = walk.x0(x, t)
+        past = [(item.level, item.x0) for item in reversed(walk.history)]
         return Step(exponential_multistep(x, t, s, [(t, x0), *past][: self.order]), x0)
 
 
-@SAMPLERS.register("ab2")
-@dataclass(frozen=True)
-class AB2(AdamsBashforth):
-    """Adams-Bashforth of order 2."""
+AB3 = SAMPLERS.register("ab3")(partial(AdamsBashforth, order=3))
 
 
-@SAMPLERS.register("ab3")
-@dataclass(frozen=True)
-class AB3(AdamsBashforth):
-    """Adams-Bashforth of order 3."""
-
-    order: int = 3
-
-
+@SAMPLERS.register("pc2", "unipc")
 @dataclass(frozen=True)
 class PredictorCorrector(AdamsBashforth):
     """Predict with Adams-Bashforth, correct with the estimate at the new point, and reuse it for the next step. This
     adds one order without another evaluation (Zhao et al. 2023, arXiv 2302.04867, with exact weights)."""
 
-    def step(
-        self,
-        denoise: Denoise,
-        schedule: Schedule,
-        x: Tensor,
-        t: NoiseLevel,
-        s: NoiseLevel,
-        history: list[HistoryEntry],
-        generator: NoiseSource,
-    ) -> Step:
+    @property
+    def memory(self) -> int:  # type: ignore[override]
+        """Return the number of past estimates that correct."""
+        return self.order
+
+    def step(self, walk: Walk, x: Tensor, t: NoiseLevel, s: NoiseLevel) -> Step:
         """Correct the state at ``t``, then predict the next one."""
-        x0 = denoise(x, t, last_x0(history))
-        known = [(t, x0), *((item.level, item.x0) for item in reversed(history))]
-        if history:
-            origin = history[-1]
+        x0 = walk.x0(x, t)
+        known = [(t, x0), *((item.level, item.x0) for item in reversed(walk.history))]
+        if walk.history:
+            origin = walk.history[-1]
             x = exponential_multistep(origin.x, origin.level, t, known[: self.order + 1])
         return Step(exponential_multistep(x, t, s, known[: self.order]), x0, corrected=x)
 
 
-@SAMPLERS.register("pc2", "unipc")
-@dataclass(frozen=True)
-class PC2(PredictorCorrector):
-    """Predictor of order 2, corrector of order 3."""
-
-
-@SAMPLERS.register("pc3")
-@dataclass(frozen=True)
-class PC3(PredictorCorrector):
-    """Predictor of order 3, corrector of order 4."""
-
-    order: int = 3
+PC3 = SAMPLERS.register("pc3")(partial(PredictorCorrector, order=3))
 
 
 @SAMPLERS.register("dpmpp_2m", "dpm++2m", "dpm++", "dpmpp")
@@ -167,22 +129,13 @@ class DPMpp2M(Sampler):
     memory: ClassVar[int] = 1
     default_steps: ClassVar[int] = 20
 
-    def step(
-        self,
-        denoise: Denoise,
-        schedule: Schedule,
-        x: Tensor,
-        t: NoiseLevel,
-        s: NoiseLevel,
-        history: list[HistoryEntry],
-        generator: NoiseSource,
-    ) -> Step:
+    def step(self, walk: Walk, x: Tensor, t: NoiseLevel, s: NoiseLevel) -> Step:
         """Take a DDIM step with the linearly extrapolated estimate."""
-        x0 = denoise(x, t, last_x0(history))
+        x0 = walk.x0(x, t)
         ahead = x0
-        if history and float(s.sigma) > 0:
-            slope = lambda_step(t, s) / lambda_step(history[-1].level, t)
-            ahead = x0 + (x0 - history[-1].x0) * (slope / 2)
+        if walk.history and float(s.sigma) > 0:
+            slope = lambda_step(t, s) / lambda_step(walk.history[-1].level, t)
+            ahead = x0 + (x0 - walk.history[-1].x0) * (slope / 2)
         return Step(ddim_step(x, ahead, t, s), x0)
 
 
@@ -193,25 +146,17 @@ class DPMpp2S(Sampler):
 
     default_steps: ClassVar[int] = 18
 
-    def step(
-        self,
-        denoise: Denoise,
-        schedule: Schedule,
-        x: Tensor,
-        t: NoiseLevel,
-        s: NoiseLevel,
-        history: list[HistoryEntry],
-        generator: NoiseSource,
-    ) -> Step:
+    def step(self, walk: Walk, x: Tensor, t: NoiseLevel, s: NoiseLevel) -> Step:
         """Take half a step, then a full step with the estimate found there."""
-        x0 = denoise(x, t, last_x0(history))
+        x0 = walk.x0(x, t)
         if float(s.sigma) == 0:
             return Step(x0, x0)
-        middle = schedule.level((t.log_snr + s.log_snr) / 2)
-        halfway = denoise(ddim_step(x, x0, t, middle), middle, x0)
+        middle = walk.schedule.level((t.log_snr + s.log_snr) / 2)
+        halfway = walk.denoise(ddim_step(x, x0, t, middle), middle, x0)
         return Step(ddim_step(x, halfway, t, s), x0)
 
 
+@SAMPLERS.register("dpmpp_2m_sde")
 @dataclass(frozen=True)
 class DPMpp2MSDE(Sampler):
     """SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, section 5).
@@ -226,72 +171,51 @@ class DPMpp2MSDE(Sampler):
     memory: ClassVar[int] = 1
     default_steps: ClassVar[int] = 25
 
-    def step(
-        self,
-        denoise: Denoise,
-        schedule: Schedule,
-        x: Tensor,
-        t: NoiseLevel,
-        s: NoiseLevel,
-        history: list[HistoryEntry],
-        generator: NoiseSource,
-    ) -> Step:
+    def step(self, walk: Walk, x: Tensor, t: NoiseLevel, s: NoiseLevel) -> Step:
         """Take an exponential step of the reverse SDE."""
-        x0 = denoise(x, t, last_x0(history))
+        x0 = walk.x0(x, t)
         if float(s.sigma) == 0:
             return Step(x0, x0)
         h = lambda_step(t, s)
         reach = (1 + self.eta) * h
         fresh = -math.expm1(-reach)
         out = (s.sigma / t.sigma) * math.exp(-self.eta * h) * x + s.alpha * fresh * x0
-        if history:
-            ratio = lambda_step(history[-1].level, t) / h
+        if walk.history:
+            ratio = lambda_step(walk.history[-1].level, t) / h
             lead = (1 - fresh / reach) if self.heun else fresh / 2
-            out = out + s.alpha * (lead / ratio) * (x0 - history[-1].x0)
+            out = out + s.alpha * (lead / ratio) * (x0 - walk.history[-1].x0)
         noise = s.sigma * math.sqrt(-math.expm1(-2 * self.eta * h))
-        return Step(out + noise * draw_noise(x, generator) if self.eta else out, x0)
+        return Step(out + noise * walk.noise(x) if self.eta else out, x0)
 
 
-@SAMPLERS.register("dpmpp_2m_sde")
-@dataclass(frozen=True)
-class DPMpp2MSDEMidpoint(DPMpp2MSDE):
-    """SDE-DPM-Solver++(2M), midpoint."""
-
-
-@SAMPLERS.register("dpmpp_2m_sde_heun")
-@dataclass(frozen=True)
-class DPMpp2MSDEHeun(DPMpp2MSDE):
-    """SDE-DPM-Solver++(2M), Heun."""
-
-    heun: bool = True
+DPMpp2MSDEHeun = SAMPLERS.register("dpmpp_2m_sde_heun")(partial(DPMpp2MSDE, heun=True))
 
 
 @SAMPLERS.register("lms4", "lms")
 @dataclass(frozen=True)
 class LMS(Sampler):
-    """Variable-step Adams in sigma / alpha, of order 4, with exactly integrated polynomials."""
+    """Variable-step Adams in sigma / alpha with exactly integrated polynomials.
+
+    Args:
+        order: number of slopes in the polynomial. The first steps have fewer.
+    """
 
     order: int = 4
-    memory: ClassVar[int] = 3
     default_steps: ClassVar[int] = 30
 
-    def step(
-        self,
-        denoise: Denoise,
-        schedule: Schedule,
-        x: Tensor,
-        t: NoiseLevel,
-        s: NoiseLevel,
-        history: list[HistoryEntry],
-        generator: NoiseSource,
-    ) -> Step:
+    @property
+    def memory(self) -> int:  # type: ignore[override]
+        """Return the number of past slopes in the polynomial."""
+        return self.order - 1
+
+    def step(self, walk: Walk, x: Tensor, t: NoiseLevel, s: NoiseLevel) -> Step:
         """Integrate the polynomial through the latest slopes."""
-        x0 = denoise(x, t, last_x0(history))
+        x0 = walk.x0(x, t)
         if float(s.sigma) == 0 or float(t.alpha) == 0:
             return Step(ddim_step(x, x0, t, s), x0)
-        history = [item for item in history if float(item.level.alpha) > 0]
+        past = [item for item in reversed(walk.history) if float(item.level.alpha) > 0]
         points = [(t, (x - t.alpha * x0) / t.sigma)]
-        points += [(item.level, (item.x - item.level.alpha * item.x0) / item.level.sigma) for item in reversed(history)]
+        points += [(item.level, (item.x - item.level.alpha * item.x0) / item.level.sigma) for item in past]
         points = points[: self.order]
         # in units of the step from t, so that the powers stay moderate
         length = float(s.sigma_edm - t.sigma_edm)
@@ -299,3 +223,8 @@ class LMS(Sampler):
         weights = interpolatory_weights(nodes, [1 / (j + 1) for j in range(len(points))])
         slope = _mixed(weights, [value for _, value in points])
         return Step((s.alpha / t.alpha) * x + s.alpha * length * slope, x0)
+
+
+__getattr__ = renamed(
+    __name__, {"AB2": "AdamsBashforth", "PC2": "PredictorCorrector", "DPMpp2MSDEMidpoint": "DPMpp2MSDE"}
+)

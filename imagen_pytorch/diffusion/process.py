@@ -85,8 +85,7 @@ class DiffusionProcess:
     @property
     def clean_scale(self) -> float:
         """Return the factor of the network's input at zero noise, for data that are given without noise."""
-        clean = NoiseLevel(torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64))
-        return float(self.objective.coefficients(clean).c_in)
+        return float(self.objective.coefficients(NoiseLevel.clean()).c_in)
 
     def level(self, t: Float[Tensor, " b"], like: Tensor) -> NoiseLevel:
         """Return the noise level at times ``t``, in float64 where the device has it, broadcast over ``like``."""
@@ -176,16 +175,19 @@ class DiffusionProcess:
         strength: float | None = None,
     ) -> tuple[Sampler, list[NoiseLevel], int]:
         """Return the sampler, the noise levels and the index of the first one. Arguments and errors as in `sample`."""
-        chosen = self._sampler(sampler)
-        own = self.steps if type(chosen) is type(self.sampler) else chosen.default_steps
-        levels = chosen.discretize(self.schedule, own if steps is None else steps)
+        chosen, count = self._resolve(sampler, steps)
+        levels = chosen.discretize(self.schedule, count)
         return chosen, levels, _first(len(levels) - 1, has_init, skip_steps, strength)
 
-    def _sampler(self, asked: str | Sampler | None) -> Sampler:
-        if asked is None or isinstance(asked, Sampler):
-            return asked or self.sampler
-        kind = SAMPLERS[asked]
-        return next((own for own in (self.sampler, *self.prepared) if type(own) is kind), None) or kind()
+    def _resolve(self, sampler: str | Sampler | None, steps: int | None) -> tuple[Sampler, int]:
+        """Return the sampler of a run and its number of steps: those of the process, unless others are given."""
+        chosen = self.sampler if sampler is None else sampler
+        if isinstance(chosen, str):
+            default = SAMPLERS[chosen]()
+            chosen = next((own for own in (self.sampler, *self.prepared) if _alike(own, default)), default)
+        if steps is None and _alike(chosen, self.sampler):
+            steps = self.steps
+        return chosen, chosen.default_steps if steps is None else steps
 
     def sample(
         self,
@@ -230,6 +232,11 @@ class DiffusionProcess:
         return chosen.sample(
             denoise, self.schedule, x, levels, generator=generator, known=known, callback=callback, first=first
         )
+
+
+def _alike(one: Sampler, other: Sampler) -> bool:
+    """Return true if two samplers differ at most in their parameters."""
+    return type(one) is type(other) and SAMPLERS.name_of(one) == SAMPLERS.name_of(other)
 
 
 def _first(steps: int, has_init: bool, skip_steps: int | None, strength: float | None) -> int:

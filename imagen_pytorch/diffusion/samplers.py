@@ -7,10 +7,12 @@ limit, ``x = x0``.
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -22,7 +24,7 @@ from ..tensors import Generators, randn_like
 from .guidance import Denoise
 from .schedules import NoiseLevel, Schedule
 
-SAMPLERS: Registry[type[Sampler]] = Registry("sampler")
+SAMPLERS: Registry[Callable[..., Sampler]] = Registry("sampler")
 
 #: Source of noise: generators, or ``noise(x)``, which returns the noise for a state of this shape. The latter fixes a
 #: Brownian path for different numbers of steps, or probes a sampler.
@@ -112,6 +114,38 @@ def ddim_step(x: Tensor, x0: Tensor, t: NoiseLevel, s: NoiseLevel) -> Tensor:
     return ratio * x + (s.alpha - t.alpha * ratio) * x0
 
 
+def last_x0(history: Sequence[HistoryEntry]) -> Tensor | None:
+    """Return the latest estimate, for self-conditioning."""
+    return history[-1].x0 if history else None
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The run that a step belongs to.
+
+    Attributes:
+        denoise: estimates x0.
+        schedule: for samplers that evaluate between levels.
+        generator: source of all noise.
+        steps: number of steps of the run.
+        history: past levels of the run, the latest last, at most as many as the sampler's ``memory``.
+    """
+
+    denoise: Denoise
+    schedule: Schedule
+    generator: NoiseSource = None
+    steps: int = 1
+    history: Sequence[HistoryEntry] = ()
+
+    def x0(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        """Estimate x0. The latest estimate is passed on for self-conditioning."""
+        return self.denoise(x, level, last_x0(self.history))
+
+    def noise(self, x: Tensor) -> Tensor:
+        """Draw standard normal noise of the shape, device and precision of ``x``."""
+        return draw_noise(x, self.generator)
+
+
 #: ``callback(index, total, x0)``; returning False stops.
 StepCallback = Callable[[int, int, Tensor], Any]
 
@@ -129,22 +163,20 @@ class Sampler(ABC):
     default_steps: ClassVar[int] = 32
     memory: ClassVar[int] = 0
 
-    @abstractmethod
-    def step(
-        self,
-        denoise: Denoise,
-        schedule: Schedule,
-        x: Tensor,
-        t: NoiseLevel,
-        s: NoiseLevel,
-        history: list[HistoryEntry],
-        generator: NoiseSource,
-    ) -> Step:
-        """Step from level ``t`` to the less noisy ``s``. ``history`` holds past estimates, the latest last."""
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        try:
+            inspect.signature(cls.step).bind("self", "walk", "x", "t", "s")
+        except TypeError:
+            given = ", ".join(inspect.signature(cls.step).parameters)
+            raise TypeError(
+                f"{cls.__name__}.step({given}): a sampler has step(self, walk, x, t, s), and walk has denoise, "
+                "schedule, history, generator and steps"
+            ) from None
 
-    def prepare(self, steps: int) -> Sampler:
-        """Return a copy that knows the number of steps."""
-        return self
+    @abstractmethod
+    def step(self, walk: Walk, x: Tensor, t: NoiseLevel, s: NoiseLevel) -> Step:
+        """Step from level ``t`` to the less noisy ``s``."""
 
     def discretize(self, schedule: Schedule, steps: int | None = None) -> list[NoiseLevel]:
         """Return the noise levels of a run, from noise to clean."""
@@ -174,25 +206,23 @@ class Sampler(ABC):
             callback: called after each step; returning False ends the run with the latest estimate.
             first: index of the state's level in ``levels``.
         """
-        sampler, total = self.prepare(len(levels) - 1), len(levels) - 1
+        total, estimate = len(levels) - 1, x
         jump, repeats = (1, 1) if known is None else (known.jump, known.resample_times)
-        history: list[HistoryEntry] = []
-        estimate = x
+        walk = Walk(denoise, schedule, generator, total)
         for start in range(first, total, jump):
             end = min(start + jump, total)
             for repeat in reversed(range(repeats)):
-                for index in range(start, end):
-                    t, s = levels[index], levels[index + 1]
+                for t, s in pairwise(levels[start : end + 1]):
                     if known is not None:
                         x = known.renoise_known(x, t, generator)
-                    seen = denoise if known is None else _with_known(denoise, known, t, generator)
-                    step = sampler.step(seen, schedule, x, t, s, history, generator)
-                    history = [*history, HistoryEntry(t, x if step.corrected is None else step.corrected, step.x0)]
-                    history = history[-max(self.memory, 1) :]
+                        walk = replace(walk, denoise=_with_known(denoise, known, t, generator))
+                    step = self.step(walk, x, t, s)
+                    past = HistoryEntry(t, x if step.corrected is None else step.corrected, step.x0)
+                    walk = replace(walk, history=(*walk.history, past)[-max(self.memory, 1) :])
                     x, estimate = step.x, step.x0
                 if repeat:
                     x = renoise(x, levels[end], levels[start], draw_noise(x, generator))
-                    history = []
+                    walk = replace(walk, history=())
             if callback is not None and callback(end - 1, total, estimate) is False:
                 x = estimate
                 break
@@ -206,11 +236,6 @@ def _with_known(denoise: Denoise, known: Inpainting, start: NoiseLevel, generato
         return denoise(x if level is start else known.renoise_known(x, level, generator), level, x0_before)
 
     return wrapped
-
-
-def last_x0(history: list[HistoryEntry]) -> Tensor | None:
-    """Return the latest estimate, for self-conditioning."""
-    return history[-1].x0 if history else None
 
 
 @SAMPLERS.register("ddpm", "ancestral")
@@ -229,18 +254,9 @@ class Ancestral(Sampler):
     grid: ClassVar[str] = "time"
     default_steps: ClassVar[int] = 250
 
-    def step(
-        self,
-        denoise: Denoise,
-        schedule: Schedule,
-        x: Tensor,
-        t: NoiseLevel,
-        s: NoiseLevel,
-        history: list[HistoryEntry],
-        generator: NoiseSource,
-    ) -> Step:
+    def step(self, walk: Walk, x: Tensor, t: NoiseLevel, s: NoiseLevel) -> Step:
         """Return the posterior mean plus noise. The step to the clean end adds no noise."""
-        x0 = denoise(x, t, last_x0(history))
+        x0 = walk.x0(x, t)
         if float(s.sigma) == 0:
             return Step(x0, x0)
         fresh = -math.expm1(-2 * lambda_step(t, s))
@@ -249,7 +265,7 @@ class Ancestral(Sampler):
         mean = s.alpha * x0 + kept * ((x - t.alpha * x0) / t.sigma)
         if self.eta == 0:
             return Step(mean, x0)
-        return Step(mean + added * (t.sigma / s.sigma) ** self.upper * draw_noise(x, generator), x0)
+        return Step(mean + added * (t.sigma / s.sigma) ** self.upper * walk.noise(x), x0)
 
 
 @SAMPLERS.register("ddim", "euler")
@@ -259,18 +275,9 @@ class DDIM(Sampler):
 
     default_steps: ClassVar[int] = 50
 
-    def step(
-        self,
-        denoise: Denoise,
-        schedule: Schedule,
-        x: Tensor,
-        t: NoiseLevel,
-        s: NoiseLevel,
-        history: list[HistoryEntry],
-        generator: NoiseSource,
-    ) -> Step:
+    def step(self, walk: Walk, x: Tensor, t: NoiseLevel, s: NoiseLevel) -> Step:
         """Take one DDIM step."""
-        x0 = denoise(x, t, last_x0(history))
+        x0 = walk.x0(x, t)
         return Step(ddim_step(x, x0, t, s), x0)
 
 
@@ -294,19 +301,10 @@ class Heun(Sampler):
 
     default_steps: ClassVar[int] = 18
 
-    def step(
-        self,
-        denoise: Denoise,
-        schedule: Schedule,
-        x: Tensor,
-        t: NoiseLevel,
-        s: NoiseLevel,
-        history: list[HistoryEntry],
-        generator: NoiseSource,
-    ) -> Step:
+    def step(self, walk: Walk, x: Tensor, t: NoiseLevel, s: NoiseLevel) -> Step:
         """Take Euler's step, then correct it."""
-        x0 = denoise(x, t, last_x0(history))
-        return Step(_heun(denoise, x, x0, t, s), x0)
+        x0 = walk.x0(x, t)
+        return Step(_heun(walk.denoise, x, x0, t, s), x0)
 
 
 @SAMPLERS.register("edm")
@@ -315,42 +313,27 @@ class EDMChurn(Sampler):
     """EDM's stochastic sampler (Karras et al. 2022, arXiv 2206.00364, algorithm 2), on any process.
 
     Args:
-        S_churn: amount of noise added over the run.
+        S_churn: amount of noise added over the run, the same at every step.
         S_tmin, S_tmax: noise levels between which noise is added.
         S_noise: standard deviation of the added noise.
-        steps: number of steps of the run, over which S_churn is distributed; set by `prepare`.
     """
 
     S_churn: float = 80.0
     S_tmin: float = 0.05
     S_tmax: float = 50.0
     S_noise: float = 1.003
-    steps: int = 1
 
-    def prepare(self, steps: int) -> Sampler:
-        """Return a copy that knows the number of steps."""
-        return replace(self, steps=steps)
-
-    def step(
-        self,
-        denoise: Denoise,
-        schedule: Schedule,
-        x: Tensor,
-        t: NoiseLevel,
-        s: NoiseLevel,
-        history: list[HistoryEntry],
-        generator: NoiseSource,
-    ) -> Step:
+    def step(self, walk: Walk, x: Tensor, t: NoiseLevel, s: NoiseLevel) -> Step:
         """Add a little noise, then take Heun's step from there."""
         inside = self.S_tmin <= float(t.sigma_edm) <= self.S_tmax
-        gamma = min(self.S_churn / self.steps, math.sqrt(2) - 1) if inside else 0.0
+        gamma = min(self.S_churn / walk.steps, math.sqrt(2) - 1) if inside else 0.0
         if gamma:
-            raised = schedule.level(t.log_snr - 2 * math.log1p(gamma))
+            raised = walk.schedule.level(t.log_snr - 2 * math.log1p(gamma))
             extra = (raised.sigma_edm.square() - t.sigma_edm.square()).sqrt() * self.S_noise
-            x = raised.alpha * (x / t.alpha + extra * draw_noise(x, generator))
+            x = raised.alpha * (x / t.alpha + extra * walk.noise(x))
             t = raised
-        x0 = denoise(x, t, last_x0(history))
-        return Step(_heun(denoise, x, x0, t, s), x0)
+        x0 = walk.x0(x, t)
+        return Step(_heun(walk.denoise, x, x0, t, s), x0)
 
 
 __getattr__ = renamed(
