@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from functools import partial
@@ -90,6 +93,13 @@ class Registry(Generic[Member]):
 
 def _class_of(member: object) -> object:
     return member.func if isinstance(member, partial) else member
+
+
+@functools.cache
+def import_members(package: str) -> None:
+    """Import every module of a package, so that each member that it defines is registered."""
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")
 
 
 def no_file_system(protocol: str, known: tuple[str, ...]) -> str:

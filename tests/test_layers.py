@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "imagen_pytorch"
 
 LAYERS = (
     ("version", "wording", "registry", "tensors", "images", "construction", "ranges", "lines", "renamed", "io"),
-    ("diffusion", "nn", "text", "data"),
-    ("cascade",),
+    ("diffusion", "nn", "text"),
+    ("cascade", "data"),
     ("imagen",),
     ("signatures", "configs", "checkpoints", "checkpoint", "pretrained", "training", "trainer", "evaluation",
      "profiling"),
@@ -23,6 +23,8 @@ LAYERS = (
     ("cli", "__init__", "__main__", "imagen_pytorch", "elucidated_imagen", "imagen_video", "t5", "utils", "testing"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+#: layers whose rooms do not know each other
+APART = (LEVEL["nn"], LEVEL["cascade"])
 FOUNDATION = {"torch", "numpy", "einops", "jaxtyping", "PIL", "fsspec", "filelock"}
 
 # packages that nobody should wait for before using them: imported inside the function that needs them
@@ -34,11 +36,15 @@ FORBIDDEN = {"torchvision", "kornia", "beartype", "pytorch_warmup"}
 
 
 class Import(NamedTuple):
-    """One import statement: where it stands, what it names, whether it runs when the module is imported."""
+    """One import statement: where it stands, what it names, and when it runs.
+
+    ``eager`` is true if it runs when the module is imported, ``typed`` if it never runs, for annotations.
+    """
 
     line: int
     module: str
     eager: bool
+    typed: bool
 
 
 def files() -> list[Path]:
@@ -54,30 +60,29 @@ def _typing_only(node: ast.If) -> bool:
     return any(isinstance(name, ast.Name) and name.id == "TYPE_CHECKING" for name in ast.walk(node.test))
 
 
-def _statements(node: ast.AST, eager: bool = True) -> Iterator[tuple[ast.stmt, bool]]:
+def _statements(node: ast.AST, eager: bool = True, typed: bool = False) -> Iterator[tuple[ast.stmt, bool, bool]]:
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and _typing_only(child):
-            continue  # never executed: annotations may name anything
         if isinstance(child, ast.Import | ast.ImportFrom):
-            yield child, eager
+            yield child, eager and not typed, typed
         inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        yield from _statements(child, eager and not inside)
+        annotates = isinstance(child, ast.If) and _typing_only(child)
+        yield from _statements(child, eager and not inside, typed or annotates)
 
 
 def imports(path: Path) -> list[Import]:
     """Every import of a file with absolute module names; ``from . import x`` counts as importing ``x``."""
     package = (PACKAGE.name, *path.relative_to(PACKAGE).parts[:-1])
     found = []
-    for node, eager in _statements(ast.parse(path.read_text(encoding="utf-8"))):
+    for node, *kind in _statements(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found += [Import(node.lineno, alias.name, eager) for alias in node.names]
+            found += [Import(node.lineno, alias.name, *kind) for alias in node.names]
             continue
         base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
         module = ".".join(part for part in (base, node.module) if part)
-        if module == PACKAGE.name:
-            found += [Import(node.lineno, f"{module}.{alias.name}", eager) for alias in node.names]
+        if node.module is None or module == PACKAGE.name:
+            found += [Import(node.lineno, f"{module}.{alias.name}", *kind) for alias in node.names]
         else:
-            found.append(Import(node.lineno, module, eager))
+            found.append(Import(node.lineno, module, *kind))
     return found
 
 
@@ -92,13 +97,13 @@ def test_imports_point_downward(path):
     here = room(path)
     assert here in LEVEL, f"{here} is in no layer: add it to LAYERS and to docs/architecture.md"
     wrong = []
-    for line, module, _ in imports(path):
+    for line, module, _, typed in imports(path):
         there = inner(module)
-        if there is None or there == here:
+        if typed or there is None or there == here:  # annotations may name what lies above
             continue
         there = there if there in LEVEL else "__init__"  # `from imagen_pytorch import Name`
         upward = LEVEL[there] > LEVEL[here]
-        sideways = LEVEL[there] == LEVEL[here] == LEVEL["nn"]
+        sideways = LEVEL[there] == LEVEL[here] in APART
         if upward or sideways:
             wrong.append(f"{path.name}:{line} imports {module} ({'upward' if upward else 'sideways'})")
     assert not wrong, "\n".join(wrong)
@@ -106,7 +111,7 @@ def test_imports_point_downward(path):
 
 @each_file(files())
 def test_heavy_packages_are_imported_on_use(path):
-    roots = [(line, module.split(".")[0], eager) for line, module, eager in imports(path)]
+    roots = [(line, module.split(".")[0], eager) for line, module, eager, _ in imports(path)]
     assert not [f"{path.name}:{line} imports {root}" for line, root, _ in roots if root in FORBIDDEN]
     assert not [f"{path.name}:{line} imports {root} eagerly" for line, root, eager in roots if eager and root in ON_USE]
 
@@ -114,7 +119,7 @@ def test_heavy_packages_are_imported_on_use(path):
 @each_file(path for path in files() if LEVEL.get(room(path)) == 0)
 def test_the_foundation_needs_little(path):
     allowed = FOUNDATION | set(sys.stdlib_module_names) | {PACKAGE.name}
-    assert {module.split(".")[0] for _, module, _ in imports(path)} <= allowed
+    assert {item.module.split(".")[0] for item in imports(path)} <= allowed
 
 
 def module_name(path: Path) -> str:
@@ -123,10 +128,19 @@ def module_name(path: Path) -> str:
 
 
 def test_no_circles():
-    """The modules can be put into one order in which each needs only earlier ones."""
+    """The modules can be put into one order in which each names only earlier ones, be it in a function or for types."""
     modules = {module_name(path): path for path in files()}
-    needs = {name: {m for _, m, eager in imports(path) if eager and m in modules} for name, path in modules.items()}
+    needs = {name: {item.module for item in imports(path)} & modules.keys() for name, path in modules.items()}
     while ready := [name for name, needed in needs.items() if not needed & needs.keys() - {name}]:
         for name in ready:
             del needs[name]
     assert not needs, f"these import each other: {sorted(needs)}"
+
+
+@each_file(path for path in files() if path.name != "__init__.py")
+def test_no_import_hides_behind_a_name(path):
+    """Members of a family are found by `registry.import_members`, and lazy names by `__init__.py`; nothing else is."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    named = [node for node in calls if "import_module" in ast.unparse(node.func)]
+    relative = [node for node in named if len(node.args) > 1 or ast.unparse(node.args[0]).startswith(("'.", "f'."))]
+    assert not [node.lineno for node in relative]

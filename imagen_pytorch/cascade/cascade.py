@@ -27,8 +27,9 @@ from .long_video import sample_long
 from .lowres import target_space
 from .module_state import chosen_device, dtype_of, evaluating
 from .options import Callback, SampleOptions, check_text_count
-from .sampling import SamplingRun
+from .sampling_inputs import SamplingInputs
 from .stage import Stage, is_null
+from .stage_sampling import run_stages
 from .training_inputs import TrainingInputs, build_batch
 from .video import ClipInput, Rate
 
@@ -295,7 +296,7 @@ class Cascade(CascadeBase):
         if max_batch_size is not None and count > check_whole(max_batch_size, "max_batch_size"):
             return in_batches(self.sample, arguments, max_batch_size)
         with self.turn, evaluating(self):
-            outputs = SamplingRun(self, SampleOptions.take(arguments), place).run()
+            outputs = run_stages(SamplingInputs(self, SampleOptions.take(arguments), place))
         if return_pil_images:
             images = [to_pil(output if self.auto_normalize_img else unnormalize(output)) for output in outputs]
             return images if return_all_unet_outputs else images[-1]
@@ -335,4 +336,4 @@ class Cascade(CascadeBase):
         bound = inspect.signature(Cascade.sample).bind(self, **arguments)
         bound.apply_defaults()
         options = SampleOptions.take(bound.arguments)
-        return sample_long(self, total_frames, window, scheme, inpaint, options, arguments)
+        return sample_long(self, self.sample, total_frames, window, scheme, inpaint, options, arguments)

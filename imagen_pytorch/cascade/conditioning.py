@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .inputs import as_tensor, conditioning_images, text_mask
+from .inputs import TakesImages, as_tensor, conditioning_images, text_mask
 from .options import check_text_count
 from .stage import takes_cond_images
-
-if TYPE_CHECKING:
-    from .base import CascadeBase
 
 
 class Text(NamedTuple):
@@ -90,7 +87,7 @@ def stacked(first: Text, second: Text) -> Text:
 
 
 def prepare_cond_images(
-    cascade: CascadeBase, cond_images: Any, unet: nn.Module, batch: int, device: torch.device
+    cascade: TakesImages, cond_images: Any, unet: nn.Module, batch: int, device: torch.device
 ) -> tuple[Tensor | None, bool]:
     """Return the conditioning images of a network as floats, and true if any were given.
 

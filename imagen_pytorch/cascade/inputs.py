@@ -10,22 +10,32 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..images import as_float
 from ..ranges import check_number
 from ..tensors import token_mask, truth_of
 from .stage import takes_cond_images
 
-if TYPE_CHECKING:
-    from .base import CascadeBase
-
 #: the types that `as_tensor` accepts, for messages
 _FITS = "a tensor or a NumPy array"
+
+
+class TakesImages(Protocol):
+    """The attributes of a `Cascade` that decide which images it takes."""
+
+    channels: int
+    input_image_range: tuple[float, float]
+    cond_images_drop_prob: float
+    is_video: bool
+    unets: nn.ModuleList
+
+    def as_given(self, images: Tensor, name: str = ...) -> Tensor:
+        """Convert images to floats in the caller's range, also from uint8."""
 
 
 def as_tensor(value: Any, name: str) -> Tensor:
@@ -97,7 +107,7 @@ def check_range(images: Tensor, name: str, bottom: float, *, sampling: bool) -> 
 
 
 def checked_images(
-    cascade: CascadeBase,
+    cascade: TakesImages,
     given: Any,
     name: str,
     *,
@@ -143,7 +153,7 @@ def checked_images(
 
 
 def conditioning_images(
-    cascade: CascadeBase, given: Any, channels: int, *, batch: int, sampling: bool = False
+    cascade: TakesImages, given: Any, channels: int, *, batch: int, sampling: bool = False
 ) -> Tensor:
     """Return conditioning images as floats. uint8 becomes [0, 1].
 
@@ -219,7 +229,7 @@ def text_mask(text_embeds: Tensor, given: Any) -> Tensor:
 # -- the arguments of sample() ----------------------------------------------------------------------------------------
 
 
-def sampling_inputs(cascade: CascadeBase, arguments: Mapping[str, Any], batch: int) -> dict[str, Any]:
+def sampling_inputs(cascade: TakesImages, arguments: Mapping[str, Any], batch: int) -> dict[str, Any]:
     """Check those arguments of `Cascade.sample` that hold images, clips or masks.
 
     Returns:

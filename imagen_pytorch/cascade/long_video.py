@@ -20,7 +20,7 @@ from .stage import Stage
 from .video import ClipFrames, check_frame_count, frame_rate
 
 if TYPE_CHECKING:
-    from .cascade import Cascade
+    from .base import CascadeBase
 
 
 #: arguments of `Cascade.sample` that name or hold the frames of one call, or change what it returns
@@ -130,7 +130,8 @@ def checked(scheme: str | Sequence[Any], total: int, window: int) -> list[Part]:
 
 
 def sample_long(
-    cascade: Cascade,
+    cascade: CascadeBase,
+    sample: Callable[..., Tensor],
     total_frames: int,
     window: int,
     scheme: str | Sequence[Any],
@@ -141,7 +142,8 @@ def sample_long(
     """Implement `Cascade.sample_long`.
 
     Args:
-        options: the arguments as options of `Cascade.sample`.
+        sample: `Cascade.sample` of the model.
+        options: the arguments as options of ``sample``.
     """
     if not cascade.is_video:
         raise ValueError("sample_long is for video models; this is an image model")
@@ -159,18 +161,20 @@ def sample_long(
     video: Tensor | None = None
     for given, new in parts:
         if inpaint:
-            made = _inpainted(cascade, video, given, new, rates, arguments)
+            made = _inpainted(sample, video, given, new, rates, arguments)
         else:
             known = {} if not given else {"cond_video_frames": video[:, :, list(given)]}
             times = torch.tensor([*given, *new], dtype=torch.float64) / rates
-            made = cascade.sample(video_frames=len(new), frame_times=times, **known, **arguments)
+            made = sample(video_frames=len(new), frame_times=times, **known, **arguments)
         if video is None:
             video = made.new_zeros(*made.shape[:2], total_frames, *made.shape[3:])
         video[:, :, list(new)] = made
     return video
 
 
-def _check_parts(cascade: Cascade, stages: Sequence[Stage], parts: list[Part], inpaint: bool, rates: Tensor) -> None:
+def _check_parts(
+    cascade: CascadeBase, stages: Sequence[Stage], parts: list[Part], inpaint: bool, rates: Tensor
+) -> None:
     """Check before the first call that every later one is possible.
 
     Raises:
@@ -198,7 +202,7 @@ def _check_parts(cascade: Cascade, stages: Sequence[Stage], parts: list[Part], i
 
 
 def _inpainted(
-    cascade: Cascade,
+    sample: Callable[..., Tensor],
     video: Tensor | None,
     given: tuple[int, ...],
     new: tuple[int, ...],
@@ -213,7 +217,7 @@ def _inpainted(
         named["inpaint_videos"] = video[:, :, every]
         named["inpaint_masks"] = mask[None, :, None, None].expand(len(video), -1, *video.shape[3:])
     times = torch.tensor(every, dtype=torch.float64) / rates
-    made = cascade.sample(video_frames=len(every), frame_times=times, **named, **arguments)
+    made = sample(video_frames=len(every), frame_times=times, **named, **arguments)
     return made[:, :, [every.index(index) for index in new]]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +17,18 @@ from .conditioning import null_text, prepare_cond_images, stacked
 from .deepcache import FeatureCache
 from .lowres import Direct, Residual, target_space
 from .module_state import (
+    alone_on_device,
     autocasting,
     compile_once,
     device_of,
     dtype_of,
     inference_weights,
+    on_device,
     warn_if_emulated,
 )
+from .sampling_inputs import SamplingInputs
 from .stage import Stage, takes_cond_images
 from .video import StageFrames, frame_rate, given_frames, resample_to_stage
-
-if TYPE_CHECKING:
-    from .sampling import SamplingRun
 
 
 class SampleNotFinite(ValueError):
@@ -42,20 +42,20 @@ class StageRun:
         before: the image of the previous stage, in the caller's range.
     """
 
-    def __init__(self, run: SamplingRun, stage: Stage, unet: nn.Module, before: Tensor | None) -> None:
-        self.run_, self.stage, self.unet = run, stage, unet
-        self.cascade, self.options = run.cascade, run.options
-        self.choices = run.choices[stage.number - 1]
-        self.size: Size = run.sizes[stage.number - 1]
+    def __init__(self, inputs: SamplingInputs, stage: Stage, unet: nn.Module, before: Tensor | None) -> None:
+        self.inputs, self.stage, self.unet = inputs, stage, unet
+        self.cascade, self.options = inputs.cascade, inputs.options
+        self.choices = inputs.choices[stage.number - 1]
+        self.size: Size = inputs.sizes[stage.number - 1]
         self.device = device_of(unet)
         self.dtype = dtype_of(unet)
         # image and noise levels are never in half precision, only what the network computes
         self.precision = torch.promote_types(self.dtype, torch.float32)
         warn_if_emulated(self.options.precision, self.device)
         compile_once(unet, self.options.compile)
-        self.process: DiffusionProcess = run.processes[stage.number]
+        self.process: DiffusionProcess = inputs.processes[stage.number]
         self.guidance = self._guidance()
-        self.frames: StageFrames | None = None if run.frames is None else run.frames.at(stage.frame_stride)
+        self.frames: StageFrames | None = None if inputs.frames is None else inputs.frames.at(stage.frame_stride)
         enlarged = None if before is None else self._enlarged(before)
         self.given, whole = self._given(enlarged)
         self.space: Residual | Direct = target_space(enlarged, stage.residual)
@@ -77,8 +77,8 @@ class StageRun:
         if self.frames is None:
             return {}, enlarged
         number = self.stage.number
-        low = self.run_.sizes[number - 2] if number > 1 else None
-        given = given_frames(self.cascade, self.run_.clip, self.frames, low, self.size)
+        low = self.inputs.sizes[number - 2] if number > 1 else None
+        given = given_frames(self.cascade, self.inputs.clip, self.frames, low, self.size)
         named = {}
         names = ("cond_video_frames", "post_cond_video_frames")
         for name, part, base in zip(names, given.images, given.lowres_images, strict=True):
@@ -98,12 +98,12 @@ class StageRun:
         return resize(image, self.size, self.cascade.resize_mode)
 
     def _guidance(self) -> Guidance:
-        run, cascade = self.run_, self.cascade
+        inputs, cascade = self.inputs, self.cascade
         takes = takes_cond_images(self.unet) and self.options.cond_images is not None
-        if run.text is None and not (cascade.cond_images_drop_prob > 0 and takes):
+        if inputs.text is None and not (cascade.cond_images_drop_prob > 0 and takes):
             return GUIDANCE["cfg"](1.0)  # there is nothing to guide on
-        guidance = run.guidances[self.stage.number - 1]
-        trained = run.text is None or run.negative is not None or cascade.can_classifier_guidance
+        guidance = inputs.guidances[self.stage.number - 1]
+        trained = inputs.text is None or inputs.negative is not None or cascade.can_classifier_guidance
         if guidance.uses_uncond and not trained:
             raise ValueError(
                 "this model was trained with cond_drop_prob=0, so it has no unconditional half: use cond_scale=1"
@@ -114,7 +114,7 @@ class StageRun:
 
     def _condition(self, enlarged: Tensor | None) -> Any:
         """Encode all conditions of the network."""
-        batch = self.run_.batch
+        batch = self.inputs.batch
         both = self.guidance.uses_uncond
         keep = torch.ones(batch, dtype=torch.bool, device=self.device)
         named = self._text(keep, both)
@@ -142,7 +142,7 @@ class StageRun:
             "frames": len(self.frames.noisy),
             "frame_times": torch.cat([times, times]) if both and len(times) > 1 else times,
         }
-        rates = frame_rate(self.run_.clip.fps, self.run_.batch)
+        rates = frame_rate(self.inputs.clip.fps, self.inputs.batch)
         if rates is not None:
             rates = (rates / self.stage.frame_stride).to(self.device, torch.float32)
             named["fps"] = torch.cat([rates, rates]) if both else rates
@@ -151,7 +151,7 @@ class StageRun:
     def _text(self, keep: Tensor, both: bool) -> dict[str, Any]:
         if not self.unet.cond_on_text:
             return {}
-        text, negative = self.run_.text, self.run_.negative
+        text, negative = self.inputs.text, self.inputs.negative
         if text is None:
             text = null_text(len(keep), self.cascade.text_embed_dim, self.device, self.dtype)
         text = text.to(self.device, self.dtype)
@@ -169,7 +169,7 @@ class StageRun:
             own = self.cascade.lowres_sample_noise_level
             level = own[self.stage.number - 1] if isinstance(own, list | tuple) else own
         times = torch.full((len(enlarged),), float(level), device=self.device)
-        noised, log_snr = self.cascade.augmentation(enlarged, times, self.run_.generator)
+        noised, log_snr = self.cascade.augmentation(enlarged, times, self.inputs.generator)
         parts = {"lowres_cond_img": noised.to(self.dtype), "lowres_noise_times": log_snr}
         return {name: torch.cat([part, part]) for name, part in parts.items()} if both else parts
 
@@ -189,7 +189,7 @@ class StageRun:
         """Return the denoiser of the sampler: network, guidance, thresholding, in that order."""
         both_halves = alone = self._network(self.conditioning)
         if self.guidance.uses_uncond:
-            alone = self._network(self.conditioning.rows(slice(0, self.run_.batch)))
+            alone = self._network(self.conditioning.rows(slice(0, self.inputs.batch)))
 
         def pair(x: Tensor, level: NoiseLevel, x0_before: Tensor | None, both: bool) -> tuple[Tensor, Tensor | None]:
             if not both:
@@ -209,9 +209,9 @@ class StageRun:
 
     def _known(self) -> tuple[Tensor, Tensor] | None:
         """Return the known pixels at this size, in the caller's range, and their mask."""
-        if self.run_.known is None:
+        if self.inputs.known is None:
             return None
-        image, mask = self.run_.known
+        image, mask = self.inputs.known
         image, mask = self._picked(image.to(self.device, self.precision)), self._picked(mask.to(self.device))
         return shrink_known(image, mask, self.size)
 
@@ -230,7 +230,7 @@ class StageRun:
 
     def _shape(self) -> tuple[int, ...]:
         frames = () if self.frames is None else (len(self.frames.noisy),)
-        return (self.run_.batch, self.cascade.channels, *frames, *self.size)
+        return (self.inputs.batch, self.cascade.channels, *frames, *self.size)
 
     def run(self) -> Tensor:
         """Return the image of this stage, in the caller's range. Known pixels are exactly the caller's."""
@@ -251,7 +251,7 @@ class StageRun:
                 self._shape(),
                 steps=self.choices.steps,
                 sampler=self.choices.sampler,
-                generator=self.run_.generator,
+                generator=self.inputs.generator,
                 known=self._inpainting(),
                 init=self._init(),
                 skip_steps=self.choices.skip_steps,
@@ -284,3 +284,22 @@ class StageRun:
         raise SampleNotFinite(
             f"U-Net {number} made values that are not finite (NaN or infinity), though its weights are: try {cure}"
         )
+
+
+def run_stages(inputs: SamplingInputs) -> list[Tensor]:
+    """Return the image of each stage of a call, in the caller's range."""
+    outputs: list[Tensor] = []
+    before = inputs.start()
+    for stage in inputs.stages:
+        unet = inputs.cascade.unets[stage.number - 1]
+        with _placed(inputs, unet, stage.number - 1):
+            before = StageRun(inputs, stage, unet, before).run()
+        outputs.append(before)
+    return outputs
+
+
+def _placed(inputs: SamplingInputs, unet: nn.Module, index: int) -> Any:
+    target = inputs.device or device_of(unet)
+    if inputs.options.use_one_unet_in_gpu and target.type != "cpu":
+        return alone_on_device(inputs.cascade.unets, index, target)
+    return on_device(unet, target)

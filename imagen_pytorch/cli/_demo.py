@@ -89,6 +89,20 @@ def scaled(values: dict[str, Any], steps: int | None) -> dict[str, Any]:
     return {**values, **{name: stretch(values[name]) for name in counted if values.get(name)}, "trainer": trainer}
 
 
+def configured(name: str, steps: int | None, seed: int) -> tuple[dict[str, Any], TrainingConfig]:
+    """Return a configuration with its steps scaled and its seed set, as it stands in a file and checked.
+
+    Raises:
+        click.ClickException: anything that the user can put right.
+    """
+    from ..configs import TrainingConfig
+    from ..signatures import parse
+
+    values = scaled(read_json(find_config(name).path), steps)
+    values = {**values, "trainer": {**(values.get("trainer") or {}), "seed": seed}}
+    return values, parse(TrainingConfig, values)
+
+
 def evenly_spaced(count: int, wanted: int) -> list[int]:
     """At most this number of indices, evenly spread over ``range(count)``."""
     return [index * count // min(wanted, count) for index in range(min(wanted, count))]
@@ -368,20 +382,3 @@ class Demo(ABC):
             f"          {program()} train{config} --unet all --data"
         )
         tell(next(iter(files)))
-
-
-def run(options: Options) -> int:
-    """Train, sample and evaluate with these options; returns the exit code.
-
-    Raises:
-        click.ClickException: anything that the user can put right.
-    """
-    from ..configs import TrainingConfig
-    from ..signatures import parse
-    from ._demo_images import ImageDemo
-    from ._demo_videos import VideoDemo
-
-    values = scaled(read_json(find_config(options.config).path), options.steps)
-    values = {**values, "trainer": {**(values.get("trainer") or {}), "seed": options.seed}}
-    config = parse(TrainingConfig, values)
-    return (VideoDemo if config.imagen.video else ImageDemo)(options, values, config).run()

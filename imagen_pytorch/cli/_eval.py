@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from ..version import __version__
-from ._drawing import DrawingOptions, Model
+from ._drawing import Model
 from ._errors import USAGE, CommandFailed, say
+from ._eval_options import Request
 from ._eval_videos import FIGURES, SHEET, evaluate_videos, judges_clips
 from ._files import check_place, encoded, tell, write_new
 from ._judge import EMBEDDED_JUDGE, caption_judge, fingerprint
@@ -28,20 +28,6 @@ if TYPE_CHECKING:
 
 #: small real images that are given to an upsampler, real images with classes, and those whose bits are counted, at most
 UPSAMPLED, EXAMPLES, COUNTED = 64, 1500, 32
-
-
-@dataclass(frozen=True)
-class Request(DrawingOptions):
-    """The options of ``imagen eval``; the command's help says what they mean."""
-
-    target: str | None
-    data: str | None
-    split: str | None
-    limit: int
-    reference: int
-    image_size: int | None
-    extractor: tuple[str, ...]
-    metrics: tuple[str, ...]
 
 
 def find_target(given: str | None) -> str | Path:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ._drawing import Model
-    from ._eval import Request
+    from ._eval_options import Request
 
 #: names of what is written
 FIGURES, SHEET = "eval.json", "eval.png"

@@ -58,8 +58,12 @@ def demo(**options: Any) -> None:
     imagen demo --steps 10000              better images
     imagen demo --config moving-digits     videos
     """
-    from ._demo import Options, run
+    from ._demo import Options, configured
+    from ._demo_images import ImageDemo
+    from ._demo_videos import VideoDemo
 
-    code = run(Options(**options))
+    values, config = configured(options["config"], options["steps"], options["seed"])
+    kind = VideoDemo if config.imagen.video else ImageDemo
+    code = kind(Options(**options), values, config).run()
     if code:
         raise click.exceptions.Exit(code)

@@ -71,6 +71,7 @@ def eval(no_load_ema: bool, **request: Any) -> None:
     imagen eval imagen.pt --split pair --limit 400    on captions that it has not seen
     imagen eval images/ --data ./photos --metrics kid,precision
     """
-    from ._eval import Request, run
+    from ._eval import run
+    from ._eval_options import Request
 
     run(Request(load_ema=not no_load_ema, **request))

@@ -1,7 +1,7 @@
 """Images and videos with captions, or without: one file per source."""
 
 from ..renamed import renamed
-from .base import SOURCES, DataError, ImageDataset, Skipped, cycle, open_source
+from .base import SOURCES, DataError, ImageDataset, Skipped, cycle
 from .clips import VideoDataset
 from .emoji import Emoji64, emoji64
 from .folder import Dataset
@@ -9,6 +9,7 @@ from .huggingface import TableDataset, hub_dataset
 from .loaders import Collator, collate_mixed, get_images_dataloader
 from .moving_digits import MovingDigits, centre_track, moving_digits
 from .skipping import DataUnavailable, SkippedReport, check_share
+from .sources import open_source
 
 __all__ = [
     "SOURCES",

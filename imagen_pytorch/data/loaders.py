@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from ..images import MODES, Size
+from ..text import text_encoder
 from .base import channels_of, check_known, cycle, fit, item_size, random_caption
 from .decoding import pixels, printable, reason_of
 from .folder import Dataset
@@ -155,8 +155,7 @@ class Collator:
             return captions
         encoder = self.name
         if isinstance(encoder, str):
-            # imported by name at run time: data sources do not depend on text encoders
-            encoder = import_module("..text", __package__).text_encoder(encoder)
+            encoder = text_encoder(encoder)
         return encoder.encode(captions).embeds
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,7 +17,7 @@ from torch import Tensor, nn
 from ..cascade.module_state import evaluating
 from ..images import as_float, resize
 from ..nn.efficientnet import NETWORKS, efficientnet_lite, scaled
-from ..registry import Registry
+from ..registry import Registry, import_members
 
 EXTRACTORS: Registry[type[FeatureExtractor]] = Registry("feature extractor")
 
@@ -164,9 +162,7 @@ class UserFunction(FeatureExtractor):
 
 def extractors() -> Registry[type[FeatureExtractor]]:
     """Return `EXTRACTORS` with the members of all files of this folder."""
-    package = __name__.rpartition(".")[0]
-    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        importlib.import_module(f"{package}.{module.name}")
+    import_members(__package__)
     return EXTRACTORS
 
 

@@ -116,8 +116,6 @@ class Persistent(nn.Module):
         path = Path(path).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"no network at {path.absolute()}")
-        from . import presets as _registers_all_networks  # noqa: F401 - which are built on this module
-
         try:
             stored = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, MemoryError):  # a problem of the machine, not damage of the file

@@ -9,10 +9,6 @@ from torch import Tensor, nn
 
 from .persistence import UNETS, Persistent
 from .unet import Unet
-from .unet3d import Unet3D
-
-UNETS.register("Unet")(Unet)
-UNETS.register("Unet3D")(Unet3D)
 
 
 @UNETS.register("NullUnet")

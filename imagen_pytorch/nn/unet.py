@@ -19,9 +19,11 @@ from .arguments import UNUSED, check_arguments
 from .blocks import BlockOptions, Context, ResnetBlock, Transformer, UpsampleCombiner
 from .conditioning import Conditioning, ConditioningEncoder
 from .geometry import IMAGE, Geometry
+from .persistence import UNETS
 from .unet_blocks import DownBlock, LevelSpec, UpBlock, level_specs
 
 
+@UNETS.register("Unet")
 class Unet(ConditioningEncoder):
     """A U-Net for images of any height and width.
 

@@ -19,6 +19,7 @@ from .blocks import Context
 from .conditioning import Conditioning
 from .embeddings import FourierFeatures
 from .frames import USUAL_FPS, Frames, usual_times
+from .persistence import UNETS
 from .temporal import VideoGeometry
 from .unet import Unet
 
@@ -105,6 +106,7 @@ def time_deltas_between(
     return ((time_deltas * 1e6).round() / 1e6).float(), time_order
 
 
+@UNETS.register("Unet3D")
 class Unet3D(Unet):
     """A U-Net for clips of any number of frames, height and width. It takes the arguments of `Unet`, and those below.
 

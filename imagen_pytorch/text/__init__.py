@@ -1,6 +1,7 @@
 """Captions as tensors: one file per kind of encoder."""
 
-from .base import ENCODERS, TextCondition, TextEncoder, check_name, known_dim, text_encoder
+from .base import ENCODERS, TextCondition, TextEncoder, check_name
+from .by_name import known_dim, text_encoder
 from .own import OwnEncoder, as_encoder
 from .static import StaticPieces
 from .t5 import DEFAULT_T5_NAME, MAX_LENGTH, TransformersEncoder

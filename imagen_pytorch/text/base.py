@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import os
-import pkgutil
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -44,7 +40,9 @@ class TextCondition(NamedTuple):
 
 
 class CaptionMemory:
-    """A cache of the states of captions. The least recently used are dropped first. Threads may share it.
+    """A cache of the states of captions, in the precision of the encoder and in the memory of the CPU.
+
+    The least recently used are dropped first. Threads may share it.
 
     Args:
         limit: largest number of bytes.
@@ -156,9 +154,9 @@ class TextEncoder(ABC):
         """
         check_captions(texts)
         device = torch.device(device or "cpu")
-        found = {caption: self.memory.get(caption) for caption in texts}
-        found.update(self._encode_new([caption for caption, states in found.items() if states is None], device))
-        return _padded([found[caption] for caption in texts], device)
+        known = {caption: self.memory.get(caption) for caption in texts}
+        new = self._encode_new([caption for caption, states in known.items() if states is None], device)
+        return _padded([(known | new)[caption] for caption in texts], device)
 
     @torch.no_grad()
     def _encode_new(self, captions: list[str], device: torch.device) -> dict[str, Tensor]:
@@ -167,29 +165,28 @@ class TextEncoder(ABC):
         found = {}
         for first in range(0, len(captions), self.batch_size):
             part = captions[first : first + self.batch_size]
-            for caption, states in zip(part, self.states([encodable(text) for text in part], device), strict=True):
-                found[caption] = states.float().cpu().clone()
-                if not bool(found[caption].isfinite().all()):
-                    raise ValueError(
-                        f'the text encoder "{self.name}" gives NaN or infinities for {caption[:100]!r}: its weights '
-                        "are damaged, or too imprecise (T5 overflows in float16)"
-                    )
-                self.memory.put(caption, found[caption])
+            states = self.states([encodable(text) for text in part], device)
+            states = [each if each.element_size() == 2 else each.float() for each in states]
+            if not bool(torch.cat(states).isfinite().all()):
+                damaged = next(text for text, each in zip(part, states, strict=True) if not bool(each.isfinite().all()))
+                raise ValueError(
+                    f'the text encoder "{self.name}" gives NaN or infinities for {damaged[:100]!r}: its weights are '
+                    "damaged, or too imprecise (T5 overflows in float16)"
+                )
+            for caption, each in zip(part, states, strict=True):
+                found[caption] = each
+                self.memory.put(caption, each.to("cpu", copy=True))
         return found
 
 
 def _padded(states: Sequence[Tensor], device: torch.device) -> TextCondition:
+    """Pad states in the precision of the encoder, and convert them on the device."""
     lengths = torch.tensor([len(item) for item in states])
+    if len({item.device for item in states}) > 1:
+        states = [item.to(device) for item in states]
     embeds = torch.nn.utils.rnn.pad_sequence(list(states), batch_first=True)
     mask = torch.arange(embeds.shape[1]) < lengths[:, None]
-    return TextCondition(embeds.to(device), mask.to(device))
-
-
-@functools.cache
-def _discover() -> None:
-    package = __name__.rpartition(".")[0]
-    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        importlib.import_module(f"{package}.{module.name}")
+    return TextCondition(embeds.to(device).float(), mask.to(device))
 
 
 def check_name(name: Any) -> str:
@@ -205,62 +202,3 @@ def check_name(name: Any) -> str:
         shown = ascii(name if len(name) <= 40 else f"{name[:40]}...")
         raise ValueError(f"text_encoder_name must be 1 to {_MAX_NAME_LENGTH} printable characters, got {shown}")
     return name
-
-
-def _family(name: str) -> str | None:
-    """Return the entry of `ENCODERS` for this name, or None for an encoder of the transformers library.
-
-    Raises:
-        ValueError: an unknown name with the prefix of embedded encoders.
-    """
-    family = next((key for key in ENCODERS if name == key or name.startswith(f"{key}:")), None)
-    if family is None and name.startswith(EMBEDDED):
-        ENCODERS[name]
-    return family
-
-
-def known_dim(name: str) -> int | None:
-    """Return the width of the states of an embedded or well-known encoder, or None for every other one.
-
-    Nothing is read, imported or fetched, because models that are opened from files name their encoder too.
-
-    Raises:
-        TypeError, ValueError: a name that cannot be that of an encoder.
-    """
-    _discover()
-    from .t5 import DIMS
-
-    family = _family(check_name(name))
-    return DIMS.get(name) if family is None else ENCODERS[family](name).dim
-
-
-def text_encoder(name: str) -> TextEncoder:
-    """Return the encoder with this name, always the same object. Its weights are loaded at the first caption.
-
-    Args:
-        name: an embedded encoder ("builtin:words"), a transformers encoder on the hub ("google/t5-v1_1-base"), a local
-            folder of one, or ``pkg:package/path`` for a folder inside an installed package.
-
-    Raises:
-        TypeError: the name is not a string.
-        ValueError: an unknown embedded encoder (the message lists the known ones), or the name of an encoder that was
-            an object of the user's program.
-    """
-    if check_name(name).startswith(OWN):
-        raise ValueError(
-            f'this model was made with a text encoder of its own program, "{name.removeprefix(OWN)}", which no file '
-            "holds: pass it as text_encoder= where the model is opened in Python, or give text_embeds= instead of texts"
-        )
-    folder = os.path.expanduser(name)
-    return _encoder(os.path.abspath(folder) if os.path.isdir(folder) else name)
-
-
-@functools.cache
-def _encoder(name: str) -> TextEncoder:
-    _discover()
-    family = _family(name)
-    if family is not None:
-        return ENCODERS[family](name)
-    from .t5 import TransformersEncoder
-
-    return TransformersEncoder(name)

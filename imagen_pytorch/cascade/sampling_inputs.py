@@ -1,31 +1,26 @@
-"""One `sample()` call: its options, checked, and the stages in order."""
+"""The inputs of one `sample()` call: checked once, the same for all stages."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..diffusion.process import DiffusionProcess
 from ..images import resize
+from .base import CascadeBase
 from .conditioning import Text, text_input
 from .counting import images_of
-from .module_state import alone_on_device, device_of, on_device
 from .options import SampleOptions, StageChoices, check_text_count
 from .sizes import stage_sizes
 from .stage import Stage, is_null, takes_cond_images
-from .stage_sampling import StageRun
 from .video import ClipInput, check_frame_count, clip_frames
 
-if TYPE_CHECKING:
-    from .base import CascadeBase
 
-
-class SamplingRun:
-    """The state of one call: options, captions, generators. Between stages an image is in the caller's range."""
+class SamplingInputs:
+    """Options, captions, known pixels and generators of one call, and the stages to run."""
 
     def __init__(self, cascade: CascadeBase, options: SampleOptions, device: torch.device | None) -> None:
         count = len(cascade.unets)
@@ -150,7 +145,8 @@ class SamplingRun:
         check_frame_count(self.stages, count)
         return count
 
-    def _start(self) -> Tensor | None:
+    def start(self) -> Tensor | None:
+        """Return the given image of the stage before the first one, in the caller's range; None without one."""
         given = self.options.start_image_or_video
         if given is None:
             return None
@@ -167,20 +163,3 @@ class SamplingRun:
                 f"all {count}; got {start.shape[2]}"
             )
         return start
-
-    def run(self) -> list[Tensor]:
-        """Return the image of each stage, in the caller's range."""
-        outputs: list[Tensor] = []
-        before = self._start()
-        for stage in self.stages:
-            unet = self.cascade.unets[stage.number - 1]
-            with self._placed(unet, stage.number - 1):
-                before = StageRun(self, stage, unet, before).run()
-            outputs.append(before)
-        return outputs
-
-    def _placed(self, unet: nn.Module, index: int) -> Any:
-        target = self.device or device_of(unet)
-        if self.options.use_one_unet_in_gpu and target.type != "cpu":
-            return alone_on_device(self.cascade.unets, index, target)
-        return on_device(unet, target)
