@@ -259,6 +259,9 @@ def test_half_precision_is_close_and_float16_refused():
     rough = half.encode(CAPTIONS)
     assert next(half.loaded.model.parameters()).dtype == torch.bfloat16 and rough.embeds.dtype == torch.float32
     assert (exact.embeds - rough.embeds).abs().mean() < 0.02
+    tokens = sum(int(half.encode([caption]).mask.sum()) for caption in set(CAPTIONS))
+    assert half.memory.used == 2 * half.dim * tokens  # remembered in half precision
+    assert torch.equal(half.encode(CAPTIONS).embeds, rough.embeds)
     with pytest.raises(ValueError, match="float16"):
         TransformersEncoder(TINY_T5, dtype=torch.float16)
 

@@ -352,18 +352,22 @@ class TransformersEncoder(TextEncoder):
         )
         return tokens["input_ids"], tokens["attention_mask"].bool()
 
-    @torch.no_grad()
     def encode_tokens(self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
         """Return states of tokens on the device of ``ids``, float32, zero where the mask is false."""
+        return self._token_states(ids, mask).float().masked_fill(~mask[..., None], 0.0)
+
+    @torch.no_grad()
+    def _token_states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return states of tokens on the device of ``ids``, in the precision of the weights."""
         model = self.loaded.model
         if model.device != ids.device:
             model.to(ids.device)
-        states = model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        return states.float().masked_fill(~mask[..., None], 0.0)
+        return model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
 
     def states(self, captions: Sequence[str], device: torch.device) -> list[Float[Tensor, "_ d"]]:
         """Return the states of the tokens of each caption."""
         ids, mask = self.tokenize(captions)
         target = self.device or device
-        states = self.encode_tokens(ids.to(target), mask.to(target)).cpu()
-        return [each[keep] for each, keep in zip(states, mask, strict=True)]
+        mask_there = mask.to(target)
+        states = self._token_states(ids.to(target), mask_there)
+        return list(states[mask_there].split(mask.sum(1).tolist()))
