@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from imagen_pytorch.data import DataError, Dataset, TableDataset, VideoDataset, get_images_dataloader
+from imagen_pytorch.data import folder as data_folder
 from imagen_pytorch.data.decoding import MAX_PIXELS, decode, printable, reason_of
 
 links = pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
@@ -61,9 +62,13 @@ DAMAGE = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("looks_into", [True, False], ids=["found on opening", "found on reading"])
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damaged_files_are_skipped_with_a_reason(folder, name):
+def test_damaged_files_are_skipped_with_a_reason(folder, name, looks_into, monkeypatch):
+    """Very many files are not looked into on opening, only on reading."""
     content, reason = DAMAGE[name]
+    if not looks_into:
+        monkeypatch.setattr(data_folder, "MAX_LOOKED_INTO", 1)
     (folder / "bad.png").write_bytes(content)
     skipped = opened(folder)
     assert list(skipped) == ["bad.png"] and any(word in skipped["bad.png"] for word in reason.split("|"))

@@ -168,7 +168,7 @@ class VideoDataset(FolderDataset):
     def _check(self, path: Path) -> None:
         if _has_ending(path, VIDEO_FILES):
             check_av()
-        if not self.place.is_local and path not in self._series:
+        if not self.looks_into and path not in self._series:
             self.place.check(path)  # other damage is found when the file is fetched
         else:
             self._clips[path] = self._open(path)
