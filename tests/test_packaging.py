@@ -57,6 +57,18 @@ def test_building_a_model_loads_no_text_encoder():
     assert not {name.split(".")[0] for name in seen["all"]} & {"transformers", "accelerate", "datasets", "diffusers"}
 
 
+def test_models_are_opened_without_the_compiler():
+    """A model is first built without memory, which must not import what takes torch seconds (its compiler, SymPy)."""
+    seen = watched(
+        "import torch\n"
+        "from imagen_pytorch import Unet, Unet3D\n"
+        "every = dict(dim=8, dim_mults=(1, 2), layer_attns=(False, True), layer_cross_attns=(False, True))\n"
+        "with torch.device('meta'):\n"
+        "    Unet(**every, lowres_cond=True), Unet3D(**every)"
+    )
+    assert not {name.split(".")[0] for name in seen["all"]} & {"sympy"} and "torch._dynamo" not in seen["all"]
+
+
 def test_every_public_name_is_there():
     import imagen_pytorch
 

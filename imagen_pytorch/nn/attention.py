@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .frames import Frames, shift_tokens
 from .geometry import IMAGE, Geometry
+from .initial import normal_parameter
 from .norms import GroupNorm
 from .plain import is_plain
 from .softmax_attention import attend
@@ -125,7 +126,7 @@ class Attention(nn.Module):
         self.narrow = not cosine and dim <= dim_head
         self.norm = nn.LayerNorm(dim)
         self.to_qkv = nn.Linear(dim, inner + shared if attend_self else inner, bias=False)
-        self.null_kv = nn.Parameter(torch.randn(2, self.kv_heads, dim_head) * 0.02)
+        self.null_kv = normal_parameter(2, self.kv_heads, dim_head, std=0.02)
         self.norm_context = None if context_dim is None else nn.LayerNorm(context_dim)
         self.to_context = None if context_dim is None else nn.Linear(context_dim, shared, bias=False)
         self.to_out = nn.Linear(inner, dim)

@@ -17,6 +17,7 @@ from ..tensors import token_mask
 from .attention import KeysValues
 from .blocks import Context, ContextAttention
 from .embeddings import FourierFeatures, PerceiverResampler, masked_mean, pixel_coordinates
+from .initial import normal_parameter
 from .persistence import Persistent
 
 
@@ -102,12 +103,12 @@ class ConditioningEncoder(Persistent):
     def _build_text(self, given: Mapping[str, Any], cond_dim: int, hidden_dim: int) -> None:
         self.text_to_cond = nn.Linear(given["text_embed_dim"], cond_dim)
         # a dropped caption is one null token for attention, and one null vector for the modulation
-        self.null_text_embed = None if self.norm_cond is None else nn.Parameter(torch.randn(1, 1, cond_dim))
+        self.null_text_embed = None if self.norm_cond is None else normal_parameter(1, 1, cond_dim)
         if given["text_film"]:
             self.to_text_non_attn_cond = nn.Sequential(
                 nn.LayerNorm(cond_dim), nn.Linear(cond_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, hidden_dim)
             )
-            self.null_text_hidden = nn.Parameter(torch.randn(1, hidden_dim) * 0.02)
+            self.null_text_hidden = normal_parameter(1, hidden_dim, std=0.02)
         if given["attn_pool_text"]:
             shape = (given["attn_pool_num_latents"], self.max_text_len, given["attn_heads"], given["attn_dim_head"])
             self.attn_pool = PerceiverResampler(cond_dim, *shape, kv_heads=given["attn_kv_heads"])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..images import Size
 from .attention import Attention, FeedForward
+from .initial import normal, normal_parameter
 
 
 class FourierFeatures(nn.Module):
@@ -23,7 +24,7 @@ class FourierFeatures(nn.Module):
         super().__init__()
         if dim % 2:
             raise ValueError(f"learned_sinu_pos_emb_dim must be even, got {dim}")
-        self.weights = nn.Parameter(torch.randn(dim // 2))
+        self.weights = normal_parameter(dim // 2)
 
     def forward(self, s: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
         """Return the features of each scalar, ``dim + 1`` of them, in the precision of the weights."""
@@ -81,8 +82,8 @@ class PerceiverResampler(nn.Module):
         kv_heads: int | None = None,
     ) -> None:
         super().__init__()
-        self.positions = nn.Embedding(max_len, dim)
-        self.latents = nn.Parameter(torch.randn(num_latents, dim) * dim**-0.5)
+        self.positions = nn.Embedding.from_pretrained(normal(max_len, dim), freeze=False)
+        self.latents = normal_parameter(num_latents, dim, std=dim**-0.5)
         self.mean_latents = mean_latents
         self.to_mean_latents = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim * mean_latents))
         given = {"context_dim": dim, "zero": False, "kv_heads": kv_heads}

@@ -36,7 +36,7 @@ class TemporalConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim))
         if not depthwise:
             with torch.no_grad():
-                self.weight[:, :, self.padding[0], 0] = torch.eye(dim)
+                self.weight[:, :, self.padding[0], 0].diagonal().fill_(1)  # `initial.normal` says why not torch.eye
 
     def forward(self, x: Float[Tensor, "bf c h w"], frames: Frames | None) -> Float[Tensor, "bf c h w"]:
         """Return the mixed map."""
