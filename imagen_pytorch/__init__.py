@@ -13,7 +13,9 @@ from .version import __version__
 if TYPE_CHECKING:  # what type checkers and editors see; `_HOME` below says the same at run time
     from .checkpoint import load_imagen_from_checkpoint
     from .configs import ElucidatedImagenConfig, ImagenConfig, ImagenTrainerConfig, Unet3DConfig, UnetConfig
+    from .extensions import import_file
     from .imagen import ElucidatedImagen, Imagen
+    from .nn.network import Network
     from .nn.presets import BaseUnet64, NullUnet, SRUnet256, SRUnet1024
     from .nn.unet import Unet
     from .nn.unet3d import Unet3D
@@ -28,6 +30,7 @@ __all__ = [
     "ImagenConfig",
     "ImagenTrainer",
     "ImagenTrainerConfig",
+    "Network",
     "NullUnet",
     "SRUnet1024",
     "SRUnet256",
@@ -36,6 +39,7 @@ __all__ = [
     "Unet3DConfig",
     "UnetConfig",
     "__version__",
+    "import_file",
     "load_demo",
     "load_imagen_from_checkpoint",
 ]
@@ -49,6 +53,7 @@ _HOME = {
     "ImagenConfig": "configs",
     "ImagenTrainer": "trainer",
     "ImagenTrainerConfig": "configs",
+    "Network": "nn.network",
     "NullUnet": "nn.presets",
     "SRUnet1024": "nn.presets",
     "SRUnet256": "nn.presets",
@@ -56,6 +61,7 @@ _HOME = {
     "Unet3D": "nn.unet3d",
     "Unet3DConfig": "configs",
     "UnetConfig": "configs",
+    "import_file": "extensions",
     "load_demo": "pretrained",
     "load_imagen_from_checkpoint": "checkpoint",
 }

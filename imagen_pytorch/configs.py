@@ -25,11 +25,8 @@ from pydantic import (
 from torch.utils.data import DataLoader
 
 from .cascade.cascade import Cascade
+from .cascade.options import FAMILIES
 from .cascade.sizes import is_pair
-from .diffusion.guidance import GUIDANCE
-from .diffusion.losses import LOSSES
-from .diffusion.objectives import OBJECTIVES
-from .diffusion.samplers import SAMPLERS
 from .diffusion.schedules import SCHEDULES
 from .imagen import CASCADES
 from .io.errors import reason
@@ -155,15 +152,7 @@ def _without(key: str, message: str) -> str:
 
 class _CascadeBase(Configuration):
     longest = 64
-    families = {
-        "noise_schedules": SCHEDULES,
-        "lowres_noise_schedule": SCHEDULES,
-        "pred_objectives": OBJECTIVES,
-        "sampler": SAMPLERS,
-        "loss_type": LOSSES,
-        "loss_space": OBJECTIVES,
-        "guidance": GUIDANCE,
-    }
+    families = FAMILIES
     unets: list[Annotated[Any, BeforeValidator(_unet)]]
     video: bool = False
     _rehearsed: dict[str, Any] | None = PrivateAttr(None)  # what it said when it was seen that the model can be made

@@ -10,18 +10,18 @@ from torch import nn
 
 from .cascade.cascade import Cascade
 from .cascade.elucidated import ElucidatedFormulas
-from .cascade.limits import MAX_STEPS, check_each, check_flag, check_name, check_positive
+from .cascade.limits import MAX_STEPS, check_each, check_flag, check_member, check_name, check_positive
 from .cascade.options import SharedOptions
 from .cascade.sizes import is_pair
 from .construction import records_construction
-from .diffusion.losses import LOSSES, NOISE_LEVELS, WEIGHTINGS
-from .diffusion.objectives import OBJECTIVES, Objective
+from .diffusion.losses import LOSSES, NOISE_LEVELS, P2, WEIGHTINGS, EDMWeight, LogNormal, MinSNR, Plain, Weighting
+from .diffusion.objectives import EDM, OBJECTIVES, Objective
 from .diffusion.process import DiffusionProcess
-from .diffusion.samplers import SAMPLERS
-from .diffusion.schedules import SCHEDULES
+from .diffusion.samplers import SAMPLERS, EDMChurn
+from .diffusion.schedules import SCHEDULES, Karras, Schedule
 from .nn.presets import UNETS
 from .ranges import check_number, check_whole
-from .registry import Registry
+from .registry import Registry, Spec
 from .tensors import per_stage
 from .text import DEFAULT_T5_NAME, TextEncoder, known_dim
 
@@ -35,44 +35,55 @@ def _networks(unets: nn.Module | Sequence[nn.Module]) -> tuple[nn.Module, ...]:
     return found
 
 
-def padded_schedules(given: str | Sequence[str], count: int) -> tuple[str, ...]:
+def padded_schedules(given: Spec | Sequence[Spec], count: int) -> tuple[Spec, ...]:
     """Return the noise schedules of all stages. Missing ones are cosine for the second U-Net and linear after it.
 
     Raises:
         ValueError: more schedules than U-Nets.
-        TypeError: a value that is not a name.
     """
     names = tuple(given) if isinstance(given, list | tuple) else (given,)
-    for name in names:
-        check_name(name, "noise_schedules")
     if len(names) > count:
         raise ValueError(f"{count} U-Nets take at most as many noise_schedules, got {len(names)}: {names}")
     rest = ("cosine", "cosine", *("linear",) * count)[len(names) : count]
     return names + rest
 
 
-def _timed_from_0_to_1(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Check that the times of schedules lie in [0, 1], and return their names.
+def _schedule(spec: Spec) -> Schedule:
+    """Return a noise schedule whose times lie in [0, 1].
 
     Raises:
         ValueError: an unknown schedule, or one whose time is the noise level.
+        TypeError: another value.
     """
-    for name in names:
-        if SCHEDULES[name]().time_range() != (1.0, 0.0):
-            raise ValueError(
-                f'noise_schedules: the times of "{name}" are noise levels and not in [0, 1]; ElucidatedImagen has them'
-            )
-    return names
+    schedule: Schedule = check_member(SCHEDULES, spec, "noise_schedules")
+    if schedule.time_range() != (1.0, 0.0):
+        raise ValueError(
+            f'noise_schedules: the times of "{SCHEDULES.name_of(schedule)}" are noise levels and not in [0, 1]; '
+            "ElucidatedImagen has them"
+        )
+    return schedule
 
 
-def _weighting(min_snr: bool, gamma: float, p2_gamma: float | None, p2_k: float) -> Any:
-    check_positive(gamma, "min_snr_gamma")
-    check_positive(p2_k, "p2_loss_weight_k")
+def _weighting(row: Mapping[str, Any]) -> Weighting:
+    """Return the weight of the loss of one stage: the stated one, or that of the arguments for min-SNR and P2."""
+    gamma, p2_gamma = check_positive(row["min_snr_gamma"], "min_snr_gamma"), row["p2_loss_weight_gamma"]
+    p2_k = check_positive(row["p2_loss_weight_k"], "p2_loss_weight_k")
+    if row["weighting"] is not None:
+        if p2_gamma is not None:
+            raise ValueError('give weighting or p2_loss_weight_gamma, not both; weighting="p2(gamma=0.5)" is the same')
+        return check_member(WEIGHTINGS, row["weighting"], "weighting", MinSNR(gamma=gamma))
     if p2_gamma is None:
-        return WEIGHTINGS["min_snr"](gamma=gamma) if min_snr else WEIGHTINGS["plain"]()
+        return MinSNR(gamma=gamma) if row["min_snr_loss_weight"] else Plain()
     if not 0 <= check_number(p2_gamma, "p2_loss_weight_gamma", -math.inf, math.inf) <= 2:
         raise ValueError(f"p2_loss_weight_gamma must lie in [0, 2] (the paper uses 0.5 to 1), got {p2_gamma}")
-    return WEIGHTINGS["p2"](gamma=p2_gamma, k=p2_k)
+    return P2(gamma=p2_gamma, k=p2_k)
+
+
+#: arguments of `Imagen` for the process of a stage, one or one per U-Net
+_OF_STAGES = (
+    "noise_schedules", "noise_levels", "pred_objectives", "sampler", "timesteps", "weighting", "min_snr_loss_weight",
+    "min_snr_gamma", "p2_loss_weight_gamma", "p2_loss_weight_k", "loss_space",
+)  # fmt: skip
 
 
 @CASCADES.register("original")
@@ -80,7 +91,9 @@ class Imagen(Cascade):
     """A cascade with the processes of Imagen: variance preserving, continuous in time (Saharia et al. 2022,
     arXiv 2205.11487; Kingma et al. 2021, arXiv 2107.00630).
 
-    "per-unet" arguments are one value or one per U-Net.
+    "per-unet" arguments are one value or one per U-Net. Schedules, objectives, distributions of noise levels,
+    weightings, samplers and guidance methods are given by name, with parameters as ``"flow(shift=3)"`` or ``{"name":
+    "flow", "shift": 3}``, or as objects.
 
     Args:
         unets: one network or several, lowest resolution first.
@@ -92,16 +105,17 @@ class Imagen(Cascade):
         text_embed_dim: width of caption embeddings; by default that of the encoder.
         channels: of the images.
         timesteps: per-unet number of sampling steps.
-        sampler: per-unet name of the sampler.
+        sampler: per-unet sampler.
         self_cond: per-unet; true gives the network its own earlier estimate (Chen et al. 2022, arXiv 2208.04202). By
             default it is as the U-Net was built.
         cond_drop_prob: fraction of captions dropped in training; 0 excludes guidance.
         cond_images_drop_prob: fraction of conditioning images dropped in training; above 0 they are guided on too.
-        cond_scale, guidance: per-unet guidance weight and name of the guidance method, the defaults of `sample`. None
-            means 1 (no guidance) and "cfg".
+        cond_scale, guidance: per-unet guidance weight, and the guidance method; the defaults of `sample`. None means 1
+            (no guidance) and "cfg".
         loss_type: "l1", "l2" or "huber".
-        noise_schedules: per-unet name; missing ones are cosine for U-Net 2, then linear.
-        pred_objectives: per-unet, "noise", "x_start" or "v".
+        noise_schedules: per-unet; missing ones are cosine for U-Net 2, then linear.
+        noise_levels: per-unet distribution of training times; by default uniform.
+        pred_objectives: per-unet, "noise", "x_start", "v", "flow" or "edm".
         random_crop_sizes: per-unet training crop of upsamplers; the first entry is None.
         lowres_noise_schedule, lowres_sample_noise_level, per_sample_random_aug_noise_level: noise-conditioning
             augmentation of the low-resolution image: its schedule, its per-unet time when sampling, and a switch to
@@ -141,9 +155,10 @@ class Imagen(Cascade):
             (Ma et al. 2026, "PixelGen", arXiv 2602.02493; see `PerceptualLoss`).
         min_snr_loss_weight, min_snr_gamma: per-unet min-SNR weight (Hang et al. 2023, arXiv 2303.09556).
         p2_loss_weight_gamma, p2_loss_weight_k: per-unet P2 weight in its place (Choi et al. 2022, arXiv 2204.00227).
+        weighting: per-unet weight of each noise level in the loss, in place of both.
         loss_space: per-unet; measure the error in "x0", "eps", "v" or "flow", whatever the network predicts. By default
-            it is measured in the prediction. Needs ``min_snr_loss_weight=False``, because the min-SNR weight is stated
-            in x0 space and gives the same loss in every space (Li & He 2025, arXiv 2511.13720).
+            it is measured in the prediction. Needs ``min_snr_loss_weight=False``, because a weight that is stated in x0
+            space, as that of min-SNR, gives the same loss in every space (Li & He 2025, arXiv 2511.13720).
 
     Raises:
         ValueError: contradicting or unknown options, named in the message.
@@ -163,17 +178,18 @@ class Imagen(Cascade):
         text_embed_dim: int | None = None,
         channels: int = 3,
         timesteps: int | Sequence[int] = 1000,
-        sampler: str | Sequence[str] = "ddpm",
+        sampler: Spec | Sequence[Spec] = "ddpm",
         self_cond: bool | Sequence[bool | None] | None = None,
         cond_drop_prob: float = 0.1,
         cond_images_drop_prob: float = 0.0,
         cond_scale: float | Sequence[float] | None = None,
-        guidance: str | None = None,
+        guidance: Spec | None = None,
         loss_type: str = "l2",
-        noise_schedules: str | Sequence[str] = "cosine",
-        pred_objectives: str | Sequence[str] = "noise",
+        noise_schedules: Spec | Sequence[Spec] = "cosine",
+        noise_levels: Spec | Sequence[Spec | None] | None = None,
+        pred_objectives: Spec | Sequence[Spec] = "noise",
         random_crop_sizes: int | Sequence[Any] | None = None,
-        lowres_noise_schedule: str = "linear",
+        lowres_noise_schedule: Spec = "linear",
         lowres_sample_noise_level: float | Sequence[float] = 0.2,
         per_sample_random_aug_noise_level: bool = False,
         lowres_max_noise_level: float = 1.0,
@@ -199,63 +215,54 @@ class Imagen(Cascade):
         min_snr_gamma: float | Sequence[float] = 5.0,
         p2_loss_weight_gamma: float | Sequence[float | None] | None = None,
         p2_loss_weight_k: float | Sequence[float] = 1.0,
-        loss_space: str | Sequence[str | None] | None = None,
+        weighting: Spec | Sequence[Spec | None] | None = None,
+        loss_space: Spec | Sequence[Spec | None] | None = None,
     ) -> None:
-        shared = SharedOptions.take(locals())
+        arguments = dict(locals())
         networks = _networks(unets)
         count = len(networks)
         check_each(timesteps, count, "timesteps", check_whole, 1, MAX_STEPS)
         check_each(min_snr_loss_weight, count, "min_snr_loss_weight", check_flag)
-        for name in per_stage(pred_objectives, count, "pred_objectives"):
-            check_name(name, "pred_objectives")
         check_name(loss_type, "loss_type")
-        for name in per_stage(sampler, count, "sampler"):
-            check_name(name, "sampler")
-        table = {
-            "schedule": _timed_from_0_to_1(padded_schedules(noise_schedules, count)),
-            "objective": per_stage(pred_objectives, count, "pred_objectives"),
-            "sampler": per_stage(sampler, count, "sampler"),
-            "steps": per_stage(timesteps, count, "timesteps"),
-            "min_snr": per_stage(min_snr_loss_weight, count, "min_snr_loss_weight"),
-            "gamma": per_stage(min_snr_gamma, count, "min_snr_gamma"),
-            "p2_gamma": per_stage(p2_loss_weight_gamma, count, "p2_loss_weight_gamma"),
-            "p2_k": per_stage(p2_loss_weight_k, count, "p2_loss_weight_k"),
-            "space": per_stage(loss_space, count, "loss_space"),
-        }
-        rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
-        processes = [
-            DiffusionProcess(
-                schedule=SCHEDULES[row["schedule"]](),
-                objective=OBJECTIVES[row["objective"]](),
-                noise_levels=NOISE_LEVELS["uniform"](),
-                weighting=_weighting(row["min_snr"], row["gamma"], row["p2_gamma"], row["p2_k"]),
-                sampler=SAMPLERS[row["sampler"]](),
-                loss_type=loss_type,
-                steps=row["steps"],
-                loss_space=_loss_space(row["space"], row["min_snr"] and row["p2_gamma"] is None),
-            )
-            for row in rows
-        ]
-        super().__init__(networks, processes, shared)
+        arguments["noise_schedules"] = padded_schedules(noise_schedules, count)
+        columns = {name: per_stage(arguments[name], count, name) for name in _OF_STAGES}
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        processes = [_process(row, loss_type) for row in rows]
+        super().__init__(networks, processes, SharedOptions.take(arguments))
         self.loss_type, self.loss_fn = loss_type, LOSSES[loss_type]
-        self.pred_objectives = table["objective"]
-        self.min_snr_gamma = table["gamma"]
+        self.pred_objectives = columns["pred_objectives"]
+        self.min_snr_gamma = columns["min_snr_gamma"]
 
 
-def _loss_space(name: str | None, min_snr: bool) -> Objective | None:
+def _process(row: Mapping[str, Any], loss_type: str) -> DiffusionProcess:
+    """Return the process of one stage of `Imagen` from its arguments."""
+    weighting, space = _weighting(row), row["loss_space"]
+    drawn = "uniform" if row["noise_levels"] is None else row["noise_levels"]
+    return DiffusionProcess(
+        schedule=_schedule(row["noise_schedules"]),
+        objective=check_member(OBJECTIVES, row["pred_objectives"], "pred_objectives"),
+        noise_levels=check_member(NOISE_LEVELS, drawn, "noise_levels"),
+        weighting=weighting,
+        sampler=check_member(SAMPLERS, row["sampler"], "sampler"),
+        loss_type=loss_type,
+        steps=row["timesteps"],
+        loss_space=None if space is None else _loss_space(space, weighting),
+    )
+
+
+def _loss_space(spec: Spec, weighting: Weighting) -> Objective:
     """Return the objective in whose prediction the error is measured.
 
     Raises:
-        ValueError: combined with a min-SNR weight, or an unknown objective.
-        TypeError: not a name.
+        ValueError: combined with a weight that is stated in x0 space, or an unknown objective.
+        TypeError: another value.
     """
-    if name is None:
-        return None
-    space = OBJECTIVES[check_name(name, "loss_space")]()
-    if min_snr:
+    space: Objective = check_member(OBJECTIVES, spec, "loss_space")
+    if type(weighting).prediction_weight is Weighting.prediction_weight:
+        name = "min-SNR weight" if isinstance(weighting, MinSNR) else f"weighting {WEIGHTINGS.name_of(weighting)}"
         raise ValueError(
-            f'loss_space="{name}" has no effect on the min-SNR weight, which is stated in x0 space: set '
-            "min_snr_loss_weight=False"
+            f'loss_space="{OBJECTIVES.name_of(space)}" has no effect on the {name}, which is stated in x0 space: set '
+            'min_snr_loss_weight=False, or a weighting that is not, such as "plain"'
         )
     return space
 
@@ -304,7 +311,9 @@ class ElucidatedImagen(ElucidatedFormulas, Cascade):
         P_mean, P_std: training levels, log sigma ~ N(P_mean, P_std**2).
         S_churn, S_tmin, S_tmax, S_noise: stochasticity of the sampler "edm" (algorithm 2), also when `sample` requests
             it.
-        sampler: name of the sampler.
+        sampler: the sampler.
+        noise_levels, weighting: distribution of training levels and weight of each in the loss, in place of EDM's.
+            Parameters that are not stated are those of this model.
 
     Raises:
         ValueError: contradicting or unknown options, named in the message.
@@ -327,9 +336,9 @@ class ElucidatedImagen(ElucidatedFormulas, Cascade):
         cond_drop_prob: float = 0.1,
         cond_images_drop_prob: float = 0.0,
         cond_scale: float | Sequence[float] | None = None,
-        guidance: str | None = None,
+        guidance: Spec | None = None,
         random_crop_sizes: int | Sequence[Any] | None = None,
-        lowres_noise_schedule: str = "linear",
+        lowres_noise_schedule: Spec = "linear",
         lowres_sample_noise_level: float | Sequence[float] = 0.2,
         per_sample_random_aug_noise_level: bool = False,
         lowres_max_noise_level: float = 1.0,
@@ -351,7 +360,7 @@ class ElucidatedImagen(ElucidatedFormulas, Cascade):
         crop_coordinates: bool | Sequence[bool | None] | None = None,
         augment: Mapping[str, Any] | Sequence[Any] | None = None,
         perceptual_loss: str | Mapping[str, Any] | Sequence[Any] | None = None,
-        sampler: str | Sequence[str] = "edm",
+        sampler: Spec | Sequence[Spec] = "edm",
         num_sample_steps: int | Sequence[int] = 32,
         sigma_min: float | Sequence[float] = 0.002,
         sigma_max: float | Sequence[float] = 80.0,
@@ -363,6 +372,8 @@ class ElucidatedImagen(ElucidatedFormulas, Cascade):
         S_tmin: float | Sequence[float] = 0.05,
         S_tmax: float | Sequence[float] = 50.0,
         S_noise: float | Sequence[float] = 1.003,
+        noise_levels: Spec | Sequence[Spec | None] | None = None,
+        weighting: Spec | Sequence[Spec | None] | None = None,
     ) -> None:
         arguments = dict(locals())
         networks = _networks(unets)
@@ -370,27 +381,27 @@ class ElucidatedImagen(ElucidatedFormulas, Cascade):
         for name, (low, high) in _RANGES.items():
             check_each(arguments[name], count, name, check_number, low, high, optional=False)
         check_each(num_sample_steps, count, "num_sample_steps", check_whole, 1, MAX_STEPS)
-        for name in per_stage(sampler, count, "sampler"):
-            check_name(name, "sampler")
         table = [per_stage(arguments[name], count, name) for name in Hparams._fields]
         hparams = [Hparams(*row) for row in zip(*table, strict=True)]
-        names = per_stage(sampler, count, "sampler")
-        processes = [edm_process(row, name) for row, name in zip(hparams, names, strict=True)]
+        chosen = [per_stage(arguments[name], count, name) for name in ("sampler", "noise_levels", "weighting")]
+        processes = [edm_process(*row) for row in zip(hparams, *chosen, strict=True)]
         super().__init__(networks, processes, SharedOptions.take(arguments))
         self.hparams = hparams
 
 
-def edm_process(hparams: Hparams, sampler: str = "edm") -> DiffusionProcess:
-    """Return the EDM process with the given numbers."""
-    churn = {name: getattr(hparams, name) for name in ("S_churn", "S_tmin", "S_tmax", "S_noise")}
-    churning = SAMPLERS["edm"](**churn)
+def edm_process(
+    hparams: Hparams, sampler: Spec = "edm", noise_levels: Spec | None = None, weighting: Spec | None = None
+) -> DiffusionProcess:
+    """Return the EDM process with the given numbers. Those of a member count where it does not state others."""
+    churn = EDMChurn(**{name: getattr(hparams, name) for name in ("S_churn", "S_tmin", "S_tmax", "S_noise")})
+    drawn, weight = LogNormal(hparams.P_mean, hparams.P_std), EDMWeight(hparams.sigma_data)
     return DiffusionProcess(
-        schedule=SCHEDULES["karras"](sigma_min=hparams.sigma_min, sigma_max=hparams.sigma_max, rho=hparams.rho),
-        objective=OBJECTIVES["edm"](sigma_data=hparams.sigma_data),
-        noise_levels=NOISE_LEVELS["log_normal"](P_mean=hparams.P_mean, P_std=hparams.P_std),
-        weighting=WEIGHTINGS["edm"](sigma_data=hparams.sigma_data),
-        sampler=churning if SAMPLERS[sampler] is SAMPLERS["edm"] else SAMPLERS[sampler](),
-        prepared=(churning,),
+        schedule=Karras(hparams.sigma_min, hparams.sigma_max, hparams.rho),
+        objective=EDM(hparams.sigma_data),
+        noise_levels=check_member(NOISE_LEVELS, drawn if noise_levels is None else noise_levels, "noise_levels", drawn),
+        weighting=check_member(WEIGHTINGS, weight if weighting is None else weighting, "weighting", weight),
+        sampler=check_member(SAMPLERS, sampler, "sampler", churn),
+        prepared=(churn,),
         steps=hparams.num_sample_steps,
     )
 

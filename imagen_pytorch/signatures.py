@@ -118,11 +118,13 @@ def part(model: type[Configuration], values: Any) -> Any:
 class Configuration(BaseModel):
     """Keyword arguments of one callable, checked by name and type before it is called."""
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", arbitrary_types_allowed=True, protected_namespaces=(), ser_json_inf_nan="constants"
+    )
 
     #: the callable of `create`
     target: ClassVar[Any] = None
-    #: arguments that name members of a family
+    #: arguments that are members of a family, one or a list of them
     families: ClassVar[Mapping[str, Registry[Any]]] = {}
     #: largest number of entries of any list
     longest: ClassVar[int | None] = None
@@ -151,13 +153,19 @@ class Configuration(BaseModel):
     def _known_members(self) -> Configuration:
         for field in self.model_fields_set & self.families.keys():
             value = getattr(self, field)
-            for name in value if isinstance(value, list | tuple) else (value,):
-                if isinstance(name, str):
-                    try:
-                        self.families[field][name]
-                    except ValueError as error:
-                        raise FieldError(field, error) from None
+            family, values = self.families[field], value if isinstance(value, list | tuple) else (value,)
+            try:
+                found = [item if item is None else self._member(family, item) for item in values]
+            except (ValueError, TypeError) as error:
+                raise FieldError(field, error) from None
+            self.__dict__[field] = type(value)(found) if isinstance(value, list | tuple) else found[0]
         return self
+
+    @staticmethod
+    def _member(family: Registry[Any], value: Any) -> Any:
+        """Check the description of a member and return it. An object becomes the text that describes it."""
+        made = family.make(value)
+        return value if isinstance(value, str | Mapping) else family.spell(made)
 
     def given(self) -> dict[str, Any]:
         """Return the values that the user set. All others are left to the defaults of the target."""

@@ -166,7 +166,7 @@ FLAGS = {
     "self", "unets", "text_encoder_name", "text_encoder", "self_cond", "guidance", "loss_type", "noise_schedules",
     "pred_objectives", "lowres_noise_schedule", "per_sample_random_aug_noise_level", "condition_on_text", "sampler",
     "auto_normalize_img", "dynamic_thresholding", "resize_cond_video_frames", "temporal_resize_mode", "resize_mode",
-    "min_snr_loss_weight", "crop_coordinates", "loss_space",
+    "min_snr_loss_weight", "crop_coordinates", "loss_space", "noise_levels", "weighting",
 }  # fmt: skip
 SAID = {"image_sizes": "size", "random_crop_sizes": "crop|size", "sigma_max": "sigma_max"}
 
@@ -194,7 +194,7 @@ def test_impossible_numbers_are_refused_when_a_model_is_made(kind, name, network
 
 
 NAMES = {"loss_type", "noise_schedules", "pred_objectives", "lowres_noise_schedule", "sampler", "guidance"}
-NAMES |= {"temporal_resize_mode", "resize_mode", "loss_space"}
+NAMES |= {"temporal_resize_mode", "resize_mode", "loss_space", "noise_levels", "weighting"}
 SWITCHES = FLAGS - NAMES - {"self", "unets", "text_encoder_name", "text_encoder"}
 
 

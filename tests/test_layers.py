@@ -13,7 +13,8 @@ from every_file import each_file
 PACKAGE = Path(__file__).resolve().parents[1] / "imagen_pytorch"
 
 LAYERS = (
-    ("version", "wording", "registry", "tensors", "images", "construction", "ranges", "lines", "renamed", "io"),
+    ("version", "wording", "registry", "tensors", "images", "construction", "ranges", "lines", "renamed", "extensions",
+     "parameters", "io"),
     ("diffusion", "nn", "text"),
     ("cascade", "data"),
     ("imagen",),

@@ -21,7 +21,7 @@ from .conditioning import Text
 from .limits import check_unet_number
 from .lowres import Augmentation
 from .module_state import Turn, alone_on_device, device_of
-from .options import SharedOptions
+from .options import SharedOptions, plain_member
 from .sizes import plain_size
 from .stage import Stage, fitted, is_null, makes_videos
 
@@ -172,7 +172,7 @@ class CascadeBase(nn.Module):
         Raises:
             TypeError: the model was made with an object that a file cannot hold.
         """
-        given = dict(self._locals)
+        given = {name: plain_member(name, value) for name, value in self._locals.items()}
         if self._text_encoder is not None:
             given["text_encoder_name"] = self.text_encoder_name
         if self.text_embed_dim is not None:

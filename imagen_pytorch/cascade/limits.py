@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..ranges import check_number, check_whole, plain_number
+from ..registry import Registry
 from ..tensors import per_stage
 
 #: largest number of sampling steps
@@ -64,6 +65,25 @@ def check_name(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a name, got {value!r}")
     return value
+
+
+def check_member(family: Registry[Any], value: Any, name: str, *prepared: Any) -> Any:
+    """Return the member of a family that a caller describes, with its parameters.
+
+    Args:
+        family: the family.
+        value: a name, "name(key=value)", a mapping with "name", or an object.
+        name: of the argument.
+        prepared: objects that give the parameters which ``value`` leaves out, as `Registry.make` takes them.
+
+    Raises:
+        TypeError: another value, or a parameter of another kind.
+        ValueError: an unknown member or parameter, or a value out of range.
+    """
+    if not family.fits(value):
+        fits = "a function" if family.base is None else f"a {family.base.__name__}"
+        raise TypeError(f"{name} must be a name, a mapping with a name, or {fits}; got {value!r}")
+    return family.make(value, *prepared)
 
 
 def check_flag(value: Any, name: str) -> bool:

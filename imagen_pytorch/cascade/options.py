@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..diffusion.guidance import GUIDANCE, Guidance
+from ..diffusion.guidance import GUIDANCE, AdaptiveProjected, Guidance
+from ..diffusion.losses import LOSSES, NOISE_LEVELS, WEIGHTINGS
+from ..diffusion.objectives import OBJECTIVES
 from ..diffusion.perceptual import PerceptualLoss
-from ..diffusion.samplers import SAMPLERS, Sampler
+from ..diffusion.samplers import SAMPLERS
 from ..diffusion.schedules import SCHEDULES, Schedule
 from ..diffusion.spectral import SpectralLoss
 from ..images import RESIZE_MODES, TEMPORAL_MODES, Size, as_size
 from ..nn.efficientnet import FEATURE_MAPS
 from ..ranges import check_whole
+from ..registry import Registry, Spec
 from ..tensors import Generators, check_generators, per_stage, seeded
 from .geometric import LABEL_DIM, GeometricAugmentation
 from .inputs import check_rates, check_times
@@ -28,7 +31,7 @@ from .limits import (
     check_each,
     check_flag,
     check_fraction,
-    check_name,
+    check_member,
     check_positive,
     check_scale,
     check_unet_number,
@@ -39,6 +42,37 @@ from .sizes import crop_entries, is_pair, stage_sizes
 
 #: ``callback(unet_number, step, total_steps, latest estimate in [0, 1])``; returning False ends the stage.
 Callback = Callable[[int, int, int, Tensor], Any]
+
+#: arguments of models that are members of a family, one or one per U-Net
+FAMILIES: dict[str, Registry[Any]] = {
+    "noise_schedules": SCHEDULES,
+    "lowres_noise_schedule": SCHEDULES,
+    "pred_objectives": OBJECTIVES,
+    "loss_space": OBJECTIVES,
+    "loss_type": LOSSES,
+    "noise_levels": NOISE_LEVELS,
+    "weighting": WEIGHTINGS,
+    "sampler": SAMPLERS,
+    "guidance": GUIDANCE,
+}
+
+
+def plain_member(name: str, value: Any) -> Any:
+    """Return an argument of a model with texts in place of objects of its family. Other values pass unchanged.
+
+    Args:
+        name: of the argument.
+        value: one member, or one per U-Net.
+
+    Raises:
+        TypeError: an object of a class that is not registered.
+    """
+    if name in FAMILIES and isinstance(value, list | tuple):
+        return [plain_member(name, item) for item in value]
+    family = FAMILIES.get(name)
+    if family is None or family.base is None or not isinstance(value, family.base):
+        return value
+    return family.spell(value)
 
 
 class _Taken:
@@ -63,9 +97,9 @@ class SharedOptions(_Taken):
     cond_drop_prob: float
     cond_images_drop_prob: float
     cond_scale: Any
-    guidance: str | None
+    guidance: Spec | None
     random_crop_sizes: Any
-    lowres_noise_schedule: str
+    lowres_noise_schedule: Spec
     lowres_sample_noise_level: Any
     lowres_residual: Any
     per_sample_random_aug_noise_level: bool
@@ -135,11 +169,13 @@ class SharedOptions(_Taken):
             check_unet_number(self.only_train_unet_number, count, "only_train_unet_number")
 
     def _check_guidance(self, count: int) -> None:
-        method = GUIDANCE["cfg" if self.guidance is None else check_name(self.guidance, "guidance")]
+        method = check_member(GUIDANCE, "cfg" if self.guidance is None else self.guidance, "guidance")
+        if method is self.guidance and method.scale != type(method).scale:
+            raise ValueError(f"guidance: give the weight {method.scale} of a ready method as cond_scale")
         for scale in per_stage(self.cond_scale, count, "cond_scale"):
             if scale is None:
                 continue
-            method(check_scale(scale))
+            replace(method, scale=check_scale(scale))
             if self.condition_on_text and not self.cond_drop_prob and not self.cond_images_drop_prob and scale != 1:
                 raise ValueError(f"cond_scale={scale} needs cond_drop_prob above 0: guidance compares with no caption")
 
@@ -165,8 +201,8 @@ class SharedOptions(_Taken):
         Raises:
             ValueError: an unknown one, or one whose times do not lie in [0, 1].
         """
-        name = check_name(self.lowres_noise_schedule, "lowres_noise_schedule")
-        schedule = SCHEDULES[name]()
+        name = self.lowres_noise_schedule
+        schedule = check_member(SCHEDULES, name, "lowres_noise_schedule")
         if schedule.time_range() != (1.0, 0.0):
             raise ValueError(
                 f'lowres_noise_schedule: the times of "{name}" do not lie in [0, 1], as lowres_sample_noise_level does'
@@ -289,7 +325,7 @@ class SampleOptions(_Taken):
     strength: Any
     batch_size: int
     cond_scale: Any
-    guidance: str | Guidance | None
+    guidance: Spec | None
     cfg_remove_parallel_component: bool
     cfg_keep_parallel_frac: float
     lowres_sample_noise_level: Any
@@ -367,10 +403,10 @@ class SampleOptions(_Taken):
         for name in ("cfg_remove_parallel_component", "use_tqdm", "use_one_unet_in_gpu"):
             check_flag(getattr(self, name), name)
         for sampler in per_stage(self.sampler, count, "sampler"):
-            if not isinstance(sampler, Sampler | None):
-                SAMPLERS[check_name(sampler, "sampler")]
-        if not isinstance(self.guidance, Guidance | None):
-            GUIDANCE[check_name(self.guidance, "guidance")]
+            if sampler is not None:
+                check_member(SAMPLERS, sampler, "sampler")
+        if self.guidance is not None:
+            check_member(GUIDANCE, self.guidance, "guidance")
         check_precision(self.precision)
         check_compile(self.compile)
         if self.callback is not None and not callable(self.callback):
@@ -391,7 +427,7 @@ class SampleOptions(_Taken):
         names = [field.name for field in fields(StageChoices)]
         return StageChoices(**{name: per_stage(getattr(self, name), count, name)[index] for name in names})
 
-    def guide(self, scale: float | None, own_scale: float | None, own_method: str | None) -> Guidance:
+    def guide(self, scale: float | None, own_scale: float | None, own_method: Spec | None) -> Guidance:
         """Return the guidance of one stage.
 
         Args:
@@ -402,11 +438,11 @@ class SampleOptions(_Taken):
         """
         if isinstance(self.guidance, Guidance):
             return self.guidance if scale in (None, 1) else replace(self.guidance, scale=scale)
-        name = "apg" if self.cfg_remove_parallel_component else self.guidance or own_method or "cfg"
-        method = GUIDANCE[name]
+        spec = "apg" if self.cfg_remove_parallel_component else self.guidance or own_method or "cfg"
+        method: Guidance = GUIDANCE.make(spec, AdaptiveProjected(eta=self.cfg_keep_parallel_frac))
         if scale is None:
             scale = min(1.0 if own_scale is None else own_scale, method.largest_scale)
-        return method(scale, eta=self.cfg_keep_parallel_frac) if name == "apg" else method(scale)
+        return replace(method, scale=scale)
 
 
 @dataclass(frozen=True)
@@ -418,7 +454,7 @@ class StageChoices:
     strength: float | None
     cond_scale: float | None
     lowres_sample_noise_level: float | None
-    sampler: str | Sampler | None
+    sampler: Spec | None
     steps: int | None
     sigma_min: float | None
     sigma_max: float | None

@@ -12,6 +12,7 @@ from ..diffusion.guidance import dynamic_threshold, static_threshold
 from ..diffusion.perceptual import PerceptualLoss
 from ..diffusion.process import DiffusionProcess
 from ..images import Size
+from ..nn.network import missing_of
 from .geometric import GeometricAugmentation
 from .lowres import Direct, Residual
 
@@ -63,13 +64,12 @@ def fitted(
     in its state dict do not change. ``imagen.unets[0].compile(...)`` takes other settings.
 
     Raises:
-        TypeError: not a network of this package.
+        TypeError: not a network, with what it lacks.
         ValueError: the network was built with another value of one of the ``choices`` than the model sets.
     """
     compiled = hasattr(unet, "_orig_mod")
     inner = unet._orig_mod if compiled else unet
-    if not hasattr(inner, "cast_model_parameters"):
-        raise TypeError(f"U-Net {index + 1} must be a Unet, Unet3D or NullUnet, got {type(inner).__name__}")
+    _check_network(inner, index)
     for name, wanted in choices.items():
         own = getattr(inner, "_locals", {}).get(name)
         if None not in (own, wanted) and own != wanted:
@@ -82,9 +82,23 @@ def fitted(
         cond_on_text=text_embed_dim is not None,
         **choices,
     )
+    _check_network(cast, index)  # now it takes more
     if compiled:
         cast.compile()
     return cast
+
+
+def _check_network(network: nn.Module, index: int) -> None:
+    """Check that a network has what a cascade needs of it.
+
+    Raises:
+        TypeError: names what it lacks.
+    """
+    if not is_null(network) and (lacks := missing_of(network)):
+        raise TypeError(
+            f"U-Net {index + 1} must be a Unet, Unet3D or NullUnet, got {type(network).__name__}; a network of your "
+            f"own is a `Network` (docs/extending.md), and this one lacks {', '.join(lacks)}"
+        )
 
 
 def is_null(unet: nn.Module) -> bool:

@@ -16,6 +16,7 @@ from ..cascade.cascade import Cascade
 from ..data import SOURCES
 from ..imagen import imagen_from_config
 from ..io.errors import CheckpointError, CheckpointMismatch, reason
+from ..registry import UnknownMember
 from ..text import TextEncoder
 from ..text.own import as_encoder
 from ..training.rehearsal import TooLarge, rehearse
@@ -95,6 +96,11 @@ class _Described:
         except TooLarge as error:
             text = f"{self.path} describes a model that has nothing to do with what it holds: {error}"
             raise CheckpointError(text) from error
+        except UnknownMember as error:
+            raise CheckpointError(
+                f"{self.path} needs the {error.member or 'member of a family'}, which is not registered: import the "
+                f"file that registers it before, as --import my_parts.py does on the command line ({reason(error)})"
+            ) from error
         except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"{self.path} describes a model that cannot be built: {reason(error)}") from error
 

@@ -61,6 +61,28 @@ def _debug_option() -> click.Option:
     )
 
 
+def _import_file(context: click.Context, _: click.Parameter, paths: tuple[str, ...]) -> None:
+    from ..extensions import import_file
+
+    for path in paths:
+        try:
+            import_file(path)
+        except (OSError, ImportError) as error:
+            raise click.UsageError(f"--import: {error}", context) from error
+
+
+def _import_option() -> click.Option:
+    return click.Option(
+        ["--import", "imported"],
+        metavar="FILE",
+        multiple=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_import_file,
+        help="Import a Python file of your own first, which registers networks, samplers and the like.",
+    )
+
+
 class Commands(click.Group):
     """The files of this folder as commands, each imported when it is needed; errors end as one line."""
 
@@ -76,7 +98,7 @@ class Commands(click.Group):
             return None
         command = getattr(import_module(f".{cmd_name}", __name__), cmd_name)
         if all(parameter.name != "debug" for parameter in command.params):
-            command.params.append(_debug_option())
+            command.params += [_import_option(), _debug_option()]
         return command
 
     def resolve_command(
@@ -154,7 +176,7 @@ def main(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-main.params.append(_debug_option())
+main.params += [_import_option(), _debug_option()]
 
 #: the names under which the command group has always been known
 imagen = imagen_pytorch = main

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import click
 
 from ..registry import suggestion
+from ._options import split_values
 
 #: options of sampling that may differ between the images of one call
 VARIED = ("cond_scale", "guidance", "steps", "sampler", "cache_interval")
@@ -77,7 +78,7 @@ class SweepAxis(_Assignments):
         if isinstance(value, Axis):
             return value
         name, equals, rest = value.partition("=")
-        texts = tuple(text.strip() for text in rest.split(","))
+        texts = tuple(split_values(rest))
         if not equals or not all(texts):
             self.fail(f"{value!r} is not of the form cond_scale=1,2,4", param, ctx)
         meant, convert = self._converter(name, param, ctx)
@@ -100,9 +101,9 @@ class Overrides(_Assignments):
         if isinstance(value, dict) or not value.strip():
             return value or {}
         texts: list[list[str]] = []
-        for piece in value.split(","):
+        for piece in split_values(value):
             name, equals, rest = piece.partition("=")
-            if equals:
+            if equals and "(" not in name:
                 texts.append([name, rest.strip()])
             elif texts:
                 texts[-1][1] += f",{piece.strip()}"

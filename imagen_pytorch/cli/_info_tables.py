@@ -60,7 +60,7 @@ def _networks(unets: Sequence[Mapping[str, Any]], total: Mapping[str, Any]) -> l
             [
                 str(unet["number"]),
                 unet["type"],
-                str(unet["dim"]),
+                "" if unet["dim"] is None else str(unet["dim"]),
                 ",".join(f"{mult:g}" for mult in unet["dim_mults"]),
                 size if unet["frames"] is None else f"{unet['frames']} x {size}",
                 _size(unet["lowres_size"]) or "noise",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable
@@ -44,6 +45,18 @@ class Positive(click.ParamType):
         return number
 
 
+def split_values(text: str) -> list[str]:
+    """Split a text at its commas, except for those in brackets: "ddim, edm(S_churn=4, S_noise=1)" has two parts."""
+    parts, depth = [""], 0
+    for char in text:
+        depth += (char in "([{") - (char in ")]}")
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return [part.strip() for part in parts]
+
+
 class PerStage(click.ParamType):
     """One value, or one per U-Net with commas between them.
 
@@ -65,7 +78,7 @@ class PerStage(click.ParamType):
         if not isinstance(value, str):
             return value
         try:
-            values = [self.kind(item.strip()) for item in value.split(",")]
+            values = [self.kind(item) for item in split_values(value)]
         except ValueError:
             self.fail(f"{value!r} is not one {self.kind.__name__} or several with commas between them", param, ctx)
         if self.kind is float and not all(map(math.isfinite, values)):
@@ -133,6 +146,29 @@ class Names(click.ParamType):
         return tuple(dict.fromkeys(names))
 
 
+class Entry(click.ParamType):
+    """``place=value``: an entry of a configuration, at a place such as ``imagen.unets.0.dim``."""
+
+    name = "place=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[list[str], Any]:
+        """Return the parts of the place, and the value: as JSON if it is valid JSON, else as text.
+
+        Raises:
+            click.BadParameter: another form.
+        """
+        if isinstance(value, tuple):
+            return value
+        place, equals, text = value.partition("=")
+        parts = [part.strip() for part in place.split(".")]
+        if not equals or not all(parts):
+            self.fail(f"{value!r} is not of the form imagen.sampler=ddim", param, ctx)
+        try:
+            return parts, json.loads(text)
+        except (ValueError, RecursionError):
+            return parts, text
+
+
 class Precision(click.Choice):
     """A kind of mixed precision; other spellings of the three are taken, too."""
 
@@ -180,7 +216,7 @@ sampler_option = click.option(
     "--sampler",
     type=PerStage(str),
     help="Sampler, one or one per U-Net: ddpm, ddim, heun, edm, ab2, ab3, pc2, pc3, dpmpp_2m, dpmpp_2s, dpmpp_2m_sde, "
-    "dpmpp_2m_sde_heun, lms4.  [default: the model's own]",
+    "dpmpp_2m_sde_heun, lms4. Parameters, also of guidance, in brackets: 'ddpm(eta=0.5)'.  [default: the model's own]",
 )
 
 precision_option = click.option(
@@ -240,7 +276,7 @@ def guidance_weight(imagen: Cascade, given: Any = None, guidance: str | None = N
     """
     from ..diffusion.guidance import GUIDANCE
 
-    method = GUIDANCE[(imagen.guidance or "cfg") if guidance is None else guidance]
+    method = GUIDANCE.make((imagen.guidance or "cfg") if guidance is None else guidance)
     if given is not None:
         return given
     if imagen.unconditional or not imagen.can_classifier_guidance:

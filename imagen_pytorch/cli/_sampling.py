@@ -216,6 +216,7 @@ def _listed(values: Iterable[Any]) -> str:
 
 def settings(imagen: Cascade, arguments: dict[str, Any]) -> str:
     """Guidance, sampler and steps of a call of `Cascade.sample` in words, of each U-Net where they differ."""
+    from ..diffusion.guidance import GUIDANCE
     from ..diffusion.samplers import SAMPLERS
     from ..tensors import per_stage
 
@@ -224,10 +225,16 @@ def settings(imagen: Cascade, arguments: dict[str, Any]) -> str:
     own = [stage.process for stage in imagen.stages]
     given = [per_stage(arguments[name], count, name)[:used] for name in ("cond_scale", "sampler", "steps")]
     plans = [process.plan(number, name) for process, name, number in zip(own, *given[1:], strict=False)]
-    samplers = [SAMPLERS.name_of(sampler) or type(sampler).__name__ for sampler, _, _ in plans]
+    samplers = [
+        SAMPLERS.spell(sampler) if SAMPLERS.name_of(sampler) else type(sampler).__name__ for sampler, *_ in plans
+    ]
     steps = [len(levels) - 1 for _, levels, _ in plans]
-    method = arguments["guidance"] or imagen.guidance or "cfg"
-    guidance = "no guidance" if set(given[0]) == {1} and method != "cfgpp" else f"guidance {method} {_listed(given[0])}"
+    method = GUIDANCE.spell(GUIDANCE.make(arguments["guidance"] or imagen.guidance or "cfg"))
+    guidance = (
+        "no guidance"
+        if set(given[0]) == {1} and not method.startswith("cfgpp")
+        else f"guidance {method} {_listed(given[0])}"
+    )
     return f"{guidance}, sampler {_listed(samplers)}, {_listed(steps)} steps"
 
 

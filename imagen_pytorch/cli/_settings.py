@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -60,6 +60,7 @@ class Request:
     device: str
     quiet: bool
     force: bool
+    entries: tuple[tuple[list[str], Any], ...] = ()
 
     def check(self) -> None:
         """Refuse options that contradict each other, an empty caption, and a learning rate of 0.
@@ -114,6 +115,23 @@ def _entries(values: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
     if part is not None and not isinstance(part, Mapping):
         raise ConfigError(f"{path}: {key}: it is an object with entries, got {excerpt(repr(part), 40)}")
     return dict(part or {})
+
+
+def with_entry(values: Any, parts: Sequence[str], value: Any) -> Any:
+    """Return a configuration with another value at a place. Objects that are missing on the way are made.
+
+    Raises:
+        click.UsageError: the place lies in a value that has no entries, or beyond the end of a list.
+    """
+    if not parts:
+        return value
+    key, *rest = parts
+    if values is None or isinstance(values, Mapping):
+        return {**(values or {}), key: with_entry((values or {}).get(key), rest, value)}
+    if isinstance(values, list) and key.isdecimal() and int(key) < len(values):
+        return [with_entry(item, rest, value) if index == int(key) else item for index, item in enumerate(values)]
+    has = f"a list of {len(values)}, numbered from 0" if isinstance(values, list) else excerpt(repr(values), 40)
+    raise click.UsageError(f'--set: no entry "{excerpt(key, 40)}" in {has}')
 
 
 def _with_data(values: dict[str, Any], name: str, choice: ConfigChoice) -> tuple[dict[str, Any], list[str]]:
@@ -183,6 +201,8 @@ def build_settings(request: Request) -> Settings:
     request.check()
     choice = find_config(request.config, request.data)
     given = read_json(choice.path)
+    for parts, value in request.entries or ():
+        given = with_entry(given, parts, value)
     values, dropped = _overridden(given, request, choice)
     if not request.quiet:
         say(f"configuration {choice.path}")

@@ -12,6 +12,7 @@ from ._options import (
     SEED,
     USUAL_COND_SCALE,
     Caption,
+    Entry,
     PerStage,
     Place,
     Precision,
@@ -115,6 +116,14 @@ class UnetChoice(click.ParamType):
 )
 @click.option("--precision", type=Precision(), help="Mixed precision. Also --dtype.")
 @click.option("--compile", is_flag=True, help="Compile the networks first: minutes, worth it for long trainings.")
+@click.option(
+    "--set",
+    "entries",
+    type=Entry(),
+    metavar="PLACE=VALUE",
+    multiple=True,
+    help="An entry of the configuration, such as 'imagen.noise_schedules=flow(shift=3)'; may be repeated.",
+)
 @click.option(
     "--strategy",
     type=click.Choice(["auto", "ddp", "fsdp2"]),

@@ -7,10 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..registry import Spec
 from ..tensors import expand_to
 from .objectives import OBJECTIVES
 from .samplers import add_noise, renoise
-from .schedules import SCHEDULES, NoiseLevel, Schedule
+from .schedules import SCHEDULES, NoiseLevel
 
 
 class Posterior(NamedTuple):
@@ -36,15 +37,15 @@ class GaussianDiffusionContinuousTimes:
     Times are ``(b,)`` tensors, or one float for the whole batch.
 
     Args:
-        noise_schedule: name of a schedule, or one.
+        noise_schedule: a schedule, as a name, "name(key=value)", a mapping with "name", or an object.
         timesteps: number of sampling steps.
 
     Raises:
         ValueError: an unknown schedule.
     """
 
-    def __init__(self, *, noise_schedule: str | Schedule, timesteps: int = 1000) -> None:
-        self.schedule = SCHEDULES[noise_schedule]() if isinstance(noise_schedule, str) else noise_schedule
+    def __init__(self, *, noise_schedule: Spec, timesteps: int = 1000) -> None:
+        self.schedule = SCHEDULES.make(noise_schedule)
         self.num_timesteps = timesteps
 
     def _level(self, t: Tensor | float, like: Tensor) -> NoiseLevel:

@@ -10,12 +10,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..parameters import Fraction, NotNegative, Positive, Range
 from ..registry import Registry
 from ..tensors import expand_to, quantile
 from .schedules import NoiseLevel
@@ -24,8 +25,6 @@ from .schedules import NoiseLevel
 Denoise = Callable[[Tensor, NoiseLevel, Tensor | None], Tensor]
 #: Both estimates: the last argument requests the unconditional one too, computed in the same batch.
 Pair = Callable[[Tensor, NoiseLevel, Tensor | None, bool], tuple[Tensor, Tensor | None]]
-
-GUIDANCE: Registry[type[Guidance]] = Registry("guidance method")
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,9 @@ class Guidance(ABC):
         """Combine two estimates into one. ``state`` is kept during one sampling run."""
 
 
+GUIDANCE: Registry[Callable[..., Guidance]] = Registry("guidance method", Guidance, {"scale": "cond_scale"})
+
+
 def _norm(x: Tensor) -> Tensor:
     return expand_to(x.flatten(1).norm(dim=1), x)
 
@@ -88,6 +90,11 @@ class Interval(ClassifierFree):
     low: float = -3.0
     high: float = 3.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.low <= self.high:
+            raise ValueError(f"low must not be above high, got {self.low} and {self.high}")
+
     def needs_uncond(self, level: NoiseLevel) -> bool:
         """Return true if the noise level lies inside the interval."""
         return self.uses_uncond and self.low <= float(level.log_snr) <= self.high
@@ -103,7 +110,7 @@ class Rescale(ClassifierFree):
         phi: fraction of the rescaled estimate.
     """
 
-    phi: float = 0.7
+    phi: Fraction = 0.7
 
     def combine(self, cond: Tensor, uncond: Tensor, level: NoiseLevel, state: dict[str, Any]) -> Tensor:
         """Return the guided estimate, partly rescaled."""
@@ -124,9 +131,9 @@ class AdaptiveProjected(Guidance):
         momentum: weight of the previous difference, usually negative.
     """
 
-    eta: float = 0.0
-    radius: float = math.inf
-    momentum: float = 0.0
+    eta: Fraction = 0.0
+    radius: NotNegative = math.inf
+    momentum: Annotated[float, Range(-1, 1)] = 0.0
 
     def combine(self, cond: Tensor, uncond: Tensor, level: NoiseLevel, state: dict[str, Any]) -> Tensor:
         """Return the projected guidance."""
@@ -160,9 +167,9 @@ class CFGPlusPlus(Guidance):
         ValueError: an omega outside [0, 1].
     """
 
-    ref_steps: int | None = 50
-    span: float = 10.6
-    step: float | None = None
+    ref_steps: Annotated[int, Range(1, 1e6)] | None = 50
+    span: Positive = 10.6
+    step: Positive | None = None
     largest_scale: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:

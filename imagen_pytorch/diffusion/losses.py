@@ -12,13 +12,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ..parameters import NotNegative, Positive
 from ..registry import Registry
 from ..renamed import renamed
 from ..tensors import Generators, Share, once, rand, randn
 from .schedules import NoiseLevel, Schedule
 
-NOISE_LEVELS: Registry[type[NoiseLevelDistribution]] = Registry("distribution of noise levels")
-WEIGHTINGS: Registry[type[Weighting]] = Registry("loss weighting")
 LOSSES: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("loss type")
 
 
@@ -52,6 +51,11 @@ class NoiseLevelDistribution(ABC):
     def fits(self, schedule: Schedule) -> bool:
         """Return true if these are times of the schedule: here, if it is defined on [0, 1]."""
         return schedule.time_range() == (1.0, 0.0)
+
+
+NOISE_LEVELS: Registry[Callable[..., NoiseLevelDistribution]] = Registry(
+    "distribution of noise levels", NoiseLevelDistribution
+)
 
 
 @NOISE_LEVELS.register("uniform")
@@ -89,11 +93,12 @@ class LogNormal(NoiseLevelDistribution):
     """``log sigma ~ N(P_mean, P_std**2)`` (Karras et al. 2022, arXiv 2206.00364, table 1).
 
     Args:
+        P_mean, P_std: mean and standard deviation of log sigma.
         stratified: draw the quantiles in equal parts, as `Stratified` does.
     """
 
     P_mean: float = -1.2
-    P_std: float = 1.2
+    P_std: NotNegative = 1.2
     stratified: bool = False
 
     def draw(
@@ -120,7 +125,7 @@ class LogitNormal(NoiseLevelDistribution):
     """``logit t ~ N(mean, std**2)`` (Esser et al. 2024, arXiv 2403.03206, section 3.1)."""
 
     mean: float = 0.0
-    std: float = 1.0
+    std: NotNegative = 1.0
 
     def draw(
         self, batch: int, generator: Generators = None, device: torch.device | str | None = None
@@ -139,6 +144,9 @@ class Weighting(ABC):
     def prediction_weight(self, level: NoiseLevel, c_out: Tensor) -> Tensor:
         """Return the weight of the squared error of the prediction."""
         return self.weight(level) * c_out.square()
+
+
+WEIGHTINGS: Registry[Callable[..., Weighting]] = Registry("loss weighting", Weighting)
 
 
 def _snr(level: NoiseLevel) -> Tensor:
@@ -164,7 +172,7 @@ class Plain(Weighting):
 class MinSNR(Weighting):
     """``min(SNR, gamma)`` (Hang et al. 2023, arXiv 2303.09556, eq. 5)."""
 
-    gamma: float = 5.0
+    gamma: Positive = 5.0
 
     def weight(self, level: NoiseLevel) -> Tensor:
         """Return ``min(SNR, gamma)``."""
@@ -176,7 +184,7 @@ class MinSNR(Weighting):
 class SoftMinSNR(Weighting):
     """``SNR gamma / (SNR + gamma)`` (Crowson et al. 2024, arXiv 2401.11605, section 4.4)."""
 
-    gamma: float = 5.0
+    gamma: Positive = 5.0
 
     def weight(self, level: NoiseLevel) -> Tensor:
         """Return the smooth minimum of SNR and gamma."""
@@ -188,8 +196,8 @@ class SoftMinSNR(Weighting):
 class P2(Weighting):
     """``(k + SNR)**-gamma`` on the noise objective's loss (Choi et al. 2022, arXiv 2204.00227, eq. 8)."""
 
-    gamma: float = 0.5
-    k: float = 1.0
+    gamma: NotNegative = 0.5
+    k: Positive = 1.0
 
     def weight(self, level: NoiseLevel) -> Tensor:
         """Return ``SNR (k + SNR)**-gamma``: the SNR converts the noise error into the error of x0."""
@@ -206,7 +214,7 @@ class P2(Weighting):
 class EDMWeight(Weighting):
     """``(sigma**2 + sigma_data**2) / (sigma sigma_data)**2`` (Karras et al. 2022, arXiv 2206.00364, table 1)."""
 
-    sigma_data: float = 0.5
+    sigma_data: Positive = 0.5
 
     def weight(self, level: NoiseLevel) -> Tensor:
         """Return ``1 / sigma_data**2 + SNR``, which is the same."""

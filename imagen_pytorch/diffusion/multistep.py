@@ -1,4 +1,20 @@
-"""Samplers that use several estimates: past ones, one at a midpoint, or one that corrects."""
+"""Samplers that use several estimates: past ones, one at a midpoint, or one that corrects.
+
+The exact solution between the levels t and s (top of ``samplers``) is
+
+    x_s = (sigma_s / sigma_t) x_t + alpha_s * integral over u in [0, h] of exp(u - h) D(l_t + u).
+
+Let the polynomial through the estimates ``D_i`` at the nodes ``u_i = l_i - l_t`` stand for D. Its integral is linear in
+the estimates, ``sum_i w_i D_i``, and exact for powers of u, so ``sum_i w_i u_i**j = I_j`` with the moments
+
+    I_0 = 1 - exp(-h),    I_j = h**j - j I_(j-1)    (by parts).
+
+`interpolatory_weights` solves this for any nodes. Past nodes have ``u_i <= 0`` (Adams-Bashforth); with the node of the
+new level among them the same weights correct a step (predictor-corrector). DPM-Solver++ takes the line through two
+estimates and ``I_1 / I_0 = h / 2``, which is true to second order. The reverse SDE with ``eta`` times its noise decays
+by ``(1 + eta) h`` in place of h and adds noise of variance ``sigma_s**2 (1 - exp(-2 eta h))``. In ``r = sigma / alpha``
+the ODE is ``d(x / alpha) / dr = (x - alpha D) / sigma``, whose polynomial has plain moments ``1 / (j + 1)`` (LMS).
+"""
 
 from __future__ import annotations
 
@@ -6,13 +22,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
+from ..parameters import NotNegative, Range
 from ..renamed import renamed
 from .samplers import SAMPLERS, Sampler, Step, Walk, ddim_step, lambda_step
 from .schedules import NoiseLevel
+
+#: largest order of a multistep sampler: the weights of higher ones amplify errors of the estimates
+Order = Annotated[int, Range(1, 8)]
 
 # The weights are floats: a step has few of them, and a tensor operation costs more than all of their arithmetic.
 
@@ -79,7 +99,7 @@ class AdamsBashforth(Sampler):
         order: number of estimates in the polynomial. The first steps have fewer.
     """
 
-    order: int = 2
+    order: Order = 2
     default_steps: ClassVar[int] = 20
 
     @property
@@ -166,7 +186,7 @@ class DPMpp2MSDE(Sampler):
         heun: extrapolate as Heun's method does, not as the midpoint method.
     """
 
-    eta: float = 1.0
+    eta: NotNegative = 1.0
     heun: bool = False
     memory: ClassVar[int] = 1
     default_steps: ClassVar[int] = 25
@@ -200,7 +220,7 @@ class LMS(Sampler):
         order: number of slopes in the polynomial. The first steps have fewer.
     """
 
-    order: int = 4
+    order: Order = 4
     default_steps: ClassVar[int] = 30
 
     @property

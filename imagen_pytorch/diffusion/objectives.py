@@ -7,12 +7,14 @@ scalar ``c_noise``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..parameters import Positive
 from ..registry import Registry
 from .schedules import NoiseLevel
 
@@ -26,9 +28,6 @@ class Coefficients(NamedTuple):
     c_noise: Tensor
 
 
-OBJECTIVES: Registry[type[Objective]] = Registry("objective")
-
-
 class Objective(ABC):
     """One choice of the quantity that the network predicts."""
 
@@ -39,6 +38,9 @@ class Objective(ABC):
     @abstractmethod
     def target(self, x0: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
         """Return the prediction that gives ``x0`` exactly. The level must broadcast over the tensors."""
+
+
+OBJECTIVES: Registry[Callable[..., Objective]] = Registry("objective", Objective)
 
 
 def _condition(level: NoiseLevel) -> Tensor:
@@ -119,7 +121,7 @@ class EDM(Objective):
         sigma_data: standard deviation of the data.
     """
 
-    sigma_data: float = 0.5
+    sigma_data: Positive = 0.5
 
     def coefficients(self, level: NoiseLevel) -> Coefficients:
         """Scale input and target to unit variance; ``c_noise = log(sigma / alpha) / 4``."""

@@ -1,4 +1,17 @@
-"""`DiffusionProcess`: schedule, objective, noise levels, weighting and sampler in one object."""
+"""`DiffusionProcess`: schedule, objective, noise levels, weighting and sampler in one object.
+
+The schedule noises data, ``x_t = alpha x0 + sigma noise``, and the objective says what the network predicts of it:
+
+    x0 = c_skip x_t + c_out target,    estimate = c_skip x_t + c_out prediction.
+
+The difference of both, ``estimate - x0 = c_out (prediction - target)``, turns a weight w of the error of x0 into one of
+the error of the prediction, so that the loss of a time t from the distribution of noise levels is
+
+    w(t) |estimate - x0|**2 = w(t) c_out**2 |prediction - target|**2.
+
+Its minimum is the posterior mean ``E[x0 | x_t]``, whatever the weight and the objective. Measured in the prediction of
+another objective (``loss_space``, with ``c_out'``) the residual is ``c_out / c_out'`` times as large.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..registry import Spec
 from ..tensors import expand_to, sent, widest
 from . import multistep as _registers_its_samplers  # noqa: F401
 from .guidance import Denoise
@@ -42,7 +56,8 @@ class DiffusionProcess:
         spectral: a loss of the same residual by frequency, added to the plain one before the weighting.
 
     Raises:
-        ValueError: an unknown loss, or an objective that does not determine x0 where the schedule is all noise.
+        ValueError: an unknown loss, a schedule whose log-SNR does not fall with time, or an objective that does not
+            determine x0 where the schedule is all noise.
     """
 
     schedule: Schedule
@@ -60,7 +75,12 @@ class DiffusionProcess:
     def __post_init__(self) -> None:
         LOSSES[self.loss_type]
         with torch.device("cpu"):  # numbers only, also if networks are built on another device or on "meta"
-            noisiest = self.schedule.level(torch.tensor(self.schedule.bounds()[0], dtype=torch.float64))
+            low, high = self.schedule.bounds()
+            noisiest = self.schedule.level(torch.tensor(low, dtype=torch.float64))
+        if not low < high:
+            raise ValueError(
+                f"the log-SNR of {type(self.schedule).__name__} has to fall with time, it goes from {high:g} to {low:g}"
+            )
         used = (self.objective,) if self.loss_space is None else (self.objective, self.loss_space)
         for objective in used:
             if all(torch.isfinite(part) for part in objective.coefficients(noisiest)):
@@ -169,7 +189,7 @@ class DiffusionProcess:
     def plan(
         self,
         steps: int | None = None,
-        sampler: str | Sampler | None = None,
+        sampler: Spec | None = None,
         has_init: bool = False,
         skip_steps: int | None = None,
         strength: float | None = None,
@@ -179,12 +199,9 @@ class DiffusionProcess:
         levels = chosen.discretize(self.schedule, count)
         return chosen, levels, _first(len(levels) - 1, has_init, skip_steps, strength)
 
-    def _resolve(self, sampler: str | Sampler | None, steps: int | None) -> tuple[Sampler, int]:
+    def _resolve(self, sampler: Spec | None, steps: int | None) -> tuple[Sampler, int]:
         """Return the sampler of a run and its number of steps: those of the process, unless others are given."""
-        chosen = self.sampler if sampler is None else sampler
-        if isinstance(chosen, str):
-            default = SAMPLERS[chosen]()
-            chosen = next((own for own in (self.sampler, *self.prepared) if _alike(own, default)), default)
+        chosen = self.sampler if sampler is None else SAMPLERS.make(sampler, self.sampler, *self.prepared)
         if steps is None and _alike(chosen, self.sampler):
             steps = self.steps
         return chosen, chosen.default_steps if steps is None else steps
@@ -195,7 +212,7 @@ class DiffusionProcess:
         shape: Sequence[int],
         *,
         steps: int | None = None,
-        sampler: str | Sampler | None = None,
+        sampler: Spec | None = None,
         generator: NoiseSource = None,
         known: Inpainting | None = None,
         init: Tensor | None = None,
@@ -210,7 +227,8 @@ class DiffusionProcess:
         Args:
             denoise: estimates x0.
             shape: of the result, the batch first.
-            steps, sampler: override those of the process. Another sampler has its own default number of steps.
+            steps, sampler: override those of the process. Another sampler has its own default number of steps. A
+                sampler of the process's kind takes from it the parameters that are not stated.
             generator: source of all noise.
             known: known pixels.
             init: start from this, noised to the level given by ``skip_steps`` or ``strength``.

@@ -1,8 +1,22 @@
 """Samplers: from noise to an image. One loop, and one `step` per sampler.
 
-A sampler calls a denoiser at noise levels and depends on nothing else. Updates are written in (alpha, sigma) with
-``h``, the step in half log-SNR, and are finite where alpha or sigma is zero. A step to the clean end is its first-order
-limit, ``x = x0``.
+With ``l = log(alpha / sigma)``, half of the log-SNR, and the estimate ``D(l)`` of x0, the probability-flow ODE of every
+process is (Song et al. 2021, arXiv 2011.13456, eq. 13; Karras et al. 2022, arXiv 2206.00364, eq. 4)
+
+    d(x / alpha) / dl = D - x / alpha,    so    d(exp(l) x / alpha) / dl = exp(l) D.
+
+Integrated from level t to level s, with ``h = l_s - l_t`` (`lambda_step`), and multiplied by ``alpha_s``:
+
+    x_s = (sigma_s / sigma_t) x_t + alpha_s * integral over u in [0, h] of exp(u - h) D(l_t + u).
+
+For a constant D the integral is ``1 - exp(-h)``, which gives `ddim_step`; Heun's rule and the samplers of ``multistep``
+replace it more exactly. The posterior of x_s given x_t and x0 adds noise instead. With ``fresh = 1 - exp(-2 h)``, any
+``eta`` keeps the marginals of the process (Song et al. 2020, arXiv 2010.02502, eq. 16):
+
+    x_s = alpha_s x0 + sigma_s (sqrt(1 - eta**2 fresh) (x_t - alpha_t x0) / sigma_t + eta sqrt(fresh) z).
+
+A sampler calls a denoiser at noise levels and depends on nothing else. Updates are finite where alpha or sigma is zero.
+A step to the clean end is its first-order limit, ``x = x0``. ``docs/math.md`` goes through all of them.
 """
 
 from __future__ import annotations
@@ -11,20 +25,19 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..parameters import Fraction, NotNegative
 from ..registry import Registry
 from ..renamed import renamed
 from ..tensors import Generators, randn_like
 from .guidance import Denoise
-from .schedules import NoiseLevel, Schedule
-
-SAMPLERS: Registry[Callable[..., Sampler]] = Registry("sampler")
+from .schedules import GRIDS, NoiseLevel, Schedule
 
 #: Source of noise: generators, or ``noise(x)``, which returns the noise for a state of this shape. The latter fixes a
 #: Brownian path for different numbers of steps, or probes a sampler.
@@ -150,16 +163,22 @@ class Walk:
 StepCallback = Callable[[int, int, Tensor], Any]
 
 
+@dataclass(frozen=True)
 class Sampler(ABC):
     """The sampling loop, and the interface of one step.
 
+    Args:
+        grid: the noise levels of a run: a grid with its parameters, such as "karras(rho=5)". None takes the grid of
+            the schedule, or else the preferred one.
+
     Attributes:
-        grid: the preferred grid of this sampler, used where the schedule does not fix one.
+        preferred_grid: the grid of this sampler where neither it nor the schedule states one.
         default_steps: a number of steps that gives good images.
         memory: number of past levels that a step reads. At least one is kept, for self-conditioning.
     """
 
-    grid: ClassVar[str] = "karras"
+    grid: str | None = field(default=None, kw_only=True)
+    preferred_grid: ClassVar[str] = "karras"
     default_steps: ClassVar[int] = 32
     memory: ClassVar[int] = 0
 
@@ -174,13 +193,18 @@ class Sampler(ABC):
                 "schedule, history, generator and steps"
             ) from None
 
+    def __post_init__(self) -> None:
+        if self.grid is not None:
+            GRIDS.parse(self.grid)
+
     @abstractmethod
     def step(self, walk: Walk, x: Tensor, t: NoiseLevel, s: NoiseLevel) -> Step:
         """Step from level ``t`` to the less noisy ``s``."""
 
     def discretize(self, schedule: Schedule, steps: int | None = None) -> list[NoiseLevel]:
         """Return the noise levels of a run, from noise to clean."""
-        return schedule.discretize(self.default_steps if steps is None else steps, self.grid)
+        grid = self.grid or schedule.grid or self.preferred_grid
+        return schedule.discretize(self.default_steps if steps is None else steps, grid)
 
     def sample(
         self,
@@ -238,6 +262,9 @@ def _with_known(denoise: Denoise, known: Inpainting, start: NoiseLevel, generato
     return wrapped
 
 
+SAMPLERS: Registry[Callable[..., Sampler]] = Registry("sampler", Sampler)
+
+
 @SAMPLERS.register("ddpm", "ancestral")
 @dataclass(frozen=True)
 class Ancestral(Sampler):
@@ -249,9 +276,9 @@ class Ancestral(Sampler):
             that are one point, 1 that for data of unit variance (Ho et al. 2022, arXiv 2204.03458, section 2).
     """
 
-    eta: float = 1.0
-    upper: float = 0.0
-    grid: ClassVar[str] = "time"
+    eta: NotNegative = 1.0
+    upper: Fraction = 0.0
+    preferred_grid: ClassVar[str] = "time"
     default_steps: ClassVar[int] = 250
 
     def step(self, walk: Walk, x: Tensor, t: NoiseLevel, s: NoiseLevel) -> Step:
@@ -318,10 +345,10 @@ class EDMChurn(Sampler):
         S_noise: standard deviation of the added noise.
     """
 
-    S_churn: float = 80.0
-    S_tmin: float = 0.05
-    S_tmax: float = 50.0
-    S_noise: float = 1.003
+    S_churn: NotNegative = 80.0
+    S_tmin: NotNegative = 0.05
+    S_tmax: NotNegative = 50.0
+    S_noise: NotNegative = 1.003
 
     def step(self, walk: Walk, x: Tensor, t: NoiseLevel, s: NoiseLevel) -> Step:
         """Add a little noise, then take Heun's step from there."""

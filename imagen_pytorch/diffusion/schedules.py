@@ -16,6 +16,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ..parameters import Fraction, Positive
 from ..registry import Registry
 from ..renamed import renamed
 
@@ -56,16 +57,13 @@ def _flow(log_snr: Tensor) -> NoiseLevel:
 
 FAMILIES: dict[str, Callable[[Tensor], NoiseLevel]] = {"vp": _vp, "ve": _ve, "flow": _flow}
 
-SCHEDULES: Registry[type[Schedule]] = Registry("noise schedule")
-GRIDS: Registry[Callable[[Schedule, int], Tensor]] = Registry("grid")
-
 
 class Schedule(ABC):
     """Log-SNR as a falling function of time.
 
     Attributes:
         family: "vp", "ve" or "flow".
-        grid: name of the grid that every sampler walks, or "" if the sampler may choose.
+        grid: name of the grid that samplers take unless they state one, or "" for the one that a sampler prefers.
         rho: exponent of Karras' grid.
     """
 
@@ -107,16 +105,24 @@ class Schedule(ABC):
         """Return the noise level at time ``t`` of any shape."""
         return self.level(self.log_snr(t))
 
-    def discretize(self, steps: int, grid: str = "time") -> list[NoiseLevel]:
+    def discretize(self, steps: int, grid: str | None = None) -> list[NoiseLevel]:
         """Return ``steps + 1`` noise levels in float64, from the noisiest to exactly clean.
+
+        Args:
+            steps: number of steps.
+            grid: a grid with its parameters. None takes the schedule's own, or "time".
 
         Raises:
             ValueError: fewer than one step, or an unknown grid.
         """
         if steps < 1:
             raise ValueError(f"sampling needs at least 1 step, got {steps}")
-        alphas, sigmas = self.level(GRIDS[self.grid or grid](self, steps))
+        alphas, sigmas = self.level(GRIDS.make(grid or self.grid or "time")(self, steps))
         return [NoiseLevel(*pair) for pair in zip(alphas.unbind(), sigmas.unbind(), strict=True)] + [NoiseLevel.clean()]
+
+
+SCHEDULES: Registry[Callable[..., Schedule]] = Registry("noise schedule", Schedule)
+GRIDS: Registry[Callable[..., Tensor]] = Registry("grid")
 
 
 # -- grids: the log-SNRs of the steps, without the clean end ---------------------------------------------------------
@@ -135,9 +141,15 @@ def log_snr_grid(schedule: Schedule, steps: int) -> Tensor:
 
 
 @GRIDS.register("karras")
-def karras_grid(schedule: Schedule, steps: int) -> Tensor:
-    """Space ``sigma_edm**(1/rho)`` evenly (Karras et al. 2022, arXiv 2206.00364, eq. 5)."""
-    rho = schedule.rho
+def karras_grid(schedule: Schedule, steps: int, *, rho: Positive | None = None) -> Tensor:
+    """Space ``sigma_edm**(1/rho)`` evenly (Karras et al. 2022, arXiv 2206.00364, eq. 5).
+
+    Args:
+        schedule: the schedule.
+        steps: number of steps.
+        rho: the exponent. None takes that of the schedule.
+    """
+    rho = schedule.rho if rho is None else rho
     ends = (torch.tensor(schedule.sampling_bounds(), dtype=torch.float64) / -2).exp() ** (1 / rho)
     ratios = (ends[0] + torch.linspace(0, 1, steps, dtype=torch.float64) * (ends[1] - ends[0])) ** rho
     return -2 * ratios.log()
@@ -159,7 +171,7 @@ class Cosine(Schedule):
         clip: lowest and highest log-SNR.
     """
 
-    s: float = 0.008
+    s: Fraction = 0.008
     clip: tuple[float, float] = (-15.0, 15.0)
 
     def log_snr(self, t: Tensor) -> Tensor:
@@ -198,7 +210,7 @@ class ShiftedCosine(Cosine):
         shift: image side divided by 64.
     """
 
-    shift: float = 4.0
+    shift: Positive = 4.0
 
     def log_snr(self, t: Tensor) -> Tensor:
         """Return the log-SNR at times in [0, 1]."""
@@ -218,9 +230,9 @@ class Karras(Schedule):
         ValueError: not ``0 < sigma_min < sigma_max``.
     """
 
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 80.0
+    rho: Positive = 7.0
     family: ClassVar[str] = "ve"
     grid: ClassVar[str] = "karras"
 
@@ -256,7 +268,7 @@ class Flow(Schedule):
         clip: lowest and highest log-SNR. -inf starts from pure noise, which the noise objective does not support.
     """
 
-    shift: float = 1.0
+    shift: Positive = 1.0
     clip: tuple[float, float] = (-15.0, 15.0)
     family: ClassVar[str] = "flow"
 

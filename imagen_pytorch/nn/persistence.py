@@ -68,7 +68,8 @@ class Persistent(nn.Module):
             fitted.load_state_dict(fits, strict=False)  # what is not there stays as it is
         lost = [name for name in kept if name not in fits]
         # the last layer of a new network is zero: if it is not, this network was trained
-        if lost and any(not part.is_meta and bool(part.any()) for part in self.final_conv.parameters()):
+        last = getattr(self, "final_conv", None)  # of a network of one's own nothing is known
+        if lost and last is not None and any(not part.is_meta and bool(part.any()) for part in last.parameters()):
             warnings.warn(
                 f"the U-Net was refitted to its place in the cascade; {len(lost)} trained weights no longer fit and "
                 f"start afresh, among them {', '.join(lost[:3])}",

@@ -95,11 +95,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """Properties and costs of one U-Net. ``forward_flops`` are of one image or clip at full size."""
+    """Properties and costs of one U-Net. ``forward_flops`` are of one image or clip at full size. ``dim`` is None and
+    ``dim_mults`` empty for a network of a user's own that has no such arguments."""
 
     number: int
     type: str
-    dim: int
+    dim: int | None
     dim_mults: tuple[float, ...]
     image_size: tuple[int, int]
     crop_size: tuple[int, int] | None
@@ -239,7 +240,11 @@ def most_activations(cascade: Cascade, number: int, plan: Plan) -> int:
     height, width = stage.crop or stage.size
     places = max(height * width * (frames_of(cascade, number, plan.frames) or 1), tokens_of(unet))
     layers = sum(1 for item in unet.modules() if not any(True for _ in item.children()))
-    channels = argument(unet, "dim") * max(1, *argument(unet, "dim_mults"))
+    width, multiples = argument(unet, "dim"), argument(unet, "dim_mults")
+    if width is None or multiples is None:  # of a network of one's own only the weights are known
+        channels = max(max(item.shape, default=1) for item in unet.parameters())
+    else:
+        channels = width * max(1, *multiples)
     return 2 * 4 * plan.rows * places * round(channels) * layers
 
 
@@ -267,7 +272,7 @@ def estimate_stage(cascade: Cascade, number: int, plan: Plan) -> StageEstimate:
         number=number,
         type=type(unet).__name__,
         dim=argument(unet, "dim"),
-        dim_mults=tuple(argument(unet, "dim_mults")),
+        dim_mults=tuple(argument(unet, "dim_mults") or ()),
         image_size=tuple(stage.size),
         crop_size=None if stage.crop is None else tuple(stage.crop),
         lowres_size=tuple(cascade.stages[number - 2].size) if unet.lowres_cond else None,

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ..cascade.cascade import Cascade
+from ..cascade.options import FAMILIES
 from ..construction import plain
-from ..diffusion.losses import LOSSES
-from ..diffusion.objectives import OBJECTIVES
-from ..diffusion.samplers import SAMPLERS
-from ..diffusion.schedules import SCHEDULES
 from ..imagen import CASCADES, padded_schedules
 from ..nn.persistence import UNETS, Persistent
 from ..registry import Registry
@@ -37,7 +35,8 @@ CASCADE = _table(
     training="image_sizes cond_drop_prob cond_images_drop_prob loss_type random_crop_sizes "
     "per_sample_random_aug_noise_level lowres_max_noise_level only_train_unet_number temporal_downsample_factor "
     "resize_cond_video_frames temporal_resize_mode fps_drop_prob given_frames_prob resize_mode min_snr_loss_weight "
-    "min_snr_gamma p2_loss_weight_gamma p2_loss_weight_k P_mean P_std spectral_loss augment loss_space perceptual_loss",
+    "min_snr_gamma p2_loss_weight_gamma p2_loss_weight_k weighting noise_levels P_mean P_std spectral_loss augment "
+    "loss_space perceptual_loss",
     sampling="timesteps sampler cond_scale guidance lowres_sample_noise_level dynamic_thresholding "
     "dynamic_thresholding_percentile video_frames fps num_sample_steps sigma_min sigma_max rho S_churn S_tmin S_tmax "
     "S_noise",
@@ -61,16 +60,8 @@ NETWORK = _table(
 )
 
 
-#: arguments of which a pair can be one value, and those whose names have aliases
+#: arguments of which a pair can be one value
 _SIZES = ("image_sizes", "random_crop_sizes")
-_FAMILIES: dict[str, Registry[Any]] = {
-    "noise_schedules": SCHEDULES,
-    "lowres_noise_schedule": SCHEDULES,
-    "pred_objectives": OBJECTIVES,
-    "sampler": SAMPLERS,
-    "loss_type": LOSSES,
-    "loss_space": OBJECTIVES,
-}
 
 
 class Changes(NamedTuple):
@@ -188,21 +179,22 @@ def _repeated(value: Any, count: int) -> list[Any]:
 
 def _per_unet(name: str, value: Any, count: int) -> list[Any]:
     """The value of an argument for each U-Net, in one spelling."""
-    if name == "noise_schedules" and isinstance(value, str | list | tuple) and len(_listed(value)) <= count:
+    if name == "noise_schedules" and value is not None and len(_listed(value)) <= count:
         value = padded_schedules(value, count)
     if name in _SIZES:
         single = count == 1 and isinstance(value, list | tuple) and len(value) == 2
         values = [value] if single else _repeated(value, count)
         return [[each, each] if isinstance(each, int) else each for each in values]
-    return [_spelled(_FAMILIES.get(name), each) for each in _repeated(value, count)]
+    return [_spelled(FAMILIES.get(name), each) for each in _repeated(value, count)]
 
 
-def _listed(value: str | Sequence[Any]) -> Sequence[Any]:
-    return [value] if isinstance(value, str) else value
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def _spelled(family: Registry[Any] | None, value: Any) -> Any:
-    """The name of a member of a family that is not an alias; tuples as lists."""
-    if family is not None and isinstance(value, str) and value in family:
-        return next(name for name in family if family[name] is family[value])
+    """Return a member of a family with its parameters in one spelling, as far as it is known; tuples as lists."""
+    if family is not None and isinstance(value, str | Mapping):
+        with suppress(ValueError, TypeError):
+            return family.spell(family.make(value))
     return list(value) if isinstance(value, tuple) else value
