@@ -11,6 +11,7 @@ import click
 import pytest
 import torch
 from cascade_toys import cascade, sample
+from jaxtyping import config
 
 from imagen_pytorch import ElucidatedImagen, Imagen, ImagenTrainer, Network
 from imagen_pytorch.checkpoint import load_imagen_from_checkpoint
@@ -48,6 +49,14 @@ VALUES = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def unchecked():
+    """Thousands of objects are made here; other tests check the annotations of the same functions."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
 def values_of(family, name):
     """Another value of each parameter; `heun` of the variant that has it is turned off."""
     defaults = {key: item.default for key, item in family.parameters(name).items()}
@@ -68,6 +77,7 @@ def same(one, other):
     return one == other or all(getattr(one, part, 0) == getattr(other, part, 1) for part in parts)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("argument", "name", "key"), PARAMETERS)
 def test_every_parameter_is_reached_by_text_mapping_and_object(argument, name, key):
     family = FAMILIES[argument]
@@ -83,6 +93,7 @@ def test_every_parameter_is_reached_by_text_mapping_and_object(argument, name, k
     assert same(family.make(family.spell(made)), made)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("argument", "name"), MEMBERS)
 def test_every_member_is_spelled_as_it_is_made(argument, name):
     family = FAMILIES[argument]
@@ -123,6 +134,7 @@ class Nothing(Network):
         return x
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("argument", "name"), BUILT)
 def test_every_member_with_parameters_is_reached_from_a_model_and_its_record(argument, name):
     family, kind = FAMILIES[argument], ElucidatedImagen if (argument, name) in EDM else Imagen
@@ -135,6 +147,7 @@ def test_every_member_with_parameters_is_reached_from_a_model_and_its_record(arg
         assert members_of(model)[argument] == members_of(again)[argument] == made
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("argument", "name"), BUILT)
 def test_every_member_with_parameters_is_reached_from_json_and_the_command_line(argument, name):
     family, kind = FAMILIES[argument], "elucidated" if (argument, name) in EDM else "original"
@@ -144,8 +157,7 @@ def test_every_member_with_parameters_is_reached_from_json_and_the_command_line(
     base = {"unets": [UNET], "image_sizes": [8], "text_encoder_name": "builtin:words"}
     model = cascade_model(kind)
     for spec in (text, mapping, made):
-        config = parse(model, {**base, argument: spec})
-        stated = config.model_dump(mode="json", exclude_unset=True)
+        stated = parse(model, {**base, argument: spec}).model_dump(mode="json", exclude_unset=True)
         assert family.make(parse(model, stated).given()[argument]) == made
     for typed in (text, json.dumps(mapping)):
         entry = Entry().convert(f"imagen.{argument}={typed}", None, None)
