@@ -14,7 +14,8 @@ from .checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
-from .checkpoints.model import export_model, load_imagen_from_checkpoint
+from .checkpoints.model import load_imagen_from_checkpoint
+from .export import export_model
 
 __all__ = [
     "CheckpointError",

@@ -8,7 +8,7 @@ import operator
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from typing import Annotated, Any, Literal, Optional, Union, get_type_hints
 
@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 from .cascade.cascade import Cascade
 from .cascade.options import FAMILIES
 from .cascade.sizes import is_pair
+from .construction import ModelTooLarge, build_on_meta, main_memory
 from .diffusion.schedules import SCHEDULES
 from .imagen import CASCADES
 from .io.errors import reason
@@ -34,7 +35,6 @@ from .nn.presets import UNETS
 from .signatures import ConfigError, Configuration, FieldError, model_from_signature, part
 from .trainer import ImagenTrainer
 from .training.options import forwarded
-from .training.rehearsal import TooLarge, main_memory, rehearse
 
 #: Names of the noise schedules as an enum.
 NoiseSchedule = Enum("NoiseSchedule", {name: name for name in SCHEDULES.names()}, type=str)  # type: ignore[misc]
@@ -108,9 +108,9 @@ def _at(place: str, given: Mapping[str, Any]) -> Iterator[None]:
     """
     try:
         yield
-    except TooLarge as error:
-        raise TooLarge(f"{place}: {error}") from error
-    except NotImplementedError:  # a network that cannot be rehearsed
+    except ModelTooLarge as error:
+        raise ModelTooLarge(f"{place}: {error}") from error
+    except NotImplementedError:  # a network that cannot be built on "meta"
         raise
     except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
         text = reason(error)
@@ -155,7 +155,7 @@ class _CascadeBase(Configuration):
     families = FAMILIES
     unets: list[Annotated[Any, BeforeValidator(_unet)]]
     video: bool = False
-    _rehearsed: dict[str, Any] | None = PrivateAttr(None)  # what it said when it was seen that the model can be made
+    _built: dict[str, Any] | None = PrivateAttr(None)  # the values with which the model was built on "meta"
 
     @model_validator(mode="before")
     @classmethod
@@ -190,16 +190,17 @@ class _CascadeBase(Configuration):
         """
         memory, stated = main_memory(), self.model_dump(mode="json")
         try:
-            if stated != self._rehearsed:
-                rehearse(self._make, memory // 4, _PARTS * len(self.unets))
-        except TooLarge as error:
+            if stated != self._built:
+                with suppress(NotImplementedError):
+                    build_on_meta(self._make, memory // 4, _PARTS * len(self.unets))
+        except ModelTooLarge as error:
             raise ConfigError(f"{error}; this machine has a memory of {memory:,} bytes") from error
         imagen = self._make()
         imagen._config = stated
         return imagen
 
-    def note_rehearsal(self, cascade: Cascade) -> None:
-        """Spare `create` another look, if the model that was made of this configuration without memory is not large.
+    def note_built(self, cascade: Cascade) -> None:
+        """Let `create` skip its check if the model that was built of this configuration is small enough.
 
         Args:
             cascade: the model on the device "meta".
@@ -208,7 +209,7 @@ class _CascadeBase(Configuration):
         numbers, parts = sum(item.numel() for item in tensors), len(tensors) + sum(1 for _ in cascade.modules())
         # a network that is fitted to its place is made twice
         if 2 * numbers <= main_memory() // 4 and 2 * parts <= _PARTS * len(self.unets):
-            self._rehearsed = self.model_dump(mode="json")
+            self._built = self.model_dump(mode="json")
 
     def _make(self) -> Cascade:
         arguments = {name: value for name, value in self.given().items() if name not in ("unets", "video")}

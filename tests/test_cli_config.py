@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from imagen_pytorch.cli import _presets, main
 from imagen_pytorch.cli._settings import Request, build_settings
 from imagen_pytorch.configs import TrainingConfig
+from imagen_pytorch.construction import build_on_meta
 from imagen_pytorch.profiling.estimates import Plan, estimate_training
-from imagen_pytorch.profiling.shapes import without_memory
 from imagen_pytorch.signatures import parse, read_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +43,7 @@ def test_what_is_written_bare_trains_within_a_gigabyte():
     """Weights, averages, gradients, moments and what the forward pass of each network takes."""
     config = parse(TrainingConfig, read_json(_presets.preset_path("default")))
     plan = Plan(batch_size=config.dataset["batch_size"], enough=0)
-    cascade = without_memory(config.imagen._make)
+    cascade = build_on_meta(config.imagen._make)
     assert all(estimate_training(cascade, number, plan).total < 10**9 for number in (1, 2))
 
 

@@ -14,10 +14,10 @@ from PIL import Image
 
 from imagen_pytorch.cli import main
 from imagen_pytorch.configs import TrainingConfig
+from imagen_pytorch.construction import build_on_meta
 from imagen_pytorch.profiling import advice
 from imagen_pytorch.profiling.advice import Machine, this_machine
 from imagen_pytorch.profiling.estimates import Plan, most_activations, training_cost, training_states
-from imagen_pytorch.profiling.shapes import without_memory
 from imagen_pytorch.signatures import parse
 
 UNET = {"dim": 8, "dim_mults": [1, 2], "num_resnet_blocks": 1, "attn_heads": 2, "attn_dim_head": 8, "max_text_len": 8}
@@ -67,7 +67,7 @@ def train(*arguments: object):
 def states_and_more() -> tuple[int, int]:
     """Bytes before the first picture, and the activations of one."""
     config = parse(TrainingConfig, settings())
-    cascade = without_memory(config.imagen._make)
+    cascade = build_on_meta(config.imagen._make)
     plan = Plan(batch_size=1, enough=0)
     return training_states(cascade, 1, plan).total, training_cost(cascade, 1, plan).peak
 
@@ -157,14 +157,14 @@ def test_processes_share_the_memory_of_a_machine_and_the_batch(folder, monkeypat
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_quick_bound_is_above_the_estimate(name):
     sizes = {"image_sizes": [4, 16], "random_crop_sizes": [None, 8], "unets": [NETWORKS[name]] * 2}
-    cascade = without_memory(parse(TrainingConfig, settings(imagen=IMAGEN | sizes)).imagen._make)
+    cascade = build_on_meta(parse(TrainingConfig, settings(imagen=IMAGEN | sizes)).imagen._make)
     plan = Plan(batch_size=3, enough=0)
     assert training_cost(cascade, 2, plan).peak < most_activations(cascade, 2, plan)
 
 
 def test_the_quick_bound_counts_frames():
     video = {"video": True, "video_frames": 4, "unets": [UNET]}
-    cascade = without_memory(parse(TrainingConfig, settings(imagen=IMAGEN | video)).imagen._make)
+    cascade = build_on_meta(parse(TrainingConfig, settings(imagen=IMAGEN | video)).imagen._make)
     plan = Plan(batch_size=2, frames=8, enough=0)
     assert training_cost(cascade, 1, plan).peak < most_activations(cascade, 1, plan)
 

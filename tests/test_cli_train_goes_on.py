@@ -266,7 +266,7 @@ def test_devices_that_are_not_there_are_refused(folder, device):
 # -- what is done once ------------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_is_read_once_and_a_model_rehearsed_once(folder, monkeypatch):
+def test_a_checkpoint_is_read_once_and_a_model_built_once_without_memory(folder, monkeypatch):
     succeed("train", "--steps", 1)
     from imagen_pytorch.checkpoints.format_pt import read_pt
 
@@ -274,9 +274,9 @@ def test_a_checkpoint_is_read_once_and_a_model_rehearsed_once(folder, monkeypatc
     noting = lambda *given: done.append("read") or read_pt(*given)  # noqa: E731
     monkeypatch.setattr("imagen_pytorch.checkpoints.files.read_pt", noting)
     # the check of memory has done it
-    monkeypatch.setattr("imagen_pytorch.configs.rehearse", lambda *_: done.append("rehearsed"))
+    monkeypatch.setattr("imagen_pytorch.configs.build_on_meta", lambda *_: done.append("built"))
     succeed("train", "--steps", 1)
     assert done == ["read"] and steps()[0] == 2
     done.clear()
     succeed("train", "--steps", 1, "--force")  # without that check
-    assert sorted(done) == ["read", "rehearsed"]
+    assert sorted(done) == ["built", "read"]

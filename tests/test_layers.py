@@ -18,8 +18,8 @@ LAYERS = (
     ("diffusion", "nn", "text"),
     ("cascade", "data"),
     ("imagen",),
-    ("signatures", "configs", "checkpoints", "checkpoint", "pretrained", "training", "trainer", "evaluation",
-     "profiling"),
+    ("signatures", "configs", "checkpoints", "checkpoint", "export", "pretrained", "training", "trainer",
+     "evaluation", "profiling"),
     # doors: command line, lazy names, and files that only re-export what lives below under names people know
     ("cli", "__init__", "__main__", "imagen_pytorch", "elucidated_imagen", "imagen_video", "t5", "utils", "testing"),
 )

@@ -10,6 +10,7 @@ from torch import nn
 from toys import SMALL, small_imagen, small_unet
 
 from imagen_pytorch import ElucidatedImagen, Imagen, NullUnet, Unet3D
+from imagen_pytorch.construction import build_on_meta
 from imagen_pytorch.diffusion.samplers import SAMPLERS
 from imagen_pytorch.nn.presets import UNETS as UNET_CLASSES
 from imagen_pytorch.profiling.advice import Machine, advice, scaled, this_machine
@@ -27,7 +28,7 @@ from imagen_pytorch.profiling.estimates import (
     weight_bytes,
 )
 from imagen_pytorch.profiling.metering import CostCounter, SavedTensors
-from imagen_pytorch.profiling.shapes import argument, as_rows, fake_copy, frames_of, one_row, without_memory
+from imagen_pytorch.profiling.shapes import argument, as_rows, fake_copy, frames_of, one_row
 
 BARE = {"dim_mults": (1,), "layer_cross_attns": False, "attend_at_middle": False, "mid_cross_attn": False}
 BARE |= {"num_resnet_blocks": 0, "use_global_context_attn": False}
@@ -150,7 +151,7 @@ def test_evaluations_are_those_of_the_sampler(name):
 
 def test_an_estimate_adds_up():
     made = small_imagen((4, 8), ElucidatedImagen, unet=BARE)
-    imagen = without_memory(lambda: small_imagen((4, 8), ElucidatedImagen, unet=BARE))
+    imagen = build_on_meta(lambda: small_imagen((4, 8), ElucidatedImagen, unet=BARE))
     assert {item.device.type for item in imagen.parameters()} == {"meta"}
     plan = Plan(batch_size=8, max_batch_size=2, **FORWARD)
     first, second = estimate(imagen, plan)
@@ -168,14 +169,14 @@ def test_an_estimate_adds_up():
 
 
 def test_placeholders_cost_nothing():
-    imagen = without_memory(lambda: Imagen([NullUnet(), small_unet(**BARE)], image_sizes=(4, 8), text_embed_dim=16))
+    imagen = build_on_meta(lambda: Imagen([NullUnet(), small_unet(**BARE)], image_sizes=(4, 8), text_embed_dim=16))
     assert [stage.number for stage in estimate(imagen, Plan(batch_size=1, **FORWARD))] == [2]
     with pytest.raises(ValueError, match="NullUnet placeholder"):
         estimate_stage(imagen, 1, Plan())
 
 
 def test_arguments_of_networks_with_other_defaults():
-    unet = without_memory(lambda: UNET_CLASSES["BaseUnet64"](text_embed_dim=8, dim=16))
+    unet = build_on_meta(lambda: UNET_CLASSES["BaseUnet64"](text_embed_dim=8, dim=16))
     assert argument(unet, "dim") == 16 and tuple(argument(unet, "dim_mults")) == (1, 2, 3, 4)
 
 

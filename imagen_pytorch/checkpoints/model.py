@@ -6,23 +6,21 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..cascade.cascade import Cascade
-from ..data import SOURCES
+from ..construction import ModelTooLarge, build_on_meta
 from ..imagen import imagen_from_config
 from ..io.errors import CheckpointError, CheckpointMismatch, reason
 from ..registry import UnknownMember
 from ..text import TextEncoder
 from ..text.own import as_encoder
-from ..training.rehearsal import TooLarge, rehearse
-from ..training.snapshots import Reconstructed, reconstruct
 from .contents import nonfinite_tensors
-from .files import read_checkpoint, write_checkpoint
+from .files import read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +62,16 @@ def _held(contents: Mapping[str, Any]) -> tuple[int, int]:
     return sum(storages.values()), len(tensors)
 
 
-class _Described:
+class DescribedModel:
     """The model that contents, or a description of them, describe: first without memory, then with fresh weights.
 
-    A CheckpointError is raised if they do not say how their model was made, or if it cannot be built.
+    Args:
+        contents: of a checkpoint.
+        path: of the checkpoint, for messages.
+        text_encoder: in place of the one that they name.
+
+    Raises:
+        CheckpointError: they do not say how their model was made, or it cannot be built.
     """
 
     def __init__(self, contents: Mapping[str, Any], path: str | Path, text_encoder: Any = None) -> None:
@@ -77,23 +81,22 @@ class _Described:
                 f"{path} does not say how its model was made: build the model yourself and use ImagenTrainer.load, or "
                 "build it from a configuration (ImagenConfig) before saving"
             )
-        self.path = path
+        self.contents, self.path, self.on_meta = contents, path, None
         self.config = {"type": contents.get("imagen_type", "original"), **config}
         if text_encoder is not None:  # here, because a function may be asked for the width of its embeddings
             with self._errors():
                 self.config["text_encoder"] = as_encoder(text_encoder, config.get("text_embed_dim"))
         numbers, tensors = _held(contents)
         most = _NUMBERS + _TIMES * numbers, _PARTS + _TIMES * tensors
-        with self._errors():
-            #: None where a network looks at its weights while it is made
-            self.without_memory = rehearse(lambda: imagen_from_config(self.config), *most)
+        with self._errors(), suppress(NotImplementedError):  # a network reads its weights while it is built
+            self.on_meta = build_on_meta(lambda: imagen_from_config(self.config), *most)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
         """Raise errors of building a model as those of a checkpoint."""
         try:
             yield
-        except TooLarge as error:
+        except ModelTooLarge as error:
             text = f"{self.path} describes a model that has nothing to do with what it holds: {error}"
             raise CheckpointError(text) from error
         except UnknownMember as error:
@@ -104,19 +107,38 @@ class _Described:
         except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"{self.path} describes a model that cannot be built: {reason(error)}") from error
 
-    def refuse_other(self, weights: Mapping[str, Tensor], is_part: bool) -> dict[str, Tensor]:
+    def refuse_other(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weights of the model by name, mostly without memory, after a comparison of names and shapes.
 
-        A CheckpointMismatch is raised if the given ones belong to another model, and a warning if only to a part of it.
+        Raises:
+            CheckpointMismatch: the given ones belong to another model. That they belong to a part of it is a warning.
         """
-        wanted = (self.without_memory or self.build()).state_dict()
+        wanted = (self.on_meta or self.build()).state_dict()
         found = differences(weights, wanted)
-        if found and not is_part:
+        if found and not is_part(self.contents):
             raise CheckpointMismatch(f"{self.path} does not fit the model it describes: {'; '.join(found)}")
         if found:
             text = f"{self.path} holds a part of its model; the rest is untrained: {'; '.join(found)}"
-            warnings.warn(text, stacklevel=3)
+            warnings.warn(text, stacklevel=4)
         return wanted
+
+    def weights(self, averaged: bool, others: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return those weights of the checkpoint that fit the model: finite numbers, of its names and shapes.
+
+        Args:
+            averaged: take the averaged weights where the checkpoint has them.
+            others: weights to take in place of those with the same name.
+
+        Raises:
+            CheckpointError, CheckpointMismatch: as `load_imagen_from_checkpoint`.
+        """
+        averages = _weights(self.contents, "ema", self.path) if averaged and self.contents.get("ema") else {}
+        averages = _averaged_weights(averages)
+        logger.info("loading the %s weights of %s", "averaged" if averages else "trained", self.path)
+        weights = _weights(self.contents, "model", self.path) | averages | dict(others or {})
+        wanted = self.refuse_other(weights)
+        _check_numbers(weights, wanted, self.path)
+        return fitting(weights, wanted)
 
     def build(self) -> Cascade:
         """Return the model, with fresh weights."""
@@ -136,13 +158,13 @@ def described_model(contents: Mapping[str, Any], path: str | Path, compare: bool
         CheckpointError: they do not say how their model was made, or it cannot be built.
         CheckpointMismatch: the weights do not belong to it.
     """
-    described = _Described(contents, path)
-    if compare and not _is_part(contents):
-        described.refuse_other(_weights(contents, "model", path), is_part=False)
+    described = DescribedModel(contents, path)
+    if compare and not is_part(contents):
+        described.refuse_other(_weights(contents, "model", path))
     return described.build()
 
 
-def _is_part(contents: Mapping[str, Any]) -> bool:
+def is_part(contents: Mapping[str, Any]) -> bool:
     """Return whether a checkpoint says that it holds some U-Nets of its model only."""
     run = contents.get("state")
     return isinstance(run, dict) and "unet_numbers" in run
@@ -200,83 +222,10 @@ def load_imagen_from_checkpoint(
         CheckpointMismatch: the weights do not belong to the model that the file describes.
     """
     contents = read_checkpoint(checkpoint_path, mapped=True)
-    described = _Described(contents, checkpoint_path, text_encoder)
+    described = DescribedModel(contents, checkpoint_path, text_encoder)
     if not load_weights:
         return described.build()
-    weights = _sampling_weights(contents, checkpoint_path, load_ema_if_available)
-    wanted = described.refuse_other(weights, _is_part(contents))
-    _check_numbers(weights, wanted, checkpoint_path)
+    weights = described.weights(load_ema_if_available)
     imagen = described.build()
-    imagen.load_state_dict(fitting(weights, wanted), strict=False)
+    imagen.load_state_dict(weights, strict=False)
     return imagen
-
-
-def _sampling_weights(contents: Mapping[str, Any], path: str | Path, averaged: bool) -> dict[str, Tensor]:
-    """Return the weights to sample with: the averaged ones where they are wanted and the checkpoint has them."""
-    averages = _averaged_weights(_weights(contents, "ema", path)) if averaged and contents.get("ema") else {}
-    logger.info("loading the %s weights of %s", "averaged" if averages else "trained", path)
-    return _weights(contents, "model", path) | averages
-
-
-def export_model(
-    checkpoint_path: str | Path,
-    path: str | Path,
-    *,
-    half: bool = True,
-    averaged: bool = True,
-    overwrite: bool = False,
-    ema_width: float | None = None,
-    snapshots: str | Path | None = None,
-) -> dict[int, Reconstructed]:
-    """Write the model of a checkpoint without anything that only training needs: a file to share.
-
-    The file is a checkpoint as well: every function and command that opens one takes it. Half precision halves its size
-    again; networks compute in single precision all the same once it is loaded.
-
-    Args:
-        checkpoint_path: the checkpoint of a training, a local path or any fsspec URL.
-        path: the file to write; ``.safetensors`` at its end chooses that format.
-        half: store floating-point weights in float16.
-        averaged: take the averaged weights if the checkpoint has them.
-        overwrite: whether an existing file may be replaced.
-        ema_width: average the weights over this fraction of the training instead: the relative standard deviation of
-            the profile, at most 0.288, made from the averages that ``ImagenTrainer(posthoc_ema=True)`` tracked.
-        snapshots: their folder; by default the one next to the checkpoint.
-
-    Returns:
-        with ``ema_width``, by the number of the U-Net, how its average was made.
-
-    Raises:
-        CheckpointMissing, CheckpointError, CheckpointMismatch: as `load_imagen_from_checkpoint` does.
-        ValueError: weights that float16 cannot hold, a width that no average has, or a checkpoint without post-hoc
-            averages.
-        CheckpointNotWritten: the file exists and must not be replaced, or it cannot be written.
-    """
-    contents = read_checkpoint(checkpoint_path, mapped=True)
-    described = _Described(contents, checkpoint_path)
-    weights = _sampling_weights(contents, checkpoint_path, averaged)
-    made = {} if ema_width is None else reconstruct(contents, checkpoint_path, ema_width, snapshots)
-    for number, average in made.items():
-        weights |= {f"unets.{number - 1}.{name}": item for name, item in average.weights.items()}
-    wanted = described.refuse_other(weights, _is_part(contents))
-    _check_numbers(weights, wanted, checkpoint_path)
-    weights = fitting(weights, wanted)
-    if half:
-        weights = {name: item.half() if item.is_floating_point() else item for name, item in weights.items()}
-        if broken := nonfinite_tensors(weights):
-            raise ValueError(f"weights beyond the range of float16 ({len(broken)}): {_first(broken)}; pass half=False")
-    kept = ("version", "imagen_type", "imagen_params", "steps")
-    exported = {**{name: contents[name] for name in kept if name in contents}, **_public(contents), "model": weights}
-    write_checkpoint(exported, path, overwrite=overwrite)
-    return made
-
-
-def _public(contents: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a file to share says of its training: which U-Nets it holds, and embedded data.
-
-    The name of any other data may be a path of the person who trained it.
-    """
-    state = {"state": {"unet_numbers": contents["state"]["unet_numbers"]}} if _is_part(contents) else {}
-    data = contents.get("data_source")
-    embedded = isinstance(data, dict) and isinstance(data.get("name"), str) and data["name"] in SOURCES
-    return {**state, **({"data_source": data} if embedded else {})}

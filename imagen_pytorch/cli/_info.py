@@ -118,12 +118,12 @@ def _values(path: Path) -> Any:
 def _from_config(target: str | None) -> Found:
     path = find_config(target).path
     from ..configs import TrainingConfig
-    from ..profiling.shapes import without_memory
+    from ..construction import build_on_meta
 
     values = _values(path)
     try:
         config = parse(TrainingConfig, values)
-        cascade = without_memory(config.imagen._make)
+        cascade = build_on_meta(config.imagen._make)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return Found(str(path), cascade, plan_of(config, cascade))

@@ -51,8 +51,8 @@ class MemoryCheck:
     def __init__(
         self, config: TrainingConfig, numbers: Sequence[int], device: torch.device, force: bool | None = False
     ) -> None:
+        from ..construction import build_on_meta
         from ..profiling.advice import this_machine
-        from ..profiling.shapes import without_memory
         from ..signatures import ConfigError
 
         self.hint = "" if force is None else "; --force tries all the same"
@@ -66,11 +66,11 @@ class MemoryCheck:
         self.machine = machine._replace(memory=machine.memory // beside) if machine.device == "cpu" else machine
         self.shared = config.trainer.given().get("strategy") == "fsdp2"
         try:
-            self.cascade = without_memory(config.imagen._make)
+            self.cascade = build_on_meta(config.imagen._make)
         except (ConfigError, NotImplementedError):  # it cannot be made, or not without memory: making it says why
             self.numbers = []
             return
-        config.imagen.note_rehearsal(self.cascade)
+        config.imagen.note_built(self.cascade)
         self.plan = replace(plan_of(config, self.cascade), device=self.machine.device, enough=0)
 
     def before_data(self) -> None:

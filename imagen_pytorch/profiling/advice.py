@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from ..construction import main_memory
 from ..data.cache import available_memory
-from ..training.rehearsal import main_memory
 from .estimates import Plan, StageEstimate, Training
 
 #: fraction of a memory that a suggestion fills

@@ -18,26 +18,9 @@ from ..cascade.module_state import device_of, evaluating
 from ..cascade.stage import takes_cond_images
 from ..cascade.training_inputs import TrainingInputs, build_batch
 from ..cascade.video import ClipInput
-from ..training.rehearsal import limited
 
-#: largest numbers of weights and of parts of a model that is examined
-_NUMBERS, _PARTS = 1 << 50, 1 << 20
 #: default number of frames of the clips of a video model
 USUAL_FRAMES = 16
-
-
-def without_memory(make: Callable[[], Cascade]) -> Cascade:
-    """Build a model on the device "meta": its weights have shapes only.
-
-    Args:
-        make: constructs it.
-
-    Raises:
-        TooLarge: it has more parts than any network needs.
-        Exception: any error of the constructor.
-    """
-    with limited(_NUMBERS, _PARTS), torch.device("meta"):
-        return make()
 
 
 def argument(unet: nn.Module, name: str) -> Any:
