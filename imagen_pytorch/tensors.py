@@ -16,31 +16,44 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from .renamed import renamed
+
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Share:
-    """A generator for some rows of a larger batch: they get the numbers that the global batch would give them.
+class BatchShard:
+    """The rows of a global batch that one rank has, and a generator for them.
 
-    Ranks that divide a batch draw what one process would draw for all of it.
+    Ranks that divide a batch draw what one process would draw for all of it, and each takes its rows.
 
     Args:
-        generator: in the same state on every rank.
         first: index of the first row in the global batch.
-        count: number of rows.
+        count: number of rows; one that counts nothing if the batch has none for this rank.
         total: rows of the global batch.
+        weight: weight of the rank's mean in the mean over ranks: 1 if all have as many rows, 0 if it has none.
+        largest: number of rows of the rank that has the most.
+        generator: in the same state on every rank.
     """
 
-    generator: torch.Generator
     first: int
     count: int
     total: int
+    weight: float = 1.0
+    largest: int = 0
+    generator: torch.Generator | None = None
+
+    @classmethod
+    def of(cls, counts: Sequence[int], rank: int) -> BatchShard:
+        """Return the rows of a rank in a batch of which each rank has this number of rows, in their order."""
+        total, own = sum(counts), counts[rank]
+        weight = len(counts) * own / total if own else 0.0
+        return cls(sum(counts[:rank]) if own else 0, own or 1, total, weight, max(counts))
 
 
 #: One generator for a batch, one per item (a draw then never depends on other items), one for some rows of a larger
 #: batch, or torch's own.
-Generators = torch.Generator | Sequence[torch.Generator] | Share | None
+Generators = torch.Generator | Sequence[torch.Generator] | BatchShard | None
 
 
 def check_generators(given: Any) -> None:
@@ -50,7 +63,7 @@ def check_generators(given: Any) -> None:
         TypeError: neither a generator, nor one for each image, nor a function from a tensor to noise, nor None.
     """
     several = isinstance(given, list | tuple)
-    if not several and isinstance(given, Share | None):
+    if not several and isinstance(given, BatchShard | None):
         return
     sources = given if several else [given]
     if not sources or not all(isinstance(each, torch.Generator) or callable(each) for each in sources):
@@ -59,7 +72,7 @@ def check_generators(given: Any) -> None:
 
 def once(generator: Generators) -> torch.Generator | None:
     """Return the generator of draws that a batch shares."""
-    if isinstance(generator, Share):
+    if isinstance(generator, BatchShard):
         return generator.generator
     return generator[0] if isinstance(generator, list | tuple) else generator
 
@@ -112,7 +125,7 @@ def _draw(
         return sample(tuple(shape), device=device, dtype=dtype)
     if isinstance(generator, torch.Generator):
         return sent(sample(tuple(shape), generator=generator, device=generator.device, dtype=dtype), device)
-    if isinstance(generator, Share):
+    if isinstance(generator, BatchShard):
         if generator.count != shape[0]:
             raise ValueError(f"a share of {generator.count} rows cannot serve a batch of {shape[0]}")
         whole = _draw(sample, (generator.total, *shape[1:]), generator.generator, device, dtype)
@@ -228,3 +241,6 @@ def truth_of(mask: Tensor, name: str, fits: str) -> Bool[Tensor, "*shape"]:
     if not bool(((mask == 0) | (mask == 1)).all()):
         raise ValueError(f"{name} must be {fits}")
     return mask.bool()
+
+
+__getattr__ = renamed(__name__, {"Share": "BatchShard"})

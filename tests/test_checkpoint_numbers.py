@@ -12,7 +12,10 @@ from toys import CAPTIONS, pictures, small_imagen
 
 from imagen_pytorch import ImagenTrainer
 from imagen_pytorch.checkpoint import CheckpointError, read_checkpoint
-from imagen_pytorch.training.state import TrainingState
+from imagen_pytorch.training import state
+from imagen_pytorch.training.data import TrainingData
+from imagen_pytorch.training.rng import TrainingRandomness
+from imagen_pytorch.training.unet_trainer import UnetTrainer
 
 
 def trainer(**options):
@@ -82,7 +85,7 @@ def tensor_values(tensor):
 
 
 def loaded(monkeypatch, made, contents, **options):
-    monkeypatch.setattr("imagen_pytorch.training.saving.read_checkpoint", lambda *_: contents)
+    monkeypatch.setattr("imagen_pytorch.training.checkpointing.read_checkpoint", lambda *_: contents)
     return made.load("a.pt", **options)
 
 
@@ -131,27 +134,35 @@ def test_how_it_computes_is_not_taken_from_the_file(monkeypatch, contents):
     step(other)
 
 
-@pytest.mark.parametrize("where", ["moments", "run"])
+#: where a load fails: nothing is loaded yet; weights and averages are; optimizers, too; random state, too
+FAILS = {
+    "weights": (state, "fill"),
+    "moments": (UnetTrainer, "load_state_dict"),
+    "random state": (TrainingRandomness, "load_state_dict"),
+    "data": (TrainingData, "load_state_dict"),
+}
+
+
+@pytest.mark.parametrize("where", FAILS)
 def test_an_error_while_loading_puts_everything_back(monkeypatch, contents, where):
-    """Weights, averages, moments, rate, counts, random state, gradients that wait."""
-    made, twin = trainer(), trainer()
+    """Weights, averages, moments, rate, counts, scale, random state, place in the data, gradients that wait."""
+    made, twin = trainer(precision="fp16"), trainer(precision="fp16")
     for each in (made, twin):
-        step(each)
+        each.add_train_dataset(list(zip(pictures(), CAPTIONS, strict=True)), batch_size=2, shuffle=True)
+        each.train_step()
         each(pictures(seed=5), texts=CAPTIONS)
 
     def fails(*_, **__):
         raise OSError("the disk is gone")
 
-    optimizer = made.optim0
+    kept = made.optim0, made.scaler0, made.train_dl_iter
     with monkeypatch.context() as patch:
-        if where == "moments":
-            patch.setattr(TrainingState, "_restore_lanes", fails)
-        else:
-            patch.setattr(type(made), "_load_data_state", lambda self, run: fails() if "settings" in run else None)
+        patch.setattr(*FAILS[where], fails)
         with pytest.raises(OSError, match="the disk is gone"):
             loaded(patch, made, contents, strict=False)
-    assert made.optim0 is optimizer and made.steps.tolist() == [1] and made.unet_trainers[0].pending
+    assert kept == (made.optim0, made.scaler0, made.train_dl_iter) and made.steps.tolist() == [1]
+    assert made.unet_trainers[0].pending and made.scaler0.state_dict() == twin.scaler0.state_dict()
     for each in (made, twin):
         each.update()
-        step(each)
+    assert made.train_step() == twin.train_step()
     assert not differing(everything(made), everything(twin))

@@ -132,6 +132,19 @@ def test_no_circles():
     """The modules can be put into one order in which each names only earlier ones, be it in a function or for types."""
     modules = {module_name(path): path for path in files()}
     needs = {name: {item.module for item in imports(path)} & modules.keys() for name, path in modules.items()}
+    refuse_circles(needs)
+
+
+def test_no_circles_of_rooms():
+    """So can the rooms."""
+    needs: dict[str, set[str]] = {room(path): set() for path in files()}
+    for path in files():
+        needs[room(path)] |= {inner(item.module) for item in imports(path)} & needs.keys()
+    refuse_circles(needs)
+
+
+def refuse_circles(needs: dict[str, set[str]]) -> None:
+    """Fail if what names what cannot be put into one order."""
     while ready := [name for name, needed in needs.items() if not needed & needs.keys() - {name}]:
         for name in ready:
             del needs[name]

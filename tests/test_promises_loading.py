@@ -49,8 +49,8 @@ def good(tmp_path_factory):
 
 def situation(made):
     """All that a load could touch."""
-    data, waiting = made.train_dl_iter.state(), [item.grad for item in made.imagen.parameters()]
-    random = made.randomness.state()["seeds"].tolist(), torch.get_rng_state().tolist()
+    data, waiting = made.train_dl_iter.state_dict(), [item.grad for item in made.imagen.parameters()]
+    random = made.randomness.state_dict()["seeds"].tolist(), torch.get_rng_state().tolist()
     gradients = [None if item is None else item.clone() for item in waiting]
     return everything(made), data, random, gradients, made.scaler0.state_dict(), made.steps.tolist(), made.get_lr(1)
 
@@ -225,7 +225,7 @@ def reads(good, monkeypatch):
     held, read = {"trainer": new(precision="fp16")}, read_checkpoint
     held["trainer"].load(good)
     monkeypatch.setattr(
-        "imagen_pytorch.training.saving.read_checkpoint",
+        "imagen_pytorch.training.checkpointing.read_checkpoint",
         lambda path, *rest: held["contents"] if path == "a.pt" else read(path, *rest),
     )
     return held

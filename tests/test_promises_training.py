@@ -20,7 +20,7 @@ from toys import CAPTIONS, pictures, small_imagen
 from imagen_pytorch import ImagenTrainer
 from imagen_pytorch.checkpoint import CheckpointLocked, CheckpointNotWritten, read_checkpoint
 from imagen_pytorch.checkpoints import background
-from imagen_pytorch.training import saving
+from imagen_pytorch.training import checkpointing
 from imagen_pytorch.training.unet_trainer import TrainingDiverged
 
 COUNTERS = {"skipped1"}
@@ -242,8 +242,8 @@ def test_what_is_written_in_the_background_is_one_step(tmp_path, monkeypatch):
     made.train_step()
     made(pictures(), texts=CAPTIONS)  # with a gradient that waits
     made.save(tmp_path / "now.pt")
-    write = saving.write_checkpoint
-    monkeypatch.setattr(saving, "write_checkpoint", lambda *arguments: go.wait() and write(*arguments))
+    write = checkpointing.write_checkpoint
+    monkeypatch.setattr(checkpointing, "write_checkpoint", lambda *arguments: go.wait() and write(*arguments))
     made.save(tmp_path / "later.pt", background=True)
     made.update()
     for _ in range(3):
@@ -256,7 +256,7 @@ def test_what_is_written_in_the_background_is_one_step(tmp_path, monkeypatch):
 
 def unwritable(monkeypatch, times):
     """The first so many writes find the disk full."""
-    write, calls = saving.write_checkpoint, []
+    write, calls = checkpointing.write_checkpoint, []
 
     def full(contents, path, *rest):
         calls.append(path)
@@ -264,7 +264,7 @@ def unwritable(monkeypatch, times):
             raise CheckpointNotWritten(f"could not write {path}: No space left on device")
         return write(contents, path, *rest)
 
-    monkeypatch.setattr(saving, "write_checkpoint", full)
+    monkeypatch.setattr(checkpointing, "write_checkpoint", full)
     monkeypatch.setattr("imagen_pytorch.checkpoints.store.write_checkpoint", full)
 
 

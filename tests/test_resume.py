@@ -189,7 +189,7 @@ def test_what_was_seen_is_not_read_again(seen):
     for _ in range(seen):
         next(first)
     second = BatchStream(make_loader(rest, 3, seed=2, shuffle=True), seed=2)
-    second.load_state(first.state())
+    second.load_state_dict(first.state_dict())
     in_epoch = items.read[10 * (seen // 4) :]
     while second.epoch == seen // 4:
         next(second)
@@ -202,7 +202,7 @@ def test_another_batch_size_goes_on_with_what_is_left():
     first = BatchStream(make_loader(items, 3, seed=1, shuffle=True), seed=1)
     next(first)
     second = BatchStream(make_loader(rest, 2, seed=1, shuffle=True), seed=1)
-    second.load_state(first.state())
+    second.load_state_dict(first.state_dict())
     for _ in range(4):  # seven are left: 2, 2, 2 and 1
         next(second)
     assert second.epoch == 0 and sorted(items.read + rest.read) == list(range(10))

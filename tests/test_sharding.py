@@ -10,8 +10,7 @@ from toys import small_unet
 
 from imagen_pytorch.checkpoints.contents import local_part
 from imagen_pytorch.checkpoints.sharded import read_sharded
-from imagen_pytorch.training.sharding import (
-    clip_gradients,
+from imagen_pytorch.training.fsdp import (
     gradient_norm,
     shard,
 )
@@ -58,7 +57,7 @@ def test_norm_and_clipping_of_ordinary_gradients_are_those_of_torch():
         theirs.grad = mine.grad.clone()
     norm = gradient_norm(found)
     torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_(expected, 0.5))
-    clip_gradients(found, norm, 0.5)
+    torch.nn.utils.clip_grads_with_norm_(found, 0.5, norm)
     assert all(torch.allclose(mine.grad, theirs.grad) for mine, theirs in zip(found, expected, strict=True))
     found[0].grad[1] = torch.nan
     assert not torch.isfinite(gradient_norm(found))

@@ -20,13 +20,14 @@ from imagen_pytorch.checkpoints import CheckpointError, CheckpointMismatch, Chec
 from imagen_pytorch.checkpoints.manifest import Manifest
 from imagen_pytorch.checkpoints.paths import MANIFEST
 from imagen_pytorch.checkpoints.sharded import ShardedCheckpoint, load_sharded, read_sharded, write_sharded
-from imagen_pytorch.training.optim import make_optimizer
-from imagen_pytorch.training.sharding import (
+from imagen_pytorch.training import fsdp
+from imagen_pytorch.training.fsdp import (
     fill,
-    load_optimizer_tensors,
+    load_optimizer_state,
     module_tensors,
-    optimizer_tensors,
+    optimizer_state,
 )
+from imagen_pytorch.training.optim import make_optimizer
 
 # -- checkpoints ------------------------------------------------------------------------------------------------------
 
@@ -132,11 +133,12 @@ def test_what_a_dead_process_left_never_counts_and_is_removed(folder):
         assert len(os.listdir(path)) == 2
 
 
-def test_the_state_of_an_optimizer_comes_back_exactly(tmp_path):
+def test_the_state_of_an_optimizer_comes_back_exactly(tmp_path, monkeypatch):
     def trained(steps: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)
         network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.PReLU())
-        optimizer = make_optimizer(network, lr=1e-3, eps=1e-8, betas=(0.9, 0.99), options={"weight_decay": 0.1})
+        settings = {"lr": 1e-3, "eps": 1e-8, "beta1": 0.9, "beta2": 0.99, "group_wd_params": True, "weight_decay": 0.1}
+        optimizer = make_optimizer(network, settings)
         for _ in range(steps):
             for item in network.parameters():
                 item.grad = torch.randn_like(item)
@@ -144,7 +146,11 @@ def test_the_state_of_an_optimizer_comes_back_exactly(tmp_path):
         return network, optimizer
 
     network, optimizer = trained(2)
-    tensors, rest = optimizer_tensors(optimizer, "optim0")
+    state = optimizer_state(optimizer)
+    tensors, rest = {}, {"state": {}, "param_groups": state["param_groups"]}
+    for index, entries in state["state"].items():
+        tensors |= {f"optim0/state/{index}/{key}": item for key, item in entries.items() if key != "step"}
+        rest["state"][index] = {"step": entries["step"]}
     weights = {f"model/{name}": item for name, item in module_tensors(network).items()}
     write_sharded(LOCAL, str(tmp_path / "checkpoint.2"), {**weights, **tensors}, {"optim0": rest})
     expected = optimizer.state_dict()
@@ -153,15 +159,18 @@ def test_the_state_of_an_optimizer_comes_back_exactly(tmp_path):
 
     saved = ShardedCheckpoint(LOCAL, str(tmp_path / "checkpoint.2"))
     for way in ("shards", "whole"):
+        if way == "shards":
+            monkeypatch.setattr(fsdp, "is_shared", lambda _: True)
         _, other = trained(0 if way == "shards" else 1)  # moments are made where there are none
         if way == "shards":
-            saved.load(load_optimizer_tensors(other, saved.plain()["optim0"], "optim0", saved.shapes))
+            load_optimizer_state(other, saved.described()["optim0"], "optim0", saved.load)
         else:
-            fill(load_optimizer_tensors(other, contents["optim0"], "optim0"), contents)
+            load_optimizer_state(other, contents["optim0"], "optim0", lambda targets: fill(targets, contents))
         found = other.state_dict()
         assert found["param_groups"] == expected["param_groups"] and found["state"].keys() == expected["state"].keys()
         for index, state in expected["state"].items():
             assert all(torch.equal(item, found["state"][index][key]) for key, item in state.items())
+        monkeypatch.undo()
 
 
 # -- damage and malice ------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from imagen_pytorch.checkpoints.paths import MANIFEST
 from imagen_pytorch.checkpoints.sharded import read_sharded
 from imagen_pytorch.io import locks
 from imagen_pytorch.io.locks import FolderClaim, lock_of
-from imagen_pytorch.training import saving
+from imagen_pytorch.training import checkpointing
 
 MEMORY, LOCAL = fsspec.filesystem("memory"), fsspec.filesystem("file")
 each_place = pytest.mark.parametrize("fs", [LOCAL, MEMORY], ids=["file", "memory"])
@@ -231,8 +231,8 @@ def test_a_trainer_honours_its_options_for_folders(tmp_path, monkeypatch):
     trainer, given = ImagenTrainer(small_imagen(condition_on_text=False)), []
     assert not trainer.writes_folder(tmp_path / "run")
     monkeypatch.setattr(type(trainer.processes), "sharded", property(lambda _: True))
-    monkeypatch.setattr(saving, "split_shared", lambda contents: ({}, contents))
-    monkeypatch.setattr(saving, "write_sharded", lambda *arguments, **options: given.append(options))
+    monkeypatch.setattr(checkpointing, "split_shared", lambda contents: ({}, contents))
+    monkeypatch.setattr(checkpointing, "write_sharded", lambda *arguments, **options: given.append(options))
     assert trainer.writes_folder(tmp_path / "run") and not trainer.writes_folder(tmp_path / "run.pt")
     trainer.save(tmp_path / "run", overwrite=False, keep_previous=True)
     trainer.save(tmp_path / "run")

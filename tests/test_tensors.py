@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from imagen_pytorch.tensors import (
+    BatchShard,
     bernoulli,
     expand_to,
     per_stage,
@@ -34,6 +37,21 @@ def test_generators_advance_and_one_serves_a_whole_batch(draw):
     first, second = draw((2, 5), generator), draw((2, 5), generator)
     assert not torch.equal(first, second)
     assert torch.equal(first, draw((2, 5), torch.Generator().manual_seed(3)))
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("counts", [[3], [2, 2], [3, 0, 1], [1, 1, 1, 0]])
+def test_the_shards_of_all_ranks_are_the_batch(draw, counts):
+    """Each rank draws its rows of the global batch; the means of all ranks together are the mean of the batch."""
+    whole = draw((sum(counts), 5), torch.Generator().manual_seed(3))
+    rows, mean = [], 0.0
+    for rank, own in enumerate(counts):
+        shard = replace(BatchShard.of(counts, rank), generator=torch.Generator().manual_seed(3))
+        assert shard.count == max(own, 1) and shard.largest == max(counts) and shard.total == sum(counts)
+        found = draw((shard.count, 5), shard)
+        rows.append(found[:own])  # a rank without rows draws one that counts nothing
+        mean += float(found.mean()) * shard.weight / len(counts)
+    assert torch.equal(torch.cat(rows), whole) and mean == pytest.approx(float(whole.mean()), abs=1e-6)
 
 
 @pytest.mark.parametrize("draw", DRAWS)

@@ -335,7 +335,7 @@ def test_a_ready_filesystem_is_used(tmp_path):
 
 
 def test_a_version_difference_is_said(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("imagen_pytorch.training.saving.__version__", "0.0.1")
+    monkeypatch.setattr("imagen_pytorch.training.state.__version__", "0.0.1")
     trainer().save(tmp_path / "a.pt")
     monkeypatch.undo()
     trainer(verbose=True).load(tmp_path / "a.pt")

@@ -95,7 +95,7 @@ def test_a_stream_goes_on_where_its_state_was_taken(position):
     stream, other = new(1), new(2)
     for _ in range(position):
         next(stream)
-    other.load_state(stream.state())
+    other.load_state_dict(stream.state_dict())
     assert [next(stream).tolist() for _ in range(7)] == [next(other).tolist() for _ in range(7)]
 
 
@@ -111,7 +111,7 @@ def test_fewer_data_than_a_batch_are_a_batch():
 
 def test_fewer_data_than_when_the_state_was_taken_begin_the_next_epoch():
     stream = BatchStream(make_loader(list(range(3)), 1, seed=0), seed=0)
-    stream.load_state({"seed": 0, "epoch": 0, "position": 7, "orders": []})
+    stream.load_state_dict({"seed": 0, "epoch": 0, "position": 7, "orders": []})
     assert next(stream).tolist() == [0] and stream.epoch == 1
 
 

@@ -65,7 +65,7 @@ def test_with_other_data_the_epoch_begins_anew(numbers, what):
     for _ in range(8):  # three batches of the second epoch
         next(first)
     second, fresh = stream(Named(*numbers)), stream(Named(*numbers))
-    note = second.load_state(first.state())
+    note = second.load_state_dict(first.state_dict())
     assert what in note and "epoch 2 begins anew" in note
     epoch(fresh)
     found = epoch(second)
@@ -76,16 +76,16 @@ def test_with_other_data_the_epoch_begins_anew(numbers, what):
 def test_with_the_same_data_nothing_is_said(batches):
     first, second = stream(Named(*range(20))), stream(Named(*range(20)))
     seen = [item for _ in range(batches) for item in next(first).tolist()]
-    assert second.load_state(copy.deepcopy(first.state())) is None
+    assert second.load_state_dict(copy.deepcopy(first.state_dict())) is None
     assert sorted(seen + epoch(second)) == sorted(range(20)) if batches < 5 else epoch(second) != seen
 
 
 def test_a_state_that_does_not_tell_its_data_is_taken_as_before():
     first = stream(Named(*range(20)))
     next(first)
-    state = {name: value for name, value in first.state().items() if name not in ("items", "names")}
+    state = {name: value for name, value in first.state_dict().items() if name not in ("items", "names")}
     second = stream(Named(*range(20)))
-    assert second.load_state(state) is None and second.seen == 4
+    assert second.load_state_dict(state) is None and second.seen == 4
 
 
 def test_the_trainer_says_it(tmp_path):

@@ -210,7 +210,7 @@ def test_what_kills_every_worker_ends_with_advice(soon, tmp_path, monkeypatch):
         next(stream)
     assert (stream.position, stream.seen) == (2, 4)
     later = BatchStream(make_loader(data, 2, seed=4), seed=4)
-    later.load_state(stream.state())
+    later.load_state_dict(stream.state_dict())
     assert numbers(later, 4) == [[4, 5], [6, 7], [8, 9], [10, 11]]
 
 

@@ -79,7 +79,7 @@ def test_processes_share_the_validation_data_out_in_their_own_order(by_hand):
     read = []
     for rank in range(2):
         made, items = new(), Read(8)
-        made.processes = SimpleNamespace(rank=rank, count=2, check_same=lambda *_: None)
+        made.data.processes = SimpleNamespace(rank=rank, count=2, check_same=lambda *_: None)
         made.add_train_dataset(Read(8), batch_size=4, shuffle=True)
         if by_hand:
             made.add_valid_dataloader(DataLoader(items, batch_size=4))
@@ -148,7 +148,7 @@ def test_data_of_nothing_but_damage_end_with_a_sentence_and_not_never():
     with pytest.raises(ValueError, match="no batch of the loader holds anything"):
         next(stream)
     late = BatchStream([1, None], seed=0)
-    late.load_state({"seed": 0, "epoch": 3, "position": 1, "orders": []})
+    late.load_state_dict({"seed": 0, "epoch": 3, "position": 1, "orders": []})
     assert next(late) == 1 and late.epoch == 4  # that the rest of an epoch holds nothing is no mistake
 
 

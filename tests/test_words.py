@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from imagen_pytorch import data
+from imagen_pytorch import data, tensors
 from imagen_pytorch.data import base
 from imagen_pytorch.diffusion import losses, multistep, samplers, schedules
 
@@ -77,6 +77,7 @@ def test_words(name):
         (base, "PictureDataset", "ImageDataset"),
         (schedules, "Level", "NoiseLevel"),
         (losses, "NoiseLevels", "NoiseLevelDistribution"),
+        (tensors, "Share", "BatchShard"),
         (samplers, "Known", "Inpainting"),
         (samplers, "Noises", "NoiseSource"),
         (samplers, "Past", "HistoryEntry"),

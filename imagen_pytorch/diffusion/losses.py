@@ -15,7 +15,7 @@ from torch import Tensor
 from ..parameters import NotNegative, Positive
 from ..registry import Registry
 from ..renamed import renamed
-from ..tensors import Generators, Share, once, rand, randn
+from ..tensors import BatchShard, Generators, once, rand, randn
 from .schedules import NoiseLevel, Schedule
 
 LOSSES: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("loss type")
@@ -80,7 +80,7 @@ class Stratified(NoiseLevelDistribution):
         self, batch: int, generator: Generators = None, device: torch.device | str | None = None
     ) -> Float[Tensor, " b"]:
         """Draw times in [0, 1)."""
-        if isinstance(generator, Share):  # stratify over the global batch
+        if isinstance(generator, BatchShard):  # stratify over the global batch
             whole = self.draw(generator.total, generator.generator, device)
             return whole[generator.first : generator.first + generator.count]
         place = rand((batch,), generator, device).argsort()

@@ -119,3 +119,30 @@ def check_arguments(given: Mapping[str, Any], per_unet: bool = True) -> None:
     for name in SWITCHES:
         if name in given and not isinstance(given[name], bool):
             raise TypeError(f"{name} must be True or False, got {given[name]!r}")
+    if given.get("on_save_error", "stop") not in ("stop", "warn"):
+        raise ValueError(f'on_save_error must be "stop" or "warn", got {given["on_save_error"]!r}')
+
+
+def check_model(imagen: Any, path: Any) -> None:
+    """Refuse what is not a model to train.
+
+    Args:
+        imagen: the model, or None.
+        path: of a checkpoint in place of it, or None.
+
+    Raises:
+        ValueError: neither or both of them, or weights in half precision.
+        TypeError: something else than a model.
+    """
+    if (imagen is None) == (path is None):
+        raise ValueError("give the trainer either imagen or imagen_checkpoint_path")
+    if imagen is not None and not hasattr(imagen, "unets"):
+        raise TypeError(f"imagen must be an Imagen or ElucidatedImagen, got {type(imagen).__name__}")
+    for number, unet in enumerate(imagen.unets if imagen is not None else (), start=1):
+        for name, item in unet.named_parameters():
+            if item.requires_grad and item.is_floating_point() and item.itemsize < 4:
+                kind = str(item.dtype).removeprefix("torch.")
+                raise ValueError(
+                    f"U-Net {number} has weights in {kind} ({name}), in which small updates are lost: call float() on "
+                    'the model; precision="bf16" or "fp16" computes in half precision all the same'
+                )

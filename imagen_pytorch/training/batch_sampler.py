@@ -20,7 +20,7 @@ from .rng import derived_seed, isolated
 
 @contextmanager
 def all_draws_from(seed: int) -> Iterator[None]:
-    """The global random states of torch, NumPy and Python start from ``seed`` inside the block and are as before after.
+    """Let torch, NumPy and Python draw from ``seed`` inside the block; their states are as before after it.
 
     Data sets draw their flips and crops from any of them.
     """
@@ -138,7 +138,7 @@ class DistributedBatchSampler(Sampler):
 
 
 def size_of_batch(batch: Any) -> int:
-    """The number of items of a batch, for `rows_from`.
+    """Return the number of items of a batch, for `rows_from`.
 
     Raises:
         TypeError: it has no images.
@@ -152,7 +152,7 @@ def size_of_batch(batch: Any) -> int:
 
 
 def rows_from(batch: Any, rows: slice) -> Any:
-    """Some rows of a batch.
+    """Return some rows of a batch.
 
     Args:
         batch: tensors, arrays and lists with an entry per item, alone or in a dict, list or tuple; other values serve

@@ -14,9 +14,28 @@ from torch import Tensor
 from ..cascade.batch import TrainingBatch
 from ..cascade.cascade import Cascade
 from ..registry import suggestion
+from .loaders import named_batch
 
 #: arguments of a batch that are of the trainer, not of the caller
 _OWN = ("unet_number", "generator")
+
+
+def entries_of(batch: Any, cascade: Cascade, names: tuple[str, ...]) -> dict[str, Any]:
+    """Return the entries of a batch of a loader as keywords of `Cascade.training_batch`.
+
+    Args:
+        batch: as for `named_batch`.
+        cascade: the model.
+        names: of the entries of a tuple.
+
+    Raises:
+        ValueError, TypeError: as `named_batch`, `check_images` and `check_tuple`.
+    """
+    named = named_batch(batch, names)
+    check_images(cascade, named)
+    if isinstance(batch, list | tuple):
+        check_tuple(named, names)
+    return named
 
 
 def check_keywords(cascade: Cascade, names: Mapping[str, Any]) -> None:

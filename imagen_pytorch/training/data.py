@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,23 +15,51 @@ from .loaders import BatchStream, make_loader, shared_loader, split_off
 from .rng import derived_seed, draw_seed
 
 
-class TrainerData:
-    """The part of `ImagenTrainer` that holds its data."""
+class TrainingData:
+    """The data of a trainer.
 
-    seed: int | None
-    split_valid_from_train: bool
-    split_valid_fraction: float
-    split_random_seed: int
-    split_batches: bool
-    processes: Distributed
-    prepared: bool
+    Args:
+        processes: which share every batch.
+        seed: of the order; None draws one from torch's global random state.
+        split_batches: whether the batch size of a loader is that of all processes together.
+        split_valid_from_train, split_valid_fraction, split_random_seed: whether a part of a data set is set aside for
+            validation, how much, and the seed of the choice.
 
-    def _init_data(self) -> None:
+    Attributes:
+        train_dl, valid_dl: the loaders of this process, or None.
+        train_dl_iter, valid_dl_iter: their endless streams of batches.
+        prepared: training has begun, so no data can be added any more.
+    """
+
+    def __init__(
+        self,
+        processes: Distributed,
+        seed: int | None,
+        split_batches: bool,
+        split_valid_from_train: bool,
+        split_valid_fraction: float,
+        split_random_seed: int,
+    ) -> None:
+        self.processes, self.seed, self.split_batches = processes, seed, split_batches
+        self.split_valid_from_train, self.split_valid_fraction = split_valid_from_train, split_valid_fraction
+        self.split_random_seed, self.prepared = split_random_seed, False
         self.train_dl: Any = None
         self.valid_dl: Any = None
         self.train_dl_iter: BatchStream | None = None
         self.valid_dl_iter: BatchStream | None = None
         self._saved_position: Mapping[str, Any] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrainingData:
+        """Return the same data at the same place, with streams of their own."""
+        new = copy.copy(self)
+        new.train_dl_iter, new.valid_dl_iter = copy.deepcopy(self.train_dl_iter), copy.deepcopy(self.valid_dl_iter)
+        return new
+
+    def streams(self) -> list[BatchStream]:
+        """Return the streams that there are."""
+        return [stream for stream in (self.train_dl_iter, self.valid_dl_iter) if stream is not None]
+
+    # -- adding -------------------------------------------------------------------------------------------------------
 
     def _order_seed(self) -> int:
         return self.processes.broadcast(draw_seed()) if self.seed is None else derived_seed(self.seed, 1)
@@ -93,7 +122,7 @@ class TrainerData:
             warnings.warn(
                 "split_valid_from_train splits data sets, not loaders, so nothing is set aside: add the data with "
                 "add_train_dataset, or validation data with add_valid_dataloader before",
-                stacklevel=2,
+                stacklevel=3,
             )
         self._add("train", shared_loader(dl, self.processes, self.split_batches))
 
@@ -121,47 +150,55 @@ class TrainerData:
             self._continue(stream, self._saved_position)
 
     def _continue(self, stream: BatchStream, state: Mapping[str, Any]) -> None:
-        note = stream.load_state(state)
+        note = stream.load_state_dict(state)
         if note is not None and self.processes.is_main:
-            warnings.warn(note, stacklevel=4)
+            warnings.warn(note, stacklevel=5)
+
+    # -- streams ------------------------------------------------------------------------------------------------------
 
     @property
     def reading_share(self) -> float | None:
-        """The share of the last training steps' time that was spent waiting for data; None before three steps."""
+        """The fraction of the last training steps' time that was spent waiting for data; None before three steps."""
         return None if self.train_dl_iter is None else self.train_dl_iter.reading_share
 
     def create_train_iter(self) -> BatchStream:
-        """The endless stream of training batches.
+        """Return the endless stream of training batches.
 
         Raises:
             ValueError: the trainer has no training data.
         """
-        return self._existing("train")
+        return self.existing("train")
 
     def create_valid_iter(self) -> BatchStream:
-        """The endless stream of validation batches, from its beginning.
+        """Return the endless stream of validation batches, from its beginning.
 
         Raises:
             ValueError: the trainer has no validation data.
         """
-        stream = self._existing("valid")
+        stream = self.existing("valid")
         stream.restart()
         return stream
 
-    def _existing(self, kind: str) -> BatchStream:
+    def existing(self, kind: str) -> BatchStream:
+        """Return the stream of "train" or "valid" batches where it is.
+
+        Raises:
+            ValueError: the trainer has no such data.
+        """
         stream = getattr(self, f"{kind}_dl_iter")
         if stream is None:
             hint = ", or set split_valid_from_train=True" if kind == "valid" else ""
             raise ValueError(f"no {kind} data: call add_{kind}_dataset or add_{kind}_dataloader{hint}")
         return stream
 
-    def _data_state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the training data, under "data"; nothing if there is none."""
         if self.train_dl_iter is not None:
-            return {"data": self.train_dl_iter.state()}
+            return {"data": self.train_dl_iter.state_dict()}
         return {} if self._saved_position is None else {"data": dict(self._saved_position)}
 
-    def _load_data_state(self, state: Mapping[str, Any]) -> None:
-        # a checkpoint is often loaded before the data are added
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned; if data are yet to be added, when they are."""
         self._saved_position = state.get("data")
         if self.train_dl_iter is not None and self._saved_position is not None:
             self._continue(self.train_dl_iter, self._saved_position)

@@ -136,13 +136,13 @@ def _smoothed(values: Sequence[float]) -> list[float]:
 
 
 def _noise(values: Sequence[float]) -> float:
-    """The relative standard deviation of neighbouring values, from the median of their differences."""
+    """Return the relative standard deviation of neighbouring values, from the median of their differences."""
     steps = [2 * abs(b - a) / (a + b) for a, b in zip(values, values[1:], strict=False) if a + b]
     return statistics.median(steps) / 0.954 if steps else 0.0  # 0.954: that median for a normal distribution
 
 
 def _judge(unet: int, found: Mapping[tuple[int, str], Curve], lost: int) -> Finding:
-    """The first verdict that applies, from the worst to the best."""
+    """Return the first verdict that applies, from the worst to the best."""
     training, valid = found[unet, "loss"], found.get((unet, "valid_loss"), [])
     values = [value for _, value in training]
     smooth = _smoothed(values)
@@ -171,7 +171,7 @@ def _judge(unet: int, found: Mapping[tuple[int, str], Curve], lost: int) -> Find
 
 
 def _overfitting(unet: int, found: Mapping[tuple[int, str], Curve], training: Curve, valid: Curve) -> Finding | None:
-    """A validation loss that rises again while the training loss does not."""
+    """Find a validation loss that rises again while the training loss does not."""
     if len(valid) < LEAST_VALID:
         return None
     smooth = _smoothed([value for _, value in valid])
@@ -200,7 +200,7 @@ def _overfitting(unet: int, found: Mapping[tuple[int, str], Curve], training: Cu
 
 
 def _underfitting(unet: int, values: list[float], valid: Curve) -> Finding:
-    """A training loss that still falls at the end; else all is well."""
+    """Find a training loss that still falls at the end; else all is well."""
     before, last = _parts(values, 4)[2:]
     fell = 1 - statistics.fmean(last) / statistics.fmean(before)
     error = math.hypot(*(statistics.stdev(part) / len(part) ** 0.5 for part in (before, last)))

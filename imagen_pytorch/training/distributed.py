@@ -5,15 +5,16 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from ..cascade.batch import TrainingBatch
+from ..tensors import BatchShard
 from .heartbeat import SENTENCE, heartbeat, lost_processes
 
 Value = TypeVar("Value")
@@ -38,33 +39,8 @@ class ProcessesDiffer(ValueError):
     """The processes of a run do not have the same model, data or checkpoint."""
 
 
-class Rows(NamedTuple):
-    """The part of a batch that one process has.
-
-    Attributes:
-        first: place of its first item in the whole batch.
-        total: items of the whole batch.
-        weight: what its mean counts in the mean over processes; 1 where all have the same number, 0 where the batch has
-            nothing for it.
-        most: items of the process that has the most.
-    """
-
-    first: int
-    total: int
-    weight: float
-    most: int
-
-
-def share_of(counts: Sequence[int], rank: int) -> Rows:
-    """The part of a process in a batch of which each process has this number of items, in their order."""
-    total, own = sum(counts), counts[rank]
-    if not own:  # it takes part with one row that counts nothing
-        return Rows(0, total, 0.0, max(counts))
-    return Rows(sum(counts[:rank]), total, len(counts) * own / total, max(counts))
-
-
 def rows_of(total: int, rank: int, count: int) -> slice:
-    """The items of a batch that belong to a process; in order, none twice, as even as possible."""
+    """Return the items of a batch that belong to a process; in order, none twice, as even as possible."""
     return slice(total * rank // count, total * (rank + 1) // count)
 
 
@@ -74,7 +50,7 @@ def chosen_device_is_cpu() -> bool:
 
 
 def resolved_strategy(asked: str, count: int, made: str) -> str:
-    """The way in which processes share the work: "one process", "ddp" or "fsdp2".
+    """Return the way in which processes share the work: "one process", "ddp" or "fsdp2".
 
     Args:
         asked: one of `STRATEGIES`.
@@ -132,6 +108,10 @@ class Distributed:
         strategy: "ddp": each process has the whole model; "fsdp2": each has a part of its weights, averages and
             moments; "auto": what the launcher's configuration says.
 
+    Attributes:
+        count: number of processes.
+        accumulated: number of batches whose mean gradient makes one update.
+
     Raises:
         RuntimeError: several processes were launched that do not know of each other.
         ValueError: an unknown strategy, or one that this run does not have.
@@ -148,6 +128,7 @@ class Distributed:
         if launched > 1 and not any(isinstance(one, InitProcessGroupKwargs) for one in handlers):
             options = {**options, "kwargs_handlers": [*handlers, InitProcessGroupKwargs(timeout=PATIENCE)]}
         self.accelerator = Accelerator(**options)
+        self.accumulated: int = self.accelerator.gradient_accumulation_steps  # read here: Accelerators share it
         self.count: int = self.accelerator.num_processes
         if self.count != launched:
             raise RuntimeError(
@@ -169,7 +150,7 @@ class Distributed:
         return self.strategy == "fsdp2"
 
     def mesh(self) -> Any:
-        """All processes in a row, as torch's ``DeviceMesh``."""
+        """Return all processes in a row, as torch's ``DeviceMesh``."""
         from torch.distributed.device_mesh import init_device_mesh
 
         return init_device_mesh(self.device.type, (self.count,))
@@ -194,31 +175,33 @@ class Distributed:
         """Return whether this is the process that writes files and messages."""
         return self.rank == 0
 
-    def rows(self, count: int) -> Rows:
-        """The place of ``count`` items among those of processes that have as many each."""
-        return share_of([count] * self.count, self.rank)
+    def shard(self, count: int) -> BatchShard:
+        """Return the place of ``count`` items in a batch of which each process has as many."""
+        return BatchShard.of([count] * self.count, self.rank)
 
-    def pieces(self, batch: TrainingBatch, max_batch_size: int | None, most: int) -> list[tuple[TrainingBatch, float]]:
-        """A batch in pieces, with the share that each has in its mean.
+    def microbatches(
+        self, batch: TrainingBatch, max_batch_size: int | None, largest: int
+    ) -> list[tuple[TrainingBatch, float]]:
+        """Split a batch; each microbatch comes with its fraction of the mean.
 
-        Where the weights are shared out, every pass is one of all processes: each has as many pieces as the one with
-        the most, if need be some that count nothing.
+        Where the weights are sharded, every pass is one of all processes: each has as many microbatches as the process
+        with the most items, if need be some that count nothing.
 
         Args:
             batch: of this process.
-            max_batch_size: items in a piece, at most.
-            most: items of the process that has the most.
+            max_batch_size: items in a microbatch, at most.
+            largest: items of the process that has the most.
         """
-        found = [(piece, len(piece) / len(batch)) for piece in batch.split(max_batch_size)]
+        found = [(part, len(part) / len(batch)) for part in batch.split(max_batch_size)]
         if self.sharded and max_batch_size is not None:
-            number = math.ceil(most / max_batch_size)
+            number = math.ceil(largest / max_batch_size)
             found += [(batch.rows(slice(0, 1)), 0.0)] * (number - len(found))
         return found
 
     # -- agreeing -----------------------------------------------------------------------------------------------------
 
     def broadcast(self, value: Value, rank: int = 0) -> Value:
-        """The value of one process, by default of the main one, on every process; all of them call this."""
+        """Return the value of one process, by default of the main one, on every process; all of them call this."""
         if self.count == 1:
             return value
         held = [value]
@@ -227,7 +210,7 @@ class Distributed:
         return held[0]
 
     def all_gather(self, value: int) -> list[int]:
-        """The values of all processes, in the order of their numbers; all of them call this."""
+        """Return the values of all processes, in the order of their numbers; all of them call this."""
         held = torch.zeros(self.count, dtype=torch.int64, device=self._talk_device())
         held[self.rank] = value
         if self.count > 1:
@@ -236,7 +219,7 @@ class Distributed:
         return held.tolist()
 
     def gather(self, value: Value) -> list[Value]:
-        """The values of all processes, in the order of their numbers; all of them call this."""
+        """Return the values of all processes, in the order of their numbers; all of them call this."""
         if self.count == 1:
             return [value]
         found: list[Any] = [None] * self.count
@@ -288,7 +271,7 @@ class Distributed:
         return self.mean(float(value)) == 1.0
 
     def mean(self, value: float) -> float:
-        """The mean over processes; all of them call this."""
+        """Return the mean over processes; all of them call this."""
         if self.count == 1:
             return value
         held = torch.tensor(value, dtype=torch.float64, device=self._talk_device())
@@ -310,7 +293,7 @@ class Distributed:
     # -- gradients ----------------------------------------------------------------------------------------------------
 
     def wrap(self, unet: nn.Module) -> nn.Module:
-        """A network whose backward pass averages gradients over processes; the network itself if there is one process.
+        """Return a network whose backward pass averages gradients over processes; with one process, itself.
 
         It is torch's ``DistributedDataParallel``, with the options of Accelerate's handler.
 
@@ -340,7 +323,7 @@ class Distributed:
     # -- stopping together --------------------------------------------------------------------------------------------
 
     def stop_after(self, step: int, signal: int | None) -> int | None:
-        """The signal for which all processes stop after this step, or None; called by each after every step.
+        """Return the signal for which all processes stop after this step, or None; called by each after every step.
 
         A process that has got a signal names the next step, and the first to name one decides. No other can be further:
         the gradients of the next step need all of them. It costs a look into the launcher's key-value store.

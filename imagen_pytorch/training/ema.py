@@ -23,7 +23,7 @@ def _apply_but_for_counters(
 
 
 def _copied(average: nn.Module, memo: dict[Any, Any]) -> nn.Module:
-    """A copy for ``copy.deepcopy``: the class of an average cannot be made without its network."""
+    """Return a copy for ``copy.deepcopy``: the class of an average cannot be made without its network."""
     new = object.__new__(type(average))
     memo[id(average)] = new
     for name, value in average.__dict__.items():
@@ -32,7 +32,7 @@ def _copied(average: nn.Module, memo: dict[Any, Any]) -> nn.Module:
 
 
 def make_average(unet: nn.Module, options: Mapping[str, Any]) -> nn.Module:
-    """The moving average of a network's weights, as an ``ema_pytorch.EMA`` on the same device.
+    """Make the moving average of a network's weights, as an ``ema_pytorch.EMA`` on the same device.
 
     Args:
         unet: the network that is trained; it is watched, not contained.

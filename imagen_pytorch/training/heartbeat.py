@@ -1,9 +1,8 @@
 """Detect lost processes of a run: each sends a sign of life every few seconds, whatever else it does.
 
 A process that is killed closes its connections, and the others notice at once. One that is frozen, or cut off from the
-network, keeps them open: a process that waits for it in a collective operation would wait until that times out, hours
-    later,
-because one process may have work of its own for long, such as a sample or a checkpoint.
+network, keeps them open, and the timeout of collective operations is hours long, because one process may have work of
+its own for long, such as a sample or a checkpoint.
 """
 
 from __future__ import annotations
@@ -115,7 +114,7 @@ _running: dict[int, Heartbeat] = {}
 
 
 def heartbeat(rank: int, count: int) -> Heartbeat | None:
-    """The heartbeat of this process, begun at the first call; None where the launcher's store cannot carry it."""
+    """Return the heartbeat of this process, begun at the first call; None if the launcher's store cannot carry it."""
     from torch.distributed import distributed_c10d
 
     if os.getpid() not in _running:
@@ -128,6 +127,6 @@ def heartbeat(rank: int, count: int) -> Heartbeat | None:
 
 
 def lost_processes() -> list[int]:
-    """The processes of the run that have been silent for too long."""
+    """Return the processes of the run that have been silent for too long."""
     found = _running.get(os.getpid())
     return [] if found is None else found.lost

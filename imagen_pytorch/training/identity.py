@@ -17,7 +17,7 @@ SAMPLED = 4096
 
 
 def data_digest(dataset: Any) -> str | None:
-    """A digest of which items a data set has, in their order; None if it does not tell.
+    """Return a digest of which items a data set has, in their order; None if it does not tell.
 
     Args:
         dataset: a source of this package, or a ``Subset``, a ``ConcatDataset`` or another wrapper of one. A source has
@@ -37,7 +37,7 @@ def data_digest(dataset: Any) -> str | None:
 
 
 def items_of(loader: Any) -> dict[str, Any]:
-    """Number and digest of the items of a loader, as far as it tells."""
+    """Return the number and digest of the items of a loader, as far as it tells."""
     dataset = getattr(loader, "dataset", None)
     if dataset is None:  # one that wraps another, or any iterable
         inner = getattr(loader, "loader", None)
@@ -47,7 +47,7 @@ def items_of(loader: Any) -> dict[str, Any]:
 
 
 def facts_of_data(loader: Any, seed: int) -> dict[str, Any]:
-    """The values that processes must have in common to share the batches of a loader."""
+    """Return the values that processes must have in common to share the batches of a loader."""
     batches = getattr(loader, "batch_sampler", None)
     batches = getattr(batches, "batches", batches)  # of one process's share
     names = ("batch_size", "shuffle", "drop_last", "seed")
@@ -62,7 +62,7 @@ def _worded(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def facts_of_model(model: nn.Module, seed: int | None) -> dict[str, Any]:
-    """The values that processes must have in common to train one model."""
+    """Return the values that processes must have in common to train one model."""
     weights = [(name, tuple(item.shape), str(item.dtype)) for name, item in model.state_dict().items()]
     facts = {"its class": type(model).__name__, "the digest of its weights' names and shapes": digest_of(weights)[:12]}
     with suppress(AttributeError, TypeError):  # made of parts that cannot be written down
@@ -71,7 +71,7 @@ def facts_of_model(model: nn.Module, seed: int | None) -> dict[str, Any]:
 
 
 def facts_of_trainer(trainer: Any, averages: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that processes must have in common to take the same steps: the arguments of an ``ImagenTrainer``.
+    """Return the values that processes must have in common to take the same steps: a trainer's arguments.
 
     Args:
         trainer: whose optimizers are made.
@@ -88,14 +88,14 @@ def facts_of_trainer(trainer: Any, averages: Mapping[str, Any]) -> dict[str, Any
 
 
 def facts_of_checkpoint(contents: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that processes must have in common to go on from a checkpoint."""
+    """Return the values that processes must have in common to go on from a checkpoint."""
     steps = contents.get("steps")
     taken = steps.tolist() if isinstance(steps, Tensor) else steps
     return {"the number of its steps": taken, "the digest of its contents": contents_digest(contents)[:12]}
 
 
 def contents_digest(contents: Mapping[str, Any]) -> str:
-    """A digest of what a checkpoint holds: names, numbers and a part of every tensor."""
+    """Return a digest of what a checkpoint holds: names, numbers and a part of every tensor."""
     made = hashlib.sha256()
     stack: list[tuple[str, Any]] = [("", contents)]
     while stack:

@@ -24,8 +24,9 @@ from torch.utils.data import (
 
 from ..cascade.limits import check_flag
 from ..ranges import check_whole
+from ..tensors import BatchShard
 from .batch_sampler import DistributedBatchSampler, SeededBatchSampler, SeededDataset, rows_from, size_of_batch
-from .distributed import Distributed, Rows, rows_of, share_of
+from .distributed import Distributed, rows_of
 from .identity import items_of
 from .rng import derived_seed, isolated
 from .workers import Staff, Waiting, is_lost_worker, like
@@ -66,7 +67,7 @@ def is_texts(value: Any) -> bool:
 
 
 def make_loader(dataset: Any, batch_size: int, seed: int, **options: Any) -> DataLoader:
-    """A ``DataLoader`` whose order depends on ``seed`` and epoch alone, and whose items' random draws do likewise.
+    """Make a ``DataLoader`` whose order and items' random draws depend on ``seed`` and epoch alone.
 
     Fewer items than a batch are a batch of their own, also with ``drop_last``.
 
@@ -99,7 +100,7 @@ def make_loader(dataset: Any, batch_size: int, seed: int, **options: Any) -> Dat
 
 
 def shared_loader(loader: Any, processes: Distributed, split_batches: bool = True) -> Any:
-    """A loader that yields this process's part of every batch; each item goes to one process.
+    """Return a loader that yields this process's part of every batch; each item goes to one process.
 
     A ``DataLoader`` reads no more than its part. Of anything else every process reads all and keeps its rows. A loader
     with a ``DistributedSampler`` is shared already and stays as it is.
@@ -161,7 +162,7 @@ def split_off(dataset: Any, fraction: float, seed: int) -> tuple[Subset, Subset]
 
 
 def _generators(loader: Any) -> list[torch.Generator]:
-    """The generators that decide a loader's order."""
+    """Return the generators that decide a loader's order."""
     owners = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
     found = [getattr(owner, "generator", None) for owner in owners]
     return [item for index, item in enumerate(found) if isinstance(item, torch.Generator) and item not in found[:index]]
@@ -193,7 +194,7 @@ class BatchStream:
         epoch: passes over the data that are complete.
         position: batches of this epoch that were given out.
         seen: items of this epoch that were given out, to all processes together; 0 where the loader does not tell.
-        share: the place of the last batch in that of all processes together; None where it is not known.
+        shard: the place of the last batch in that of all processes together; None where it is not known.
 
     Raises:
         ValueError: while iterating, an epoch without any batch.
@@ -214,7 +215,7 @@ class BatchStream:
         self.together = together and self.processes is not None and may_leave_out(loader)
         self.epoch = self.position = self.seen = 0
         self._found_any = False
-        self.share: Rows | None = None
+        self.shard: BatchShard | None = None
         self._iterator: Iterator[Any] | None = None
         self._orders: list[Tensor] = []
         self._items = items_of(loader)
@@ -226,6 +227,12 @@ class BatchStream:
         owner = batches if isinstance(batches, DistributedBatchSampler) else loader
         self._sizes: deque[int] | None = getattr(owner, "sizes", None)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> BatchStream:
+        """Return another stream at the same place of the same loader."""
+        new = BatchStream(self.loader, self.seed, self.processes, together=self.together)
+        new.load_state_dict(self.state_dict())
+        return new
+
     def __iter__(self) -> BatchStream:
         return self
 
@@ -234,7 +241,7 @@ class BatchStream:
             with self._order.continuing(self.seed, self.epoch, self.seen):
                 return self._opened()
         generators = _generators(self.loader)
-        if len(self._orders) == len(generators):  # set by `load_state`
+        if len(self._orders) == len(generators):  # set by `load_state_dict`
             for generator, order in zip(generators, self._orders, strict=True):
                 generator.set_state(order)
         self._orders = [generator.get_state() for generator in generators]
@@ -277,15 +284,15 @@ class BatchStream:
         elif self._sizes is not None:
             size = self._sizes.popleft()
         self.seen += size
-        self.share = self._share(size)
+        self.shard = self._expected_shard(size)
         return batch
 
-    def _share(self, size: int) -> Rows | None:
-        """The part of this process if everything can be read."""
+    def _expected_shard(self, size: int) -> BatchShard | None:
+        """Return the part of this process if everything can be read."""
         if self.processes is None or not size:
             return None
         every = (rows_of(size, rank, self.processes.count) for rank in range(self.processes.count))
-        return share_of([rows.stop - rows.start for rows in every], self.processes.rank)
+        return BatchShard.of([rows.stop - rows.start for rows in every], self.processes.rank)
 
     def _agreed(self, processes: Distributed, batch: Any) -> Any:
         """This process's part of what all of them have; None if they have nothing.
@@ -293,12 +300,12 @@ class BatchStream:
         Every process must take part in every step. One that has nothing gets a row of another one, which counts
         nothing.
         """
-        own = 0 if batch is None or (self.share is not None and not self.share.weight) else size_of_batch(batch)
+        own = 0 if batch is None or (self.shard is not None and not self.shard.weight) else size_of_batch(batch)
         told = processes.all_gather(-1 if batch is None else own)
         counts = [max(count, 0) for count in told]
         if not any(counts):
             return None
-        self.share = share_of(counts, processes.rank)
+        self.shard = BatchShard.of(counts, processes.rank)
         if -1 in told:
             giver = next(rank for rank, count in enumerate(counts) if count)
             given = processes.broadcast(rows_from(batch, slice(0, 1)) if processes.rank == giver else None, giver)
@@ -359,8 +366,8 @@ class BatchStream:
         self.epoch += 1
         self._rewind()
 
-    def state(self) -> dict[str, Any]:
-        """The position of the stream, with an identity of its items, as plain containers."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position of the stream, with an identity of its items, as plain containers."""
         orders = self._orders or [generator.get_state() for generator in _generators(self.loader)]
         return {
             "seed": self.seed,
@@ -371,7 +378,7 @@ class BatchStream:
             **self._items,
         }
 
-    def load_state(self, state: Mapping[str, Any]) -> str | None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> str | None:
         """Go on where ``state`` was taken: the same samples in the same order; those already seen are passed over.
 
         If the data are not the ones that it was taken of, a place in their order means nothing: the epoch begins anew.

@@ -23,7 +23,7 @@ MEANING, TRAINING, SAMPLING, SHAPES = "meaning", "training", "sampling", "shapes
 
 
 def _table(**kinds: str) -> dict[str, str]:
-    """From names by kind to a kind by name."""
+    """Turn names by kind into a kind by name."""
     return {name: kind for kind, names in kinds.items() for name in names.split()}
 
 
@@ -77,7 +77,7 @@ class Changes(NamedTuple):
 
 
 def changes(contents: Mapping[str, Any], cascade: Cascade, numbers: Sequence[int]) -> Changes:
-    """The differences between a cascade and the one that a checkpoint describes; none if either cannot be described.
+    """Return how a cascade differs from the one that a checkpoint describes; nothing if one cannot be described.
 
     Args:
         contents: of the checkpoint.
@@ -106,7 +106,7 @@ def changes(contents: Mapping[str, Any], cascade: Cascade, numbers: Sequence[int
 def _differing(
     found: Mapping[str, Any], own: Mapping[str, Any], numbers: Sequence[int], kind: Any
 ) -> Iterator[tuple[str, str]]:
-    """Lines about all arguments that differ, each with its kind."""
+    """Return lines about all arguments that differ, each with its kind."""
     models, kinds = (own, found), (own["type"], kind)
     usual = [_defaults(CASCADES[each]) if isinstance(each, str) and each in CASCADES else {} for each in kinds]
     for name, group in CASCADE.items():
@@ -140,7 +140,7 @@ def _network_lines(number: int, own: Mapping[str, Any], found: Mapping[str, Any]
 
 
 def _lines(name: str, own: Sequence[Any], found: Sequence[Any], numbers: Sequence[int]) -> Iterator[str]:
-    """One line about all U-Nets if they differ alike, else one for each that differs."""
+    """Return one line about all U-Nets if they differ alike, else one for each that differs."""
     numbers = [number for number in numbers if number <= min(len(own), len(found))]
     pairs = {number: (own[number - 1], found[number - 1]) for number in numbers}
     different = {number: pair for number, pair in pairs.items() if pair[0] != pair[1]}
@@ -156,14 +156,14 @@ def _line(name: str, own: Any, found: Any) -> str:
 
 
 def _defaults(target: type) -> dict[str, Any]:
-    """The named arguments of a constructor with their defaults; None where there is none."""
+    """Return the named arguments of a constructor with their defaults; None where there is none."""
     parameters = list(inspect.signature(target.__init__).parameters.values())[1:]  # type: ignore[misc]
     named = [item for item in parameters if item.kind not in (item.VAR_KEYWORD, item.VAR_POSITIONAL)]
     return {item.name: None if item.default is item.empty else item.default for item in named}
 
 
 def _network_defaults(kind: Any) -> dict[str, Any]:
-    """The arguments of a registered network with their defaults, those of a preset included."""
+    """Return the arguments of a registered network with their defaults, those of a preset included."""
     result: dict[str, Any] = {}
     for base in reversed(UNETS[kind].__mro__ if isinstance(kind, str) and kind in UNETS else ()):
         if issubclass(base, Persistent) and "__init__" in vars(base):
@@ -173,12 +173,12 @@ def _network_defaults(kind: Any) -> dict[str, Any]:
 
 
 def _repeated(value: Any, count: int) -> list[Any]:
-    """One value for each place: a list of as many, or a single one for all."""
+    """Return one value for each place: a list of as many, or a single one for all."""
     return list(value) if isinstance(value, list | tuple) and len(value) == count else [value] * count
 
 
 def _per_unet(name: str, value: Any, count: int) -> list[Any]:
-    """The value of an argument for each U-Net, in one spelling."""
+    """Return the value of an argument for each U-Net, in one spelling."""
     if name == "noise_schedules" and value is not None and len(_listed(value)) <= count:
         value = padded_schedules(value, count)
     if name in _SIZES:

@@ -1,4 +1,4 @@
-"""Optimizers, learning-rate schedules and the size of gradients."""
+"""Optimizers and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from .arguments import check_arguments
+from .choosing import ADAM
+from .muon import Muon, muon_groups
 
+#: names of the settings that make the schedule
+PERIODS = ("warmup_steps", "cosine_decay_max_steps", "cooldown_steps")
+#: names of the settings of an optimizer that the trainer states itself; the others are keywords of Adam
+_NAMED = ("lr", "eps", "beta1", "beta2", "group_wd_params", "optimizer")
 #: devices for which torch has one kernel for the whole optimizer step
 _FUSED = ("cpu", "cuda", "xpu", "mps")
 
 
 def parameter_groups(unet: nn.Module, separate: bool) -> list[dict[str, Any]]:
-    """The parameters of a network: in one group, or those to decay (matrices, convolutions) and those not to
-    (gains, biases and other vectors).
+    """Return the parameters of a network in one group, or those to decay (matrices, convolutions) and those not
+    to (gains, biases and other vectors).
     """
     parameters = list(unet.parameters())
     if not separate:
@@ -32,40 +38,40 @@ def parameter_groups(unet: nn.Module, separate: bool) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def make_optimizer(
-    unet: nn.Module,
-    *,
-    lr: float,
-    eps: float,
-    betas: tuple[float, float],
-    group_wd_params: bool = True,
-    options: Mapping[str, Any] | None = None,
-    separate: bool | None = None,
-) -> Optimizer:
-    """Adam (Kingma & Ba 2014, arXiv 1412.6980), or with ``weight_decay`` AdamW (Loshchilov & Hutter 2017,
+def make_optimizer(unet: nn.Module, settings: Mapping[str, Any], separate: bool | None = None) -> Optimizer:
+    """Make the optimizer of a network.
+
+    By default Adam (Kingma & Ba 2014, arXiv 1412.6980), or with ``weight_decay`` AdamW (Loshchilov & Hutter 2017,
     arXiv 1711.05101); in one kernel for all parameters where the device has it.
 
     Args:
         unet: network to train.
-        lr, eps, betas: as in torch.
-        group_wd_params: decay only parameters with two and more axes.
-        options: further keywords of ``torch.optim.Adam``; ``decoupled_weight_decay=False`` asks for Adam's own L2
-            penalty in place of AdamW.
+        settings: ``lr``, ``eps``, ``beta1``, ``beta2``; ``group_wd_params``: decay only parameters with two and more
+            axes; ``optimizer``, a `Choice`; keywords of ``torch.optim.Adam``, where ``decoupled_weight_decay=False``
+            asks for Adam's own L2 penalty in place of AdamW.
         separate: whether there are two groups, as for `parameter_groups`; by default if there is a decay and
-            ``group_wd_params``.
+            ``group_wd_params``. `Muon` has groups of its own.
 
     Raises:
         ValueError: numbers that torch refuses.
+        TypeError: what the caller gave makes no optimizer.
     """
-    options = dict(options or {})
-    decay = options.get("weight_decay", 0.0)
+    options = {name: value for name, value in settings.items() if name not in (*_NAMED, *PERIODS)}
+    choice, lr, grouped = settings.get("optimizer", ADAM), settings["lr"], settings["group_wd_params"]
+    decay, betas = options.get("weight_decay", 0.0), (float(settings["beta1"]), float(settings["beta2"]))
+    if choice.name == "muon":
+        return Muon(muon_groups(unet, decay, not grouped), lr=lr, betas=betas, eps=settings["eps"])
+    groups = parameter_groups(unet, separate=bool(decay) and grouped if separate is None else separate)
+    if choice.make is not None:
+        made = choice.make(groups, lr=lr, **options)
+        if not isinstance(made, Optimizer):
+            raise TypeError(f"optimizer={choice} makes a {type(made).__name__}, not a torch.optim.Optimizer")
+        return made
     decoupled = options.pop("decoupled_weight_decay", True)
     kind = torch.optim.AdamW if decay and decoupled else torch.optim.Adam
     if not {"fused", "foreach", "differentiable"} & set(options):
         options["fused"] = all(item.device.type in _FUSED and item.is_floating_point() for item in unet.parameters())
-    options.setdefault("weight_decay", 0.0)
-    groups = parameter_groups(unet, separate=bool(decay) and group_wd_params if separate is None else separate)
-    return kind(groups, lr=lr, eps=eps, betas=betas, **options)
+    return kind(groups, lr=lr, eps=settings["eps"], betas=betas, **{"weight_decay": 0.0, **options})
 
 
 def rate_factor(
@@ -97,34 +103,24 @@ def rate_factor(
     return rise * (1 - math.sqrt(min(1.0, max(0, step - begin) / (end - begin))))
 
 
-def make_scheduler(
-    optimizer: Optimizer,
-    warmup_steps: int | None,
-    cosine_decay_max_steps: int | None,
-    cooldown_steps: int | None = None,
-    taken: int = 0,
-) -> LambdaLR | None:
-    """The learning-rate schedule of `rate_factor`; None for a constant rate.
+def make_scheduler(optimizer: Optimizer, settings: Mapping[str, Any], taken: int = 0) -> LambdaLR | None:
+    """Make the learning-rate schedule of `rate_factor` after ``taken`` updates; None for a constant rate.
 
     An optimizer that has a schedule already gets the new one in its place.
 
     Args:
         optimizer: its rates become those of the schedule.
-        warmup_steps, cosine_decay_max_steps, cooldown_steps: as for `rate_factor`; None leaves that part out.
+        settings: arguments of `rate_factor` by name, see `PERIODS`; others are ignored.
         taken: number of updates so far.
 
     Raises:
         TypeError, ValueError: numbers that are none of steps; nothing is changed then.
     """
-    periods = {
-        "warmup_steps": warmup_steps,
-        "cosine_decay_max_steps": cosine_decay_max_steps,
-        "cooldown_steps": cooldown_steps,
-    }
-    check_arguments(periods)
+    periods = {name: settings[name] for name in PERIODS}
+    check_arguments(periods, per_unet=False)
     for group in optimizer.param_groups:
         group["lr"] = group.pop("initial_lr", group["lr"])
-    if warmup_steps is None and cosine_decay_max_steps is None:
+    if periods["warmup_steps"] is None and periods["cosine_decay_max_steps"] is None:
         return None
     factor = partial(rate_factor, **periods)
     scheduler = LambdaLR(optimizer, factor)
@@ -135,3 +131,28 @@ def make_scheduler(
         {"last_epoch": taken, "_step_count": taken + 1, "_last_lr": rates, "lr_lambdas": [None] * len(rates)}
     )
     return scheduler
+
+
+class Warmup:
+    """A view of the progress of a warm-up, which is a part of the schedule.
+
+    Args:
+        scheduler: the schedule.
+        warmup_period: the rate is full from this update on.
+    """
+
+    def __init__(self, scheduler: LambdaLR, warmup_period: int) -> None:
+        self._scheduler, self.warmup_period = scheduler, warmup_period
+
+    @property
+    def last_step(self) -> int:
+        """The number of updates so far."""
+        return int(self._scheduler.last_epoch)
+
+    def warmup_factor(self, step: int | None = None) -> float:
+        """Return the factor of the warm-up after this number of updates, by default now: from 1 / period up to 1."""
+        return rate_factor(self.last_step if step is None else step, self.warmup_period)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return ``last_step`` by its name; a checkpoint has it in the schedule."""
+        return {"last_step": self.last_step}

@@ -124,11 +124,11 @@ class PowerAverages:
             for name in present.keys() - set(moved):
                 average[name].copy_(present[name])
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return an entry of a checkpoint."""
         return {"count": self.count, "widths": list(self.widths), "averages": [dict(each) for each in self.tensors]}
 
-    def load_state(self, saved: Mapping[str, Any] | None) -> bool:
+    def load_state_dict(self, saved: Mapping[str, Any] | None) -> bool:
         """Go on from an entry of a checkpoint; without one, or with other widths, begin anew.
 
         Returns:
@@ -143,7 +143,3 @@ class PowerAverages:
                 {name: item.to(present[name], copy=True) for name, item in each.items()} for each in saved["averages"]
             ]
         return fits
-
-    def put_back(self, count: int, checked: int, tensors: list[dict[str, Tensor]]) -> None:
-        """Return to values that the attributes had before."""
-        self.count, self.checked, self.tensors = count, checked, tensors

@@ -10,7 +10,7 @@ from ..cascade.module_state import PRECISIONS, autocasting, check_precision, war
 
 
 def chosen_precision(fp16: bool, precision: str | None, otherwise: str, forwarded: str | None = None) -> str:
-    """The name of the precision that was asked for.
+    """Return the name of the precision that was asked for.
 
     Args:
         fp16: shorthand for ``precision="fp16"``.
@@ -50,5 +50,5 @@ class Precision:
         return autocasting(self.device, self.name)
 
     def scaler(self) -> torch.amp.GradScaler:
-        """A loss scaler, active for fp16 only: bf16 has the exponents of float32."""
+        """Return a loss scaler, active for fp16 only: bf16 has the exponents of float32."""
         return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ VALIDATION_SEED = 20_220_523
 
 
 def derived_seed(*parts: int) -> int:
-    """One well-mixed seed of several numbers, such as a seed and a counter."""
+    """Return one well-mixed seed of several numbers, such as a seed and a counter."""
     return int(np.random.SeedSequence([part % (1 << 64) for part in parts]).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -33,7 +33,7 @@ def isolated(seed: int, device: torch.device | None = None) -> Iterator[None]:
 
 
 def draw_seed(generator: torch.Generator | None = None) -> int:
-    """A new seed from a generator, by default torch's global one."""
+    """Return a new seed from a generator, by default torch's global one."""
     return int(torch.empty((), dtype=torch.int64).random_(generator=generator))
 
 
@@ -47,8 +47,8 @@ class TrainingRandomness:
     Args:
         seed: start of the stream, or None.
         device: where the draws are made.
-        agree: the main process's value, on every process: all of them follow one stream, and each takes its rows of
-            what is drawn for the whole batch.
+        broadcast: returns the main process's value on every process: all of them follow one stream, and each takes
+            its rows of what is drawn for the global batch.
     """
 
     def __init__(self, seed: int | None, device: torch.device, broadcast: Callable[[int], int] | None = None) -> None:
@@ -57,6 +57,12 @@ class TrainingRandomness:
         self._draws = torch.Generator(device)
         if seed is not None:
             self._start(seed)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrainingRandomness:
+        """Return another stream at the same place."""
+        new = TrainingRandomness(self.seed, self.device, self._broadcast)
+        new.load_state_dict(self.state_dict())
+        return new
 
     def _start(self, seed: int) -> None:
         self._seeds = torch.Generator().manual_seed(derived_seed(seed, 0))
@@ -73,7 +79,7 @@ class TrainingRandomness:
 
     @contextmanager
     def step(self) -> Iterator[torch.Generator]:
-        """The generator for one training step; dropout inside the block follows the same stream."""
+        """Yield the generator for one training step; dropout inside the block follows the same stream."""
         self._follow_global()
         seed = draw_seed(self._seeds)
         with isolated(seed, self.device):
@@ -81,16 +87,16 @@ class TrainingRandomness:
 
     @contextmanager
     def validation(self, *parts: int) -> Iterator[torch.Generator]:
-        """A generator that gives the same draws at each call with the same ``parts``."""
+        """Yield a generator that gives the same draws at each call with the same ``parts``."""
         seed = derived_seed(VALIDATION_SEED, *parts)
         with isolated(seed, self.device):
             yield torch.Generator(self.device).manual_seed(seed)
 
-    def state(self) -> dict[str, Any]:
-        """The position of the stream."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position of the stream."""
         return {} if self._seeds is None else {"seeds": self._seeds.get_state()}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state`` was taken."""
         if "seeds" not in state:
             return

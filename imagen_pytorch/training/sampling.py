@@ -23,7 +23,7 @@ def untrained(unet: nn.Module) -> bool:
 
 
 def last_trained(unets: Sequence[nn.Module], steps: Sequence[int], first: int = 1) -> int:
-    """Number of the last U-Net up to which, from ``first`` on, all are trained; ``first - 1`` if none is.
+    """Return the number of the last U-Net up to which all from ``first`` on are trained; ``first - 1`` if none is.
 
     A U-Net counts as trained if this trainer has updated it or it came with trained weights. Placeholders count.
     """
@@ -85,7 +85,7 @@ def sample_trained(cascade: Cascade, arguments: Mapping[str, Any], steps: Sequen
 
 
 def _passing_over(cascade: Cascade, arguments: Mapping[str, Any], skipped: Sequence[int]) -> list[Tensor]:
-    """The results of every stage; skipped stages enlarge the result of the one before."""
+    """Return the results of every stage; skipped stages enlarge the result of the one before."""
     if arguments.get("return_pil_images") and cascade.is_video:
         raise ValueError("return_pil_images is for images; a clip is returned as a tensor")
     number, outputs = arguments.get("start_at_unet_number", 1), []
@@ -103,24 +103,35 @@ def _passing_over(cascade: Cascade, arguments: Mapping[str, Any], skipped: Seque
 
 
 class TrainerSampling:
-    """The part of `ImagenTrainer` that samples."""
+    """Samples from a model in training.
 
-    imagen: Cascade
-    unets: nn.ModuleList
-    steps: Tensor
+    Args:
+        cascade: the model.
+        averages: moving averages of its U-Nets, or None.
+        steps: updates of each U-Net so far.
+    """
+
+    def __init__(self, cascade: Cascade, averages: nn.ModuleList | None, steps: Tensor) -> None:
+        self.cascade, self.averages, self.steps = cascade, averages, steps
+
+    @property
+    def unets(self) -> nn.ModuleList:
+        """The averaged U-Nets, or the model's own without averages."""
+        if self.averages is None:
+            return self.cascade.unets
+        return nn.ModuleList(average.ema_model for average in self.averages)
 
     @contextmanager
     def use_ema_unets(self) -> Iterator[None]:
-        """The model's U-Nets are the averaged ones inside the block; calls of `sample` from other threads wait for its
-        end."""
-        with self.imagen.turn, swap_unets(self.imagen, self.unets):
+        """Let the model's U-Nets be the averaged ones inside the block; `sample` in other threads waits for its end."""
+        with self.cascade.turn, swap_unets(self.cascade, self.unets):
             yield
 
     def sample(self, *args: Any, use_non_ema: bool = False, **kwargs: Any) -> Any:
-        """Images from the averaged weights.
+        """Return images from the averaged weights.
 
-        An upsampler that has not been trained is passed over: what the stage before it made is enlarged to its size,
-        and a warning names it. ``stop_at_unet_number`` ends the cascade before.
+        An upsampler that has not been trained is passed over: the output of the stage before it is enlarged to its
+        size, and a warning names it. ``stop_at_unet_number`` ends the cascade before.
 
         Args:
             args, kwargs: of `Cascade.sample`.
@@ -130,6 +141,6 @@ class TrainerSampling:
             ValueError: as `Cascade.sample`.
             TypeError: an argument that it does not take.
         """
-        arguments = dict(inspect.signature(self.imagen.sample).bind(*args, **kwargs).arguments)
+        arguments = dict(inspect.signature(self.cascade.sample).bind(*args, **kwargs).arguments)
         with nullcontext() if use_non_ema else self.use_ema_unets():
-            return sample_trained(self.imagen, arguments, self.steps.tolist())
+            return sample_trained(self.cascade, arguments, self.steps.tolist())

@@ -8,19 +8,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from ..tensors import per_stage
 from .choosing import ADAM
-from .muon import Muon, muon_groups
-from .optim import make_optimizer, make_scheduler, parameter_groups
+from .optim import PERIODS
 
-#: names of what the schedule is made of
-PERIODS = ("warmup_steps", "cosine_decay_max_steps", "cooldown_steps")
-#: names of what the trainer itself gives to `make_optimizer`; everything else is for Adam
-_NAMED = ("lr", "eps", "beta1", "beta2", "group_wd_params", "optimizer")
 #: settings of the averages that may change while they are taken; attributes of ema-pytorch's ``EMA``
 AVERAGES = ("beta", "inv_gamma", "power", "min_value", "update_after_step", "update_every")
 
@@ -37,7 +30,7 @@ def remembers_stated(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def settings_per_unet(count: int, per_unet: Mapping[str, Any], shared: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The settings of each of ``count`` U-Nets.
+    """Return the settings of each of ``count`` U-Nets.
 
     Args:
         count: number of U-Nets.
@@ -51,52 +44,6 @@ def settings_per_unet(count: int, per_unet: Mapping[str, Any], shared: Mapping[s
     return [{**shared, **dict(zip(per_unet, row, strict=True))} for row in rows]
 
 
-def optimizer_of(unet: nn.Module, settings: Mapping[str, Any], separate: bool | None = None) -> Optimizer:
-    """The optimizer of a network.
-
-    Args:
-        unet: the network.
-        settings: ``optimizer``, a `Choice`; ``lr``, ``eps``, ``beta1``, ``beta2``, ``group_wd_params``, and keywords of
-            ``torch.optim.Adam``.
-        separate: whether matrices and vectors are two parameter groups; by default if ``weight_decay`` asks for it.
-            `Muon` has groups of its own.
-
-    Raises:
-        ValueError: as `make_optimizer`.
-        TypeError: what the caller gave makes no optimizer.
-    """
-    options = {name: value for name, value in settings.items() if name not in (*_NAMED, *PERIODS)}
-    choice, decay = settings.get("optimizer", ADAM), options.get("weight_decay", 0.0)
-    betas = (float(settings["beta1"]), float(settings["beta2"]))
-    if choice.name == "muon":
-        groups = muon_groups(unet, decay, not settings["group_wd_params"])
-        return Muon(groups, lr=settings["lr"], betas=betas, eps=settings["eps"])
-    if choice.make is not None:
-        split = bool(decay) and settings["group_wd_params"] if separate is None else separate
-        made = choice.make(parameter_groups(unet, separate=split), lr=settings["lr"], **options)
-        if not isinstance(made, Optimizer):
-            raise TypeError(f"optimizer={choice} makes a {type(made).__name__}, not a torch.optim.Optimizer")
-        return made
-    return make_optimizer(
-        unet,
-        lr=settings["lr"],
-        eps=settings["eps"],
-        betas=betas,
-        group_wd_params=settings["group_wd_params"],
-        options=options,
-        separate=separate,
-    )
-
-
-def scheduler_of(optimizer: Optimizer, settings: Mapping[str, Any], taken: int = 0) -> LambdaLR | None:
-    """Make the schedule of an optimizer after ``taken`` updates, from the settings that `PERIODS` names.
-
-    Raises:
-        TypeError, ValueError: as `make_scheduler`.
-    """
-    return make_scheduler(optimizer, **{name: settings[name] for name in PERIODS}, taken=taken)
-
-
 def optimizer_in(contents: Mapping[str, Any]) -> str:
     """Return the name of the optimizer that wrote a checkpoint; that of Adam if the checkpoint does not tell."""
     found: Any = contents
@@ -106,7 +53,7 @@ def optimizer_in(contents: Mapping[str, Any]) -> str:
 
 
 def settings_in(contents: Mapping[str, Any], index: int, scheduled: bool) -> dict[str, Any]:
-    """The settings of one U-Net that a checkpoint tells, by name; none that it does not tell.
+    """Return the settings of one U-Net that a checkpoint tells, by name; none that it does not tell.
 
     Args:
         contents: of the checkpoint.
@@ -133,7 +80,7 @@ def settings_in(contents: Mapping[str, Any], index: int, scheduled: bool) -> dic
 
 
 def changed(own: Mapping[str, Any], found: Mapping[str, Any], of: str = "") -> list[str]:
-    """One line for each setting that a checkpoint has otherwise: "lr of U-Net 1: 1e-05 (the checkpoint has 0.001)"."""
+    """Return a line for each setting that a checkpoint has otherwise: "lr of U-Net 1: 1 (the checkpoint has 2)"."""
     return [
         f"{name}{of}: {own[name]} (the checkpoint has {value})"
         for name, value in found.items()

@@ -138,7 +138,7 @@ class Snapshots:
             return short if bool(short.isfinite().all()) else item
 
         averages_now = [{name: stored(item) for name, item in each.items()} for each in averages.tensors]
-        return {**averages.state(), "averages": averages_now}
+        return {**averages.state_dict(), "averages": averages_now}
 
     def path(self, number: int, count: int) -> str:
         """Return where the snapshot of U-Net ``number`` after ``count`` updates is, or is to be."""

@@ -1,125 +1,235 @@
-"""The state of a training run, gathered from its parts for a checkpoint and restored to them."""
+"""The state of a training run: what a checkpoint holds of it, loaded completely or not at all."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ..cascade.cascade import Cascade
 from ..checkpoints import CheckpointError, CheckpointMismatch
 from ..checkpoints.contents import local_part
-from ..checkpoints.model import differences, fitting
-from ..wording import first_of
+from ..checkpoints.model import differences
+from ..checkpoints.sharded import ShardedCheckpoint
+from ..version import __version__
+from ..wording import excerpt, first_of
+from .data import TrainingData
+from .distributed import Distributed
 from .ema import start_average
+from .fsdp import fill, module_tensors
+from .identity import facts_of_checkpoint
 from .meaning import changes
+from .optim import PERIODS
+from .rng import TrainingRandomness
+from .settings import AVERAGES, changed
 from .unet_trainer import UnetTrainer
 from .validation import ruined_tensors, unusable_weights, wrong_entries
 
+#: characters of a version, and of a note, at most: both quote the file
+_SHORT, _LONG = 40, 2000
+#: entries of a checkpoint that are the trainer's own
+_RESERVED = ("model", "ema", "steps", "version", "state", "imagen_type", "imagen_params")
+_PER_UNET = ("optim", "scaler", "scheduler", "gradients", "posthoc")
 
-def _describes(name: str, indices: Sequence[int], prefix: str = "") -> bool:
-    """Return whether a name such as "unets.1.…" or "1.…" belongs to one of these U-Nets (or to none)."""
-    head = name.removeprefix(prefix).split(".", 1)[0]
-    return not name.startswith(prefix) or not head.isdigit() or int(head) in indices
+
+class CheckpointRuined(CheckpointError):
+    """A checkpoint whose weights are not finite, known after they were read."""
+
+
+@contextmanager
+def _restored_on_error(tensors: Iterable[Tensor], objects: Iterable[object], scalers: Iterable[Any]) -> Iterator[None]:
+    """Restore tensors with their gradients, attributes of objects and the state of loss scalers after an error.
+
+    A copy of the tensors is in main memory meanwhile. What objects hold is replaced by a load, not changed.
+    """
+    kept = [(item, item.grad, local_part(item)[0].detach().to("cpu", copy=True)) for item in tensors]
+    attributes, scales = [(each, dict(vars(each))) for each in objects], [(each, each.state_dict()) for each in scalers]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for item, gradient, copy in kept:
+                local_part(item)[0].copy_(copy)
+                item.grad = gradient
+        for each, before in attributes:
+            vars(each).clear()
+            vars(each).update(before)
+        for each, scale in scales:
+            each.load_state_dict(scale)
+        raise
 
 
 class TrainingState:
-    """The parts of a trainer that outlive it.
+    """All that outlives the process of a training.
+
+    Where weights are sharded, all processes call each method.
 
     Args:
         cascade: the model.
+        averages: moving averages of its U-Nets, or None.
         unet_trainers: one per U-Net.
-        averages: the moving averages, or None.
+        randomness: the stream of random draws.
+        data: the training data, whose position counts.
+        processes: of the run.
+        max_grad_norm: to which gradients are scaled down, or None.
+        stated: names of the settings that the caller chose; a checkpoint does not replace them.
+
+    Attributes:
         steps: updates taken by each U-Net.
+        notes: how the checkpoint that was loaded last differs from this trainer, a line each.
     """
 
     def __init__(
-        self, cascade: Cascade, unet_trainers: Sequence[UnetTrainer], averages: nn.ModuleList | None, steps: Tensor
+        self,
+        cascade: Cascade,
+        averages: nn.ModuleList | None,
+        unet_trainers: Sequence[UnetTrainer],
+        randomness: TrainingRandomness,
+        data: TrainingData,
+        processes: Distributed,
+        max_grad_norm: float | None,
+        stated: Collection[str],
     ) -> None:
-        self.cascade, self.unet_trainers, self.averages, self.steps = cascade, unet_trainers, averages, steps
+        self.cascade, self.averages, self.unet_trainers = cascade, averages, tuple(unet_trainers)
+        self.randomness, self.data, self.processes = randomness, data, processes
+        self.max_grad_norm, self.stated = max_grad_norm, stated
+        self.steps = torch.zeros(len(self.unet_trainers), dtype=torch.long)
+        self.notes: list[str] = []
 
-    def _chosen(self, tensors: dict[str, Tensor], numbers: Sequence[int], prefix: str = "") -> dict[str, Tensor]:
-        indices = [number - 1 for number in numbers]
-        return {name: item for name, item in tensors.items() if _describes(name, indices, prefix)}
+    # -- for a checkpoint ---------------------------------------------------------------------------------------------
 
-    def _model(self, numbers: Sequence[int]) -> dict[str, Tensor]:
-        return self._chosen(dict(self.cascade.state_dict()), numbers, "unets.")
+    def _tensors(self, numbers: Sequence[int], saved: bool = True) -> dict[str, dict[str, Tensor]]:
+        """Return weights and averages of these U-Nets (and of none) by entry and name: as they are saved, or the
+        trainer's own."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for entry, module, prefix in (("model", self.cascade, "unets."), ("ema", self.averages, "")):
+            if module is None:
+                continue
+            tensors = module_tensors(module) if saved else module.state_dict(keep_vars=True)
+            heads = {name: name.removeprefix(prefix).split(".", 1)[0] for name in tensors if name.startswith(prefix)}
+            others = {name for name, head in heads.items() if head.isdigit() and int(head) + 1 not in numbers}
+            found[entry] = {name: item for name, item in tensors.items() if name not in others}
+        return found
 
-    def _averages(self, numbers: Sequence[int]) -> dict[str, Tensor]:
-        return {} if self.averages is None else self._chosen(dict(self.averages.state_dict()), numbers)
+    def state_dict(
+        self, numbers: Sequence[int] | None = None, with_optimizer: bool = True, extra: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return the contents of a checkpoint, and in them how to build the model again.
 
-    def gather(self, numbers: Sequence[int], with_optimizer: bool) -> dict[str, Any]:
-        """Entries of a checkpoint for these U-Nets (1-based): model, steps, averages, optimizers, and how to make
-        the model again.
+        Args:
+            numbers: of the U-Nets that it holds, 1-based; all by default.
+            with_optimizer: whether it holds optimizers, schedules, gradients and scalers.
+            extra: further entries.
+
+        Raises:
+            ValueError: an extra entry with a name that is taken, or sharded gradients that wait for an update.
         """
-        contents: dict[str, Any] = {"model": self._model(numbers), "steps": self.steps.clone()}
-        for unet_trainer in self.unet_trainers:
-            if unet_trainer.number in numbers:
-                contents |= unet_trainer.state(with_optimizer)
-        if self.averages is not None:
-            contents["ema"] = self._averages(numbers)
+        for name in extra or ():
+            if name in _RESERVED or name.rstrip("0123456789") in _PER_UNET:
+                raise ValueError(f'the entry "{name}" of a checkpoint is the trainer\'s own; choose another name')
+        if self.processes.sharded and any(each.pending for each in self.unet_trainers):
+            raise ValueError("a sharded training is saved between updates: call update() first")
+        every = range(1, len(self.unet_trainers) + 1) if numbers is None else numbers
+        tensors = self._tensors(every)
+        contents: dict[str, Any] = {"version": __version__, "state": self._run(numbers), "model": tensors.pop("model")}
+        contents["steps"] = self.steps.clone()
+        for each in self.unet_trainers:
+            if each.number in every:
+                contents |= each.state_dict(with_optimizer)
+        contents |= tensors
         try:
             config = self.cascade.to_config()
+            contents |= {"imagen_type": config.pop("type"), "imagen_params": config}
         except TypeError as error:
             warnings.warn(f"the checkpoint cannot say how its model was made: {error}", stacklevel=4)
-            return contents
-        return contents | {"imagen_type": config.pop("type"), "imagen_params": config}
+        return contents | dict(extra or {})
 
-    def numbers_in(self, contents: dict[str, Any]) -> list[int]:
-        """The U-Nets that a checkpoint holds."""
+    def _run(self, numbers: Sequence[int] | None) -> dict[str, Any]:
+        """Return the entry "state" of a checkpoint."""
+        settings = {name: [each.settings[name] for each in self.unet_trainers] for name in PERIODS}
+        settings |= {"optimizer": self.unet_trainers[0].settings["optimizer"].name, "max_grad_norm": self.max_grad_norm}
+        if self.averages is not None:
+            settings["averages"] = {name: getattr(self.averages[0], name) for name in AVERAGES}
+        return {
+            "randomness": self.randomness.state_dict(),
+            "skipped_steps": [each.skipped for each in self.unet_trainers],
+            "skipped_in_a_row": [each.skipped_in_a_row for each in self.unet_trainers],
+            "processes": self.processes.count,
+            "settings": settings,
+            **self.data.state_dict(),
+            **({} if numbers is None else {"unet_numbers": list(numbers)}),
+        }
+
+    def ruined(self) -> list[str]:
+        """Return the names of weights, averages and moments, as in a checkpoint, from which no training can go on.
+
+        Where weights are sharded, of the part that this process holds.
+        """
+        tensors = self._tensors(range(1, len(self.unet_trainers) + 1), saved=False)
+        weights = {f"{entry}/{name}": item for entry, items in tensors.items() for name, item in items.items()}
+        for each in self.unet_trainers:
+            for index, average in enumerate(each.posthoc.tensors if each.posthoc is not None else ()):
+                place = f"posthoc{each.number - 1}/averages/{index}"
+                weights |= {f"{place}/{name}": item for name, item in average.items()}
+        moments = {name: item for each in self.unet_trainers for name, item in each.moments()}
+        return ruined_tensors(weights, moments)
+
+    # -- from a checkpoint --------------------------------------------------------------------------------------------
+
+    def _numbers_in(self, contents: Mapping[str, Any]) -> list[int]:
         return list(contents.get("state", {}).get("unet_numbers", range(1, len(self.unet_trainers) + 1)))
 
     def check(
-        self, contents: dict[str, Any], only_model: bool, strict: bool, path: str | Path
+        self, contents: Mapping[str, Any], only_model: bool, strict: bool, path: str | Path
     ) -> tuple[list[str], list[str]]:
-        """Everything in a checkpoint that does not fit, and all that it says otherwise of the model; before anything
-        is changed.
+        """Return what of a checkpoint does not fit, and what it says otherwise of the model; nothing is changed.
 
         Args:
             contents: of the checkpoint.
             only_model: whether nothing but weights and averages matters.
             strict: whether it has to fit, and unless ``only_model`` to mean the same by its weights.
-            path: what errors call it.
+            path: its name in errors.
 
         Raises:
-            CheckpointError: entries are missing or something else than `gather` gives.
+            CheckpointError: entries are missing or not as `state_dict` returns them.
             CheckpointMismatch: something does not fit, and ``strict``.
         """
         wrong = wrong_entries(contents, only_model)
         if not only_model:
-            wrong += [name for unet_trainer in self.unet_trainers for name in unet_trainer.wrong_entries(contents)]
+            wrong += [name for each in self.unet_trainers for name in each.wrong_entries(contents)]
         if wrong:
             raise CheckpointError(
                 f"{path} is not a checkpoint of a training, nothing was loaded; missing or not as expected: "
                 f"{', '.join(wrong)}"
             )
-        numbers = self.numbers_in(contents)
-        if unusable := self._unusable(contents, numbers):
+        numbers, count = self._numbers_in(contents), len(self.unet_trainers)
+        tensors = {entry: items for entry, items in self._tensors(numbers).items() if entry in contents}
+        unusable = [
+            f"{entry}/{name}"
+            for entry, items in tensors.items()
+            for name in unusable_weights(contents[entry], items)
+        ]
+        if unusable:
             raise CheckpointError(
                 f"{path} holds weights that cannot be used, nothing was loaded: NaN, infinities, numbers that are too "
                 f"large or of another kind in {first_of(unusable)}; go on from an earlier checkpoint"
             )
-        if unknown := [number for number in numbers if not 1 <= number <= len(self.unet_trainers)]:
+        if unknown := [number for number in numbers if not 1 <= number <= count]:
             raise CheckpointMismatch(
-                f"the checkpoint {path} holds U-Net {unknown[0]}, the model has {len(self.unet_trainers)}; "
-                "nothing was loaded"
+                f"the checkpoint {path} holds U-Net {unknown[0]}, the model has {count}; nothing was loaded"
             )
-        found = [f"model: {text}" for text in differences(contents["model"], self._model(numbers))]
-        if self.averages is not None and "ema" in contents:
-            found += [f"ema: {text}" for text in differences(contents["ema"], self._averages(numbers))]
+        found = [
+            f"{entry}: {text}" for entry, items in tensors.items() for text in differences(contents[entry], items)
+        ]
         if not only_model:
-            if len(contents.get("steps", ())) != len(self.unet_trainers):
-                found.append(
-                    f"steps of {len(contents.get('steps', ()))} U-Nets, the model has {len(self.unet_trainers)}"
-                )
-            for unet_trainer in self.unet_trainers:
-                found += unet_trainer.differences(contents)
+            steps = len(contents.get("steps", ()))
+            found += [] if steps == count else [f"steps of {steps} U-Nets, the model has {count}"]
+            found += [text for each in self.unet_trainers for text in each.differences(contents)]
         described = changes(contents, self.cascade, numbers)
         if strict and not only_model:
             found += [f"another meaning of its weights: {line}" for line in described.meaning]
@@ -130,96 +240,115 @@ class TrainingState:
             )
         return found, described.meaning + described.rest
 
-    def _unusable(self, contents: dict[str, Any], numbers: Sequence[int]) -> list[str]:
-        """The names of weights and averages that are no finite real numbers."""
-        found = [f"model/{name}" for name in unusable_weights(contents["model"], self._model(numbers))]
-        if self.averages is None:
-            return found
-        averages = unusable_weights(contents.get("ema", {}), self._averages(numbers))
-        return found + [f"ema/{name}" for name in averages]
-
-    def ruined(self) -> list[str]:
-        """The names of weights, averages and moments, as in a checkpoint, from which no training can go on.
-
-        Where they are shared out, of the part that this process holds.
-        """
-        weights = {f"model/{name}": item for name, item in self.cascade.state_dict(keep_vars=True).items()}
-        if self.averages is not None:
-            averages = self.averages.state_dict(keep_vars=True)
-            weights |= {f"ema/{name}": item for name, item in averages.items()}
-        for unet_trainer in self.unet_trainers:
-            for index, each in enumerate(unet_trainer.posthoc.tensors if unet_trainer.posthoc is not None else ()):
-                weights |= {
-                    f"posthoc{unet_trainer.number - 1}/averages/{index}/{name}": item for name, item in each.items()
-                }
-        moments = {name: item for unet_trainer in self.unet_trainers for name, item in unet_trainer.moments()}
-        return ruined_tensors(weights, moments)
-
-    def whole(self, contents: dict[str, Any], keep: bool) -> dict[str, Any]:
-        """The result of `gather`, as one process writes it; with ``keep`` false for a process that does not."""
-        return contents
-
-    @contextmanager
-    def put_back_on_error(self) -> Iterator[None]:
-        """An error inside the block leaves weights, averages, optimizers and counts as they were before it.
-
-        Holds a copy of weights and averages in main memory meanwhile.
-        """
-        modules = [self.cascade, *([] if self.averages is None else [self.averages])]
-        tensors = [local_part(item)[0] for module in modules for item in module.state_dict(keep_vars=True).values()]
-        copies = [item.detach().to("cpu", copy=True) for item in tensors]
-        steps, unet_trainers = self.steps.clone(), [unet_trainer.kept() for unet_trainer in self.unet_trainers]
-        try:
-            yield
-        except BaseException:
-            with torch.no_grad():
-                for tensor, copy in zip(tensors, copies, strict=True):
-                    tensor.copy_(copy)
-            self.steps.copy_(steps)
-            for put_back in unet_trainers:
-                put_back()
-            raise
-
-    def restore(self, contents: dict[str, Any], only_model: bool, source: Any = None) -> list[str]:
-        """Take over everything that fits; call `check` first.
-
-        Args:
-            contents: of a checkpoint.
-            only_model: weights and averages, and nothing else.
-            source: where tensors are read from that ``contents`` only describes; for those with shards.
-
-        Returns:
-            A line for each setting of this trainer that the checkpoint has otherwise.
-        """
-        numbers = self.numbers_in(contents)
-        self.cascade.load_state_dict(fitting(contents["model"], self._model(numbers)), strict=False)
-        self._restore_averages(contents, numbers)
-        return [] if only_model else self._restore_lanes(contents, numbers)
-
-    def _restore_lanes(
+    def load_state_dict(
         self,
         contents: dict[str, Any],
-        numbers: Sequence[int],
-        loader: Callable[[UnetTrainer], Callable[[Optimizer, dict[str, Any]], object]] | None = None,
-    ) -> list[str]:
-        saved, notes = contents.get("steps", ()), []
-        for unet_trainer in self.unet_trainers:
-            if unet_trainer.number not in numbers:
+        path: str | Path,
+        only_model: bool = False,
+        strict: bool = True,
+        source: ShardedCheckpoint | None = None,
+    ) -> None:
+        """Go on from the contents of a checkpoint, as `Checkpointing.load` does.
+
+        They are checked before anything is changed. An error after that leaves everything as it was.
+
+        Args:
+            contents: as `read_checkpoint` returns them.
+            path: where they were read, for messages.
+            only_model: take weights and averages only.
+            strict: refuse a checkpoint of another model.
+            source: the sharded checkpoint that they describe.
+
+        Raises:
+            CheckpointError, CheckpointMismatch: as `check`, or weights in shards that are not finite.
+            ProcessesDiffer: other processes have other contents.
+        """
+        advice = "put the same file where each of them reads it"
+        if self.processes.count > 1:
+            self.processes.check_same(f"the checkpoint {path}", facts_of_checkpoint(contents), advice)
+        left, notes = self.check(contents, only_model, strict, path)
+        notes += [f"loaded what fits; left out: {each}" for each in left]
+        if contents.get("version", __version__) != __version__:
+            found = excerpt(contents["version"], _SHORT)
+            notes.append(f"the checkpoint is of version {found}, this is version {__version__}")
+        with self._transaction():
+            notes += self._load(contents, only_model, source)
+            if source is not None and not self.processes.all_true(not (names := self.ruined())):
+                where = f" in {names[0]}" if names else ""
+                raise CheckpointRuined(f"{path}: it holds weights that are not finite{where}; nothing was loaded")
+        self.notes = [excerpt(note, _LONG) for note in notes]
+
+    def _transaction(self) -> Any:
+        """Context that leaves everything as it was before an error inside it."""
+        every = self._tensors(range(1, len(self.unet_trainers) + 1), saved=False)
+        tensors = [self.steps, *(item for items in every.values() for item in items.values())]
+        posthoc = [each.posthoc for each in self.unet_trainers if each.posthoc is not None]
+        objects = [self, self.randomness, self.data, *self.data.streams(), *(self.averages or ()), *self.unet_trainers]
+        return _restored_on_error(tensors, [*objects, *posthoc], [each.scaler for each in self.unet_trainers])
+
+    def _load(self, contents: dict[str, Any], only_model: bool, source: ShardedCheckpoint | None) -> list[str]:
+        """Load all that fits; return a line for each setting of this trainer that the checkpoint has otherwise."""
+
+        def load(targets: Mapping[str, Tensor]) -> None:
+            in_shards = {} if source is None else {name: targets[name] for name in targets if name in source.shapes}
+            if source is not None:
+                source.load(in_shards)
+            fill({name: item for name, item in targets.items() if name not in in_shards}, contents)
+
+        numbers = self._numbers_in(contents)
+        saved, own = self._tensors(numbers), self._tensors(numbers, saved=False)
+        load(
+            {
+                f"{entry}/{name}": own[entry][name]
+                for entry, items in saved.items()
+                for name, item in items.items()
+                if entry in contents and name in contents[entry] and contents[entry][name].shape == item.shape
+            }
+        )
+        if self.averages is not None and "ema" not in contents:
+            for number in numbers:
+                start_average(self.averages[number - 1])
+            warnings.warn("the checkpoint has no averaged weights: the averages start from its weights", stacklevel=5)
+        if only_model:
+            return []
+        steps, notes = contents.get("steps", ()), []
+        for each in self.unet_trainers:
+            if each.number not in numbers:
                 continue
-            if unet_trainer.number <= len(saved):
-                self.steps[unet_trainer.number - 1] = int(saved[unet_trainer.number - 1])
-            fits = contents if not unet_trainer.differences(contents) else {"state": contents.get("state", {})}
-            notes += unet_trainer.load_state(
-                fits, int(self.steps[unet_trainer.number - 1]), loader and loader(unet_trainer)
+            if each.number <= len(steps):
+                self.steps[each.number - 1] = int(steps[each.number - 1])
+            fits = contents if not each.differences(contents) else {"state": contents.get("state", {})}
+            notes += each.load_state_dict(fits, int(self.steps[each.number - 1]), load)
+        return notes + self._load_run(contents.get("state", {}))
+
+    def _load_run(self, run: Mapping[str, Any]) -> list[str]:
+        """Load the entry "state" of a checkpoint."""
+        notes = self._load_settings(run.get("settings", {}))
+        self.randomness.load_state_dict(run.get("randomness", {}))
+        self.data.load_state_dict(run)
+        before = run.get("processes", self.processes.count)
+        if before != self.processes.count:
+            notes.append(
+                f"the checkpoint is of a run on {before} processes, this is one on {self.processes.count}: batches and "
+                "random draws are those of the whole batch and stay the same"
             )
+        for attribute, entry in (("skipped", "skipped_steps"), ("skipped_in_a_row", "skipped_in_a_row")):
+            for each, value in zip(self.unet_trainers, run.get(entry, ()), strict=False):
+                setattr(each, attribute, value)
         return notes
 
-    def _restore_averages(self, contents: dict[str, Any], numbers: Sequence[int]) -> None:
-        if self.averages is None:
-            return
-        if "ema" in contents:
-            self.averages.load_state_dict(fitting(contents["ema"], self._averages(numbers)), strict=False)
-            return
-        for number in numbers:
-            start_average(self.averages[number - 1])
-        warnings.warn("the checkpoint has no averaged weights: the averages start from its weights", stacklevel=4)
+    def _load_settings(self, found: Mapping[str, Any]) -> list[str]:
+        """Load the settings that the caller did not state; return a line for each stated one that differs."""
+        notes: list[str] = []
+        if "max_grad_norm" in found:
+            if "max_grad_norm" in self.stated:
+                notes += changed({"max_grad_norm": self.max_grad_norm}, found)
+            else:
+                self.max_grad_norm = found["max_grad_norm"]
+        for name, value in found.get("averages", {}).items() if self.averages is not None else ():
+            if f"ema_{name}" in self.stated:
+                notes += changed({f"ema_{name}": getattr(self.averages[0], name)}, {f"ema_{name}": value})
+                continue
+            for average in self.averages:
+                setattr(average, name, value)
+        return notes

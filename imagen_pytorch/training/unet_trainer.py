@@ -1,11 +1,12 @@
-"""The training of one U-Net, independent of every other one: optimizer, schedule, loss scaler and averages."""
+"""The training of one U-Net, independent of the others: optimizer, schedule, loss scaler and averages."""
 
 from __future__ import annotations
 
 import copy
+import math
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,37 +14,43 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ..cascade.batch import TrainingBatch
+from ..cascade.cascade import Cascade
+from ..cascade.module_state import compile_once
 from ..checkpoints import nonfinite_tensors
+from ..tensors import BatchShard
 from ..wording import first_of
+from .batches import apart_from_its_graph
 from .choosing import ADAM, BY_NAME, Choice
+from .distributed import Distributed, lost_connections_named, without_sync
+from .fsdp import gradient_norm, load_optimizer_state, optimizer_state
+from .optim import PERIODS, Warmup, make_optimizer, make_scheduler
 from .posthoc import PowerAverages
-from .settings import PERIODS, changed, move_moments, optimizer_in, optimizer_of, scheduler_of, settings_in
-from .sharding import clip_gradients, gradient_norm
+from .precision import Precision
+from .settings import changed, move_moments, optimizer_in, settings_in
 from .validation import (
     are_averages,
     are_counts,
     are_tensors,
-    is_adams,
-    is_optimizers,
+    is_optimizer_state,
     is_scale,
     is_schedule,
     matches,
     ruined_tensors,
 )
-from .warmup import Warmup
 
-#: attributes that a checkpoint replaces
-_KEPT = ("settings", "optimizer", "scheduler", "pending", "finite", "added", "skipped", "skipped_in_a_row")
 #: entries of every checkpoint, without the number of the U-Net
-_ENTRIES = ("optim", "scheduler", "scaler", "gradients")
-
+_ENTRIES = ("optim", "scheduler", "scaler", "gradients", "posthoc")
 
 _CURE = "go on from an earlier checkpoint, and lower lr or set max_grad_norm"
 _ADVICE = "check the images and embeddings for NaN, lower lr, or set max_grad_norm"
 
+#: a function that gets the times and the losses of items
+Observer = Callable[[Tensor, Tensor], None]
+
 
 def _among(names: list[str]) -> str:
-    """The names of the tensors in brackets; empty if they are not known here."""
+    """Return the names of the tensors in brackets; empty if they are not known here."""
     return f" ({first_of(names)})" if names else ""
 
 
@@ -52,69 +59,69 @@ class TrainingDiverged(RuntimeError):
 
 
 class UnetTrainer:
-    """Optimizer, learning-rate schedule, loss scaler and averages of one U-Net, and what became of its updates.
+    """Optimizer, learning-rate schedule, loss scaler and averages of one U-Net, and the counts of its updates.
 
     Args:
+        cascade: the model.
         number: 1-based number of the U-Net.
-        unet: the network.
-        settings: of its optimizer and schedule, by name; what `optimizer_of` and `scheduler_of` take.
-        stated: names of those that the caller chose; a checkpoint does not replace them.
-        scaler: of its loss.
+        processes: of the run.
+        precision: in which the network computes.
+        settings: of its optimizer and schedule, by name; what `make_optimizer` and `make_scheduler` take.
         average: moving average of its weights, or None.
+        stated: names of the settings that the caller chose; a checkpoint does not replace them.
+        widths: of post-hoc averages of its weights, or None.
         max_skipped: number of updates in a row that may be skipped.
-        batches: whose mean gradient makes one update.
-        all_true: whether something holds on all processes, called by each of them.
+
+    Attributes:
+        network: the U-Net as several processes train it; made by `wrap`.
+        whole: false while an update changes weights, moments, schedule and averages, and after it failed.
+        pending: whether gradients wait for an update, those of ``added`` complete batches among them.
+        skipped, skipped_in_a_row: numbers of updates.
     """
 
     def __init__(
         self,
+        cascade: Cascade,
         number: int,
-        unet: nn.Module,
-        *,
+        processes: Distributed,
+        precision: Precision,
         settings: Mapping[str, Any],
-        stated: Collection[str] = (),
-        scaler: torch.amp.GradScaler,
         average: Any,
+        stated: Collection[str],
+        widths: Sequence[float] | None,
         max_skipped: int,
-        batches: int = 1,
-        all_true: Callable[[bool], bool] = bool,
     ) -> None:
-        self.number, self.unet, self._all_true = number, unet, all_true
+        self.cascade, self.number, self.unet = cascade, number, cascade.unets[number - 1]
+        self.processes, self.precision = processes, precision
         self.settings, self.stated = dict(settings), frozenset(stated)
-        self.optimizer: Optimizer = optimizer_of(unet, settings)
-        self.scheduler: LambdaLR | None = scheduler_of(self.optimizer, settings)
-        self.scaler, self.average, self.max_skipped = scaler, average, max_skipped
-        self.posthoc: PowerAverages | None = None
-        self.network: nn.Module | None = None  # the network as several processes train it, made with the first loss
-        self.batches = batches
-        self.added = 0  # batches whose gradients wait for the others
-        self.pending = False
-        self.finite = True
-        self.whole = True  # false while an update changes weights, moments, schedule and averages, and after it failed
-        self.skipped = self.skipped_in_a_row = 0
+        self.optimizer: Optimizer = make_optimizer(self.unet, settings)
+        self.scheduler: LambdaLR | None = make_scheduler(self.optimizer, settings)
+        self.scaler = precision.scaler()
+        self.average, self.max_skipped = average, max_skipped
+        self.posthoc = None if widths is None else PowerAverages(self.unet, widths)
+        self.network: nn.Module | None = None
+        self.added = self.skipped = self.skipped_in_a_row = 0
+        self.pending, self.finite, self.whole = False, True, True
         self._warned = self._begun = self._warned_of_zero = False
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> UnetTrainer:
-        """A trainer of the copied network, with an optimizer of its own in the same state."""
-        new = object.__new__(UnetTrainer)
-        memo[id(self)] = new
-        anew = ("optimizer", "scheduler", "scaler", "network", "_all_true")
+        """Return a trainer of the copied network, with an optimizer of its own in the same state."""
+        new = memo[id(self)] = object.__new__(UnetTrainer)
+        anew = ("optimizer", "scheduler", "scaler", "network")
         new.__dict__ |= {name: copy.deepcopy(item, memo) for name, item in vars(self).items() if name not in anew}
-        new.network, new._all_true = None, self._all_true
-        new.optimizer = optimizer_of(new.unet, new.settings)
-        new.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
-        new.scheduler = None
-        if self.scheduler is not None:
-            new.scheduler = scheduler_of(new.optimizer, new.settings, self.scheduler.last_epoch)
-        new.scaler = type(self.scaler)(self.scaler._device, enabled=self.scaler.is_enabled())
+        new.network, new.scaler = None, new.precision.scaler()
         new.scaler.load_state_dict(self.scaler.state_dict())
+        new.optimizer = make_optimizer(new.unet, new.settings)
+        new.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
+        taken = 0 if self.scheduler is None else self.scheduler.last_epoch
+        new.scheduler = None if self.scheduler is None else make_scheduler(new.optimizer, new.settings, taken)
         for mine, theirs in zip(self.unet.parameters(), new.unet.parameters(), strict=True):
             theirs.grad = None if mine.grad is None else mine.grad.clone()
         return new
 
     @property
     def warmup(self) -> Warmup | None:
-        """The progress of the warm-up of the rate; None without one."""
+        """The progress of the warm-up of the rate; None if it has none."""
         period = self.settings["warmup_steps"]
         return None if self.scheduler is None or period is None else Warmup(self.scheduler, period)
 
@@ -131,8 +138,57 @@ class UnetTrainer:
             TypeError, ValueError: ``end`` is not a number of updates; nothing is changed.
         """
         settings = {**self.settings, "cosine_decay_max_steps": end}
-        self.scheduler, self.settings = scheduler_of(self.optimizer, settings, taken), settings
+        self.scheduler, self.settings = make_scheduler(self.optimizer, settings, taken), settings
         self.stated |= {"cosine_decay_max_steps"}
+
+    # -- steps --------------------------------------------------------------------------------------------------------
+
+    def wrap(self, compile_mode: bool | str) -> None:
+        """Prepare the network for training: compiled if asked for, and known to all processes, which call this."""
+        if self.network is None:
+            compile_once(self.unet, compile_mode)
+            self.network = self.processes.wrap(self.unet)
+
+    def loss(
+        self,
+        batch: TrainingBatch,
+        shard: BatchShard,
+        max_batch_size: int | None,
+        backward: bool,
+        observe: Observer | None = None,
+    ) -> float:
+        """Compute the loss of a batch in microbatches, and with ``backward`` add its gradient to those that wait.
+
+        Args:
+            batch: of this process.
+            shard: its place in the global batch.
+            max_batch_size: items of a microbatch, at most.
+            backward: whether to train on it.
+            observe: is called with the times and the losses of the items, a microbatch at a time.
+        """
+        network = self.network if backward else None
+        total = torch.zeros((), device=self.precision.device)
+        whole = apart_from_its_graph(batch) if backward else nullcontext(batch)
+        with self._complete_batches(), lost_connections_named(), torch.set_grad_enabled(backward), whole as independent:
+            microbatches = self.processes.microbatches(independent, max_batch_size, shard.largest)
+            for index, (part, fraction) in enumerate(microbatches, start=1):
+                with without_sync(network, last=index == len(microbatches)):
+                    with self.precision.autocast():
+                        if observe is None:
+                            loss = self.cascade.loss(part, network)
+                        else:
+                            each = self.cascade.losses(part, network)
+                            loss = each.mean()
+                            if fraction:  # one without items only keeps step with the other processes
+                                observe(part.t, each.detach())
+                        loss = loss * (shard.weight * fraction)
+                    if backward:
+                        self.backward(loss)
+                total += loss.detach()
+        value = float(total)
+        if backward:
+            self.finite &= math.isfinite(value)
+        return value
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a loss to those that wait for the next update.
@@ -148,13 +204,28 @@ class UnetTrainer:
                 f"U-Net {self.number} has nothing to train: none of its parameters requires a gradient; call "
                 "requires_grad_() on those that are to be trained"
             )
-        fate = torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+        one_or_nan = torch.where(loss.detach().isfinite(), 1.0, torch.nan)
         self._begun = True
-        self.scaler.scale(loss * (fate / self.batches)).backward()
+        self.scaler.scale(loss * (one_or_nan / self.processes.accumulated)).backward()
         self.pending = True
 
+    @contextmanager
+    def _complete_batches(self) -> Iterator[None]:
+        """Drop the gradient of a part of a batch if an error inside the block interrupts its microbatches.
+
+        Gradients of batches before it are dropped with it, because they cannot be separated.
+        """
+        self._begun = False
+        try:
+            yield
+        except BaseException:
+            if self._begun:
+                self.optimizer.zero_grad()
+                self.pending, self.finite, self.added = False, True, 0
+            raise
+
     def update(self, max_grad_norm: float | None = None) -> bool:
-        """One optimizer step from the waiting gradients, then schedule and averages; false if none was taken.
+        """Take one optimizer step from the waiting gradients, then schedule and averages; return whether it was taken.
 
         None is taken as long as batches are missing. The step is skipped, and neither schedule nor averages move, if
         the loss or any gradient is not finite.
@@ -169,7 +240,7 @@ class UnetTrainer:
                 f"unet_number={self.number}) in training mode first"
             )
         self.added += 1
-        if self.added < self.batches:
+        if self.added < self.processes.accumulated:
             return False
         self.added = 0
         self._warn_of_rate_zero()
@@ -180,7 +251,7 @@ class UnetTrainer:
         taken = self.finite and bool(torch.isfinite(norm))
         if taken:
             if max_grad_norm is not None:
-                clip_gradients(parameters, norm, max_grad_norm)
+                torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
             self.whole = False
             self.scaler.step(self.optimizer)
         finding_scale = self._follow_scale(taken)
@@ -193,27 +264,12 @@ class UnetTrainer:
             self._skip(loss_was_finite, finding_scale)
         return taken
 
-    @contextmanager
-    def whole_batches(self) -> Iterator[None]:
-        """Drop the gradient of a part of a batch if an error inside the block interrupts its pieces.
-
-        Gradients of batches before it are dropped with it, because they cannot be separated.
-        """
-        self._begun = False
-        try:
-            yield
-        except BaseException:
-            if self._begun:
-                self.optimizer.zero_grad()
-                self.pending, self.finite, self.added = False, True, 0
-            raise
-
     def _follow_scale(self, taken: bool) -> bool:
         """Adapt the loss scale; whether the step was skipped for nothing but too large a scale."""
         if not self.scaler.is_enabled():
             return False
         scale = self.scaler.get_scale()
-        overflow = not taken and self._all_true(self.finite)
+        overflow = not taken and self.processes.all_true(self.finite)
         # a loss that is not a number says nothing about the scale, which bad data would else bring down to nothing
         self.scaler.update(None if taken or overflow else scale)
         return overflow and scale > 1
@@ -247,7 +303,7 @@ class UnetTrainer:
         what = "gradient" if loss_was_finite else "loss"
         trained = {name: item.detach() for name, item in self.unet.named_parameters()}
         lost = nonfinite_tensors(trained | dict(self.moments()))
-        if not self._all_true(not lost):
+        if not self.processes.all_true(not lost):
             raise TrainingDiverged(
                 f"U-Net {self.number}: the {what} is not finite because weights or moments are not"
                 f"{_among(lost)}: no batch can mend that; {_CURE}"
@@ -268,32 +324,34 @@ class UnetTrainer:
             )
 
     def moments(self) -> Iterator[tuple[str, Tensor]]:
-        """Every moment of the optimizer with its name in a checkpoint."""
+        """Return every moment of the optimizer with its name in a checkpoint."""
         parameters = [item for group in self.optimizer.param_groups for item in group["params"]]
         for index, parameter in enumerate(parameters):
             for name, item in self.optimizer.state.get(parameter, {}).items():
                 if name != "step" and isinstance(item, Tensor):
                     yield f"optim{self.number - 1}/state/{index}/{name}", item
 
-    def state(self, with_optimizer: bool) -> dict[str, Any]:
-        """Entries of a checkpoint, by their names there."""
+    # -- state --------------------------------------------------------------------------------------------------------
+
+    def state_dict(self, with_optimizer: bool) -> dict[str, Any]:
+        """Return the entries of a checkpoint by their names there; where weights are sharded, all processes call it."""
         index = self.number - 1
         if not with_optimizer:
             return {}
-        entries = {f"scaler{index}": self.scaler.state_dict(), f"optim{index}": self.optimizer.state_dict()}
+        entries = {f"scaler{index}": self.scaler.state_dict(), f"optim{index}": optimizer_state(self.optimizer)}
         if self.pending:
             gradients = {name: item.grad for name, item in self.unet.named_parameters() if item.grad is not None}
             entries[f"gradients{index}"] = {"finite": self.finite, "values": gradients, "batches": self.added}
         if self.posthoc is not None and self.posthoc.count:
-            entries[f"posthoc{index}"] = self.posthoc.state()
+            entries[f"posthoc{index}"] = self.posthoc.state_dict()
         return entries | ({} if self.scheduler is None else {f"scheduler{index}": self.scheduler.state_dict()})
 
     def wrong_entries(self, contents: dict[str, Any]) -> list[str]:
-        """The names of those entries of a checkpoint that are something else than `state` gives, shapes aside."""
-        names = {part: f"{part}{self.number - 1}" for part in (*_ENTRIES, "posthoc")}
+        """Return the names of entries of a checkpoint that are not as `state_dict` returns them, shapes aside."""
+        names = {part: f"{part}{self.number - 1}" for part in _ENTRIES}
         found = {part: contents.get(name) for part, name in names.items()}
-        is_usual = is_adams if optimizer_in(contents) == ADAM.name else is_optimizers
-        wrong = [] if names["optim"] not in contents or is_usual(found["optim"]) else ["optim"]
+        of_adam = optimizer_in(contents) == ADAM.name
+        wrong = [] if names["optim"] not in contents or is_optimizer_state(found["optim"], of_adam) else ["optim"]
         if found["scheduler"] is not None and not is_schedule(found["scheduler"], None if wrong else found["optim"]):
             wrong.append("scheduler")
         if self.scaler.is_enabled() and found["scaler"] is not None and not is_scale(found["scaler"]):
@@ -310,7 +368,7 @@ class UnetTrainer:
         return [names[part] for part in wrong]
 
     def differences(self, contents: dict[str, Any]) -> list[str]:
-        """The entries of a checkpoint that do not fit this U-Net; none if all do or are absent."""
+        """Return the entries of a checkpoint that do not fit this U-Net; none if all do or are absent."""
         index = self.number - 1
         own = dict(self.unet.named_parameters())
         gradients = (contents.get(f"gradients{index}") or {"values": {}})["values"]
@@ -345,7 +403,7 @@ class UnetTrainer:
         if choice.name != before:
             return [f"{name} is of the optimizer {before}: give the trainer this one as optimizer=..., or another one"]
         separate = len(saved["param_groups"]) > 1
-        made = optimizer_of(self.unet, {**self.settings, "optimizer": choice}, separate=separate)
+        made = make_optimizer(self.unet, {**self.settings, "optimizer": choice}, separate=separate)
         groups = [group["params"] for group in made.param_groups]
         found = [len(group["params"]) for group in saved["param_groups"]]
         if [len(group) for group in groups] != found:
@@ -365,7 +423,7 @@ class UnetTrainer:
         ]
 
     def merged_settings(self, contents: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """The settings with which training goes on from a checkpoint, and in which of those stated it has others.
+        """Return the settings with which training goes on from a checkpoint, and lines on stated ones that differ.
 
         What the caller stated stays; everything else is as in the checkpoint, as far as it tells.
         """
@@ -379,34 +437,31 @@ class UnetTrainer:
             notes.append(f"optimizer{of}: {choice} (the checkpoint has {before}), its moments begin anew")
         return {**self.settings, **rest, "optimizer": choice}, notes
 
-    def load_state(
-        self,
-        contents: dict[str, Any],
-        taken: int,
-        load_optimizer: Callable[[Optimizer, dict[str, Any]], object] | None = None,
+    def load_state_dict(
+        self, contents: Mapping[str, Any], taken: int, load: Callable[[Mapping[str, Tensor]], object]
     ) -> list[str]:
-        """Take over settings, optimizer and scaler of a checkpoint, as far as it has them.
+        """Take over settings, optimizer, scaler, gradients and averages of a checkpoint, as far as it has them.
 
         Args:
             contents: of the checkpoint.
             taken: number of updates that the schedule is at.
-            load_optimizer: in place of ``Optimizer.load_state_dict``.
+            load: fills tensors in place, given by their names in the checkpoint; for sharded moments.
 
         Returns:
             A line for each stated setting that the checkpoint has otherwise.
         """
         index = self.number - 1
         settings, notes = self.merged_settings(contents)
-        optimizer = optimizer_of(self.unet, settings)
+        optimizer = make_optimizer(self.unet, settings)
         if f"optim{index}" in contents and settings["optimizer"].name == optimizer_in(contents):
             saved = contents[f"optim{index}"]
-            holder = optimizer_of(self.unet, settings, separate=len(saved["param_groups"]) > 1)
+            holder = make_optimizer(self.unet, settings, separate=len(saved["param_groups"]) > 1)
             # how an optimizer computes is of this trainer: only the moments are taken
             saved = {"state": saved["state"], "param_groups": holder.state_dict()["param_groups"]}
-            (load_optimizer or Optimizer.load_state_dict)(holder, saved)
+            load_optimizer_state(holder, saved, f"optim{index}", load)
             move_moments(holder, optimizer)
         self.optimizer, self.settings = optimizer, settings
-        self.scheduler = scheduler_of(optimizer, settings, taken)
+        self.scheduler = make_scheduler(optimizer, settings, taken)
         own, scale = self.scaler.state_dict(), contents.get(f"scaler{index}") or {}
         self.scaler.load_state_dict({name: scale.get(name, own[name]) for name in own})
         self._load_gradients(contents.get(f"gradients{index}"))
@@ -417,31 +472,12 @@ class UnetTrainer:
         of = f" of U-Net {self.number}"
         if self.posthoc is None:
             return [] if saved is None else [f"post-hoc averages{of} end: the checkpoint has them, posthoc_ema is off"]
-        if self.posthoc.load_state(saved) or not taken:
+        if self.posthoc.load_state_dict(saved) or not taken:
             return []
         return [f"post-hoc averages{of} begin after update {taken}: the checkpoint has none of these widths"]
 
-    def kept(self) -> Callable[[], None]:
-        """Return a function that restores the present optimizer, schedule, scaler and gradients after a load."""
-        attributes = {name: getattr(self, name) for name in _KEPT}
-        scaler, parameters = self.scaler.state_dict(), list(self.unet.parameters())
-        gradients = [item.grad for item in parameters]
-        posthoc = self.posthoc
-        averages = None if posthoc is None else (posthoc.count, posthoc.checked, posthoc.tensors)
-
-        def put_back() -> None:
-            for name, value in attributes.items():
-                setattr(self, name, value)
-            self.scaler.load_state_dict(scaler)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            if posthoc is not None and averages is not None:
-                posthoc.put_back(*averages)
-
-        return put_back
-
-    def _load_gradients(self, saved: dict[str, Any] | None) -> None:
-        """Gradients that waited for an update when the checkpoint was written wait again; any others are dropped."""
+    def _load_gradients(self, saved: Mapping[str, Any] | None) -> None:
+        """Let the gradients wait that waited when the checkpoint was written; any others are dropped."""
         self.optimizer.zero_grad()
         self.pending, self.finite = saved is not None, saved is None or saved["finite"]
         self.added = 0 if saved is None else saved.get("batches", 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor
 from ..checkpoints import nonfinite_tensors
 from ..checkpoints.contents import overflowing_tensors
 from .arguments import NUMBERS, check_number
+from .optim import PERIODS
 from .posthoc import WIDEST
-from .settings import AVERAGES, PERIODS
+from .settings import AVERAGES
 
 #: counts beyond this are not exact as floating-point numbers, in which optimizers keep theirs
 _COUNTABLE = 2**53
@@ -28,10 +29,8 @@ def is_number(value: Any, least: float = -math.inf, below: float = math.inf) -> 
 
 
 def matches(found: Any, own: Any) -> bool:
-    """Return whether a value can stand in for one's own: finite numbers for numbers, a list for a list, as many for a
-    tuple,
-    at least its names for a mapping.
-    """
+    """Return whether a value can stand in for one's own: finite numbers for numbers, a list for a list, as many items
+    for a tuple, at least its names for a mapping."""
     if own is None or isinstance(own, int | float):
         return isinstance(found, bool) or is_number(found) or (own is None and found is None)
     if isinstance(own, Mapping):
@@ -118,77 +117,57 @@ def _fits(name: str, value: Any) -> bool:
     return True
 
 
-#: the numbers of a group of parameters with the limits of Adam, and its switches
-_GROUP = {"lr": math.inf, "eps": math.inf, "weight_decay": math.inf}
-_SWITCHES = ("amsgrad", "decoupled_weight_decay")
+#: the numbers of a group of Adam's parameters, its switches, and what other optimizers may lack
+_GROUP, _SWITCHES = ("lr", "eps", "weight_decay"), ("amsgrad", "decoupled_weight_decay")
+_OPTIONAL = {"eps": 0.0, "weight_decay": 0.0, "betas": (0.0, 0.0)}
+#: moments of Adam that are sums of squares
+_SQUARES = ("exp_avg_sq", "max_exp_avg_sq")
 
 
-def _is_group(found: Any) -> bool:
-    """Return whether this is a group of Adam's parameters; options such as ``foreach`` are not checked."""
+def is_optimizer_state(found: Any, of_adam: bool) -> bool:
+    """Return whether this is a state dict of an optimizer, for whatever parameters: groups of parameters with rates,
+    and finite tensors for each parameter; of Adam with the moments that it needs."""
+    if not isinstance(found, Mapping) or not isinstance(found.get("state"), Mapping):
+        return False
+    groups = found.get("param_groups")
+    if not isinstance(groups, list | tuple) or not all(_is_group(group, of_adam) for group in groups):
+        return False
+    indices = [index for group in groups for index in group["params"]]
+    needed = ("exp_avg", *_SQUARES[: 1 + any(group.get("amsgrad") for group in groups)]) if of_adam else None
+    return indices == list(range(len(indices))) and all(
+        index in indices and _are_moments(each, needed) for index, each in found["state"].items()
+    )
+
+
+def _is_group(found: Any, of_adam: bool) -> bool:
+    """Return whether this is a group of parameters within the limits of Adam; options such as ``foreach`` pass."""
     if not isinstance(found, Mapping) or not are_counts(found.get("params")):
         return False
+    found = found if of_adam else {**_OPTIONAL, **found}
     betas = found.get("betas")
     return (
-        all(is_number(found.get(name), 0, below) for name, below in _GROUP.items())
+        all(is_number(found.get(name), 0) for name in _GROUP)
         and is_number(found.get("initial_lr", 0.0), 0)
         and isinstance(betas, list | tuple)
         and len(betas) == 2
         and all(is_number(beta, 0, 1) for beta in betas)
-        and all(isinstance(found.get(name, False), bool) for name in _SWITCHES)
+        and (not of_adam or all(isinstance(found.get(name, False), bool) for name in _SWITCHES))
     )
 
 
-def is_adams(found: Any) -> bool:
-    """Return whether this is a state dict of Adam, for whatever parameters."""
-    if not isinstance(found, Mapping) or not isinstance(found.get("state"), Mapping):
+def _are_moments(found: Any, needed: Sequence[str] | None) -> bool:
+    """Return whether these are finite tensors for one parameter; with ``needed``, those of Adam and a step count."""
+    if not isinstance(found, Mapping):
         return False
-    groups, moments = found.get("param_groups"), found["state"]
-    if not isinstance(groups, list | tuple) or not all(map(_is_group, groups)):
-        return False
-    indices = [index for group in groups for index in group["params"]]
-    return indices == list(range(len(indices))) and all(
-        index in indices and _are_moments(items, any(group.get("amsgrad") for group in groups))
-        for index, items in moments.items()
-    )
-
-
-def is_optimizers(found: Any) -> bool:
-    """Return whether this is a state dict of some optimizer: groups of parameters with rates, and finite tensors."""
-    if not isinstance(found, Mapping) or not isinstance(found.get("state"), Mapping):
-        return False
-    groups = found.get("param_groups")
-    if not isinstance(groups, list | tuple) or not all(map(_has_rates, groups)):
-        return False
-    indices = [index for group in groups for index in group["params"]]
-    moments = [item for each in found["state"].values() if isinstance(each, Mapping) for item in each.values()]
-    tensors = [item for item in moments if isinstance(item, Tensor) and item.is_floating_point()]
-    return (
-        indices == list(range(len(indices)))
-        and all(index in indices and isinstance(each, Mapping) for index, each in found["state"].items())
-        and all(item.is_meta or _is_finite(item) for item in tensors)
-    )
-
-
-def _has_rates(found: Any) -> bool:
-    """Return whether this is a group of parameters; numbers that are known from Adam have its limits."""
-    if not isinstance(found, Mapping) or not are_counts(found.get("params")):
-        return False
-    usual = {"eps": 0.0, "weight_decay": 0.0, "betas": (0.0, 0.0)}
-    known = {name: found[name] for name in found if name in (*usual, "lr", "initial_lr", "params")}
-    return _is_group({**usual, **known})
-
-
-def _are_moments(found: Any, amsgrad: bool) -> bool:
-    """Return whether these are the moments of one parameter: finite, second ones not negative, and its number of
-    steps."""
-    squares = ("exp_avg_sq", "max_exp_avg_sq")
-    names = {"exp_avg", "exp_avg_sq"} | ({"max_exp_avg_sq"} if amsgrad else set())
-    if not isinstance(found, Mapping) or not names | {"step"} <= found.keys() or not _is_step(found["step"]):
+    if needed is None:
+        tensors = [item for item in found.values() if isinstance(item, Tensor) and item.is_floating_point()]
+        return all(item.is_meta or _is_finite(item) for item in tensors)
+    if not {*needed, "step"} <= found.keys() or not _is_step(found["step"]):
         return False
     return all(
         isinstance(item, Tensor)
         and item.is_floating_point()
-        and (item.is_meta or (_is_finite(item) and not (name in squares and bool((item < 0).any()))))
+        and (item.is_meta or (_is_finite(item) and not (name in _SQUARES and bool((item < 0).any()))))
         for name, item in found.items()
         if name != "step"
     )
@@ -244,8 +223,8 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def unusable_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """The names of tensors that cannot take the place of those of the same name: whole or complex numbers for
-    real ones, or values that are not finite in the wanted precision, or too large to be multiplied.
+    """Return the names of tensors that cannot take the place of those of the same name: whole or complex numbers
+    for real ones, values that are not finite in the wanted precision, or too large to be multiplied.
     """
     common = {name: item for name, item in found.items() if name in wanted}
     other = [name for name, item in common.items() if not _is_usable(item, wanted[name])]
@@ -253,7 +232,7 @@ def unusable_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) 
 
 
 def ruined_tensors(weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> list[str]:
-    """The names of tensors from which no training can go on: not finite, or weights too large to be multiplied.
+    """Return the names of tensors from which no training can go on: not finite, or too large to be multiplied.
 
     Args:
         weights: also averages; beyond 1e19 their squares are no numbers any more.
@@ -273,7 +252,7 @@ def _is_usable(item: Tensor, wanted: Tensor) -> bool:
 
 
 def wrong_entries(contents: Mapping[str, Any], only_model: bool) -> list[str]:
-    """The names of a checkpoint's entries that are something else than a trainer writes, or missing.
+    """Return the names of a checkpoint's entries that are something else than a trainer writes, or missing.
 
     Args:
         contents: of the checkpoint.

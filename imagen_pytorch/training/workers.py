@@ -60,7 +60,7 @@ def is_lost_worker(error: BaseException) -> bool:
 
 
 def like(loader: DataLoader, **changes: Any) -> DataLoader:
-    """A new loader of the same items in the same order.
+    """Return a new loader of the same items in the same order.
 
     Args:
         loader: to be followed.
@@ -148,7 +148,7 @@ class Staff:
         self._seconds: deque[float] = deque(maxlen=4 * MEASURED)
 
     def opened(self, loader: Any) -> Iterator[Any]:
-        """A pass over a loader, read by as many processes as seems best."""
+        """Begin a pass over a loader, read by as many processes as seems best."""
         self.hired = self.chooses and self.slow and unread(loader)
         with without_child_signals():
             if self.hired:

@@ -49,7 +49,7 @@ def checkpoint(place: Path, steps: int) -> Path:
     made.add_train_dataset(items(4), batch_size=2)
     for _ in range(2):
         made.train_step()
-    contents = made._contents(None, True, {})
+    contents = made.state.state_dict()
     contents["steps"] = torch.tensor([steps])
     from imagen_pytorch.checkpoints import write_checkpoint
 

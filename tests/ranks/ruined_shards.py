@@ -39,7 +39,7 @@ def main() -> None:
         assert "untouched: the weights are not finite" in str(error)
     else:
         raise AssertionError("weights that are not finite were written")
-    made._refuse_ruined = lambda path: None  # as versions did that did not look
+    made.checkpoints._refuse_ruined = lambda path: None  # as versions did that did not look
     made.steps[0] = 3
     made.save_to_checkpoint_folder()
     if made.is_main:

@@ -24,17 +24,15 @@ from imagen_pytorch import Imagen, Unet3D
 from imagen_pytorch.checkpoints.contents import local_part
 from imagen_pytorch.checkpoints.sharded import ShardedCheckpoint, write_sharded
 from imagen_pytorch.training.ema import make_average
-from imagen_pytorch.training.optim import make_optimizer
-from imagen_pytorch.training.sharding import (
-    clip_gradients,
+from imagen_pytorch.training.fsdp import (
     gathered,
     gradient_norm,
-    load_optimizer_tensors,
-    local_gradients,
+    load_optimizer_state,
     module_tensors,
-    optimizer_tensors,
+    optimizer_state,
     shard,
 )
+from imagen_pytorch.training.optim import make_optimizer
 
 FOLDER, CHOICES = sys.argv[1], set(sys.argv[2:])
 PIECES = 2 if "pieces" in CHOICES else 1
@@ -72,7 +70,7 @@ class Training:
         if self.sharded:
             dist.all_reduce(total)
         norm = gradient_norm(self.unet.parameters())
-        clip_gradients(self.unet.parameters(), norm, 0.2)
+        torch.nn.utils.clip_grads_with_norm_(self.unet.parameters(), 0.2, norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.average.update()
@@ -86,7 +84,11 @@ class Training:
         ]
 
     def tensors(self) -> tuple[dict[str, Tensor], dict]:
-        moments, rest = optimizer_tensors(self.optimizer, "optim0")
+        state = optimizer_state(self.optimizer)
+        moments, rest = {}, {"state": {}, "param_groups": state["param_groups"]}
+        for index, entries in state["state"].items():
+            moments |= {f"optim0/state/{index}/{key}": item for key, item in entries.items() if key != "step"}
+            rest["state"][index] = {"step": entries["step"]}
         named = {"model/": module_tensors(self.unet), "ema/0.": module_tensors(self.average)}
         return {**{head + name: item for head, part in named.items() for name, item in part.items()}, **moments}, rest
 
@@ -112,7 +114,8 @@ def begun(mesh: object = None) -> Training:
         shard(unet, mesh)
         shard(average.ema_model, mesh)
     # a large epsilon: rounding is not blown up to whole steps where the gradient is zero
-    return Training(model, average, make_optimizer(unet, lr=1e-3, eps=1e-3, betas=(0.9, 0.99)), mesh is not None)
+    settings = {"lr": 1e-3, "eps": 1e-3, "beta1": 0.9, "beta2": 0.99, "group_wd_params": True}
+    return Training(model, average, make_optimizer(unet, settings), mesh is not None)
 
 
 def compare(sharded: Training, alone: Training | None) -> None:
@@ -146,14 +149,17 @@ def check_nan(training: Training) -> None:
     norm = gradient_norm(parameters)
     assert abs(float(norm) ** 2 / sum(item.numel() for item in parameters) - 1) < 1e-4
     if dist.get_rank() == 1:
-        next(item for item in local_gradients(parameters) if item.numel())[0] = torch.nan
+        local = (local_part(item.grad)[0] for item in parameters)
+        with torch.no_grad():
+            next(item for item in local if item.numel()).view(-1)[0] = torch.nan
     assert not torch.isfinite(gradient_norm(parameters))
     training.optimizer.zero_grad()
 
 
 def compare_resumed(sharded: Training, resumed: Training, saved: ShardedCheckpoint) -> None:
     """A new run goes on from a checkpoint, bit by bit as the old one does."""
-    targets = load_optimizer_tensors(resumed.optimizer, saved.plain()["optim0"], "optim0", saved.shapes)
+    targets: dict[str, Tensor] = {}
+    load_optimizer_state(resumed.optimizer, saved.described()["optim0"], "optim0", targets.update)
     targets |= {f"model/{name}": item for name, item in resumed.unet.state_dict().items()}
     targets |= {f"ema/0.{name}": item for name, item in resumed.average.state_dict().items()}
     assert targets.keys() == saved.shapes.keys()

@@ -1,17 +1,17 @@
-"""The trainer's checkpoints: single files, and a folder of them."""
+"""The checkpoints of a training: single files, and a folder of them."""
 
 from __future__ import annotations
 
+import copy
 import os
 import shlex
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from ..cascade.limits import check_unet_number
 from ..checkpoints import (
     BackgroundWriter,
     CheckpointError,
@@ -26,58 +26,70 @@ from ..checkpoints.paths import is_sharded
 from ..checkpoints.sharded import ShardedCheckpoint, write_sharded
 from ..checkpoints.store import read_finite
 from ..io.files import kind_of, locate
-from ..version import __version__
-from ..wording import excerpt, first_of
-from .distributed import Distributed
-from .identity import facts_of_checkpoint
-from .resuming import run_put_back_on_error, settings_of, take_over_settings
-from .rng import TrainingRandomness
-from .sharded_state import described, split_shared
+from ..wording import first_of
+from .fsdp import gathered, split_shared
 from .snapshots import Snapshots
-from .state import TrainingState
-from .unet_trainer import UnetTrainer
-
-#: characters of a version, and of a note, at most: both quote the file
-_SHORT, _LONG = 40, 2000
-#: entries of a checkpoint that are the trainer's own
-_RESERVED = ("model", "ema", "steps", "version", "state", "imagen_type", "imagen_params")
-_PER_UNET = ("optim", "scaler", "scheduler", "gradients", "posthoc")
+from .state import CheckpointRuined, TrainingState
 
 
-class CheckpointRuined(CheckpointError):
-    """A checkpoint whose weights are not finite, known after they were read."""
+class Checkpointing:
+    """Saves and loads the state of a training, on demand and when it is due.
 
+    Args:
+        state: what is saved.
+        say: prints a line on the main process.
+        snapshots: of the post-hoc averages, or None.
+        checkpoint_path, checkpoint_every: a folder for checkpoints and their period; both or neither.
+        max_checkpoints_keep: number of newest checkpoints to keep there; 0 or less keeps all.
+        checkpoint_fs, fs_kwargs: a ready fsspec filesystem, or arguments for making it.
+        save_in_background: write periodic checkpoints while training goes on.
+        on_save_error: "stop" or "warn".
 
-class TrainerCheckpoints:
-    """The part of `ImagenTrainer` that saves and loads."""
+    Attributes:
+        store: the folder, or None.
+    """
 
-    unet_trainers: tuple[UnetTrainer, ...]
-    steps: Tensor
-    processes: Distributed
-    randomness: TrainingRandomness
-    state: TrainingState
-    checkpoint_every: int | None
-    max_checkpoints_keep: int
-    save_in_background: bool
-    on_save_error: str
-    resume_notes: list[str]
-    snapshots: Snapshots | None
-    _fs: Any
-    _fs_kwargs: Mapping[str, Any] | None
-    _writer: BackgroundWriter
-
-    def _init_checkpoints(self, folder: str | Path | None, every: int | None) -> None:
-        if (folder is None) != (every is None):
+    def __init__(
+        self,
+        state: TrainingState,
+        say: Callable[[str], None],
+        snapshots: Snapshots | None = None,
+        *,
+        checkpoint_path: str | Path | None = None,
+        checkpoint_every: int | None = None,
+        max_checkpoints_keep: int = 20,
+        checkpoint_fs: Any = None,
+        fs_kwargs: Mapping[str, Any] | None = None,
+        save_in_background: bool = True,
+        on_save_error: str = "stop",
+    ) -> None:
+        if (checkpoint_path is None) != (checkpoint_every is None):
             raise ValueError("checkpoint_path and checkpoint_every belong together: give both or neither")
-        self.checkpoint_path, self.checkpoint_every = folder, every
-        self.store = None
+        self.state, self.processes, self.say = state, state.processes, say
+        self.checkpoint_path, self.checkpoint_every = checkpoint_path, checkpoint_every
+        self.max_checkpoints_keep, self.snapshots = max_checkpoints_keep, snapshots
+        self.save_in_background, self.on_save_error = save_in_background, on_save_error
+        self._fs, self._fs_kwargs = checkpoint_fs, fs_kwargs
         self._writer = BackgroundWriter()
-        if folder is not None:
-            self.store = CheckpointStore(folder, self.max_checkpoints_keep, self._fs, self._fs_kwargs)
+        self.store: CheckpointStore | None = None
+        if checkpoint_path is not None:
+            self.store = CheckpointStore(checkpoint_path, max_checkpoints_keep, checkpoint_fs, fs_kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Checkpointing:
+        """Return one for the copy of the state, without a folder: only one trainer saves into it."""
+        return Checkpointing(
+            copy.deepcopy(self.state, memo),
+            copy.deepcopy(self.say, memo),
+            max_checkpoints_keep=self.max_checkpoints_keep,
+            checkpoint_fs=self._fs,
+            fs_kwargs=self._fs_kwargs,
+            save_in_background=self.save_in_background,
+            on_save_error=self.on_save_error,
+        )
 
     @property
     def can_checkpoint(self) -> bool:
-        """Return whether the trainer has a folder for checkpoints."""
+        """Return whether there is a folder for checkpoints."""
         return self.store is not None
 
     @property
@@ -86,29 +98,6 @@ class TrainerCheckpoints:
         return self._fs if self.store is None else self.store.fs
 
     # -- files --------------------------------------------------------------------------------------------------------
-
-    def _contents(
-        self, numbers: Sequence[int] | None, with_optimizer: bool, extra: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        for name in extra:
-            if name in _RESERVED or name.rstrip("0123456789") in _PER_UNET:
-                raise ValueError(f'the entry "{name}" of a checkpoint is the trainer\'s own; choose another name')
-        run = {
-            "randomness": self.randomness.state(),
-            "skipped_steps": [unet_trainer.skipped for unet_trainer in self.unet_trainers],
-            "skipped_in_a_row": [unet_trainer.skipped_in_a_row for unet_trainer in self.unet_trainers],
-            "processes": self.processes.count,
-            "settings": settings_of(self),
-            **self._data_state(),
-            **({} if numbers is None else {"unet_numbers": list(numbers)}),
-        }
-        every = range(1, len(self.unet_trainers) + 1)
-        return {
-            "version": __version__,
-            "state": run,
-            **self.state.gather(every if numbers is None else numbers, with_optimizer),
-            **extra,
-        }
 
     def save(
         self,
@@ -123,10 +112,10 @@ class TrainerCheckpoints:
         """Write one file with everything that training needs to go on. It appears whole or not at all.
 
         On several processes the main one writes and the others do nothing; it may also be called by the main one alone,
-        but not where the weights are shared out: there all of them call it.
+        but not where the weights are sharded: there all of them call it.
 
         Args:
-            path: a local path or any fsspec URL; folders are made. Where the weights are shared out, a path without a
+            path: a local path or any fsspec URL; folders are made. Where the weights are sharded, a path without a
                 suffix becomes a folder that all processes write together, and any number of them can read.
             overwrite: whether an existing file may be replaced.
             without_optim_and_sched: leave out optimizers and schedules; the file is then for sampling.
@@ -142,13 +131,13 @@ class TrainerCheckpoints:
             TypeError: an entry that is not plain.
             CheckpointNotWritten: the file exists and must not be replaced, or it cannot be written.
         """
-        numbers = None if unet_number is None else [self.validate_unet_number(unet_number)]
+        numbers = None if unet_number is None else [check_unet_number(unet_number, len(self.state.unet_trainers))]
         if background and self.writes_folder(path):
             raise ValueError(
                 f"background=True is not for {path}: all processes write this folder together and at once; give the "
                 "path a suffix such as .pt, or pass background=False"
             )
-        contents = self._contents(numbers, not without_optim_and_sched, extra)
+        contents = self.state.state_dict(numbers, not without_optim_and_sched, extra)
         with self._save_errors():
             self._refuse_ruined(path)
             if self.writes_folder(path):
@@ -157,12 +146,12 @@ class TrainerCheckpoints:
                 kept = {"overwrite": overwrite, "keep_previous": keep_previous}
                 write_sharded(fs, place, *split_shared(contents), **kept)
             else:
-                contents = self.state.whole(contents, keep=self.processes.is_main)
+                contents = gathered(contents, keep=self.processes.is_main)
                 target = (path, self._fs, self._fs_kwargs, overwrite, keep_previous)
                 if self.processes.is_main:
                     self._write(contents, lambda held: write_checkpoint(held, *target), background)
             done = "is being written" if background else "saved"
-            self.print(
+            self.say(
                 f"checkpoint {done} to {path}: trainer.load({str(path)!r}) goes on from it, "
                 f'imagen sample --model {shlex.quote(str(path))} "..." draws with it'
             )
@@ -173,7 +162,7 @@ class TrainerCheckpoints:
         return self.processes.sharded and not os.path.splitext(str(path))[1]
 
     def _refuse_ruined(self, path: str | Path) -> None:
-        """See that the state is worth writing; where the weights are shared out, all processes call this.
+        """See that the state is worth writing; where the weights are sharded, all processes call this.
 
         Raises:
             CheckpointNotWritten: weights, averages or moments are not finite.
@@ -205,7 +194,7 @@ class TrainerCheckpoints:
         except CheckpointNotWritten as error:
             if self.on_save_error == "stop":
                 raise
-            warnings.warn(f"{error}; training goes on, as on_save_error says", stacklevel=4)
+            warnings.warn(f"{error}; training goes on, as on_save_error says", stacklevel=5)
 
     def wait_for_saves(self) -> None:
         """Wait until no checkpoint is being written in the background.
@@ -241,14 +230,12 @@ class TrainerCheckpoints:
             CheckpointError: it is damaged, or holds more than tensors and plain containers.
             CheckpointMismatch: it belongs to another model, and ``strict``.
         """
-        if noop_if_not_exist:
-            fs, place = locate(path, self._fs, self._fs_kwargs)
-            if self.processes.on_main(lambda: kind_of(fs, place)) is None:
-                return None
         fs, place = locate(path, self._fs, self._fs_kwargs)
+        if noop_if_not_exist and self.processes.on_main(lambda: kind_of(fs, place)) is None:
+            return None
         if self.processes.sharded and is_sharded(fs, place):
             source = ShardedCheckpoint(fs, place)
-            contents = described(source)
+            contents = source.described()
             self.take_over(contents, path, only_model, strict, source)
             return contents
         contents = read_checkpoint(path, self._fs, self._fs_kwargs)
@@ -263,51 +250,10 @@ class TrainerCheckpoints:
         strict: bool = True,
         source: ShardedCheckpoint | None = None,
     ) -> None:
-        """Go on from the contents of a checkpoint, as `load` does.
-
-        Args:
-            contents: as `read_checkpoint` gives them.
-            path: where they were read, for messages.
-            only_model, strict: as for `load`.
-            source: the folder of shards that they describe.
-
-        Raises:
-            CheckpointError: as `load`.
-        """
-        if self.processes.count > 1:
-            advice = "put the same file where each of them reads it"
-            self.processes.check_same(f"the checkpoint {path}", facts_of_checkpoint(contents), advice)
-        left, notes = self.state.check(contents, only_model, strict, path)
-        notes += [f"loaded what fits; left out: {each}" for each in left]
-        if contents.get("version", __version__) != __version__:
-            found = excerpt(contents["version"], _SHORT)
-            notes.append(f"the checkpoint is of version {found}, this is version {__version__}")
-        with self.state.put_back_on_error(), run_put_back_on_error(self):
-            self.resume_notes = notes + self.state.restore(contents, only_model, source)
-            if not only_model:
-                self._take_over_run(contents.get("state", {}))
-            if source is not None and not self.processes.all_true(not (names := self.state.ruined())):
-                where = f" in {names[0]}" if names else ""
-                raise CheckpointRuined(f"{path}: it holds weights that are not finite{where}; nothing was loaded")
-        self.resume_notes = [excerpt(note, _LONG) for note in self.resume_notes]
-        for note in self.resume_notes:
-            self.print(note)
-
-    def _take_over_run(self, run: Mapping[str, Any]) -> None:
-        """Restore the state of the run beside weights and optimizers."""
-        self.resume_notes += take_over_settings(self, run.get("settings", {}))
-        self.randomness.load_state(run.get("randomness", {}))
-        self._load_data_state(run)
-        before = run.get("processes", self.processes.count)
-        if before != self.processes.count:
-            self.resume_notes.append(
-                f"the checkpoint is of a run on {before} processes, this is one on {self.processes.count}: batches and "
-                "random draws are those of the whole batch and stay the same"
-            )
-        for unet_trainer, skipped in zip(self.unet_trainers, run.get("skipped_steps", ()), strict=False):
-            unet_trainer.skipped = skipped
-        for unet_trainer, skipped in zip(self.unet_trainers, run.get("skipped_in_a_row", ()), strict=False):
-            unet_trainer.skipped_in_a_row = skipped
+        """Go on from the contents of a checkpoint. Arguments and errors as `TrainingState.load_state_dict`."""
+        self.state.load_state_dict(contents, path, only_model, strict, source)
+        for note in self.state.notes:
+            self.say(note)
 
     # -- the folder ---------------------------------------------------------------------------------------------------
 
@@ -338,24 +284,21 @@ class TrainerCheckpoints:
             CheckpointNotWritten: it cannot be written; no older one was removed.
             CheckpointLocked: another run saves into this folder.
         """
-        folder, steps = self._folder(), int(self.steps.sum())
+        folder, steps = self._folder(), int(self.state.steps.sum())
         path = folder.folder_path(steps) if self.processes.sharded else folder.path(steps)
         with self._save_errors():
             self._refuse_ruined(path)
             if self.processes.sharded:
-                self._write_shards(folder, path)
+                self.processes.on_main(folder.lock)
+                tensors, rest = split_shared(self.state.state_dict())
+                self.processes.on_main(lambda: folder.make_way(path))
+                write_sharded(folder.fs, path, tensors, rest)
+                if self.processes.is_main:
+                    folder.wrote(path)
             elif self.processes.is_main:
                 folder.lock()
-                self._write(self._contents(None, True, {}), lambda held: folder.write(steps, held), background)
+                self._write(self.state.state_dict(), lambda held: folder.write(steps, held), background)
         return path
-
-    def _write_shards(self, folder: CheckpointStore, path: str) -> None:
-        self.processes.on_main(folder.lock)
-        tensors, rest = split_shared(self._contents(None, True, {}))
-        self.processes.on_main(lambda: folder.make_way(path))
-        write_sharded(folder.fs, path, tensors, rest)
-        if self.processes.is_main:
-            folder.wrote(path)
 
     def load_from_checkpoint_folder(self, last_total_steps: int = -1) -> str | None:
         """Go on from the newest checkpoint in the folder that is whole, or from the one of this total number of steps.
@@ -368,63 +311,52 @@ class TrainerCheckpoints:
             CheckpointError: none is readable.
             CheckpointMismatch: it belongs to another model.
         """
-        folder = self._folder()
-        if self.processes.sharded:
-            return self._load_shards(folder, last_total_steps)
-        contents: dict[str, Any] = {}
-
-        def newest() -> str | None:
-            found = folder.read(last_total_steps, read_finite)
-            contents.update(found[1] if found is not None else {})
-            return None if found is None else found[0]
-
-        path = self.processes.on_main(newest)
-        if path is None:
-            return None
-        contents = contents or read_checkpoint(path, folder.fs)
-        self.take_over(contents, path, only_model=False, strict=True)
-        self.print(f"going on from {os.path.basename(path)}")
-        return path
-
-    def _load_shards(self, folder: CheckpointStore, steps: int) -> str | None:
-        """The main process finds the newest checkpoint whose checksums are right; each one reads its part of it."""
+        folder, sharded = self._folder(), self.processes.sharded
         ruined: dict[str, CheckpointError] = {}
+        held: dict[str, Any] = {}
 
-        def verify(path: str, fs: Any) -> None:
+        def read(path: str, fs: Any) -> Any:
             if path in ruined:
                 raise ruined[path]
-            verify_checkpoint(path, fs)
+            return verify_checkpoint(path, fs) if sharded else read_finite(path, fs)
 
-        while (found := self.processes.on_main(lambda: folder.read(steps, verify))) is not None:
+        def newest() -> str | None:  # called by the main process only
+            path, held["contents"] = folder.read(last_total_steps, read) or (None, None)
+            return path
+
+        while (path := self.processes.on_main(newest)) is not None:
             try:
-                self.load(found[0])
-            except CheckpointRuined as error:
-                if steps >= 0:
+                if sharded:
+                    self.load(path)
+                else:
+                    self.take_over(held.get("contents") or read_checkpoint(path, folder.fs), path)
+            except CheckpointRuined as error:  # only of shards, of which each process has read its own
+                if last_total_steps >= 0:
                     raise
-                ruined[found[0]] = error
+                ruined[path] = error
                 continue
-            self.print(f"going on from {os.path.basename(found[0])}")
-            return found[0]
+            self.say(f"going on from {os.path.basename(path)}")
+            return path
         return None
 
-    def _claim_folder(self) -> None:
-        """See, before anything is trained, that no other run saves into the folder."""
-        if self.store is None:
-            return
-        self.processes.on_main(self.store.lock)
+    def lock(self) -> None:
+        """Lock the folder before anything is trained.
 
-    def _snapshot_if_due(self, number: int) -> None:
-        """Write a snapshot of the post-hoc averages of a U-Net if it is time for one."""
-        averages, snapshots = self.unet_trainers[number - 1].posthoc, self.snapshots
-        if snapshots is None or averages is None or not snapshots.is_due(averages):
-            return
-        if self.processes.is_main:
-            contents, checked = snapshots.contents(averages), averages.checked
-            self._write(contents, lambda held: snapshots.write(number, held, checked), self.save_in_background)
-        averages.checked = averages.count
+        Raises:
+            CheckpointLocked: another run saves into it.
+        """
+        if self.store is not None:
+            self.processes.on_main(self.store.lock)
 
-    def _save_if_due(self) -> None:
+    def after_update(self, number: int) -> None:
+        """Write what is due after an update of a U-Net: a snapshot of its post-hoc averages, a checkpoint."""
+        averages, snapshots = self.state.unet_trainers[number - 1].posthoc, self.snapshots
+        if snapshots is not None and averages is not None and snapshots.is_due(averages):
+            if self.processes.is_main:
+                contents, checked = snapshots.contents(averages), averages.checked
+                self._write(contents, lambda held: snapshots.write(number, held, checked), self.save_in_background)
+            averages.checked = averages.count
         if self._writer.failed():
             self.wait_for_saves()
-        if self.store is not None and int(self.steps.sum()) % self.checkpoint_every == 0:
+        if self.store is not None and int(self.state.steps.sum()) % self.checkpoint_every == 0:
             self.save_to_checkpoint_folder(background=self.save_in_background)

@@ -1,4 +1,4 @@
-"""A network whose weights, gradients, averages and optimizer moments are shared out among processes (torch's FSDP2;
+"""Networks whose weights, gradients, averages and optimizer moments are sharded over ranks (torch's FSDP2;
 Zhao et al. 2023, arXiv 2304.11277).
 
 The order is: make the average (`make_average` copies the network), `shard` the network and the copy alike, then make
@@ -13,13 +13,15 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..checkpoints.contents import local_part
+from ..cascade.cascade import Cascade
+from ..checkpoints.contents import local_part, map_tensors
 from ..nn.blocks import ContextAttention
+from .distributed import Distributed
+from .precision import Precision
 
 #: methods of a network, beside its forward pass, that use its weights
 _ENTRANCES = ("condition", "forward_with_cond_scale")
@@ -28,6 +30,24 @@ _SCALAR = "stands_for_a_scalar"
 
 
 # -- networks -------------------------------------------------------------------------------------------------------
+
+
+def shard_model(cascade: Cascade, averages: nn.ModuleList | None, processes: Distributed, precision: Precision) -> None:
+    """Shard every U-Net and its average; before the optimizers are made.
+
+    Raises:
+        ValueError: fp16, whose loss scaling is not made for shards.
+        ImportError: this torch cannot.
+    """
+    if precision.name == "fp16":
+        raise ValueError('strategy fsdp2 does not go with precision "fp16"; take "bf16" or "no"')
+    mesh = processes.mesh()
+    for index, unet in enumerate(cascade.unets):
+        if next(unet.parameters(), None) is None:
+            continue
+        shard(unet, mesh)
+        if averages is not None:
+            shard(averages[index].ema_model, mesh)
 
 
 def shard(unet: nn.Module, mesh: Any) -> None:
@@ -71,7 +91,7 @@ def shard(unet: nn.Module, mesh: Any) -> None:
 
 @contextmanager
 def _without_exchange(unet: Any) -> Iterator[None]:
-    """Gradients of backward passes in the block stay, whole, in the process, and are exchanged with the next one."""
+    """Keep complete gradients of backward passes in the process; they are exchanged with those of the next one."""
     unet.set_requires_gradient_sync(False)
     try:
         yield
@@ -101,7 +121,7 @@ def is_shared(tensor: Tensor) -> bool:
 
 
 def _give_scalars_an_axis(unet: nn.Module) -> None:
-    """Single numbers as vectors of one: there is nothing else to share out. They broadcast alike."""
+    """Make single numbers vectors of one, which can be sharded. They broadcast alike."""
     for part in unet.modules():
         for name, item in list(part.named_parameters(recurse=False)):
             if item.ndim == 0:
@@ -109,7 +129,7 @@ def _give_scalars_an_axis(unet: nn.Module) -> None:
 
 
 def _own_memory(_: nn.Module, __: Any, answer: Tensor) -> Tensor:
-    """The answer, copied if it is a view: FSDP hangs its hooks on it."""
+    """Return the answer, copied if it is a view: FSDP hangs its hooks on it."""
     return answer if answer._base is None else answer.clone()
 
 
@@ -149,125 +169,34 @@ def _open_entrances(unet: nn.Module, as_forward: Callable[..., None]) -> None:
 # -- gradients ------------------------------------------------------------------------------------------------------
 
 
-def local_gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """The gradients that this process holds; changes in place change them."""
-    with torch.no_grad():
-        return [local_part(item.grad)[0] for item in parameters if item.grad is not None]
-
-
-def _groups(parameters: Iterable[nn.Parameter]) -> list[Any]:
-    """The process groups over which the rows of parameters are shared out; none of one process."""
-    for item in parameters:
-        if is_shared(item):
-            axes = enumerate(item.placements)
-            return [item.device_mesh.get_group(axis) for axis, placement in axes if placement.is_shard()]
-    return []
-
-
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
-    """Euclidean norm of all gradients together, the same number on every process; not finite if any of them is not.
+    """Return the Euclidean norm of all gradients together, the same number on every process.
 
-    One collective, whatever the number of parameters; for parameters that are not shared out none.
+    It is not finite if any of them is not. One collective for all sharded gradients, whatever their number; none for
+    ordinary ones.
     """
-    parameters = [item for item in parameters if item.grad is not None]
-    found = local_gradients(parameters)
-    if not found:
-        return torch.zeros(())
-    norm, groups = torch.nn.utils.get_total_norm(found), _groups(parameters)
-    if not groups:
-        return norm
-    squared = norm.double().square()
-    for group in groups:
-        dist.all_reduce(squared, group=group)
-    return squared.sqrt().to(norm)
+    norm = torch.nn.utils.get_total_norm([item.grad for item in parameters if item.grad is not None])
+    return norm.full_tensor() if is_shared(norm) else norm
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], norm: Float[Tensor, ""], max_norm: float) -> None:
-    """Scale all gradients, whose joint norm is known, down to ``max_norm`` (Pascanu et al. 2012, arXiv 1211.5063)."""
-    found = local_gradients(parameters)
-    if found:
-        torch._foreach_mul_(found, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
+# -- state ----------------------------------------------------------------------------------------------------------
 
 
-# -- tensors by name ------------------------------------------------------------------------------------------------
+def as_saved(tensor: Tensor, like: Tensor | None = None) -> Tensor:
+    """Return a tensor as it is saved: a number that sharding made a vector is a number again. All processes call it.
+
+    Args:
+        tensor: of a state dict.
+        like: the parameter that it belongs to, if it is a moment.
+    """
+    with torch.no_grad():
+        is_scalar = hasattr(tensor if like is None else like, _SCALAR)
+        return tensor.full_tensor().reshape(()) if is_scalar else tensor.detach()
 
 
 def module_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The tensors of ``module.state_dict()`` as they are saved: single numbers are numbers again.
-
-    All processes call it.
-    """
-    return {name: _as_saved(item) for name, item in module.state_dict(keep_vars=True).items()}
-
-
-def _as_saved(tensor: Tensor, like: Tensor | None = None) -> Tensor:
-    with torch.no_grad():
-        whole = hasattr(tensor if like is None else like, _SCALAR)
-        return tensor.full_tensor().reshape(()) if whole else tensor.detach()
-
-
-def optimizer_tensors(optimizer: Optimizer, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state for a sharded checkpoint: its moments, and the rest; all processes call it.
-
-    Args:
-        optimizer: of parameters that are shared out or not.
-        prefix: its entry in the checkpoint, "optim0".
-
-    Returns:
-        Moments called ``optim0/state/<index of the parameter>/exp_avg``, with the indices of ``state_dict()``; and
-        ``{"state": {index: {"step": ...}}, "param_groups": [...]}``. Both together are a state dict.
-    """
-    packed, parameters = optimizer.state_dict(), _parameters(optimizer)
-    tensors: dict[str, Tensor] = {}
-    rest: dict[int, dict[str, Any]] = {}
-    for index, entries in packed["state"].items():
-        rest[index] = {}
-        for key, value in entries.items():
-            if _is_moment(key, value):
-                tensors[f"{prefix}/state/{index}/{key}"] = _as_saved(value, parameters[index])
-            else:
-                rest[index][key] = value
-    return tensors, {"state": rest, "param_groups": packed["param_groups"]}
-
-
-def load_optimizer_tensors(
-    optimizer: Optimizer, saved: Mapping[str, Any], prefix: str, names: Iterable[str] = ()
-) -> dict[str, Tensor]:
-    """Take over the rest of an optimizer's state, and make its moments, zero, to be filled by their names.
-
-    Fill what is returned with `load_sharded` or `fill`. Hyperparameters are the saved ones afterwards.
-
-    Args:
-        saved: the second part of what `optimizer_tensors` gave, or a whole state dict.
-        prefix: as there.
-        names: names of tensors in the checkpoint; those of moments are picked.
-
-    Raises:
-        ValueError: parameter groups of other sizes.
-    """
-    parameters = _parameters(optimizer)
-    keys: dict[int, list[str]] = {index: [] for index in saved["state"]}
-    for index, entries in saved["state"].items():
-        keys[index] += [key for key, value in entries.items() if _is_moment(key, value)]
-    for name in names:
-        if name.startswith(f"{prefix}/state/"):
-            index, key = name.split("/")[-2:]
-            keys.setdefault(int(index), []).append(key)
-    if any(not 0 <= index < len(parameters) for index in keys):
-        raise ValueError(f"{prefix} has moments of parameter {max(keys)}, the network has {len(parameters)}")
-    state = {
-        index: {
-            **{key: value for key, value in saved["state"].get(index, {}).items() if not _is_moment(key, value)},
-            **{key: torch.zeros_like(parameters[index], requires_grad=False) for key in found},
-        }
-        for index, found in keys.items()
-    }
-    optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
-    return {
-        f"{prefix}/state/{index}/{key}": optimizer.state[parameters[index]][key]
-        for index, found in keys.items()
-        for key in found
-    }
+    """Return ``module.state_dict()`` as it is saved; all processes call it."""
+    return {name: as_saved(item) for name, item in module.state_dict(keep_vars=True).items()}
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
@@ -278,8 +207,56 @@ def _is_moment(key: str, value: Any) -> bool:
     return isinstance(value, Tensor) and key != "step"
 
 
+def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
+    """Return ``optimizer.state_dict()`` as it is saved; all processes call it.
+
+    torch's ``get_optimizer_state_dict`` names parameters where our checkpoints, like the optimizer itself, number them.
+    """
+    packed, parameters = optimizer.state_dict(), _parameters(optimizer)
+    state = {
+        index: {key: as_saved(item, parameters[index]) if _is_moment(key, item) else item for key, item in each.items()}
+        for index, each in packed["state"].items()
+    }
+    return {**packed, "state": state}
+
+
+def load_optimizer_state(
+    optimizer: Optimizer, saved: Mapping[str, Any], prefix: str, load: Callable[[Mapping[str, Tensor]], object]
+) -> None:
+    """Load what `optimizer_state` returned; into shards, if the optimizer has them.
+
+    Args:
+        saved: moments of sharded parameters are not read from it, so they may be without memory.
+        prefix: name of the state in the checkpoint, "optim0".
+        load: fills tensors in place, given by name: "optim0/state/3/exp_avg".
+
+    Raises:
+        ValueError: parameter groups of other sizes.
+    """
+    parameters = _parameters(optimizer)
+    if not any(map(is_shared, parameters)):
+        optimizer.load_state_dict(dict(saved))
+        return
+    state = {
+        index: {
+            key: torch.zeros_like(parameters[index], requires_grad=False) if _is_moment(key, item) else item
+            for key, item in each.items()
+        }
+        for index, each in saved["state"].items()
+    }
+    optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
+    load(
+        {
+            f"{prefix}/state/{index}/{key}": item
+            for index in state
+            for key, item in optimizer.state[parameters[index]].items()
+            if _is_moment(key, item)
+        }
+    )
+
+
 def fill(targets: Mapping[str, Tensor], contents: Mapping[str, Any]) -> None:
-    """Put whole tensors, such as those of `read_checkpoint`, into tensors of which a process holds a part.
+    """Copy tensors of a checkpoint into tensors of a training; a process copies what it holds of them.
 
     Args:
         targets: by name; "model/final_conv.bias" is ``contents["model"]["final_conv.bias"]``.
@@ -301,16 +278,33 @@ def fill(targets: Mapping[str, Tensor], contents: Mapping[str, Any]) -> None:
             part.copy_(source.reshape(target.shape)[rows])
 
 
-def gathered(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
-    """Whole tensors on the CPU, one after the other, for a checkpoint of one file; all processes call it.
+def split_shared(contents: Mapping[Any, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[Any, Any]]:
+    """Return the sharded tensors of nested dicts by path, and the rest."""
+    tensors: dict[str, Tensor] = {}
+    rest: dict[Any, Any] = {}
+    for key, value in contents.items():
+        if isinstance(value, Mapping):
+            inner, rest[key] = split_shared(value, f"{prefix}{key}/")
+            tensors |= inner
+        elif isinstance(value, Tensor) and is_shared(value):
+            tensors[f"{prefix}{key}"] = value
+        else:
+            rest[key] = value
+    return tensors, rest
+
+
+def gathered(contents: Mapping[str, Any], keep: bool = True) -> dict[str, Any]:
+    """Return nested contents with complete tensors, on the CPU one after the other; all processes call it.
 
     Args:
         keep: False takes part and keeps nothing, so that only one process needs the memory.
     """
-    found = {}
-    with torch.no_grad():
-        for name, item in tensors.items():
-            whole = item.full_tensor() if is_shared(item) else item
-            if keep:
-                found[name] = whole.detach().cpu()
-    return found
+
+    def complete(item: Tensor) -> Tensor | None:
+        if not is_shared(item):
+            return item
+        with torch.no_grad():
+            whole = item.full_tensor()
+        return whole.detach().cpu() if keep else None
+
+    return map_tensors(contents, complete)
