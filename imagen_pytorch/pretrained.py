@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 #: One folder per model: its weights, the configuration and log of its training, its figures and its model card.
 FOLDER = Path(__file__).parent / "pretrained_models"
 WEIGHTS, PROMPTS = "model.safetensors", "prompts.txt"
+#: The model that draws where none is named.
+DEFAULT = "emoji"
 
 
 def pretrained_names() -> tuple[str, ...]:
@@ -49,10 +51,11 @@ def pretrained_name(path: str | Path) -> str | None:
     return place.parent.name if place.name == WEIGHTS and place.parent.parent == FOLDER else None
 
 
-def load_demo(name: str) -> Cascade:
+def load_demo(name: str = DEFAULT) -> Cascade:
     """Load an installed pretrained model, ready to sample on the CPU.
 
-    ``load_demo("moving-digits").sample(texts=["the digit 3 moves left"], video_frames=8)`` draws a clip. The file
+    ``load_demo().sample(texts=["a red heart"])`` draws an image, and
+    ``load_demo("moving-digits").sample(texts=["the digit 3 moves left"], video_frames=8)`` a clip. The file
     ``model_card.md`` beside `pretrained_path` says what a model can draw and what it cannot.
 
     Raises:

@@ -320,12 +320,11 @@ def test_the_search_ends(tmp_path, monkeypatch):
     assert newest_below(str(tmp_path)) == str(tmp_path / "imagen.pt")
 
 
-def test_without_any_model_the_sentence_says_how_to_get_one(run):
+def test_without_any_model_the_pretrained_one_draws_and_says_so(run):
     Path("imagen.pt").unlink()
-    done = run("x")
-    assert done.exit_code == 2 and all(
-        word in done.stderr for word in ("`imagen demo`", "`imagen train --data", "--model")
-    )
+    done = run("a red heart", "--steps", 2)
+    assert made(done) == ["a_red_heart.png"]
+    assert done.stderr.startswith('no model here: pretrained model "emoji" on cpu: '), done.stderr
 
 
 def test_a_folder_that_cannot_be_written_to_holds_a_model_all_the_same(run, monkeypatch):

@@ -23,23 +23,17 @@ _CHECKPOINT, _DEPTH, _ENTRIES = re.compile(r"imagen\.pt|checkpoint\.\d{1,18}\.pt
 def find_model(given: str | None) -> str:
     """Return the checkpoint to load: the given file or address, the newest of a folder, or a pretrained model's.
 
-    Without one: ./imagen.pt, else the newest below the current folder.
+    Without one: ./imagen.pt, else the newest below the current folder, else the pretrained model of images.
 
     Raises:
-        CommandFailed: nothing is there.
+        CommandFailed: nothing is at the given place.
     """
     from ..checkpoints import newest_in
-    from ..pretrained import pretrained_names, pretrained_path
+    from ..pretrained import DEFAULT, pretrained_names, pretrained_path
 
     if given is None:
         found = f"./{MODEL}" if Path(MODEL).is_file() else newest_below(".")
-        if found is None:
-            raise CommandFailed(
-                f"no model at ./{MODEL} and none in the folders below: `{program()} demo` trains a small one "
-                f"in minutes, `{program()} train --data FOLDER` one on your images; --model names one elsewhere",
-                USAGE,
-            )
-        return found
+        return str(pretrained_path(DEFAULT)) if found is None else found
     if given in pretrained_names() and not Path(given).exists():
         return str(pretrained_path(given))
     folder = Path(given)
@@ -57,12 +51,14 @@ def find_model(given: str | None) -> str:
     return given
 
 
-def spoken(model: str) -> str:
-    """Return the words for a checkpoint: its place, or the name of a pretrained model."""
+def spoken(model: str, given: str | None) -> str:
+    """Return the words for the checkpoint that `find_model` returned: its place, or the name of a pretrained model."""
     from ..pretrained import pretrained_name
 
     name = pretrained_name(model)
-    return model if name is None else f'pretrained model "{name}"'
+    if name is None:
+        return model
+    return f'{"no model here: " if given is None else ""}pretrained model "{name}"'
 
 
 def newest_below(folder: str) -> str | None:

@@ -355,7 +355,7 @@ def open_session(request: Request, process: Process) -> Session:
     if named:
         check_place(target_path(request, "name", outputs.suffix))
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
-    return Session(imagen, outputs, texts, seed, stop, f"{spoken(model)} on {device}")
+    return Session(imagen, outputs, texts, seed, stop, f"{spoken(model, request.model)} on {device}")
 
 
 def run(request: Request) -> None:

@@ -55,8 +55,8 @@ class _Sample(click.Command):
     "--model",
     metavar="PATH",
     type=Place(),
-    help="A checkpoint, a folder of checkpoints, their address, or a pretrained model: moving-digits.  [default: "
-    "./imagen.pt, else the newest imagen.pt or checkpoint.<steps>.pt in a folder below this one]",
+    help="A checkpoint, a folder of checkpoints, their address, or a pretrained model: emoji or moving-digits.  "
+    "[default: ./imagen.pt, else the newest imagen.pt or checkpoint.<steps>.pt in a folder below this one, else emoji]",
 )
 @click.option(
     "-n", "--num-images", type=COUNT, metavar="N", default=1, show_default=True, help="Images or videos per caption."
