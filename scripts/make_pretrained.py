@@ -44,6 +44,7 @@ SPLITS, DRAWN = ("pair", "concept"), 200
 #: Width of the frame of an image that should be white, in pixels.
 FRAME = 2
 
+
 def joined(config: TrainingConfig, stages: list[Path], path: Path) -> None:
     """Write one checkpoint with U-Net i of the i-th checkpoint, without what only training needs."""
     with tempfile.TemporaryDirectory() as folder:
@@ -105,6 +106,18 @@ def drawn_sheet(folder: Path, output: Path) -> None:
     subprocess.run(command, check=True, cwd=folder)
     for sheet in output.glob("samples/prompts-grid.*"):
         shutil.copy(sheet, folder / f"prompts{sheet.suffix}")
+
+
+def check_prompts(folder: Path) -> None:
+    """Refuse prompts that the model has learned.
+
+    Raises:
+        ValueError: a prompt that is a caption of the training data.
+    """
+    config = parse(TrainingConfig, read_json(folder / "config.json"))
+    learned = set(captions_of(open_data(config, (8, 8))))
+    if known := [prompt for prompt in (folder / PROMPTS).read_text().splitlines() if prompt in learned]:
+        raise ValueError(f"{PROMPTS} has captions of the training data: {known}")
 
 
 def percent(value: float, interval: Any = None) -> str:
@@ -189,6 +202,7 @@ def measured(folder: Path) -> dict[str, Any]:
         "machine": f"{machine_name()}, torch {torch.__version__}",
     }
     if not model.is_video:
+        check_prompts(folder)
         figures["demo"] = by_the_demo(model)
     figures["evaluations"] = {}
     with tempfile.TemporaryDirectory() as name:

@@ -13,6 +13,7 @@ from safetensors import safe_open
 import imagen_pytorch
 from imagen_pytorch import pretrained
 from imagen_pytorch.cli import main
+from imagen_pytorch.data import open_source
 
 MEGABYTES = 25
 NAMES = pretrained.pretrained_names()
@@ -58,6 +59,16 @@ def test_every_model_draws_what_its_prompts_ask_for(name):
     drawn = model.sample(texts=prompts[:1], seed=[0], steps=2, use_tqdm=False, **frames)
     assert torch.isfinite(drawn).all() and float(drawn.min()) >= 0 and float(drawn.max()) <= 1
     assert float(drawn.std()) > 0.01
+
+
+def test_without_a_name_it_is_the_model_of_images_and_its_prompts_are_new_to_it():
+    """Prompts that were learned would say nothing about the model."""
+    model = imagen_pytorch.load_demo()
+    assert not model.is_video and [stage.size for stage in model.stages] == [(16, 16), (64, 64)]
+    prompts = pretrained.pretrained_prompts(pretrained.DEFAULT)
+    for wording in ("plain", "bare"):
+        learned = open_source("emoji64", image_size=8, split="train", wording=wording).captions
+        assert len(prompts) == 25 and not set(prompts) & set(learned)
 
 
 def test_commands_take_the_name_and_say_it(empty):
