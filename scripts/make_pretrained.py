@@ -39,8 +39,9 @@ from imagen_pytorch.pretrained import FOLDER, PROMPTS, WEIGHTS
 from imagen_pytorch.signatures import parse, read_json
 
 START, END = "<!-- figures: scripts/make_pretrained.py -->", "<!-- end of figures -->"
-#: Splits that the model has not learned, and the number of their images that are drawn.
-SPLITS, DRAWN = ("pair", "concept"), 200
+#: Splits of emoji64 that the model has not learned, the number of images that are drawn of each split, and of real ones
+#: that they are compared with.
+SPLITS, DRAWN, REFERENCE = ("pair", "concept"), 200, 1000
 #: Width of the frame of an image that should be white, in pixels.
 FRAME = 2
 
@@ -88,6 +89,10 @@ def evaluated(folder: Path, split: str, output: Path) -> dict[str, Any]:
     """Return the contents of ``eval.json`` of `imagen eval` on a split of the data, for the model in a folder."""
     data = json.loads((folder / "config.json").read_text())["dataset_name"]
     words = ["--data", data, "--split", split, "--limit", str(DRAWN), "--output", str(output)]
+    if split in SPLITS:
+        words += ["--metrics", "retrieval"]
+    elif split == "train":
+        words += ["--metrics", "kid,upsampler", "--reference", str(REFERENCE)]
     subprocess.run([sys.executable, "-m", "imagen_pytorch", "eval", WEIGHTS, *words], check=True, cwd=folder)
     return json.loads((output / "eval.json").read_text())
 
