@@ -194,8 +194,8 @@ def image_rows(figures: dict[str, Any]) -> list[str]:
     upsampler = trained.get("upsampler/2", {})
     for key, entry in upsampler.items():
         if isinstance(entry, dict) and "network" in entry:
-            words = f"of real small images, {key.replace('_', ' ')}"
-            rows.append(f"| upsampler {words} | {entry['network']:.3f} | bicubic: {entry['bicubic']:.3f} |")
+            network, bicubic = (each["value"] if isinstance(each, dict) else each for each in list(entry.values())[:2])
+            rows.append(f"| upsampler of real small images, {key} | {network:.3f} | bicubic: {bicubic:.3f} |")
     return [*rows, f"| white backgrounds, mean distance from white | {figures['demo']['white']:.4f} | real: 0 |"]
 
 
@@ -241,8 +241,13 @@ def main() -> None:
             shutil.copy(stage / "loss.png", folder / f"loss_unet{number}.png")
     figures = measured(folder)
     (folder / "eval.json").write_text(json.dumps(figures, indent=1) + "\n")
+    write_card(folder, figures)
+
+
+def write_card(folder: Path, figures: dict[str, Any]) -> None:
+    """Write the figures of a model between the markers of its card."""
     card = folder / "model_card.md"
-    words = card.read_text() if card.exists() else f"# {given.name}\n\n{START}\n{END}\n"
+    words = card.read_text() if card.exists() else f"# {folder.name}\n\n{START}\n{END}\n"
     before, after = words.partition(START)[0], words.partition(END)[2]
     card.write_text(f"{before}{START}\n{written(figures)}\n{END}{after}")
 
