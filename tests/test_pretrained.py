@@ -13,6 +13,7 @@ from safetensors import safe_open
 import imagen_pytorch
 from imagen_pytorch import pretrained
 from imagen_pytorch.cli import main
+from imagen_pytorch.cli._models import newest_below
 from imagen_pytorch.data import open_source
 
 MEGABYTES = 25
@@ -69,6 +70,11 @@ def test_without_a_name_it_is_the_model_of_images_and_its_prompts_are_new_to_it(
     for wording in ("plain", "bare"):
         learned = open_source("emoji64", image_size=8, split="train", wording=wording).captions
         assert len(prompts) == 25 and not set(prompts) & set(learned)
+
+
+def test_in_a_fresh_clone_it_is_the_newest_model():
+    """The checkpoints that tests open must not be taken for a user's: folders with "_" are not searched."""
+    assert newest_below(str(Path(__file__).parent)) is None
 
 
 def test_commands_take_the_name_and_say_it(empty):

@@ -183,7 +183,7 @@ def files_in(folder: str) -> Path:
 
 @pytest.fixture
 def first_format(tmp_path) -> str:
-    shutil.copytree(Path(__file__).parent / "data" / "checkpoints" / "shards", tmp_path / "first")
+    shutil.copytree(Path(__file__).parent / "data" / "_checkpoints" / "shards", tmp_path / "first")
     return str(tmp_path / "first")
 
 

@@ -111,7 +111,7 @@ def test_one_small_object_decides(tmp_path, monkeypatch):
 
 
 def test_a_folder_of_the_first_format_is_replaced(tmp_path):
-    samples = Path(__file__).parent / "data" / "checkpoints" / "shards"
+    samples = Path(__file__).parent / "data" / "_checkpoints" / "shards"
     folder = f"{tmp_path}/run"
     MEMORY.put(f"{samples}/", f"{folder}/", recursive=True)
     MEMORY.pipe_file(f"{folder}/notes.txt", b"mine")

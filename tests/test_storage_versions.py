@@ -1,6 +1,6 @@
 """Files that earlier versions wrote still open: samples of each format, written by version 3.0 of 2026-11.
 
-``data/checkpoints/README.md`` says how each was written.
+``data/_checkpoints/README.md`` says how each was written.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from imagen_pytorch.checkpoints import (
 )
 from imagen_pytorch.checkpoints.sharded import load_sharded
 
-SAMPLES = Path(__file__).parent / "data" / "checkpoints"
+SAMPLES = Path(__file__).parent / "data" / "_checkpoints"
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])
