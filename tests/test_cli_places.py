@@ -23,6 +23,8 @@ PATHS = {
     "sample": ["--model", "--output", "--prompts"],
     "train": ["--config", "--checkpoint", "--output"],
 }
+for options in PATHS.values():
+    options.append("--import")
 EVERY = [(command, option) for command, options in PATHS.items() for option in options]
 
 

@@ -18,7 +18,7 @@ from imagen_pytorch.evaluation.retrieval import (
     train_probe,
 )
 from imagen_pytorch.images import resize
-from imagen_pytorch.text.base import text_encoder
+from imagen_pytorch.text import text_encoder
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -10,7 +10,7 @@ import torch
 
 from imagen_pytorch.evaluation.features import EXTRACTORS, EfficientNetLite0, feature_extractor
 from imagen_pytorch.evaluation.retrieval import caption_retrieval, chance, ranks, recall_at, text_features, train_probe
-from imagen_pytorch.text.base import text_encoder
+from imagen_pytorch.text import text_encoder
 
 COLOURS = {
     "red": (0.9, 0.1, 0.1), "green": (0.1, 0.8, 0.2), "blue": (0.1, 0.2, 0.9), "yellow": (0.9, 0.9, 0.1),

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from imagen_pytorch.text import ENCODERS, HashedWords, TextEncoder, TransformersEncoder, text_encoder
+from imagen_pytorch.text import ENCODERS, HashedWords, TextEncoder, TransformersEncoder, by_name, text_encoder
 from imagen_pytorch.text import base as text_base
 
 TINY_T5 = str(Path(__file__).parent / "data" / "tiny-t5")
@@ -382,4 +382,4 @@ def test_an_encoder_is_one_registered_class():
     finally:
         ENCODERS._members.pop("test:length")
         ENCODERS._canonical.remove("test:length")
-        text_base._encoder.cache_clear()
+        by_name._encoder.cache_clear()

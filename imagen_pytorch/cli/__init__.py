@@ -14,6 +14,7 @@ import click
 from ..registry import suggestion
 from ..version import __version__
 from ._errors import CommandFailed, exit_code, format_error, one_line, warnings_as_lines
+from ._options import Place
 
 #: spellings of the README era and of other projects, and the canonical ones for them
 ALIASES = {
@@ -75,6 +76,7 @@ def _import_option() -> click.Option:
     return click.Option(
         ["--import", "imported"],
         metavar="FILE",
+        type=Place(),
         multiple=True,
         is_eager=True,
         expose_value=False,
