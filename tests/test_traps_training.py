@@ -52,7 +52,7 @@ def test_every_process_takes_over_all_of_the_newest_checkpoint(tmp_path):
     made.wait_for_saves()
     other = new(**{**options, "checkpoint_path": tmp_path / "other", "seed": 6})
     path, other.store = str(tmp_path / "checkpoint.2.pt"), made.store
-    other.processes.from_main = lambda function: path  # what the main process found; the function is not called here
+    other.processes.on_main = lambda function: path  # what the main process found; the function is not called here
     assert other.load_from_checkpoint_folder() == path
     assert other.steps.tolist() == [2] and 0 < other.get_lr(1) < 1e-2
     assert not differing(everything(made), everything(other)) and step(made) and step(other)
