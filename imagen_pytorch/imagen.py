@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from .cascade.cascade import Cascade
-from .cascade.elucidated import ElucidatedFormulas
 from .cascade.limits import MAX_STEPS, check_each, check_flag, check_member, check_name, check_positive
 from .cascade.options import SharedOptions
 from .cascade.sizes import is_pair
+from .compat.elucidated import ElucidatedFormulas
+from .compat.gaussian_diffusion import NoiseSchedulers
 from .construction import records_construction
 from .diffusion.losses import LOSSES, NOISE_LEVELS, P2, WEIGHTINGS, EDMWeight, LogNormal, MinSNR, Plain, Weighting
 from .diffusion.objectives import EDM, OBJECTIVES, Objective
@@ -87,7 +88,7 @@ _OF_STAGES = (
 
 
 @CASCADES.register("original")
-class Imagen(Cascade):
+class Imagen(NoiseSchedulers, Cascade):
     """A cascade with the processes of Imagen: variance preserving, continuous in time (Saharia et al. 2022,
     arXiv 2205.11487; Kingma et al. 2021, arXiv 2107.00630).
 
@@ -299,7 +300,7 @@ _RANGES = {
 
 
 @CASCADES.register("elucidated")
-class ElucidatedImagen(ElucidatedFormulas, Cascade):
+class ElucidatedImagen(ElucidatedFormulas, NoiseSchedulers, Cascade):
     """A cascade with the process of EDM (Karras et al. 2022, arXiv 2206.00364).
 
     The arguments that it shares with `Imagen` mean the same. Its own are all per-unet.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .diffusion.continuous_times import GaussianDiffusionContinuousTimes
+from .compat.gaussian_diffusion import GaussianDiffusionContinuousTimes
 from .imagen import ElucidatedImagen, Imagen
 from .nn.presets import BaseUnet64, NullUnet, SRUnet256, SRUnet1024
 from .nn.unet import Unet

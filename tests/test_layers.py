@@ -17,6 +17,7 @@ LAYERS = (
      "parameters", "io"),
     ("diffusion", "nn", "text"),
     ("cascade", "data"),
+    ("compat",),
     ("imagen",),
     ("signatures", "configs", "checkpoints", "checkpoint", "export", "pretrained", "training", "trainer",
      "evaluation", "profiling"),

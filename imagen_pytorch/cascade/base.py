@@ -12,7 +12,6 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from ..construction import class_name, plain
-from ..diffusion.continuous_times import GaussianDiffusionContinuousTimes
 from ..diffusion.process import DiffusionProcess
 from ..images import as_float, normalize, unnormalize
 from ..tensors import per_stage
@@ -141,22 +140,6 @@ class CascadeBase(nn.Module):
     def device(self) -> torch.device:
         """Device of the networks."""
         return device_of(self.unets)
-
-    @property
-    def noise_schedulers(self) -> tuple[GaussianDiffusionContinuousTimes, ...]:
-        """Schedule of each stage, with the methods of earlier versions."""
-        return tuple(
-            GaussianDiffusionContinuousTimes(
-                noise_schedule=stage.process.schedule,
-                timesteps=stage.process.steps or stage.process.sampler.default_steps,
-            )
-            for stage in self.stages
-        )
-
-    @property
-    def lowres_noise_schedule(self) -> GaussianDiffusionContinuousTimes:
-        """Schedule of the noise on low-resolution images, with the methods of earlier versions."""
-        return GaussianDiffusionContinuousTimes(noise_schedule=self.augmentation.schedule)
 
     def get_unet(self, unet_number: int) -> nn.Module:
         """Return the network with this 1-based number. It is not moved.

@@ -7,11 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..cascade.base import CascadeBase
+from ..diffusion.objectives import OBJECTIVES
+from ..diffusion.samplers import add_noise, renoise
+from ..diffusion.schedules import SCHEDULES, NoiseLevel
 from ..registry import Spec
 from ..tensors import expand_to
-from .objectives import OBJECTIVES
-from .samplers import add_noise, renoise
-from .schedules import SCHEDULES, NoiseLevel
 
 
 class Posterior(NamedTuple):
@@ -110,3 +111,23 @@ class GaussianDiffusionContinuousTimes:
         """Return the clean image that corresponds to this velocity (Salimans & Ho 2022, arXiv 2202.00512, appendix
         D)."""
         return self._start("v", x_t, t, v)
+
+
+class NoiseSchedulers(CascadeBase):
+    """The schedules of a model as objects of this class. Training and sampling do not need them."""
+
+    @property
+    def noise_schedulers(self) -> tuple[GaussianDiffusionContinuousTimes, ...]:
+        """Schedule of each stage, with the methods of earlier versions."""
+        return tuple(
+            GaussianDiffusionContinuousTimes(
+                noise_schedule=stage.process.schedule,
+                timesteps=stage.process.steps or stage.process.sampler.default_steps,
+            )
+            for stage in self.stages
+        )
+
+    @property
+    def lowres_noise_schedule(self) -> GaussianDiffusionContinuousTimes:
+        """Schedule of the noise on low-resolution images, with the methods of earlier versions."""
+        return GaussianDiffusionContinuousTimes(noise_schedule=self.augmentation.schedule)

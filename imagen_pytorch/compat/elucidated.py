@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..cascade.base import CascadeBase
+from ..cascade.stage import thresholded
 from ..diffusion.losses import NOISE_LEVELS, WEIGHTINGS
 from ..diffusion.objectives import OBJECTIVES, Coefficients
 from ..diffusion.schedules import SCHEDULES, NoiseLevel
 from ..tensors import expand_to
-from .base import CascadeBase
-from .stage import thresholded
 
 
 def _level(sigma: Tensor) -> NoiseLevel:
