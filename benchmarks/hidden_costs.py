@@ -42,14 +42,16 @@ start = time.perf_counter()
 data = Dataset(sys.argv[1], 16)
 print(1e6 * (time.perf_counter() - start) / len(data))
 """,
-    "bookkeeping of an item, us": """
-from imagen_pytorch.training.batch_sampler import SeededDataset
-data = SeededDataset(list(range(100)))
-for turn in range(2):
+    "bookkeeping of an item in batches of 16, us": """
+from imagen_pytorch.training.loaders import make_loader
+def seconds(items):
     start = time.perf_counter()
-    for index in range(2000):
-        data[(index, index % 100)]
-print(1e6 * (time.perf_counter() - start) / 2000)
+    for _ in items:
+        pass
+    return time.perf_counter() - start
+loaders = [make_loader(range(8000), 16, seed=1, shuffle=True, collate_fn=list) for _ in range(2)]
+taken = [seconds(loader) for loader in loaders][1]
+print(1e6 * (taken - seconds(range(8000))) / 8000)
 """,
     "cached token of width 1,000 in bfloat16, bytes": """
 from imagen_pytorch.text import TextEncoder

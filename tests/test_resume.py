@@ -10,6 +10,7 @@ import torch
 from toys import CAPTIONS, pictures, small_imagen
 
 from imagen_pytorch import ElucidatedImagen, Imagen, ImagenTrainer
+from imagen_pytorch.training.batch_sampler import SeededDataset
 from imagen_pytorch.training.loaders import BatchStream, make_loader
 
 BEFORE, AFTER = 4, 4
@@ -219,6 +220,19 @@ def test_draws_of_an_item_do_not_depend_on_who_reads_it():
     assert torch.equal(alone, draws(batch_size=5))
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
     draws(batch_size=4)
+    assert states[0] == random.getstate() and states[1] == np.random.get_state()[1].tolist()  # noqa: NPY002
+    assert torch.equal(states[2], torch.get_rng_state())
+
+
+def test_items_of_a_batch_are_those_read_alone_and_a_failure_restores_the_states():
+    data = SeededDataset(Drawn())
+    places = [(2**62 + 3, 4), (7, 0), (7, 4)]
+    batch = data.__getitems__(places)
+    assert all(torch.equal(item[0], data[place][0]) for item, place in zip(batch, places, strict=True))
+    assert not torch.equal(batch[0][0], batch[2][0])
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+    with pytest.raises(IndexError):
+        data.__getitems__([(1, 2), (3, 99)])
     assert states[0] == random.getstate() and states[1] == np.random.get_state()[1].tolist()  # noqa: NPY002
     assert torch.equal(states[2], torch.get_rng_state())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -15,20 +15,15 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from .distributed import rows_of
-from .rng import derived_seed, isolated
+from .rng import derived_seed
 
 
 @contextmanager
-def all_draws_from(seed: int) -> Iterator[None]:
-    """Let torch, NumPy and Python draw from ``seed`` inside the block; their states are as before after it.
-
-    Data sets draw their flips and crops from any of them.
-    """
+def global_states_kept() -> Iterator[None]:
+    """Restore the random states of torch, NumPy and Python when the block ends."""
     before = random.getstate(), np.random.get_state()  # noqa: NPY002 - what users' data sets draw from
-    random.seed(seed)
-    np.random.seed(seed % (1 << 32))  # noqa: NPY002
     try:
-        with isolated(seed):
+        with torch.random.fork_rng(devices=[]):
             yield
     finally:
         random.setstate(before[0])
@@ -37,6 +32,8 @@ def all_draws_from(seed: int) -> Iterator[None]:
 
 class SeededDataset(Dataset):
     """A data set whose items draw from a seed of their own, so that they do not depend on the process that reads them.
+
+    They may draw their flips and crops from torch, NumPy or Python.
 
     Args:
         dataset: anything with items; an index here is a pair (seed, index there).
@@ -49,9 +46,18 @@ class SeededDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, place: tuple[int, int]) -> Any:
-        seed, index = place
-        with all_draws_from(seed):
-            return self.dataset[index]
+        return self.__getitems__([place])[0]
+
+    def __getitems__(self, places: Sequence[tuple[int, int]]) -> list[Any]:
+        """Return the items of a batch. The random states are kept once for all of them, which takes the most time."""
+        with global_states_kept():
+            return [self._drawn_from(*place) for place in places]
+
+    def _drawn_from(self, seed: int, index: int) -> Any:
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % (1 << 32))  # noqa: NPY002
+        return self.dataset[index]
 
 
 class SeededBatchSampler(Sampler):
@@ -94,14 +100,14 @@ class SeededBatchSampler(Sampler):
         yield from self._batches(self.seed, self.passes - 1, 0)
 
     def _batches(self, seed: int, epoch: int, start: int) -> Iterator[list[tuple[int, int]]]:
-        order = torch.arange(self.count)
-        if self.shuffle:
-            order = torch.randperm(self.count, generator=torch.Generator().manual_seed(derived_seed(seed, epoch)))
+        generator = torch.Generator().manual_seed(derived_seed(seed, epoch))
+        order = torch.randperm(self.count, generator=generator) if self.shuffle else torch.arange(self.count)
+        seeds = torch.empty(self.count, dtype=torch.int64).random_(generator=generator)
         for first in range(start, self.count, self.batch_size):
-            chosen = order[first : first + self.batch_size].tolist()
+            chosen = order[first : first + self.batch_size]
             if self.drop_last and len(chosen) < self.batch_size:
                 return
-            yield [(derived_seed(seed, epoch, index), index) for index in chosen]
+            yield list(zip(seeds[chosen].tolist(), chosen.tolist(), strict=True))
 
 
 class DistributedBatchSampler(Sampler):
