@@ -37,7 +37,7 @@ ALIASES = {
     "outdir": "output",
 }
 #: commands in the order in which they are met; any others follow
-ORDER = ("demo", "sample", "train", "eval", "compare", "config", "info", "profile", "export")
+ORDER = ("demo", "sample", "train", "eval", "compare", "config", "info", "profile", "export", "doctor", "completion")
 _DEBUG = "imagen.debug"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
+import click.shell_completion
 
 if TYPE_CHECKING:
     from ..cascade.cascade import Cascade
@@ -107,6 +108,12 @@ class Place(click.ParamType):
         if path.startswith("~"):
             self.fail(f'{value}: this user does not exist; a name that begins so is "./{value}"', param, ctx)
         return path
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        """Let the shell complete the names of files."""
+        return [click.shell_completion.CompletionItem(incomplete, type="file")]
 
 
 class Caption(click.ParamType):

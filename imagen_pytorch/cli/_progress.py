@@ -141,22 +141,18 @@ class Progress:
         self.shown = self.mean(_mean(self._losses))
         self._losses, self._logged, self._flushed = [], now, True
         loss = self.shown if math.isfinite(self.shown) else None
-        self._write(loss=loss, lr=self._rate, images_per_second=round(speed, 2))
+        reading = self.reading_share()
+        waits = {} if reading is None else {"reading": round(reading, 3)}
+        self._write(loss=loss, lr=self._rate, images_per_second=round(speed, 2), **waits)
         if self._bar is None:
             left = (self.span.last - self.step) * self.images_per_step / max(self.speed(), 1e-9)
             self.say(
                 f"U-Net {self.span.unet_number}  step {self.step}/{self.span.last}  loss {self.shown:.4f}  "
                 f"lr {self._rate:.2g}  {speed:.0f} {self.unit}/s  {clock(left)} left"
             )
-
-        self._tell_reading()
-
-    def _tell_reading(self) -> None:
-        """Report once that the training waits for the data."""
-        share = self.reading_share()
-        if share is not None and share > MOSTLY and not self._told:
+        if reading is not None and reading > MOSTLY and not self._told:
             self._told = True
-            self.say(f"reading the data takes {share:.0%} of the time (dataset.num_workers: processes that read)")
+            self.say(f"reading the data takes {reading:.0%} of the time (dataset.num_workers: processes that read)")
 
     def _write(self, **values: Any) -> None:
         self.log.write(unet=self.span.unet_number, step=self.step, from_step=self.span.first, **values)

@@ -36,6 +36,7 @@ _EDIT = "dataset_name (a folder of images with captions), image_sizes, steps and
     default=DEFAULT,
     show_default=True,
     metavar="NAME",
+    shell_complete=lambda _, __, begun: [name for name in preset_names() if name.startswith(begun)],
     help="A ready-made configuration: default, or emoji, is a small cascade that trains on any machine; moving-digits "
     "makes videos; paper is the three-stage cascade of the paper, which needs many large GPUs.",
 )

@@ -1,1 +1,1 @@
-"""What exists only for code that was written for earlier versions and for lucidrains' package."""
+"""Functions and classes that exist only for code written for earlier versions and for lucidrains' package."""
