@@ -6,6 +6,7 @@ import pytest
 import torch
 from cascade_toys import KINDS, Net, cascade, changed, pictures, stir, text, unchecked, unet
 
+from imagen_pytorch.cascade import training_inputs
 from imagen_pytorch.cascade.lowres import Augmentation, Residual
 from imagen_pytorch.diffusion.guidance import dynamic_threshold
 from imagen_pytorch.diffusion.schedules import SCHEDULES
@@ -146,6 +147,16 @@ def test_uint8_pictures_equal_floats_and_cover_the_range(normalizes):
     floats = levels / 255 if normalizes else levels / 127.5 - 1
     torch.testing.assert_close(x0, model.training_batch(floats).x0)
     assert x0.min() == -1 and x0.max() == 1
+
+
+def test_uint8_pictures_become_floats_on_the_device(monkeypatch):
+    """They are sent as they are, a fourth of the bytes."""
+    found = []
+    monkeypatch.setattr(training_inputs, "sent", lambda images, device: found.append((images.dtype, device)) or images)
+    model = cascade(condition_on_text=False)
+    model.training_batch(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+    model.training_batch(torch.zeros(2, 3, 8, 8))
+    assert found == [(torch.uint8, torch.device("cpu"))]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 from train_toys import SMALL, enter, imagen, metrics, refused, steps, succeed, write_config
 
 from imagen_pytorch import ImagenTrainer
+from imagen_pytorch.checkpoint import read_checkpoint, write_checkpoint
+from imagen_pytorch.checkpoints import store
 from imagen_pytorch.cli import _metrics, _samples
 from imagen_pytorch.cli._outputs import Images
+from imagen_pytorch.cli._saving import SavedRun
 from imagen_pytorch.data import SkippedReport
 from imagen_pytorch.evaluation import plots
 from imagen_pytorch.training.unet_trainer import UnetTrainer
@@ -93,6 +97,19 @@ def test_a_log_that_cannot_be_written_is_a_warning(folder, monkeypatch):
     monkeypatch.setattr(_metrics, "append_lines", full)
     done = succeed("train", "--steps", 3, "--log-every", 1)
     assert steps() == [3] and done.stderr.count("cannot write metrics.jsonl: metrics.jsonl: No space left") == 1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_main_process_reads_a_checkpoint_once(tmp_path, monkeypatch, count):
+    path, reads, taken = str(tmp_path / "a.pt"), [], []
+    write_checkpoint({"steps": torch.tensor([3])}, path)
+    monkeypatch.setattr(store, "read_checkpoint", lambda *place: reads.append(place) or read_checkpoint(*place))
+    saved = SavedRun(path, quiet=True)
+    processes = SimpleNamespace(on_main=lambda work: work(), count=count)
+    take_over = lambda contents, found, strict: taken.append((found, contents["steps"].tolist(), strict))  # noqa: E731
+    saved.trainer = SimpleNamespace(processes=processes, steps=[3], take_over=take_over)
+    saved.load(strict=True)
+    assert len(reads) == 1 and taken == [(path, [3], True)]
 
 
 ENDS = {

@@ -9,7 +9,8 @@ from toys import CAPTIONS, WORDS, pictures, small_imagen, small_unet
 
 from imagen_pytorch import ElucidatedImagen, Imagen, ImagenTrainer
 from imagen_pytorch.cascade.batching import in_batches
-from imagen_pytorch.images import resize
+from imagen_pytorch.data import Dataset
+from imagen_pytorch.images import resize, to_pil
 from imagen_pytorch.training.loaders import BatchStream, make_loader, named_batch
 from imagen_pytorch.training.optim import rate_factor
 
@@ -43,6 +44,25 @@ def test_batches_of_any_shape_train(name):
     made.add_train_dataset(BATCHES[name], batch_size=4)
     assert np.isfinite(made.train_step(1)) and np.isfinite(made.train_step(unet_number=1, max_batch_size=2))
     assert made.steps.tolist() == [2]
+
+
+def test_images_as_uint8_train_bit_for_bit_as_floats(tmp_path):
+    """Flips and captions are drawn alike."""
+    for number, picture in enumerate(pictures(6)):
+        to_pil(picture[None])[0].save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(CAPTIONS[number % 4])
+    weights = []
+    for as_uint8 in (False, True):
+        data = Dataset(tmp_path, 8, random_flip=True)
+        data.as_uint8 = as_uint8
+        assert data[0][0].dtype == (torch.uint8 if as_uint8 else torch.float32)
+        torch.manual_seed(1)
+        made = trainer()
+        made.add_train_dataset(data, batch_size=4, shuffle=True)
+        for _ in range(2):
+            made.train_step()
+        weights.append([item.clone() for item in made.imagen.parameters()])
+    assert all(map(torch.equal, *weights))
 
 
 def test_pictures_alone_train_an_unconditional_model():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..images import crop, crop_offsets, crop_windows, resize
-from ..tensors import Generators, bernoulli, once, rand, randn_like, widest
+from ..tensors import Generators, bernoulli, once, rand, randn_like, sent, widest
 from .batch import TrainingBatch
 from .conditioning import Text, null_text, prepare_cond_images
 from .geometric import changed
@@ -42,7 +42,8 @@ def check_training_images(cascade: CascadeBase, images: Tensor, stage: Stage, de
         ValueError: wrong rank, channels, size or proportions, or values that look like 0..255.
         TypeError: neither a tensor nor an array, or integers that are not uint8.
     """
-    checked = checked_images(cascade, images, "images")
+    given = images if images.is_floating_point() else sent(images, device)  # uint8: a fourth of the bytes
+    checked = checked_images(cascade, given, "images")
     (height, width), (least_height, least_width) = images.shape[-2:], stage.size
     what = f"U-Net {stage.number} trains on images of {least_height}x{least_width}"
     if height < least_height or width < least_width:

@@ -110,7 +110,7 @@ class SavedRun:
 
         try:
             found = self.trainer.processes.on_main(whole)
-            if (contents := read.get(found)) is None or self.trainer.processes.count > 1:
+            if (contents := read.get(found)) is None:
                 contents = self.trainer.load(found, strict=strict) or {}
             else:  # what has just been checked
                 self.trainer.take_over(contents, found, strict=strict)

@@ -144,6 +144,9 @@ class Run:
         else:
             dataset = open_data(self.config, size)
         noun = noun_of(dataset[0])
+        source = getattr(dataset, "dataset", dataset)
+        if hasattr(source, "as_uint8"):
+            source.as_uint8 = True  # the batches become floats on the device of the training
         if not self.config.imagen.condition_on_text:
             self._drop_captions(asked, noun)
         self.config = with_clip_length(self.config, dataset)

@@ -133,6 +133,10 @@ class ImageDataset(TorchDataset):
     #: Name of an item in messages.
     kind = "image"
 
+    #: True to get images as uint8 in 0..255, which is a fourth of the bytes between processes and to a GPU. Training
+    #: converts them there, to the same numbers. Clips are always floats.
+    as_uint8 = False
+
     #: True if items can be read by a forked process as well: nothing is open, and no GPU is used. If reading also takes
     #: long, a trainer starts such processes by itself.
     any_process = False
@@ -243,7 +247,7 @@ class ImageDataset(TorchDataset):
 
     def _load(self, index: int) -> Tensor | tuple[Tensor, str] | dict[str, Any]:
         pixels, captions = self._pixels(index)
-        image = self._mirrored(from_levels(pixels))
+        image = self._mirrored(pixels if self.as_uint8 else from_levels(pixels))
         return (image, random_caption(captions)) if captions else image
 
     def _load_afresh(self, index: int, dice: Tensor) -> Tensor | tuple[Tensor, str] | dict[str, Any]:
