@@ -144,16 +144,14 @@ class Imagen(NoiseSchedulers, Cascade):
             By default it is as the U-Net was built.
         augment: per-unet; flip, shift, scale and rotate training images at random, and condition the network on a
             label of these changes, which is zero in sampling and validation: ``{"probability": 0.12, "flips": True,
-                "shifts": 0.125,
-            "scales": 0.2, "rotations": 180}``, of which missing entries have these values. The low-resolution image
-            and conditioning images change alike (Karras et al. 2022, arXiv 2206.00364, appendix F.2; see
-            `GeometricAugmentation`).
+            "shifts": 0.125, "scales": 0.2, "rotations": 180}``, of which missing entries have these values. The
+            low-resolution image and conditioning images change alike (Karras et al. 2022, arXiv 2206.00364, appendix
+            F.2; see `GeometricAugmentation`).
         perceptual_loss: per-unet; a loss on early features that a frozen network computes of the estimated image, at
             low noise and for a part of the batch: ``{"features": "efficientnet-lite0", "weight": 0.1,
-                "max_noise_share": 0.7,
-            "batch_fraction": 0.25}`` or the name of the features. It is left out of validation losses and likelihoods,
-            moves the minimiser away from the posterior mean, and an evaluation refuses the features that it used
-            (Ma et al. 2026, "PixelGen", arXiv 2602.02493; see `PerceptualLoss`).
+            "max_noise_share": 0.7, "batch_fraction": 0.25}`` or the name of the features. It is left out of validation
+            losses and likelihoods, moves the minimiser away from the posterior mean, and an evaluation refuses the
+            features that it used (Ma et al. 2026, "PixelGen", arXiv 2602.02493; see `PerceptualLoss`).
         min_snr_loss_weight, min_snr_gamma: per-unet min-SNR weight (Hang et al. 2023, arXiv 2303.09556).
         p2_loss_weight_gamma, p2_loss_weight_k: per-unet P2 weight in its place (Choi et al. 2022, arXiv 2204.00227).
         weighting: per-unet weight of each noise level in the loss, in place of both.
