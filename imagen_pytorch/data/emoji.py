@@ -43,6 +43,9 @@ SPLITS = ("train", "pair", "concept", "all")
 #: Held-out fractions of the concepts, and of the other (concept, style) pairs: split, hashed name, fraction.
 HELD_OUT = (("concept", "concept/{code}", 0.03), ("pair", "pair/{code}/{style}", 0.05))
 
+#: Backgrounds that vary, and the fraction of the images that is white for certain.
+VARYING = {"random": 0.0, "half-white": 0.5}
+
 #: Number of images that are rendered at once.
 CHUNK = 256
 
@@ -173,12 +176,13 @@ class Emoji64(TorchDataset):
         groups: any of smileys-emotion, people-body, animals-nature, food-drink, travel-places, activities, objects,
             symbols, flags; default: all.
         image_size: side in pixels, or (height, width); the drawings have 64 x 64.
-        background: a colour's name, or "random" for one per image. Captions name it. Black silhouettes on black are
-            left out.
+        background: a colour's name, "random" for one per image, or "half-white" for white in half of the images and
+            a random one in the others. Captions name it. Black silhouettes on black are left out.
         limit: largest number of images, spread evenly over the selection.
         wording: "plain" captions name style, concept and background, "bare" ones the concept alone, "varied" ones are
             worded in several ways. "short" ones are like requests of users, with everyday words and sometimes the
-            dominant colour; "dense" ones name colours, their positions, and keywords; "mixed" ones are half of each.
+            dominant colour; "dense" ones name colours, their positions, and keywords; "mixed" ones are short, plain or
+            dense, a third each.
         seed: of random backgrounds, wording and colours.
         channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA. With alpha the background is transparent, and captions name
             none. Grey images have no colours, and captions name none.
@@ -217,7 +221,7 @@ class Emoji64(TorchDataset):
     ) -> None:
         check_known("split", split, SPLITS)
         check_known("wording", wording, WORDINGS)
-        check_known("background", background, (*BACKGROUNDS, "random"))
+        check_known("background", background, (*BACKGROUNDS, *VARYING))
         check_known("number of channels", channels, MODES)
         if not 0 <= recolour <= 1:
             raise ValueError(f"recolour must be a fraction from 0 to 1, got {recolour}")
@@ -234,11 +238,8 @@ class Emoji64(TorchDataset):
         self.variants = [Variant(copy) for copy in range(copies) for _ in self.keys]
         self.keys = self.keys * copies
         self.backgrounds = [background] * len(self)
-        if background == "random":
-            visible = {style: backgrounds(style) for style in STYLES}
-            self.backgrounds = [
-                self._draw("background", place).choice(visible[key.style]) for place, key in enumerate(self.keys)
-            ]
+        if background in VARYING:
+            self.backgrounds = [self._ground(place, VARYING[background]) for place in range(len(self))]
         if recolour:
             self.variants = [self._painted(place, recolour) for place in range(len(self))]
         self._pixels: Tensor | None = None
@@ -273,6 +274,12 @@ class Emoji64(TorchDataset):
 
     def _draw(self, what: str, place: int) -> random.Random:
         return random.Random(self._seed(what, place))
+
+    def _ground(self, place: int, white: float) -> str:
+        """Return a random background of an image, which is white with a probability of at least ``white``."""
+        if white and self._draw("white", place).random() < white:
+            return "white"
+        return self._draw("background", place).choice(backgrounds(self.keys[place].style))
 
     def _painted(self, place: int, fraction: float) -> Variant:
         """Return the variant of an image with another colour, or with its own."""
@@ -321,7 +328,7 @@ def _select(split: str, styles: tuple[str, ...], groups: tuple[str, ...], backgr
     return [
         Key(code, style, place)
         for style in styles or STYLES
-        if background in (*backgrounds(style), "random")
+        if background in (*backgrounds(style), *VARYING)
         for place, code in enumerate(contents.styles[style])
         if not groups or contents.entries[code].group in groups
         if split == "all" or split == split_of(code, style)

@@ -88,6 +88,7 @@ def noun_phrase(entry: Entry, colour: str | None = None) -> str:
     return f"{'an' if VOWEL.match(text) else 'a'} {text}"
 
 
+@functools.cache
 def backgrounds(style: str) -> tuple[str, ...]:
     """Return the backgrounds on which a style is visible: the silhouettes are black."""
     return tuple(name for name in BACKGROUNDS if not (style == "mono" and name == "black"))
@@ -177,8 +178,8 @@ def dense(scene: Scene) -> str:
 
 
 def mixed(scene: Scene) -> str:
-    """Return a short caption in half of the cases, else a dense one."""
-    return (short if random.Random(f"{scene.seed}/length").random() < 0.5 else dense)(scene)
+    """Return a short, a plain or a dense caption, each in a third of the cases."""
+    return random.Random(f"{scene.seed}/length").choice((short, plain, dense))(scene)
 
 
 def dominant_colour(scene: Scene) -> str | None:
