@@ -244,6 +244,16 @@ def test_random_backgrounds_belong_to_the_picture_and_the_seed():
     assert torch.equal(few.pixels, data.pixels[[place[key] for key in few.keys]])
 
 
+def test_half_of_the_images_can_be_white():
+    data, varied = (emoji64(**FRUIT, background=background) for background in ("half-white", "random"))
+    white = [name == "white" for name in data.backgrounds]
+    expected = 0.5 + 0.5 / len(BACKGROUNDS)
+    assert abs(sum(white) / len(white) - expected) < 4 * (expected * (1 - expected) / len(white)) ** 0.5
+    # the others are those of "random"
+    pairs = zip(data.backgrounds, varied.backgrounds, strict=True)
+    assert all(mine in ("white", other) for mine, other in pairs)
+
+
 # -- captions ---------------------------------------------------------------------------------------------------------
 
 
