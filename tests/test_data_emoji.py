@@ -335,7 +335,11 @@ def test_nothing_ever_changes(everything):
         ({"split": "trian"}, ValueError, "no split 'trian'; known: train, pair, concept, all; did you mean \"train\""),
         ({"styles": "3D"}, ValueError, "no style '3D'; known: noto, twemoji, flat, 3d, mono"),
         ({"groups": ["food"]}, ValueError, "no group 'food'; known: .*food-drink"),
-        ({"background": "grey"}, ValueError, "no background 'grey'; known: white, .*random; did you mean \"gray\""),
+        (
+            {"background": "grey"},
+            ValueError,
+            "no background 'grey'; known: white, .*random, half-white; did you mean \"gray\"",
+        ),
         ({"wording": "plane"}, ValueError, "no wording 'plane'; known: plain, bare, varied"),
         ({"channels": 5}, ValueError, "no number of channels 5; known: 1, 2, 3, 4"),
         ({"image_size": 0}, ValueError, "image size"),
