@@ -123,3 +123,15 @@ def test_which_configuration_is_used(monkeypatch, tmp_path):
     assert _presets.find_config(None) == (Path("imagen_config.json"), False)
     Path("emoji").write_text("{}")
     assert _presets.find_config("emoji") == (Path("emoji"), False)
+
+
+def test_options_may_be_environment_variables(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("IMAGEN_CONFIG_PRESET", "moving-digits")
+    monkeypatch.setenv("IMAGEN_CONFIG_PATH", "from_the_environment.json")
+    assert CliRunner().invoke(main, ["config"]).exit_code == 0
+    assert read_json("from_the_environment.json") == read_json(ROOT / "configs" / "moving-digits.json")
+    done = CliRunner().invoke(main, ["config", "--path", "stated.json"])  # what is typed wins
+    assert done.exit_code == 0 and (tmp_path / "stated.json").is_file()
+    monkeypatch.setenv("IMAGEN_CONFIG_PRESET", "nonsense")
+    assert 'no ready-made configuration "nonsense"' in CliRunner().invoke(main, ["config", "--path", "x"]).stderr

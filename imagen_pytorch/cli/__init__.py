@@ -156,6 +156,7 @@ class Commands(click.Group):
         "help_option_names": ["-h", "--help"],
         "token_normalize_func": canonical_option,
         "max_content_width": 110,
+        "auto_envvar_prefix": "IMAGEN",
     },
 )
 @click.version_option(__version__, prog_name="imagen")
@@ -169,6 +170,8 @@ def main(context: click.Context) -> None:
     imagen train --data moving-digits            train a model of videos
     imagen config                                write ./imagen_config.json, to be edited
     imagen sample "a 3d render of a bear on a white background"    draw with the newest model
+
+    Every option is also an environment variable: IMAGEN_TRAIN_BATCH_SIZE=8 is --batch-size 8 of `imagen train`.
 
     Results go to standard output, messages to standard error. Exit codes: 0 done, 1 failed, 2 usage, 3 data unusable,
     4 checkpoint unusable, 5 out of memory; interrupted and saved: 130 by Ctrl-C, 143 by SIGTERM, 129 as the terminal
