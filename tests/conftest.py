@@ -20,30 +20,18 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
-import typeguard
-from jaxtyping import install_import_hook
-
-_check_tuple = typeguard.check_tuple
-
-
-def _check_tuple_or_named_tuple(argname, value, expected_type, memo):
-    """A named tuple by its class: typeguard cannot resolve its fields' annotations, which are strings, behind the
-    wrappers that jaxtyping makes."""
-    if not hasattr(expected_type, "_fields"):
-        return _check_tuple(argname, value, expected_type, memo)
-    if not isinstance(value, expected_type):
-        raise TypeError(f"type of {argname} must be {expected_type.__name__}; got {type(value).__name__} instead")
-
-
-typeguard.check_tuple = _check_tuple_or_named_tuple
+from annotations import install
 
 # every annotated function of the package checks its arguments, shapes included, while tests run; but for files, which
 # know no shapes and call small functions for every value of a file
 ROOMS = sorted({path.stem for path in Path(__file__).parents[1].glob("imagen_pytorch/*") if path.stem[0] not in "_."})
 CHECKED = [f"imagen_pytorch.{room}" for room in ROOMS if room not in ("io", "checkpoints")]
-install_import_hook(CHECKED, "typeguard.typechecked")
+install(CHECKED)
 jaxtyping.config.update("jaxtyping_disable", True)  # until the tests begin: files compute their parameters
 
+from imagen_pytorch.io import files  # noqa: E402 - imported with checks
+
+files.WAITS = (0.0, 0.0)  # between the attempts to reach a store
 torch.set_num_threads(1)
 # whatever is imported stays, half a million objects, and looking through them for garbage takes a fifth of all time:
 # see `only_new_garbage`

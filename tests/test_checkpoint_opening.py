@@ -43,18 +43,19 @@ def evil(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def opened_once(tmp_path_factory):
-    """What a good checkpoint imports on its way is imported."""
+def saved(tmp_path_factory):
+    """The contents of a good checkpoint; what one imports on its way is imported."""
     path = tmp_path_factory.mktemp("good") / "a.pt"
-    saved(path)
+    ImagenTrainer(small_imagen(), verbose=False).save(path)
     load_imagen_from_checkpoint(path)
     with pytest.raises(SystemExit) as left:
         main(["info", str(path)])
     assert left.value.code == 0
+    return read_checkpoint(path)
 
 
 @pytest.fixture
-def walls(monkeypatch, opened_once):
+def walls(monkeypatch, saved):
     """Records every connection, question and import of something new, and refuses them."""
     tried = []
 
@@ -74,12 +75,6 @@ def walls(monkeypatch, opened_once):
     monkeypatch.setattr(socket, "getaddrinfo", refused)
     monkeypatch.setattr(builtins, "input", refused)
     return tried
-
-
-def saved(path):
-    trainer = ImagenTrainer(small_imagen(), verbose=False)
-    trainer.save(path)
-    return read_checkpoint(path)
 
 
 def without_widths(contents, **changes):
@@ -116,11 +111,9 @@ def outcome(call, *arguments):
 
 
 @pytest.mark.parametrize("name", [*HOSTILE, "folder", "\x1b[2Jx", "", 5, None, ["x"], "builtin:wrods"], ids=repr)
-def test_every_door_says_that_the_width_is_missing_and_touches_no_encoder(name, evil, tmp_path, walls, capsys):
-    path = tmp_path / "a.pt"
+def test_every_door_says_that_the_width_is_missing_and_touches_no_encoder(name, evil, saved, tmp_path, walls, capsys):
     name = str(evil) if name == "folder" else name
-    write_checkpoint(without_widths(saved(path), text_encoder_name=name), tmp_path / "b.pt")
-    del walls[:]
+    write_checkpoint(without_widths(saved, text_encoder_name=name), tmp_path / "b.pt")
     for open_it in (load_imagen_from_checkpoint, lambda file: ImagenTrainer(imagen_checkpoint_path=file)):
         with pytest.raises(CheckpointError, match="text_e(mbed_dim|ncoder)|no text encoder") as caught:
             open_it(tmp_path / "b.pt")
@@ -132,11 +125,9 @@ def test_every_door_says_that_the_width_is_missing_and_touches_no_encoder(name, 
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_recorded_width_opens_every_model_without_its_encoder(name, evil, tmp_path, walls):
-    contents = saved(tmp_path / "a.pt")
-    contents["imagen_params"]["text_encoder_name"] = name
-    write_checkpoint(contents, tmp_path / "b.pt")
-    del walls[:]
+def test_a_recorded_width_opens_every_model_without_its_encoder(name, evil, saved, tmp_path, walls):
+    params = {**saved["imagen_params"], "text_encoder_name": name}
+    write_checkpoint({**saved, "imagen_params": params}, tmp_path / "b.pt")
     model = load_imagen_from_checkpoint(tmp_path / "b.pt")
     assert model.text_embed_dim == 16 and model.text_encoder_name == name
     small_trainer = ImagenTrainer(small_imagen(), verbose=False)

@@ -25,11 +25,6 @@ def url(request, tmp_path):
     return str(tmp_path / "run") if request.param == "local" else f"memory://{tmp_path.name}/run"
 
 
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    monkeypatch.setattr("imagen_pytorch.io.files.WAITS", (0.0, 0.0))
-
-
 def damage(store, step):
     store.fs.pipe_file(store.path(step), store.fs.cat_file(store.path(step))[:-100])
 

@@ -173,6 +173,10 @@ def test_make_knows_its_targets():
     makefile = (ROOT / "Makefile").read_text()
     for target in ("demo", "video-demo", "test", "test-all", "lint", "clean"):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+    for name, python, resolution in (("oldest", "3.10", "lowest-direct"), ("newest", "3.", "highest")):
+        told = ["make", "--dry-run", "--always-make", f"test-{name}"]
+        lines = subprocess.run(told, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+        assert f"--python {python}" in lines and f"--resolution {resolution} " in lines and f".venv-{name}/bin" in lines
     done = subprocess.run(["make", "-n", "demo", "STEPS=123"], capture_output=True, text=True, cwd=ROOT, check=True)
     assert "imagen demo --steps 123" in done.stdout and "constraints.txt" in done.stdout + makefile
 

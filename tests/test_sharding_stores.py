@@ -31,11 +31,6 @@ MEMORY, LOCAL = fsspec.filesystem("memory"), fsspec.filesystem("file")
 each_place = pytest.mark.parametrize("fs", [LOCAL, MEMORY], ids=["file", "memory"])
 
 
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch):
-    monkeypatch.setattr("imagen_pytorch.io.files.WAITS", (0.0, 0.0))
-
-
 def save(fs, folder, step, **options):
     tensors = {"model/w": torch.full((5,), float(step)), "optim0/state/0/step": torch.tensor(step)}
     sharded.write_sharded(fs, str(folder), tensors, {"steps": step}, **options)

@@ -68,11 +68,6 @@ def place(store):
     return f"{store[0]}://bucket/{uuid.uuid4().hex}", store[1]
 
 
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch):
-    monkeypatch.setattr("imagen_pytorch.io.files.WAITS", (0.0, 0.0))
-
-
 async def google_part(fs, path):
     """An upload that is begun and never completed."""
     from gcsfs.core import initiate_upload, upload_chunk

@@ -27,11 +27,6 @@ from imagen_pytorch.io.files import ends_with_process, is_local, locate
 ODD_NAMES = ["run::1.pt", "a::b::c.pt", "data:,abc.pt", "file:a.pt", "local:a.pt", "a b\n.pt", "#1?x=2.pt", "*.pt"]
 
 
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch):
-    monkeypatch.setattr("imagen_pytorch.io.files.WAITS", (0.0, 0.0))
-
-
 @pytest.mark.parametrize("name", ODD_NAMES)
 @pytest.mark.parametrize("form", [str, Path, os.path.abspath], ids=["text", "Path", "absolute"])
 def test_a_name_without_a_protocol_is_a_local_name(tmp_path, monkeypatch, name, form):

@@ -254,7 +254,7 @@ def test_workers_that_we_chose_never_end_a_training(eager, soon, tmp_path):
         assert numbers(stream, 12) == plain
 
 
-def test_other_errors_of_workers_stay_what_they_are():
+def test_other_errors_of_workers_stay_what_they_are(soon):
     class Bad(torch.utils.data.Dataset):
         def __len__(self):
             return 4
