@@ -65,6 +65,7 @@ def gradients(items, steps=4):
         yield
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_matrices_follow_torchs_muon_and_the_rest_follows_adamw(decay, monkeypatch):
     monkeypatch.setattr(muon, "_iteration_dtype", lambda device: torch.bfloat16)  # as torch does everywhere
