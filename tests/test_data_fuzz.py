@@ -25,9 +25,10 @@ bounded = settings(
 FRAMES = [Image.new("RGB", (12, 9), colour) for colour in ("red", "green", "blue")]
 
 
-def written(form, **options):
+def written(form, mode="RGB", **options):
     buffer = io.BytesIO()
-    FRAMES[0].convert(options.pop("mode", "RGB")).save(buffer, form, **options)
+    frame = FRAMES[0].convert("L") if mode == "I;16" else FRAMES[0]  # older Pillow converts no colours to it
+    frame.convert(mode).save(buffer, form, **options)
     return buffer.getvalue()
 
 
