@@ -62,7 +62,7 @@ setup(
         "packaging",
         "pillow>=10",
         "protobuf>=4",
-        "pydantic>=2.5",
+        "pydantic>=2.7",
         "safetensors>=0.7",
         "sentencepiece>=0.1.99",
         "tokenizers>=0.20",

@@ -38,7 +38,7 @@ def annotated(annotation):
         (tuple[int, str], ((1, "a"),), ((1,), (1, 2), (1, "a", "b"))),
         (Sequence[str | int], (["a", 1], "text"), ([1.5], 1)),
         (dict[str, Any], ({"a": None},), ({1: 2}, [])),
-        (dict[str, "int | Pair"], ({"a": 1, "b": Pair(1, "a")},), ({"a": "b"},)),
+        (dict[str, int | Pair], ({"a": 1, "b": Pair(1, "a")},), ({"a": "b"},)),
         (Literal["a", "b"], ("a",), ("c", 1)),
         (Callable[..., int], (len,), (1,)),
         (Callable[[int], int], (lambda one: one,), (1, lambda: 1, lambda one, other: one)),
