@@ -25,23 +25,14 @@ class Range(NamedTuple):
     optional: bool = False
 
     def fits(self, value: Any) -> bool:
-        """Return whether a number lies in the range."""
-        if math.isinf(self.least) and math.isinf(self.most):
-            return True
+        """Return whether a number lies in the range; NaN does not."""
         if self.open:
             return self.least < value < self.most
-        return self.least <= value <= self.most and not math.isinf(value)
-
-    @property
-    def kind(self) -> str:
-        """The required kind, in words: "be a whole number or None"."""
-        return f"be a {'whole' if self.whole else 'finite'} number{' or None' if self.optional else ''}"
+        return self.least <= value <= self.most and abs(value) != math.inf
 
     @property
     def limits(self) -> str:
         """The permitted range, in words: "lie in [0, 1]", "be at least 1 or None"."""
-        if math.isinf(self.least):
-            return self.kind
         if not math.isinf(self.most):
             return f"lie in [{self.least:g}, {self.most:g}{']' if self.most != _BELOW_ONE else ')'}"
         first = f"be above {self.least:g}" if self.open else f"be at least {self.least:g}"
@@ -95,8 +86,9 @@ def check_number(value: Any, name: str, fits: Range) -> None:
     if value is None and fits.optional:
         return
     if isinstance(value, bool) or not isinstance(value, Integral if fits.whole else Real):
-        raise TypeError(f"{name} must {fits.kind}, got {value!r}")
-    if math.isnan(value) or not fits.fits(value):
+        kind = f"be a {'whole' if fits.whole else 'finite'} number{' or None' if fits.optional else ''}"
+        raise TypeError(f"{name} must {kind}, got {value!r}")
+    if not fits.fits(value):
         raise ValueError(f"{name} must {fits.limits}, got {value!r}")
 
 

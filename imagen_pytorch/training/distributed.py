@@ -24,8 +24,6 @@ _LOST = ("connection closed by peer", "connection reset by peer", "broken pipe",
 
 #: what can be asked for
 STRATEGIES = ("auto", "ddp", "fsdp2")
-
-
 #: how long a process may wait for the others: one may sample, save or read for hours. That one is lost is noticed by
 #: its silence, see `training.heartbeat`
 PATIENCE = timedelta(hours=6)
@@ -42,11 +40,6 @@ class ProcessesDiffer(ValueError):
 def rows_of(total: int, rank: int, count: int) -> slice:
     """Return the items of a batch that belong to a process; in order, none twice, as even as possible."""
     return slice(total * rank // count, total * (rank + 1) // count)
-
-
-def chosen_device_is_cpu() -> bool:
-    """Return whether this machine has nothing faster than its CPU, as far as several processes can use it."""
-    return not (torch.cuda.is_available() or torch.xpu.is_available())
 
 
 def resolved_strategy(asked: str, count: int, made: str) -> str:
@@ -109,7 +102,14 @@ class Distributed:
             moments; "auto": what the launcher's configuration says.
 
     Attributes:
+        accelerator: Accelerate's own object.
+        device: of this process.
+        rank: number of this process.
+        is_main: whether this process writes files and messages; its number is 0.
         count: number of processes.
+        strategy: in which they share the work: "one process", "ddp" or "fsdp2".
+        sharded: whether each process has only a part of the weights.
+        precision: that the launcher or its configuration asks for: "no", "fp16" or "bf16".
         accumulated: number of batches whose mean gradient makes one update.
 
     Raises:
@@ -122,20 +122,25 @@ class Distributed:
         from accelerate.utils import InitProcessGroupKwargs
 
         launched = int(os.environ.get("WORLD_SIZE", "1"))
-        if launched > 1 and chosen_device_is_cpu():
+        if launched > 1 and not (torch.cuda.is_available() or torch.xpu.is_available()):
             options = {"cpu": True, **options}  # without it Accelerate would leave every process alone
         handlers = list(options.get("kwargs_handlers") or ())
         if launched > 1 and not any(isinstance(one, InitProcessGroupKwargs) for one in handlers):
             options = {**options, "kwargs_handlers": [*handlers, InitProcessGroupKwargs(timeout=PATIENCE)]}
         self.accelerator = Accelerator(**options)
+        self.device: torch.device = self.accelerator.device
+        self.precision: str = self.accelerator.mixed_precision
         self.accumulated: int = self.accelerator.gradient_accumulation_steps  # read here: Accelerators share it
         self.count: int = self.accelerator.num_processes
+        self.rank: int = self.accelerator.process_index
+        self.is_main = self.rank == 0
         if self.count != launched:
             raise RuntimeError(
                 f"{launched} processes were launched, but Accelerate sees {self.count}: each would train alone and "
                 "overwrite the others; start them with torchrun or accelerate launch"
             )
         self.strategy = resolved_strategy(strategy, self.count, self.accelerator.distributed_type.name)
+        self.sharded = self.strategy == "fsdp2"
         self._stop_named = False
         if self.count > 1:
             heartbeat(self.rank, self.count)
@@ -143,37 +148,6 @@ class Distributed:
     def __deepcopy__(self, _: dict[int, Any]) -> Distributed:
         """Itself: what is copied stays in the same process."""
         return self
-
-    @property
-    def sharded(self) -> bool:
-        """Return whether each process has only a part of the weights."""
-        return self.strategy == "fsdp2"
-
-    def mesh(self) -> Any:
-        """Return all processes in a row, as torch's ``DeviceMesh``."""
-        from torch.distributed.device_mesh import init_device_mesh
-
-        return init_device_mesh(self.device.type, (self.count,))
-
-    @property
-    def device(self) -> torch.device:
-        """The device of this process."""
-        return self.accelerator.device
-
-    @property
-    def precision(self) -> str:
-        """The mixed precision that the launcher or its configuration asks for: "no", "fp16" or "bf16"."""
-        return self.accelerator.mixed_precision
-
-    @property
-    def rank(self) -> int:
-        """Number of this process, 0 for the main one."""
-        return self.accelerator.process_index
-
-    @property
-    def is_main(self) -> bool:
-        """Return whether this is the process that writes files and messages."""
-        return self.rank == 0
 
     def shard(self, count: int) -> BatchShard:
         """Return the place of ``count`` items in a batch of which each process has as many."""
@@ -305,16 +279,10 @@ class Distributed:
         from torch.nn.parallel import DistributedDataParallel
 
         handler = self.accelerator.ddp_handler
-        options = {} if handler is None else handler.to_kwargs()
-        options = {
-            "find_unused_parameters": bool(getattr(unet, "is_video", False)),
-            "gradient_as_bucket_view": True,
-            **options,
-        }
-        if (
-            "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-        ):  # constants, in these networks
-            options.setdefault("forward_sync_buffers", False)
+        options = {"find_unused_parameters": bool(getattr(unet, "is_video", False)), "gradient_as_bucket_view": True}
+        if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters:
+            options["forward_sync_buffers"] = False  # constants, in these networks
+        options |= {} if handler is None else handler.to_kwargs()
         if self.device.type != "cpu":
             options |= {"device_ids": [self.device.index], "output_device": self.device.index}
         with lost_connections_named():

@@ -39,9 +39,11 @@ def shard_model(cascade: Cascade, averages: nn.ModuleList | None, processes: Dis
         ValueError: fp16, whose loss scaling is not made for shards.
         ImportError: this torch cannot.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+
     if precision.name == "fp16":
         raise ValueError('strategy fsdp2 does not go with precision "fp16"; take "bf16" or "no"')
-    mesh = processes.mesh()
+    mesh = init_device_mesh(processes.device.type, (processes.count,))
     for index, unet in enumerate(cascade.unets):
         if next(unet.parameters(), None) is None:
             continue

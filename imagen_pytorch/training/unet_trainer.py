@@ -30,12 +30,10 @@ from .precision import Precision
 from .settings import changed, move_moments, optimizer_in, settings_in
 from .validation import (
     are_averages,
-    are_counts,
-    are_tensors,
+    are_gradients,
     is_optimizer_state,
     is_scale,
     is_schedule,
-    matches,
     ruined_tensors,
 )
 
@@ -356,12 +354,7 @@ class UnetTrainer:
             wrong.append("scheduler")
         if self.scaler.is_enabled() and found["scaler"] is not None and not is_scale(found["scaler"]):
             wrong.append("scaler")
-        waiting = found["gradients"]
-        if waiting is not None and not (
-            matches(waiting, {"finite": 1, "values": {}})
-            and are_tensors(waiting["values"])
-            and are_counts([waiting.get("batches", 0)])
-        ):
+        if found["gradients"] is not None and not are_gradients(found["gradients"]):
             wrong.append("gradients")
         if found["posthoc"] is not None and not are_averages(found["posthoc"]):
             wrong.append("posthoc")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -28,21 +29,6 @@ def is_number(value: Any, least: float = -math.inf, below: float = math.inf) -> 
     return least <= value < below and abs(value) <= sys.float_info.max
 
 
-def matches(found: Any, own: Any) -> bool:
-    """Return whether a value can stand in for one's own: finite numbers for numbers, a list for a list, as many items
-    for a tuple, at least its names for a mapping."""
-    if own is None or isinstance(own, int | float):
-        return isinstance(found, bool) or is_number(found) or (own is None and found is None)
-    if isinstance(own, Mapping):
-        return isinstance(found, Mapping) and all(name in found and matches(found[name], own[name]) for name in own)
-    if isinstance(own, tuple):
-        same = isinstance(found, list | tuple) and len(found) == len(own)
-        return same and all(map(matches, found, own))
-    if isinstance(own, list):
-        return isinstance(found, list | tuple) and all(matches(item, own[0]) for item in found)
-    return isinstance(found, type(own))
-
-
 def are_counts(values: Any) -> bool:
     """Return whether these are whole numbers from 0 to 2**53: a list or a vector of them."""
     if isinstance(values, Tensor):
@@ -61,11 +47,10 @@ def are_tensors(values: Any) -> bool:
 
 
 def _is_random_state(value: Any) -> bool:
-    try:
+    with suppress(TypeError, RuntimeError):
         torch.Generator().set_state(value)
-    except (TypeError, RuntimeError):
-        return False
-    return True
+        return True
+    return False
 
 
 def _is_position(value: Any) -> bool:
@@ -110,11 +95,10 @@ def _are_settings(found: Any) -> bool:
 
 def _fits(name: str, value: Any) -> bool:
     """Return whether a trainer accepts this number."""
-    try:
+    with suppress(TypeError, ValueError):
         check_number(value, name, NUMBERS[name])
-    except (TypeError, ValueError):
-        return False
-    return True
+        return True
+    return False
 
 
 #: the numbers of a group of Adam's parameters, its switches, and what other optimizers may lack
@@ -161,13 +145,14 @@ def _are_moments(found: Any, needed: Sequence[str] | None) -> bool:
         return False
     if needed is None:
         tensors = [item for item in found.values() if isinstance(item, Tensor) and item.is_floating_point()]
-        return all(item.is_meta or _is_finite(item) for item in tensors)
+        return not nonfinite_tensors(tensors)
     if not {*needed, "step"} <= found.keys() or not _is_step(found["step"]):
         return False
     return all(
         isinstance(item, Tensor)
         and item.is_floating_point()
-        and (item.is_meta or (_is_finite(item) and not (name in _SQUARES and bool((item < 0).any()))))
+        and not nonfinite_tensors(item)
+        and (item.is_meta or not (name in _SQUARES and bool((item < 0).any())))
         for name, item in found.items()
         if name != "step"
     )
@@ -184,7 +169,7 @@ def are_averages(found: Any) -> bool:
         len(widths) > 0
         and all(is_number(width, 0, WIDEST) and width > 0 for width in widths)
         and all(are_tensors(each) for each in averages)
-        and all(item.is_meta or _is_finite(item) for each in averages for item in each.values())
+        and not nonfinite_tensors(averages)
     )
 
 
@@ -199,10 +184,9 @@ def is_schedule(found: Any, optimizer: Any) -> bool:
 
 def is_scale(found: Any) -> bool:
     """Return whether this is the state of a loss scaler; missing entries are as in a new one."""
-    if not isinstance(found, Mapping):
-        return False
     return (
-        is_number(found.get("scale", 1.0), sys.float_info.min)
+        isinstance(found, Mapping)
+        and is_number(found.get("scale", 1.0), sys.float_info.min)
         and is_number(found.get("growth_factor", 2.0), 1 + sys.float_info.epsilon)
         and is_number(found.get("backoff_factor", 0.5), sys.float_info.min, 1)
         and are_counts([found.get("growth_interval", 1), found.get("_growth_tracker", 0)])
@@ -218,8 +202,14 @@ def _is_step(value: Any) -> bool:
     return real and (value.is_meta or all(is_number(item, 0, _COUNTABLE) for item in value.flatten().tolist()))
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    return not nonfinite_tensors(tensor)
+def are_gradients(found: Any) -> bool:
+    """Return whether these are gradients that wait for an update: tensors by name, and counts of their batches."""
+    return (
+        isinstance(found, Mapping)
+        and (isinstance(found.get("finite"), bool) or is_number(found.get("finite")))
+        and are_tensors(found.get("values"))
+        and are_counts([found.get("batches", 0)])
+    )
 
 
 def unusable_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
@@ -245,10 +235,8 @@ def ruined_tensors(weights: Mapping[str, Tensor], moments: Mapping[str, Tensor])
 def _is_usable(item: Tensor, wanted: Tensor) -> bool:
     if item.is_complex() or item.is_floating_point() != wanted.is_floating_point():
         return False
-    if item.is_meta or not wanted.is_floating_point():
-        return True
-    narrower = torch.finfo(item.dtype).max > torch.finfo(wanted.dtype).max
-    return _is_finite(item.to(wanted.dtype) if narrower else item)
+    narrower = wanted.is_floating_point() and torch.finfo(item.dtype).max > torch.finfo(wanted.dtype).max
+    return not nonfinite_tensors(item.to(wanted.dtype) if narrower else item)
 
 
 def wrong_entries(contents: Mapping[str, Any], only_model: bool) -> list[str]:
