@@ -6,14 +6,10 @@ import pytest
 import torch
 from launching import run
 from sharding_toys import LOCAL, Shared
-from toys import small_unet
 
 from imagen_pytorch.checkpoints.contents import local_part
 from imagen_pytorch.checkpoints.sharded import read_sharded
-from imagen_pytorch.training.fsdp import (
-    gradient_norm,
-    shard,
-)
+from imagen_pytorch.training.fsdp import gradient_norm
 
 # -- training ---------------------------------------------------------------------------------------------------------
 
@@ -42,12 +38,6 @@ def test_two_processes_train_what_one_does_and_one_reads_what_two_wrote(tmp_path
         index: set(state) for index, state in theirs["state"].items()
     }
     assert all(state["step"] == theirs["state"][index]["step"] for index, state in mine["state"].items())
-
-
-def test_a_torch_without_it_is_named(monkeypatch):
-    monkeypatch.delattr("torch.distributed.fsdp.fully_shard")
-    with pytest.raises(ImportError, match=r"strategy fsdp2\) needs torch 2.6 or newer.*take strategy ddp"):
-        shard(small_unet(), None)
 
 
 def test_norm_and_clipping_of_ordinary_gradients_are_those_of_torch():

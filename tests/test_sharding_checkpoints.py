@@ -19,7 +19,7 @@ from sharding_toys import LOCAL, Shared
 from imagen_pytorch.checkpoints import CheckpointError, CheckpointMismatch, CheckpointMissing, CheckpointStore
 from imagen_pytorch.checkpoints.manifest import Manifest
 from imagen_pytorch.checkpoints.paths import MANIFEST
-from imagen_pytorch.checkpoints.sharded import ShardedCheckpoint, load_sharded, read_sharded, write_sharded
+from imagen_pytorch.checkpoints.sharded import ShardedCheckpoint, read_sharded, write_sharded
 from imagen_pytorch.training import fsdp
 from imagen_pytorch.training.fsdp import (
     fill,
@@ -67,7 +67,7 @@ def test_any_number_of_processes_loads_it(folder, count):
     names = [name for name, item in TENSORS.items() if item.ndim]
     for rank in range(count):
         targets = {name: Shared.of(torch.zeros_like(TENSORS[name]), rank, count) for name in names}
-        load_sharded(LOCAL, folder, targets)
+        ShardedCheckpoint(LOCAL, folder).load(targets)
         for name, target in targets.items():
             assert torch.equal(target.part, Shared.of(TENSORS[name], rank, count).part)
 
@@ -75,7 +75,7 @@ def test_any_number_of_processes_loads_it(folder, count):
 def test_a_number_fits_a_vector_of_one(folder):
     for rank, length in ((0, 1), (1, 0)):
         target = Shared.of(torch.zeros(1), rank, 2)
-        load_sharded(LOCAL, folder, {"model/share": target})
+        ShardedCheckpoint(LOCAL, folder).load({"model/share": target})
         assert target.part.tolist() == [0.25] * length
     target = torch.zeros(1)
     fill({"model/share": target}, read_sharded(LOCAL, folder))
@@ -85,9 +85,9 @@ def test_a_number_fits_a_vector_of_one(folder):
 def test_what_does_not_fit_changes_nothing(folder):
     good, bad = torch.zeros(7, 5), torch.zeros(7, 6)
     with pytest.raises(CheckpointMismatch, match=r"one is \(1, 4\) in the checkpoint .* and \(7, 6\) in the model"):
-        load_sharded(LOCAL, folder, {"model/a.weight": good, "model/one": bad})
+        ShardedCheckpoint(LOCAL, folder).load({"model/a.weight": good, "model/one": bad})
     with pytest.raises(CheckpointMismatch, match="has no model/b; nothing was loaded"):
-        load_sharded(LOCAL, folder, {"model/a.weight": good, "model/b": bad})
+        ShardedCheckpoint(LOCAL, folder).load({"model/a.weight": good, "model/b": bad})
     assert not good.any()
     with pytest.raises(ValueError, match=r"model/one must be \(7, 6\), got \(1, 4\)"):
         fill({"model/one": bad}, read_sharded(LOCAL, folder))

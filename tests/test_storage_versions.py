@@ -21,7 +21,7 @@ from imagen_pytorch.checkpoints import (
     read_checkpoint,
     verify_checkpoint,
 )
-from imagen_pytorch.checkpoints.sharded import load_sharded
+from imagen_pytorch.checkpoints.sharded import ShardedCheckpoint
 
 SAMPLES = Path(__file__).parent / "data" / "_checkpoints"
 
@@ -45,7 +45,7 @@ def test_a_folder_of_shards():
     assert same(read_checkpoint(folder), wanted)
     verify_checkpoint(folder, LOCAL)
     target = torch.zeros(7, 5)
-    load_sharded(LOCAL, folder, {"model/a.weight": target})
+    ShardedCheckpoint(LOCAL, folder).load({"model/a.weight": target})
     assert torch.equal(target, torch.arange(35.0).view(7, 5))
     assert describe_checkpoint(folder).format == "shards"
 
@@ -66,7 +66,7 @@ def test_folders_of_one_and_two_processes(name, half):
     verify_checkpoint(folder, LOCAL)
     for rank in range(3):
         target = Shared.of(torch.zeros(7, 5), rank, 3)
-        load_sharded(LOCAL, folder, {"model/a.weight": target})
+        ShardedCheckpoint(LOCAL, folder).load({"model/a.weight": target})
         assert torch.equal(target.part, Shared.of(tensors["a.weight"], rank, 3).part)
 
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..io.errors import CheckpointError, CheckpointMissing
-from ..io.files import is_local, kind_of, locate, retry
+from ..io.errors import CheckpointError
+from ..io.files import is_local, locate, retry
 from .background import settle
 from .format_pt import describe_pt
 from .format_safetensors import describe_safetensors, is_safetensors, looks_like_safetensors
-from .paths import is_sharded, reading
+from .paths import is_folder, reading
 from .sharded import ShardedCheckpoint
 
 #: bytes of a tensor whose values are read
@@ -73,22 +73,16 @@ def describe_checkpoint(
     """
     settle()
     fs, place = locate(path, fs, fs_kwargs)
-    kind = kind_of(fs, place)
-    if kind is None:
-        raise CheckpointMissing(f"no checkpoint at {path}")
-    if kind == "directory" and is_sharded(fs, place):
+    if is_folder(fs, place, path):
         source = ShardedCheckpoint(fs, place)
         size = sum(file.size for file in source.manifest.files.values())
         return CheckpointInfo(str(path), "shards", size, source.described())
-    with reading(fs, path):
-        if kind != "file":
-            odd = "a folder, and not a checkpoint in several files" if kind == "directory" else "not an ordinary file"
-            raise CheckpointError(f"it is {odd}")
-        # of a remote file only those bytes are fetched that are read
-        with retry(lambda: fs.open(place, "rb", **({} if is_local(fs) else {"block_size": 1 << 16}))) as file:
-            safe = has_safetensors(file, place)
-            contents = (
-                describe_safetensors(file, values, _SMALL) if safe else describe_pt(file, values, _SMALL, is_local(fs))
-            )
-            size = file.seek(0, os.SEEK_END)
+    # of a remote file only those bytes are fetched that are read
+    options = {} if is_local(fs) else {"block_size": 1 << 16}
+    with reading(fs, path), retry(lambda: fs.open(place, "rb", **options)) as file:
+        safe = has_safetensors(file, place)
+        contents = (
+            describe_safetensors(file, values, _SMALL) if safe else describe_pt(file, values, _SMALL, is_local(fs))
+        )
+        size = file.seek(0, os.SEEK_END)
         return CheckpointInfo(str(path), "safetensors" if safe else "pt", size, named_entries(contents))

@@ -25,13 +25,8 @@ from .background import pause, settle
 from .contents import plain_contents, room_for, size_of
 from .describe import describe_checkpoint, has_safetensors, named_entries
 from .format_pt import Archive, read_pt, write_pt
-from .format_safetensors import (
-    is_safetensors,
-    read_safetensors,
-    verify_safetensors,
-    write_safetensors,
-)
-from .paths import MANIFEST, is_sharded, previous_of, reading, set_aside
+from .format_safetensors import is_safetensors, read_safetensors, verify_safetensors, write_safetensors
+from .paths import is_folder, previous_of, reading, set_aside
 from .sharded import read_sharded
 
 
@@ -72,16 +67,10 @@ def read_checkpoint(
     settle()
     fs, place = locate(path, fs, fs_kwargs)
     shown = os.path.abspath(place) if is_local(fs) else str(path)
-    kind = kind_of(fs, place)
-    if kind == "directory" and is_sharded(fs, place):
+    if is_folder(fs, place, shown):
         return read_sharded(fs, place)
     try:
         with reading(fs, shown):
-            if kind is None:
-                raise FileNotFoundError
-            if kind != "file":
-                odd = f"a folder without {MANIFEST}, not a checkpoint file" if kind == "directory" else None
-                raise CheckpointError(f"it is {odd or 'not an ordinary file'}")
             if is_local(fs):
                 return _read_local(place, place, mapped)
             with temporary_file(tempfile.gettempdir()) as file:

@@ -19,7 +19,7 @@ from ..io.errors import CheckpointError, CheckpointMismatch, reason
 from ..registry import UnknownMember
 from ..text import TextEncoder
 from ..text.own import as_encoder
-from .contents import nonfinite_tensors
+from .contents import named_tensors, nonfinite_tensors
 from .files import read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 #: a description is believed if its networks have at most this many times what the file holds (the file of one U-Net
 #: describes all of them), or so much
 _TIMES, _NUMBERS, _PARTS = 32, 100_000_000, 2_000
+#: names of averaged weights in a checkpoint
+_AVERAGED = re.compile(r"^(\d+)\.ema_model\.(.+)$")
 
 
 def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
@@ -40,26 +42,6 @@ def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> li
     ]
     kinds = {"missing in the file": missing, "not in the model": surplus, "of another shape": shapes}
     return [f"{kind} ({len(names)}): {', '.join(names)}" for kind, names in kinds.items() if names]
-
-
-def fitting(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return those tensors that the other set has too, in the same shape."""
-    return {name: item for name, item in found.items() if name in wanted and item.shape == wanted[name].shape}
-
-
-def _averaged_weights(averages: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The averaged weights of a checkpoint under the names that they have in the model."""
-    pattern = re.compile(r"^(\d+)\.ema_model\.(.+)$")
-    matches = ((pattern.match(name), item) for name, item in averages.items())
-    return {f"unets.{found[1]}.{found[2]}": item for found, item in matches if found}
-
-
-def _held(contents: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the numbers of elements and of tensors of the weights in a checkpoint; shared memory counts once."""
-    held = contents.get("model")
-    tensors = [item for item in held.values() if isinstance(item, Tensor)] if isinstance(held, dict) else []
-    storages = {item.untyped_storage()._cdata: item.untyped_storage().nbytes() // item.itemsize for item in tensors}
-    return sum(storages.values()), len(tensors)
 
 
 class DescribedModel:
@@ -86,8 +68,10 @@ class DescribedModel:
         if text_encoder is not None:  # here, because a function may be asked for the width of its embeddings
             with self._errors():
                 self.config["text_encoder"] = as_encoder(text_encoder, config.get("text_embed_dim"))
-        numbers, tensors = _held(contents)
-        most = _NUMBERS + _TIMES * numbers, _PARTS + _TIMES * tensors
+        tensors = [tensor for _, tensor in named_tensors(contents.get("model"))]
+        storages = {tensor.untyped_storage()._cdata: tensor for tensor in tensors}  # shared memory counts once
+        numbers = sum(tensor.untyped_storage().nbytes() // tensor.itemsize for tensor in storages.values())
+        most = _NUMBERS + _TIMES * numbers, _PARTS + _TIMES * len(tensors)
         with self._errors(), suppress(NotImplementedError):  # a network reads its weights while it is built
             self.on_meta = build_on_meta(lambda: imagen_from_config(self.config), *most)
 
@@ -132,13 +116,14 @@ class DescribedModel:
         Raises:
             CheckpointError, CheckpointMismatch: as `load_imagen_from_checkpoint`.
         """
-        averages = _weights(self.contents, "ema", self.path) if averaged and self.contents.get("ema") else {}
-        averages = _averaged_weights(averages)
+        found = _weights(self.contents, "ema", self.path) if averaged and self.contents.get("ema") else {}
+        matches = ((_AVERAGED.match(name), item) for name, item in found.items())
+        averages = {f"unets.{match[1]}.{match[2]}": item for match, item in matches if match}
         logger.info("loading the %s weights of %s", "averaged" if averages else "trained", self.path)
         weights = _weights(self.contents, "model", self.path) | averages | dict(others or {})
         wanted = self.refuse_other(weights)
         _check_numbers(weights, wanted, self.path)
-        return fitting(weights, wanted)
+        return {name: item for name, item in weights.items() if name in wanted and item.shape == wanted[name].shape}
 
     def build(self) -> Cascade:
         """Return the model, with fresh weights."""

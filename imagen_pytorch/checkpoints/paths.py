@@ -44,6 +44,24 @@ def is_sharded(fs: Any, folder: str) -> bool:
     return kind_of(fs, f"{folder.rstrip('/')}/{MANIFEST}") == "file"
 
 
+def is_folder(fs: Any, place: str, path: str | Path) -> bool:
+    """Return whether a checkpoint is a complete folder of shards, and not one file.
+
+    Raises:
+        CheckpointMissing: there is nothing.
+        CheckpointError: there is something else.
+    """
+    kind = kind_of(fs, place)
+    if kind is None:
+        raise CheckpointMissing(f"no checkpoint at {path}")
+    if kind == "directory" and is_sharded(fs, place):
+        return True
+    if kind != "file":
+        odd = f"a folder without {MANIFEST}, not a checkpoint file" if kind == "directory" else "not an ordinary file"
+        raise CheckpointError(f"cannot read the checkpoint {path}: it is {odd}")
+    return False
+
+
 def previous_of(path: str) -> str:
     """Return where the file before the last write is kept: ``a.previous.pt`` for ``a.pt``, next to the file itself if
     ``path`` is a link."""

@@ -96,9 +96,10 @@ class ShardedCheckpoint:
         return nested({n: torch.empty(e.shape, dtype=e.dtype, device="meta") for n, e in tensors}, self.plain())
 
     def verify(self) -> None:
-        """Check that the checksums of all files are right; a CheckpointError names the one that is not."""
+        """Check that the checksums of all files are right and the rest can be read; raise a CheckpointError if not."""
         with self._verified(self.manifest.files):
             pass
+        self.plain()
 
     def read(self) -> dict[str, Any]:
         """Return the complete contents, nested, every tensor on the CPU; all checksums are verified."""
@@ -183,11 +184,6 @@ def read_sharded(fs: Any, folder: str) -> dict[str, Any]:
     return ShardedCheckpoint(fs, folder).read()
 
 
-def load_sharded(fs: Any, folder: str, targets: Mapping[str, Tensor]) -> None:
-    """Fill tensors in place from a sharded checkpoint, on any number of processes; see `ShardedCheckpoint.load`."""
-    ShardedCheckpoint(fs, folder).load(targets)
-
-
 def nested(tensors: Mapping[str, Any], contents: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return tensors by path as nested dicts, put into others; a CheckpointError for two things under one name."""
     result: dict[Any, Any] = {} if contents is None else contents
@@ -214,11 +210,10 @@ def write_sharded(
     folder: str,
     tensors: Mapping[str, Tensor],
     plain: Mapping[str, Any],
-    group: Any = None,
     overwrite: bool = True,
     keep_previous: bool = False,
 ) -> None:
-    """Write a folder that `read_sharded` reads. All processes of the group call it; an error on one is raised on all.
+    """Write a folder that `read_sharded` reads. All processes call it; an error on one is raised on all.
 
     Each process writes what it holds into a new folder inside that of the checkpoint. Then the manifest, one small
     file, names that one instead of the one before. So a process that dies leaves nothing that is taken for complete,
@@ -230,7 +225,6 @@ def write_sharded(
         tensors: by path such as "model/final_conv.bias", see this module; ``DTensor``, or ordinary tensors that are the
             same on every process.
         plain: tensors and plain containers for the rest; that of the first process is written.
-        group: process group; by default all processes. On GPUs one of the kind "gloo" costs them nothing.
         overwrite: whether a checkpoint that is there may be replaced.
         keep_previous: leave the checkpoint that is replaced as ``<folder>.previous``. One that cannot be read does not
             take that name: it is kept as ``<folder>.unreadable``, and a warning says so.
@@ -240,7 +234,7 @@ def write_sharded(
         CheckpointLocked: another run has taken a lock that this process held for the place.
         CheckpointNotWritten: something is there that may not be replaced, or it could not be written.
     """
-    ranks = _Ranks(group)
+    ranks = _Ranks()
     folder = os.path.realpath(folder) if is_local(fs) else folder.rstrip("/")
     boxes = ranks.each(lambda: _boxes(fs, tensors, plain))
     own = ranks.first(lambda: _prepare(fs, folder, overwrite))
@@ -268,10 +262,9 @@ def write_sharded(
 class _Ranks:
     """The processes that write, and what they exchange; each call waits for all of them."""
 
-    def __init__(self, group: Any) -> None:
-        self.group = group
-        self.alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1)
-        self.rank = 0 if self.alone else dist.get_rank(group)
+    def __init__(self) -> None:
+        joined = dist.is_available() and dist.is_initialized()
+        self.count, self.rank = (dist.get_world_size(), dist.get_rank()) if joined else (1, 0)
 
     def each(self, action: Callable[[], Any]) -> list[Any]:
         """The answers of all processes; the error of any of them on all."""
@@ -280,10 +273,9 @@ class _Ranks:
             answer = action()
         except Exception as caught:  # whatever it is, the others must not wait for ever
             error = caught
-        answers = [(answer, None if error is None else reason(error))]
-        if not self.alone:
-            answers *= dist.get_world_size(self.group)
-            dist.all_gather_object(answers, answers[0], group=self.group)
+        answers = [(answer, None if error is None else reason(error))] * self.count
+        if self.count > 1:
+            dist.all_gather_object(answers, answers[0])
         if isinstance(error, CheckpointError | TypeError):
             raise error
         for rank, (_, text) in enumerate(answers):

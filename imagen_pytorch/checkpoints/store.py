@@ -6,6 +6,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,9 +52,7 @@ def verify_checkpoint(path: str, fs: Any) -> dict[str, Any] | None:
     if not is_sharded(fs, place):
         return read_finite(path, fs)
     try:
-        checkpoint = ShardedCheckpoint(fs, place)
-        checkpoint.verify()
-        checkpoint.plain()
+        ShardedCheckpoint(fs, place).verify()
     except CheckpointError as error:
         if not isinstance(error, CheckpointUnreachable):
             note(fs, place, str(error))
@@ -137,27 +136,18 @@ class CheckpointStore:
         """Let other runs save here."""
         self._lock.release()
 
-    def check_lock(self) -> None:
-        """Raise `CheckpointLocked` if another run has taken the folder over since `lock`."""
-        self._lock.check()
-
     # -- what is there ------------------------------------------------------------------------------------------------
 
     def path(self, steps: int) -> str:
-        """Return the path of the file of a number of steps."""
+        """Return the path of the file of a number of steps. That of a folder of shards has no suffix."""
         return f"{self.folder.rstrip('/')}/checkpoint.{steps}.pt"
-
-    def folder_path(self, steps: int) -> str:
-        """Return the path of the folder of shards of a number of steps."""
-        return self.path(steps).removesuffix(".pt")
 
     def _every(self) -> list[_Found]:
         """All checkpoints, newest first, folders that are not complete included."""
         with errors_as(CheckpointUnreachable, f"cannot list the checkpoints in {self.url}"):
-            try:
+            names = set()
+            with suppress(FileNotFoundError):
                 names = set(names_in(self.fs, self.folder))
-            except FileNotFoundError:
-                names = set()
         # a listing may lag; what was written here is looked for by name
         late = [path for path in self._written if name_of(path) not in names]
         return _found_in(self.folder, names | {name_of(path) for path in late if kind_of(self.fs, path) is not None})
@@ -192,7 +182,7 @@ class CheckpointStore:
 
     def make_way(self, path: str) -> None:
         """Check that this run may write a file or folder here, and set aside what `read` could not read there."""
-        self.check_lock()
+        self._lock.check()
         if path in self._damaged and kind_of(self.fs, path) is not None:
             set_aside(self.fs, path, f"{path} could not be read")
         self._damaged.discard(path)
@@ -218,9 +208,8 @@ class CheckpointStore:
             return
         kept = 0
         for found in every:
-            complete = found.path not in self._damaged and (
-                found.path == newest or found.is_file or is_sharded(self.fs, found.path)
-            )
+            written = found.is_file or found.path == newest or is_sharded(self.fs, found.path)
+            complete = written and found.path not in self._damaged
             stays = found.path == newest or self.keep <= 0 or kept < self.keep
             if not complete and not found.is_file:
                 stays = kept == 0  # it may still be in the making
@@ -266,8 +255,8 @@ class CheckpointStore:
         settle()
         if steps >= 0:
             path = self.path(steps)
-            if kind_of(self.fs, path) is None and is_sharded(self.fs, self.folder_path(steps)):
-                path = self.folder_path(steps)
+            if kind_of(self.fs, path) is None and is_sharded(self.fs, path.removesuffix(".pt")):
+                path = path.removesuffix(".pt")
             return path, reader(path, self.fs)
         damaged = 0
         for path in self.paths():
@@ -275,9 +264,9 @@ class CheckpointStore:
                 return path, reader(path, self.fs)
             except CheckpointMissing:
                 continue  # removed since it was listed
-            except CheckpointUnreachable:
-                raise
             except CheckpointError as error:
+                if isinstance(error, CheckpointUnreachable):
+                    raise
                 damaged += 1
                 self._damaged.add(path)
                 warnings.warn(f"{error}; the one before it is taken instead", stacklevel=3)

@@ -53,15 +53,15 @@ class Checkpointing:
         self,
         state: TrainingState,
         say: Callable[[str], None],
-        snapshots: Snapshots | None = None,
+        snapshots: Snapshots | None,
         *,
-        checkpoint_path: str | Path | None = None,
-        checkpoint_every: int | None = None,
-        max_checkpoints_keep: int = 20,
-        checkpoint_fs: Any = None,
-        fs_kwargs: Mapping[str, Any] | None = None,
-        save_in_background: bool = True,
-        on_save_error: str = "stop",
+        checkpoint_path: str | Path | None,
+        checkpoint_every: int | None,
+        max_checkpoints_keep: int,
+        checkpoint_fs: Any,
+        fs_kwargs: Mapping[str, Any] | None,
+        save_in_background: bool,
+        on_save_error: str,
     ) -> None:
         if (checkpoint_path is None) != (checkpoint_every is None):
             raise ValueError("checkpoint_path and checkpoint_every belong together: give both or neither")
@@ -77,15 +77,11 @@ class Checkpointing:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Checkpointing:
         """Return one for the copy of the state, without a folder: only one trainer saves into it."""
-        return Checkpointing(
-            copy.deepcopy(self.state, memo),
-            copy.deepcopy(self.say, memo),
-            max_checkpoints_keep=self.max_checkpoints_keep,
-            checkpoint_fs=self._fs,
-            fs_kwargs=self._fs_kwargs,
-            save_in_background=self.save_in_background,
-            on_save_error=self.on_save_error,
-        )
+        new = copy.copy(self)
+        new.state, new.say = copy.deepcopy((self.state, self.say), memo)
+        new.store = new.snapshots = new.checkpoint_path = new.checkpoint_every = None
+        new._writer = BackgroundWriter()
+        return new
 
     @property
     def can_checkpoint(self) -> bool:
@@ -285,7 +281,7 @@ class Checkpointing:
             CheckpointLocked: another run saves into this folder.
         """
         folder, steps = self._folder(), int(self.state.steps.sum())
-        path = folder.folder_path(steps) if self.processes.sharded else folder.path(steps)
+        path = folder.path(steps).removesuffix(".pt" if self.processes.sharded else "")
         with self._save_errors():
             self._refuse_ruined(path)
             if self.processes.sharded:

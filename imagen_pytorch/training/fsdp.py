@@ -37,7 +37,6 @@ def shard_model(cascade: Cascade, averages: nn.ModuleList | None, processes: Dis
 
     Raises:
         ValueError: fp16, whose loss scaling is not made for shards.
-        ImportError: this torch cannot.
     """
     from torch.distributed.device_mesh import init_device_mesh
 
@@ -64,16 +63,20 @@ def shard(unet: nn.Module, mesh: Any) -> None:
         unet: on the device where it is trained, in single precision.
         mesh: ``torch.distributed.device_mesh.DeviceMesh`` of one axis.
 
+
     Raises:
-        ImportError: this torch cannot.
         ValueError: the network is sharded already.
     """
-    fully_shard, as_forward = _tools()
-    if is_sharded(unet):
+    from torch.distributed.fsdp import fully_shard
+
+    if any(map(is_shared, unet.parameters())):
         raise ValueError("this network is sharded already; shard() is called once, before the optimizer is made")
     options = {"mesh": mesh, "reshard_after_forward": True}
     scalars = {name for name, item in unet.named_parameters() if item.ndim == 0}
-    _give_scalars_an_axis(unet)
+    for part in unet.modules():  # a vector of one can be sharded and broadcasts alike
+        for name, item in list(part.named_parameters(recurse=False)):
+            if item.ndim == 0:
+                setattr(part, name, nn.Parameter(item.detach().reshape(1), requires_grad=item.requires_grad))
     blocks = [part for part in unet.modules() if type(part).__name__ in unet._no_split_modules]
     for part in list(unet.modules()):
         # keys and values of captions are made for all blocks at once, before any block is gathered
@@ -88,7 +91,7 @@ def shard(unet: nn.Module, mesh: Any) -> None:
         if name in scalars:
             setattr(item, _SCALAR, True)
     unet.no_sync = partial(_without_exchange, unet)
-    _open_entrances(unet, as_forward)
+    _open_entrances(unet)
 
 
 @contextmanager
@@ -101,33 +104,9 @@ def _without_exchange(unet: Any) -> Iterator[None]:
         unet.set_requires_gradient_sync(True)
 
 
-def _tools() -> tuple[Callable[..., Any], Callable[..., None]]:
-    try:
-        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-    except ImportError as error:
-        raise ImportError(
-            f"sharded training (strategy fsdp2) needs torch 2.6 or newer with its distributed part, this is torch "
-            f"{torch.__version__}; take strategy ddp or install a newer torch"
-        ) from error
-    return fully_shard, register_fsdp_forward_method
-
-
-def is_sharded(module: nn.Module) -> bool:
-    """Return whether parameters of this module are sharded over processes."""
-    return any(is_shared(item) for item in module.parameters())
-
-
 def is_shared(tensor: Tensor) -> bool:
     """Return whether this is a ``DTensor``, of which a process holds a part."""
     return hasattr(tensor, "placements")
-
-
-def _give_scalars_an_axis(unet: nn.Module) -> None:
-    """Make single numbers vectors of one, which can be sharded. They broadcast alike."""
-    for part in unet.modules():
-        for name, item in list(part.named_parameters(recurse=False)):
-            if item.ndim == 0:
-                setattr(part, name, nn.Parameter(item.detach().reshape(1), requires_grad=item.requires_grad))
 
 
 def _own_memory(_: nn.Module, __: Any, answer: Tensor) -> Tensor:
@@ -135,8 +114,10 @@ def _own_memory(_: nn.Module, __: Any, answer: Tensor) -> Tensor:
     return answer if answer._base is None else answer.clone()
 
 
-def _open_entrances(unet: nn.Module, as_forward: Callable[..., None]) -> None:
+def _open_entrances(unet: nn.Module) -> None:
     """Have the weights of no block at hand in methods that are called from outside, too."""
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
     depth = 0
 
     def enter(*_: Any) -> None:
@@ -153,7 +134,7 @@ def _open_entrances(unet: nn.Module, as_forward: Callable[..., None]) -> None:
         if not hasattr(unet, name):
             continue
         inner = getattr(unet, name)
-        as_forward(unet, name)
+        register_fsdp_forward_method(unet, name)
         outer = getattr(unet, name)
 
         def entrance(*args: Any, inner: Any = inner, outer: Any = outer, **kwargs: Any) -> Any:
@@ -185,12 +166,8 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
 
 
 def as_saved(tensor: Tensor, like: Tensor | None = None) -> Tensor:
-    """Return a tensor as it is saved: a number that sharding made a vector is a number again. All processes call it.
-
-    Args:
-        tensor: of a state dict.
-        like: the parameter that it belongs to, if it is a moment.
-    """
+    """Return a tensor of a state dict as it is saved: a number that sharding made a vector is a number again. All
+    processes call it, for a moment with the parameter ``like`` that it belongs to."""
     with torch.no_grad():
         is_scalar = hasattr(tensor if like is None else like, _SCALAR)
         return tensor.full_tensor().reshape(()) if is_scalar else tensor.detach()
@@ -201,7 +178,8 @@ def module_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: as_saved(item) for name, item in module.state_dict(keep_vars=True).items()}
 
 
-def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    """Return the parameters of an optimizer in the order of its state dict."""
     return [item for group in optimizer.param_groups for item in group["params"]]
 
 
@@ -214,7 +192,7 @@ def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
 
     torch's ``get_optimizer_state_dict`` names parameters where our checkpoints, like the optimizer itself, number them.
     """
-    packed, parameters = optimizer.state_dict(), _parameters(optimizer)
+    packed, parameters = optimizer.state_dict(), parameters_of(optimizer)
     state = {
         index: {key: as_saved(item, parameters[index]) if _is_moment(key, item) else item for key, item in each.items()}
         for index, each in packed["state"].items()
@@ -231,11 +209,8 @@ def load_optimizer_state(
         saved: moments of sharded parameters are not read from it, so they may be without memory.
         prefix: name of the state in the checkpoint, "optim0".
         load: fills tensors in place, given by name: "optim0/state/3/exp_avg".
-
-    Raises:
-        ValueError: parameter groups of other sizes.
     """
-    parameters = _parameters(optimizer)
+    parameters = parameters_of(optimizer)
     if not any(map(is_shared, parameters)):
         optimizer.load_state_dict(dict(saved))
         return
@@ -296,11 +271,8 @@ def split_shared(contents: Mapping[Any, Any], prefix: str = "") -> tuple[dict[st
 
 
 def gathered(contents: Mapping[str, Any], keep: bool = True) -> dict[str, Any]:
-    """Return nested contents with complete tensors, on the CPU one after the other; all processes call it.
-
-    Args:
-        keep: False takes part and keeps nothing, so that only one process needs the memory.
-    """
+    """Return nested contents with complete tensors, on the CPU one after the other; all processes call it. Without
+    ``keep`` a process takes part and keeps nothing, so that only one needs the memory."""
 
     def complete(item: Tensor) -> Tensor | None:
         if not is_shared(item):

@@ -23,7 +23,7 @@ from ..wording import first_of
 from .batches import apart_from_its_graph
 from .choosing import ADAM, BY_NAME, Choice
 from .distributed import Distributed, lost_connections_named, without_sync
-from .fsdp import gradient_norm, load_optimizer_state, optimizer_state
+from .fsdp import gradient_norm, load_optimizer_state, optimizer_state, parameters_of
 from .optim import PERIODS, Warmup, make_optimizer, make_scheduler
 from .posthoc import PowerAverages
 from .precision import Precision
@@ -323,8 +323,7 @@ class UnetTrainer:
 
     def moments(self) -> Iterator[tuple[str, Tensor]]:
         """Return every moment of the optimizer with its name in a checkpoint."""
-        parameters = [item for group in self.optimizer.param_groups for item in group["params"]]
-        for index, parameter in enumerate(parameters):
+        for index, parameter in enumerate(parameters_of(self.optimizer)):
             for name, item in self.optimizer.state.get(parameter, {}).items():
                 if name != "step" and isinstance(item, Tensor):
                     yield f"optim{self.number - 1}/state/{index}/{name}", item
