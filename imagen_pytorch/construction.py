@@ -55,11 +55,8 @@ def class_name(made: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Convert a value to plain containers (tuples become lists). Enums become their values.
-
-    Raises:
-        TypeError: a value that a checkpoint must not hold.
-    """
+    """Convert a value to plain containers (tuples become lists). Enums become their values; a TypeError for a value
+    that a checkpoint must not hold."""
     if value is None or isinstance(value, bool | int | float | str):
         return getattr(value, "value", value)
     if isinstance(value, dict):

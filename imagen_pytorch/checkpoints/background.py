@@ -38,13 +38,8 @@ class BackgroundWriter:
         return BackgroundWriter()
 
     def submit(self, function: Callable[[], object]) -> None:
-        """Start a function in the background, after the one before it has ended.
-
-        Whatever it needs must not be changed meanwhile: see `snapshot`.
-
-        Raises:
-            the error of the function before; nothing is started then.
-        """
+        """Start a function in the background, after the one before it has ended; if that failed, its error is raised
+        and nothing is started. Whatever it needs must not be changed meanwhile: see `snapshot`."""
         self.wait()
         _wait_at_exit()
         self._awaited.clear()
@@ -66,11 +61,7 @@ class BackgroundWriter:
             wait([self._last])
 
     def wait(self) -> None:
-        """Wait until nothing is being written.
-
-        Raises:
-            the error of the write, once.
-        """
+        """Wait until nothing is being written, and raise the error of the write, once."""
         self.settle()
         if self._last is not None and self._last.done():
             last, self._last = self._last, None

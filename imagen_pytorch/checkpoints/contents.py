@@ -56,11 +56,8 @@ def _plain_tensor(value: Tensor, where: str) -> Tensor:
 
 
 def plain_contents(value: Any, where: str = "checkpoint", depth: int = 0) -> Any:
-    """Return a copy of nested containers that holds nothing but tensors, numbers, strings, dicts, lists and tuples.
-
-    Raises:
-        TypeError: anything else; the message names the place.
-    """
+    """Return a copy of nested containers that holds nothing but tensors, numbers, strings, dicts, lists and tuples; a
+    TypeError for anything else names the place."""
     if isinstance(value, Tensor):
         return _plain_tensor(value, where)
     if type(value) in SCALARS:
@@ -97,15 +94,8 @@ _PLAIN = (*SCALARS, Tensor, nn.Parameter, torch.dtype, torch.device)
 
 
 def check_plain(root: Any, most: int) -> None:
-    """Check what was decoded from a file: plain values only, bounded in depth and number.
-
-    Args:
-        root: nested containers.
-        most: number of values in them; shared containers count wherever they are referred to.
-
-    Raises:
-        CheckpointError: anything else.
-    """
+    """Check nested containers that were decoded from a file: plain values only, bounded in depth, and at most ``most``
+    of them; shared containers count wherever they are referred to. A CheckpointError for anything else."""
     known: dict[int, tuple[int, int] | None] = {}  # values and levels of each container, None while it is entered
 
     def measure(node: Any, depth: int) -> tuple[int, int]:
@@ -170,13 +160,8 @@ def room_for(value: Any) -> int:
 
 
 def snapshot(contents: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of nested contents on the CPU, which training does not change: safe to write later.
-
-    Memory that several tensors share is copied once and shared by the copies too.
-
-    Raises:
-        TypeError: contents that are not plain.
-    """
+    """Return a copy of nested contents on the CPU, which training does not change: safe to write later. Memory that
+    several tensors share is copied once and shared by the copies too. A TypeError for contents that are not plain."""
     copies: dict[tuple[str, int, int], torch.UntypedStorage] = {}
 
     def copied(tensor: Tensor) -> Tensor:
@@ -192,13 +177,7 @@ def snapshot(contents: Mapping[str, Any]) -> dict[str, Any]:
 
 def local_part(tensor: Any) -> tuple[Tensor, tuple[int, ...]]:
     """Return what this process holds of a tensor, sharing its memory, and where that begins; all of an ordinary tensor.
-
-    Args:
-        tensor: an ordinary one, or a ``DTensor`` that is sharded as ``torch.chunk`` does or replicated.
-
-    Raises:
-        ValueError: it is distributed in another way.
-    """
+    A ``DTensor`` may be sharded as ``torch.chunk`` does or replicated; a ValueError for any other."""
     if not hasattr(tensor, "placements"):
         return tensor, (0,) * tensor.ndim
     with torch.no_grad():

@@ -108,11 +108,7 @@ class Archive:
             raise damaged()
 
     def entry(self, name: str) -> bytes:
-        """Return the bytes of a small entry.
-
-        Raises:
-            CheckpointError: their CRC is wrong.
-        """
+        """Return the bytes of a small entry; a CheckpointError if their CRC is wrong."""
         try:
             return self.zip.read(name)
         except (zipfile.BadZipFile, ValueError, struct.error) as error:
@@ -135,13 +131,10 @@ class Archive:
         return root, self.entry(found[0])
 
     def verify(self) -> str:
-        """Read everything once and compare it with the CRCs and the note.
+        """Read everything once and compare it with the CRCs and the note; a CheckpointError if something is not what
+        was written.
 
-        Returns:
-            the SHA-256 of what lies around the entries, or of everything in the first files.
-
-        Raises:
-            CheckpointError: something is not what was written.
+        Return the SHA-256 of what lies around the entries, or of everything in the first files.
         """
         note = _NOTE.fullmatch(self.zip.comment)
         if self.zip.comment and (note is None or int(note[1]) != self.end):
@@ -186,12 +179,8 @@ class _Output:
 
 
 def write_pt(contents: Mapping[str, Any], file: BinaryIO) -> None:
-    """Write plain contents into an empty file, read them back and seal them with a checksum.
-
-    Raises:
-        OSError: no disk space, or another error of the disk.
-        CheckpointError: what can be read back is not what was written.
-    """
+    """Write plain contents into an empty file, read them back and seal them with a checksum. An OSError of the disk, or
+    a CheckpointError if what can be read back is not what was written."""
     output, crcs = _Output(file), torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(True)
     try:
@@ -268,9 +257,7 @@ def _load(archive: Archive, verify: bool, **options: Any) -> Any:
 def read_pt(file: BinaryIO, mapped: bool = False) -> Any:
     """Return the contents of a file of torch.save, every tensor on the CPU. Nothing in it is executed.
 
-    Args:
-        file: an open file.
-        mapped: map the tensors from the file instead of reading them; for as long as the file stays unchanged.
+    ``mapped`` maps the tensors from the file instead of reading them; for as long as the file stays unchanged.
 
     Raises:
         CheckpointError: it is damaged, claims more than it holds, or holds anything but tensors and plain containers.
@@ -279,13 +266,8 @@ def read_pt(file: BinaryIO, mapped: bool = False) -> Any:
 
 
 def describe_pt(file: BinaryIO, values: Collection[str], small: int, local: bool) -> Any:
-    """Return the contents of a file of torch.save with tensors on the device "meta"; reads its description only.
-
-    Args:
-        file: an open file.
-        values: names of entries that are tensors of at most ``small`` bytes and are read all the same.
-        local: whether the file can be mapped.
-    """
+    """Return the contents of a file of torch.save with tensors on the device "meta"; reads its description only, and
+    the ``values`` that are named and take at most ``small`` bytes. A ``local`` file is mapped."""
     archive = Archive(file)
     found = _load(archive, False, map_location="cpu" if local else "meta", mmap=local)
     described = map_tensors(

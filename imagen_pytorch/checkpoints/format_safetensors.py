@@ -201,9 +201,7 @@ def verify_safetensors(file: BinaryIO) -> None:
 def read_safetensors(file: BinaryIO, mapped: bool = False) -> Any:
     """Return the contents of a file, every tensor on the CPU; ``{"model": tensors}`` for files of other tools.
 
-    Args:
-        file: an open file.
-        mapped: map the tensors from the file instead of reading them; for as long as the file stays unchanged.
+    ``mapped`` maps the tensors from the file instead of reading them; for as long as the file stays unchanged.
 
     Raises:
         CheckpointError: it is damaged, or its header claims what is not there.
@@ -221,12 +219,8 @@ def read_safetensors(file: BinaryIO, mapped: bool = False) -> Any:
 
 
 def describe_safetensors(file: BinaryIO, values: Collection[str], small: int) -> Any:
-    """Return the contents of a file with tensors on the device "meta"; reads its header only.
-
-    Args:
-        file: an open file.
-        values: names of tensors of at most ``small`` bytes that are read all the same.
-    """
+    """Return the contents of a file with tensors on the device "meta"; reads its header only, and the ``values`` that
+    are named and take at most ``small`` bytes."""
     raw, count = _header(file)
     tensors: dict[str, Tensor] = {}
     try:

@@ -88,11 +88,8 @@ class Manifest(NamedTuple):
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
-        """Read it and check that it is possible.
-
-        Raises:
-            CheckpointError: damaged, of another format, or contradicting itself.
-        """
+        """Read it and check that it is possible; a CheckpointError if it is damaged, of another format, or contradicts
+        itself."""
         try:
             given = json.loads(data)
             body = {name: given[name] for name in ("files", "tensors", "folder") if name in given}
@@ -113,11 +110,8 @@ class Manifest(NamedTuple):
         return found
 
     def check(self) -> None:
-        """Check that every part lies in its tensor and its file, and that no more memory is needed than there is data.
-
-        Raises:
-            CheckpointError: it does not.
-        """
+        """Raise a CheckpointError unless every part lies in its tensor and its file, and no more memory is needed than
+        there is data."""
         needed = 0
         for name, entry in self.tensors.items():
             if not all(_inside(part, entry, self.files) for part in entry.parts) or not _covered(entry):
@@ -178,9 +172,8 @@ def _inside(part: Part, entry: Entry, files: Mapping[str, File]) -> bool:
 def read_manifest(fs: Any, folder: str) -> Manifest:
     """Return the manifest of a folder whose files are there and of the right size.
 
-    Raises:
-        CheckpointMissing: no folder, or one that was never finished.
-        CheckpointError: it is damaged, or a file is missing or cut off.
+    A CheckpointMissing for no folder, or one that was never finished; a CheckpointError if it is damaged, or a file is
+    missing or cut off.
     """
     place = f"{folder}/{MANIFEST}"
     if kind_of(fs, place) != "file":

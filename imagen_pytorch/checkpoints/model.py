@@ -45,15 +45,11 @@ def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> li
 
 
 class DescribedModel:
-    """The model that contents, or a description of them, describe: first without memory, then with fresh weights.
+    """The model that the contents of a checkpoint, or a description of them, describe: first without memory, then with
+    fresh weights.
 
-    Args:
-        contents: of a checkpoint.
-        path: of the checkpoint, for messages.
-        text_encoder: in place of the one that they name.
-
-    Raises:
-        CheckpointError: they do not say how their model was made, or it cannot be built.
+    A ``text_encoder`` takes the place of the one that they name. A CheckpointError if they do not say how their model
+    was made, or it cannot be built.
     """
 
     def __init__(self, contents: Mapping[str, Any], path: str | Path, text_encoder: Any = None) -> None:
@@ -94,8 +90,7 @@ class DescribedModel:
     def refuse_other(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weights of the model by name, mostly without memory, after a comparison of names and shapes.
 
-        Raises:
-            CheckpointMismatch: the given ones belong to another model. That they belong to a part of it is a warning.
+        A CheckpointMismatch if the given ones belong to another model; that they belong to a part of it is a warning.
         """
         wanted = (self.on_meta or self.build()).state_dict()
         found = differences(weights, wanted)
@@ -109,12 +104,8 @@ class DescribedModel:
     def weights(self, averaged: bool, others: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Return those weights of the checkpoint that fit the model: finite numbers, of its names and shapes.
 
-        Args:
-            averaged: take the averaged weights where the checkpoint has them.
-            others: weights to take in place of those with the same name.
-
-        Raises:
-            CheckpointError, CheckpointMismatch: as `load_imagen_from_checkpoint`.
+        ``averaged`` takes the averaged weights where the checkpoint has them; ``others`` take the place of those with
+        the same name. Errors as of `load_imagen_from_checkpoint`.
         """
         found = _weights(self.contents, "ema", self.path) if averaged and self.contents.get("ema") else {}
         matches = ((_AVERAGED.match(name), item) for name, item in found.items())
@@ -132,16 +123,10 @@ class DescribedModel:
 
 
 def described_model(contents: Mapping[str, Any], path: str | Path, compare: bool = False) -> Cascade:
-    """Return the model that the contents of a checkpoint describe, with fresh weights.
+    """Return the model that the contents of a checkpoint describe, with fresh weights; errors as of `DescribedModel`.
 
-    Args:
-        contents: of the checkpoint, or a description of them.
-        path: of the checkpoint, for messages.
-        compare: compare names and shapes of the weights in it with the model, before that takes memory.
-
-    Raises:
-        CheckpointError: they do not say how their model was made, or it cannot be built.
-        CheckpointMismatch: the weights do not belong to it.
+    ``compare`` compares names and shapes of the weights in it with the model, before that takes memory: a
+    CheckpointMismatch if they do not belong to it.
     """
     described = DescribedModel(contents, path)
     if compare and not is_part(contents):

@@ -45,12 +45,8 @@ def is_sharded(fs: Any, folder: str) -> bool:
 
 
 def is_folder(fs: Any, place: str, path: str | Path) -> bool:
-    """Return whether a checkpoint is a complete folder of shards, and not one file.
-
-    Raises:
-        CheckpointMissing: there is nothing.
-        CheckpointError: there is something else.
-    """
+    """Return whether a checkpoint is a complete folder of shards, and not one file; a CheckpointMissing if there is
+    nothing, a CheckpointError if there is something else."""
     kind = kind_of(fs, place)
     if kind is None:
         raise CheckpointMissing(f"no checkpoint at {path}")

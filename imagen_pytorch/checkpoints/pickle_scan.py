@@ -169,17 +169,11 @@ _FOLLOW: dict[str, Callable[[_Scan, Any], Any]] = {
 
 
 def scan_pickle(data: bytes, sizes: Mapping[str, int]) -> bool:
-    """Check the pickle of a file of torch.save without executing or building anything.
+    """Check the pickle of a file of torch.save without executing or building anything; ``sizes`` are the bytes of its
+    storages by key.
 
-    Args:
-        data: the pickle.
-        sizes: bytes of its storages by key.
-
-    Returns:
-        whether torch.load(weights_only=True) knows all of it: protocol 2, no empty bytes, no huge numbers.
-
-    Raises:
-        CheckpointError: it is damaged, would do anything but build plain contents, or claims more than the file holds.
+    Return whether torch.load(weights_only=True) knows all of it: protocol 2, no empty bytes, no huge numbers. A
+    CheckpointError if it is damaged, would do anything but build plain contents, or claims more than the file holds.
     """
     scan, stream = _Scan(sizes, 4 * len(data) + 1000), io.BytesIO(data)
     try:

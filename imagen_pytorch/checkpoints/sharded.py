@@ -47,18 +47,11 @@ Box = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class ShardedCheckpoint:
-    """A sharded checkpoint to be read, by one process or by many independently of each other.
+    """A sharded checkpoint to be read, by one process or by many independently of each other. ``shapes`` are those of
+    all tensors by name.
 
-    Args:
-        fs: fsspec file system.
-        folder: as that file system spells it.
-
-    Attributes:
-        shapes: of all tensors by name.
-
-    Raises:
-        CheckpointMissing: no folder, or one that was never finished.
-        CheckpointError: a file is missing or cut off.
+    A CheckpointMissing for no folder, or one that was never finished; a CheckpointError if a file is missing or cut
+    off.
     """
 
     def __init__(self, fs: Any, folder: str) -> None:
@@ -111,10 +104,8 @@ class ShardedCheckpoint:
     def load(self, targets: Mapping[str, Tensor]) -> None:
         """Fill tensors in place, each process what it holds of them. Nothing is changed if they do not fit.
 
-        The checksums of those files are verified that this process reads.
-
-        Args:
-            targets: by name; ordinary tensors or ``DTensor``, divided among any number of processes.
+        The targets by name are ordinary tensors or ``DTensor``, divided among any number of processes. The checksums of
+        those files are verified that this process reads.
 
         Raises:
             CheckpointMismatch: a name that it does not hold, or another shape.

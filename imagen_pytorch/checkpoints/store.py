@@ -167,13 +167,8 @@ class CheckpointStore:
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def write(self, steps: int, contents: Mapping[str, Any]) -> str:
-        """Write a checkpoint, then remove those beyond ``keep``; return its path.
-
-        Raises:
-            TypeError: contents that are not plain.
-            CheckpointLocked: another run has taken the folder over since `lock`.
-            CheckpointNotWritten: it could not be written; nothing was removed.
-        """
+        """Write a checkpoint, then remove those beyond ``keep``; return its path. Errors as of `write_checkpoint`;
+        nothing is removed then."""
         path = self.path(steps)
         self.make_way(path)
         write_checkpoint(contents, path, self.fs)

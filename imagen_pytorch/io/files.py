@@ -129,11 +129,8 @@ def forget_listings(fs: Any, path: str) -> None:
 
 
 def kind_of(fs: Any, path: str) -> str | None:
-    """Return what is at a path: "file", "directory", "other", or None for nothing.
-
-    Raises:
-        CheckpointUnreachable: the store does not answer.
-    """
+    """Return what is at a path: "file", "directory", "other", or None for nothing; a CheckpointUnreachable if the store
+    does not answer."""
     if is_local(fs):
         if os.path.isdir(path):
             return "directory"
@@ -187,11 +184,8 @@ def get_file(fs: Any, path: str, local: str) -> None:
 
 
 def make_folder(fs: Any, folder: str) -> None:
-    """Make a folder with its parents and check that it is writable; object stores need none.
-
-    Raises:
-        CheckpointNotWritten: something is in the way, or the folder is read-only.
-    """
+    """Make a folder with its parents and check that it is writable; object stores need none. A CheckpointNotWritten if
+    something is in the way, or the folder is read-only."""
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
     if folder and not protocols & _WITHOUT_FOLDERS:
         try:

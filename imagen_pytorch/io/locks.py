@@ -95,12 +95,9 @@ class FolderLock(_Lock):
         return self._handle is not None and self._pid == os.getpid()
 
     def acquire(self) -> None:
-        """Take the lock; a second call does what `check` does.
-
-        Raises:
-            CheckpointLocked: another run holds it, or a newer object of this process has taken it over.
-            CheckpointNotWritten: the lock's file cannot be made, or is a link or not an ordinary file.
-        """
+        """Take the lock; a second call does what `check` does. A CheckpointLocked if another run holds it, or a newer
+        object of this process has taken it over; a CheckpointNotWritten if its file cannot be made, or is a link or not
+        an ordinary file."""
         with self._turn:
             if self in _LOCKS:
                 self.check()
@@ -178,11 +175,8 @@ class FolderLock(_Lock):
     def check(self) -> None:
         """Check that the lock is still held; does nothing if it was never taken.
 
-        A lock whose file was removed is taken again, unless another run has saved here meanwhile.
-
-        Raises:
-            CheckpointLocked: another run has the place, or has saved there.
-            CheckpointNotWritten: the lock cannot be taken again.
+        A lock whose file was removed is taken again, unless another run has saved here meanwhile: a CheckpointLocked. A
+        CheckpointNotWritten if it cannot be taken again.
         """
         with self._turn:
             if self._newer() in _LOCKS:
@@ -251,12 +245,8 @@ class FolderClaim(_Lock):
         _LOCKS.add(self)
 
     def check(self) -> None:
-        """Check that no other run has claimed the place since; does nothing without a claim of one's own.
-
-        Raises:
-            CheckpointLocked: another run has.
-            CheckpointNotWritten: the claim cannot be examined.
-        """
+        """Check that no other run has claimed the place since; does nothing without a claim of one's own. A
+        CheckpointLocked if another run has, a CheckpointNotWritten if the claim cannot be examined."""
         if self._run is not None and (text := self._read()) is not None and self._run.encode() not in text:
             raise self._taken(text, "has taken over")
 
@@ -294,12 +284,8 @@ getattr(os, "register_at_fork", lambda **_: None)(after_in_child=_close_in_child
 
 
 def check_locks(fs: Any, path: str) -> None:
-    """Check that this process still holds a lock that covers a path, if it has taken any; the newest one counts.
-
-    Raises:
-        CheckpointLocked: another run has it.
-        CheckpointNotWritten: it cannot be examined, or not be taken again.
-    """
+    """Check that this process still holds a lock that covers a path, if it has taken any; the newest one counts. A
+    CheckpointLocked if another run has it, a CheckpointNotWritten if it cannot be examined, or not be taken again."""
     refused = None
     for lock in [lock for lock in list(_LOCKS) if lock.covers(fs, path)]:
         try:

@@ -77,12 +77,8 @@ PER_UNET = ("lr", "eps", "warmup_steps", "cosine_decay_max_steps", "cooldown_ste
 
 
 def check_number(value: Any, name: str, fits: Range) -> None:
-    """Refuse what is not a number of a range.
-
-    Raises:
-        TypeError: something else than a number, truth values included, or a fraction where a whole number is wanted.
-        ValueError: a number outside the range, NaN and infinities included.
-    """
+    """Refuse what is not a number of a range. TypeError: something else than a number, truth values included, or a
+    fraction where a whole number is wanted; ValueError: a number outside the range, NaN and infinities included."""
     if value is None and fits.optional:
         return
     if isinstance(value, bool) or not isinstance(value, Integral if fits.whole else Real):
@@ -93,15 +89,8 @@ def check_number(value: Any, name: str, fits: Range) -> None:
 
 
 def check_arguments(given: Mapping[str, Any], per_unet: bool = True) -> None:
-    """Refuse impossible numbers and switches among the arguments of a trainer.
-
-    Args:
-        given: by name; what is in neither table is passed over.
-        per_unet: whether those that each U-Net has may be lists.
-
-    Raises:
-        TypeError, ValueError: as `check_number`; a switch that is neither True nor False.
-    """
+    """Refuse impossible numbers and switches among the arguments of a trainer by name, as `check_number` does; what is
+    in neither table is passed over. With ``per_unet``, those that each U-Net has may be lists."""
     for name, fits in NUMBERS.items():
         if name in given:
             value = given[name]
@@ -116,16 +105,8 @@ def check_arguments(given: Mapping[str, Any], per_unet: bool = True) -> None:
 
 
 def check_model(imagen: Any, path: Any) -> None:
-    """Refuse what is not a model to train.
-
-    Args:
-        imagen: the model, or None.
-        path: of a checkpoint in place of it, or None.
-
-    Raises:
-        ValueError: neither or both of them, or weights in half precision.
-        TypeError: something else than a model.
-    """
+    """Refuse what is not a model to train: neither or both of a model and the path of a checkpoint in place of it,
+    something else than a model (TypeError), or weights in half precision."""
     if (imagen is None) == (path is None):
         raise ValueError("give the trainer either imagen or imagen_checkpoint_path")
     if imagen is not None and not hasattr(imagen, "unets"):

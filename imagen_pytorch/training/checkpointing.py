@@ -158,11 +158,8 @@ class Checkpointing:
         return self.processes.sharded and not os.path.splitext(str(path))[1]
 
     def _refuse_ruined(self, path: str | Path) -> None:
-        """See that the state is worth writing; where the weights are sharded, all processes call this.
-
-        Raises:
-            CheckpointNotWritten: weights, averages or moments are not finite.
-        """
+        """Raise a CheckpointNotWritten if weights, averages or moments are not finite; where the weights are sharded,
+        all processes call this."""
         names = self.state.ruined()
         if self.processes.all_true(not names) if self.processes.sharded else not names:
             return
@@ -193,11 +190,8 @@ class Checkpointing:
             warnings.warn(f"{error}; training goes on, as on_save_error says", stacklevel=5)
 
     def wait_for_saves(self) -> None:
-        """Wait until no checkpoint is being written in the background.
-
-        Raises:
-            CheckpointNotWritten: the last one could not be written.
-        """
+        """Wait until no checkpoint is being written in the background; a CheckpointNotWritten if the last one could not
+        be written."""
         with self._save_errors():
             self._writer.wait()
 
@@ -336,11 +330,7 @@ class Checkpointing:
         return None
 
     def lock(self) -> None:
-        """Lock the folder before anything is trained.
-
-        Raises:
-            CheckpointLocked: another run saves into it.
-        """
+        """Lock the folder before anything is trained; a CheckpointLocked if another run saves into it."""
         if self.store is not None:
             self.processes.on_main(self.store.lock)
 

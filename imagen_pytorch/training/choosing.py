@@ -81,11 +81,7 @@ def chosen_optimizer(given: Any, options: Mapping[str, Any], stated: Collection[
 
 
 def _imported(path: str) -> Any:
-    """Return what "package.module.Class" names.
-
-    Raises:
-        ValueError: the module or the name does not exist.
-    """
+    """Return what "package.module.Class" names; a ValueError if the module or the name does not exist."""
     module, _, name = path.rpartition(".")
     if not module:
         raise ValueError(

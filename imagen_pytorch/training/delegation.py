@@ -9,13 +9,8 @@ from typing import Any
 
 
 def methods_of(kind: type, part: str, names: str) -> Iterator[Callable[..., Any]]:
-    """Return methods that call those of a part, one for each of the names between blanks, with their docstrings.
-
-    Args:
-        kind: class of the part.
-        part: attribute that holds it.
-        names: of its methods.
-    """
+    """Return methods that call those of a part of class ``kind``, which the attribute ``part`` holds: one for each of
+    the names between blanks, with their docstrings."""
     return (_method(kind, part, name) for name in names.split())
 
 

@@ -88,15 +88,8 @@ def curves(rows: Iterable[Mapping[str, Any]], keys: Iterable[str]) -> dict[tuple
 
 
 def losses_by_level(times: Tensor, losses: Tensor) -> dict[str, float]:
-    """Return the mean loss of each quarter of the noise levels, by the names of `LEVELS`.
-
-    Args:
-        times: times of the schedule ``(n,)``, which grow with the noise.
-        losses: of the same items.
-
-    Returns:
-        the means; nothing for fewer than eight items.
-    """
+    """Return the mean loss of each quarter of the noise levels, by the names of `LEVELS`; nothing for fewer than eight
+    items. The times of the schedule ``(n,)`` grow with the noise; the losses are of the same items."""
     if len(times) < 2 * len(LEVELS):
         return {}
     parts = losses[times.argsort(stable=True)].double().tensor_split(len(LEVELS))

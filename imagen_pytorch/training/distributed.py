@@ -45,13 +45,8 @@ def rows_of(total: int, rank: int, count: int) -> slice:
 def resolved_strategy(asked: str, count: int, made: str) -> str:
     """Return the way in which processes share the work: "one process", "ddp" or "fsdp2".
 
-    Args:
-        asked: one of `STRATEGIES`.
-        count: number of processes.
-        made: what Accelerate calls this run, such as MULTI_GPU or FSDP.
-
-    Raises:
-        ValueError: an unknown name, or something else than this run can be.
+    ``made`` is what Accelerate calls this run, such as MULTI_GPU or FSDP. A ValueError for an unknown name, or
+    something else than this run can be.
     """
     if asked not in STRATEGIES:
         raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {asked!r}")
@@ -77,11 +72,8 @@ def resolved_strategy(asked: str, count: int, made: str) -> str:
 
 @contextmanager
 def lost_connections_named() -> Iterator[None]:
-    """Turn the back end's message about a broken connection into a sentence.
-
-    Raises:
-        ProcessLost: in its place; or at once where another process has been silent for too long.
-    """
+    """Turn the back end's message about a broken connection into a `ProcessLost` with a sentence; raise it at once
+    where another process has been silent for too long."""
     if silent := lost_processes():
         raise ProcessLost(f"{SENTENCE} (no sign of life from process {', '.join(map(str, silent))})")
     try:
@@ -156,15 +148,10 @@ class Distributed:
     def microbatches(
         self, batch: TrainingBatch, max_batch_size: int | None, largest: int
     ) -> list[tuple[TrainingBatch, float]]:
-        """Split a batch; each microbatch comes with its fraction of the mean.
+        """Split a batch of this process; each microbatch comes with its fraction of the mean.
 
         Where the weights are sharded, every pass is one of all processes: each has as many microbatches as the process
-        with the most items, if need be some that count nothing.
-
-        Args:
-            batch: of this process.
-            max_batch_size: items in a microbatch, at most.
-            largest: items of the process that has the most.
+        with the most items, of which it has ``largest``, if need be some that count nothing.
         """
         found = [(part, len(part) / len(batch)) for part in batch.split(max_batch_size)]
         if self.sharded and max_batch_size is not None:
@@ -202,16 +189,9 @@ class Distributed:
         return found
 
     def check_same(self, what: str, facts: Mapping[str, object], advice: str) -> None:
-        """See that something is the same on every process; all of them call this.
-
-        Args:
-            what: it is.
-            facts: of it, by name; short values, such as counts and digests.
-            advice: what to do if they differ.
-
-        Raises:
-            ProcessesDiffer: on every process, naming the first fact that differs and two processes.
-        """
+        """See that short facts, such as counts and digests by name, are the same on every process; all of them call
+        this. A `ProcessesDiffer` on every process names the first that differs, two processes, ``what`` it is and, as
+        advice, what to do."""
         if self.count == 1:
             return
         every = self.gather(dict(facts))

@@ -32,12 +32,8 @@ def _copied(average: nn.Module, memo: dict[Any, Any]) -> nn.Module:
 
 
 def make_average(unet: nn.Module, options: Mapping[str, Any]) -> nn.Module:
-    """Make the moving average of a network's weights, as an ``ema_pytorch.EMA`` on the same device.
-
-    Args:
-        unet: the network that is trained; it is watched, not contained.
-        options: keywords of ``EMA``.
-    """
+    """Make the moving average of a network's weights, as an ``ema_pytorch.EMA`` on the same device with these keywords.
+    The network is watched, not contained."""
     from ema_pytorch import EMA
 
     average = EMA(unet, include_online_model=False, **{"use_foreach": True, **options})

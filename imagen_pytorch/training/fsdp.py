@@ -33,11 +33,8 @@ _SCALAR = "stands_for_a_scalar"
 
 
 def shard_model(cascade: Cascade, averages: nn.ModuleList | None, processes: Distributed, precision: Precision) -> None:
-    """Shard every U-Net and its average; before the optimizers are made.
-
-    Raises:
-        ValueError: fp16, whose loss scaling is not made for shards.
-    """
+    """Shard every U-Net and its average, before the optimizers are made. A ValueError for fp16, whose loss scaling is
+    not made for shards."""
     from torch.distributed.device_mesh import init_device_mesh
 
     if precision.name == "fp16":
@@ -62,7 +59,6 @@ def shard(unet: nn.Module, mesh: Any) -> None:
     Args:
         unet: on the device where it is trained, in single precision.
         mesh: ``torch.distributed.device_mesh.DeviceMesh`` of one axis.
-
 
     Raises:
         ValueError: the network is sharded already.
@@ -205,10 +201,8 @@ def load_optimizer_state(
 ) -> None:
     """Load what `optimizer_state` returned; into shards, if the optimizer has them.
 
-    Args:
-        saved: moments of sharded parameters are not read from it, so they may be without memory.
-        prefix: name of the state in the checkpoint, "optim0".
-        load: fills tensors in place, given by name: "optim0/state/3/exp_avg".
+    Moments of sharded parameters are not read from ``saved``, so they may be without memory: ``load`` fills tensors in
+    place, given by names such as "optim0/state/3/exp_avg", where ``prefix`` is "optim0".
     """
     parameters = parameters_of(optimizer)
     if not any(map(is_shared, parameters)):
@@ -235,13 +229,8 @@ def load_optimizer_state(
 def fill(targets: Mapping[str, Tensor], contents: Mapping[str, Any]) -> None:
     """Copy tensors of a checkpoint into tensors of a training; a process copies what it holds of them.
 
-    Args:
-        targets: by name; "model/final_conv.bias" is ``contents["model"]["final_conv.bias"]``.
-        contents: nested dicts; the keys of numbers are numbers.
-
-    Raises:
-        KeyError: an entry is missing.
-        ValueError: it has another shape.
+    The target "model/final_conv.bias" gets ``contents["model"]["final_conv.bias"]``; the keys of numbers are numbers. A
+    KeyError if an entry is missing, a ValueError if it has another shape.
     """
     for name, target in targets.items():
         source: Any = contents

@@ -19,9 +19,8 @@ SAMPLED = 4096
 def data_digest(dataset: Any) -> str | None:
     """Return a digest of which items a data set has, in their order; None if it does not tell.
 
-    Args:
-        dataset: a source of this package, or a ``Subset``, a ``ConcatDataset`` or another wrapper of one. A source has
-            a method ``identity`` that gives the names of its items.
+    It may be a source of this package, whose method ``identity`` gives the names of its items, or a ``Subset``, a
+    ``ConcatDataset`` or another wrapper of one.
     """
     own = getattr(dataset, "identity", None)
     if callable(own):
@@ -71,12 +70,8 @@ def facts_of_model(model: nn.Module, seed: int | None) -> dict[str, Any]:
 
 
 def facts_of_trainer(trainer: Any, averages: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that processes must have in common to take the same steps: a trainer's arguments.
-
-    Args:
-        trainer: whose optimizers are made.
-        averages: options of its averages.
-    """
+    """Return the values that processes must have in common to take the same steps: the arguments of a trainer, whose
+    optimizers are made, and the options of its averages."""
     facts = {
         f"{name} of U-Net {unet_trainer.number}": value
         for unet_trainer in trainer.unet_trainers

@@ -77,13 +77,8 @@ class Changes(NamedTuple):
 
 
 def changes(contents: Mapping[str, Any], cascade: Cascade, numbers: Sequence[int]) -> Changes:
-    """Return how a cascade differs from the one that a checkpoint describes; nothing if one cannot be described.
-
-    Args:
-        contents: of the checkpoint.
-        cascade: the model at hand.
-        numbers: the U-Nets (1-based) that the checkpoint holds.
-    """
+    """Return how a cascade differs from the one that a checkpoint describes, as far as it is about the U-Nets (1-based)
+    that the checkpoint holds; nothing if one of the two cannot be described."""
     found = contents.get("imagen_params")
     try:
         own = cascade.to_config()

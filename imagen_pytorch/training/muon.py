@@ -51,15 +51,11 @@ def orthogonalized(update: Tensor, steps: int = 5) -> Tensor:
 
 
 def muon_groups(unet: nn.Module, decay: float = 0.0, decay_vectors: bool = False) -> list[dict[str, Any]]:
-    """Sort the parameters of a network into three groups for `Muon`.
+    """Sort the parameters of a network into three groups for `Muon`, with weight decay.
 
     The first has the matrices and kernels of the inner layers. AdamW trains the rest: in the second group the first and
-    the last convolution, embeddings, depthwise kernels and tokens, in the third gains and biases.
-
-    Args:
-        unet: the network.
-        decay: weight decay.
-        decay_vectors: whether gains and biases decay, too.
+    the last convolution, embeddings, depthwise kernels and tokens, in the third gains and biases, which decay with
+    ``decay_vectors`` only.
     """
     embeddings = {id(part.weight) for part in unet.modules() if isinstance(part, nn.Embedding)}
     groups: tuple[list[Tensor], ...] = ([], [], [])

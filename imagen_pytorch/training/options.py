@@ -54,13 +54,8 @@ def _accepted(callee: type, without: Sequence[str] = ()) -> tuple[str, ...]:
 def forwarded(given: Mapping[str, Any], own: Sequence[str]) -> Forwarded:
     """Sort keywords by owner: ``ema_*`` to ema-pytorch, ``accelerate_*`` to Accelerate, the rest to Adam.
 
-    Args:
-        given: keywords that are not the trainer's own.
-        own: the trainer's own ones, for "did you mean".
-
-    Raises:
-        TypeError: a keyword that its owner does not take.
-        ValueError: one of Accelerate's whose part the trainer does itself.
+    ``own`` are the trainer's own ones, for "did you mean". A TypeError for a keyword that its owner does not take, a
+    ValueError for one of Accelerate's whose part the trainer does itself.
     """
     from accelerate import Accelerator
     from ema_pytorch import EMA

@@ -22,11 +22,8 @@ WIDEST = 12**-0.5
 
 
 def exponent_of(width: float) -> float:
-    """Return the exponent of a relative width: the root of g^3 + 7 g^2 + (16 - w^-2) g + 12 - w^-2.
-
-    Raises:
-        ValueError: the width is not between 0 and 12**-0.5.
-    """
+    """Return the exponent of a relative width, the root of g^3 + 7 g^2 + (16 - w^-2) g + 12 - w^-2; a ValueError if the
+    width is not between 0 and 12**-0.5."""
     if not 0 < width < WIDEST:
         raise ValueError(f"the relative width of an average must lie between 0 and {WIDEST:.4f}, got {width!r}")
     roots = np.roots([1, 7, 16 - width**-2, 12 - width**-2])
@@ -51,11 +48,8 @@ class Profile(NamedTuple):
 
 
 def products(some: Sequence[Profile], others: Sequence[Profile]) -> np.ndarray:
-    """Compute the inner products of profiles, the integrals of their products over time, in closed form.
-
-    Returns:
-        a matrix with a row for each of ``some`` and a column for each of ``others``.
-    """
+    """Compute the inner products of profiles, the integrals of their products over time, in closed form: a matrix with
+    a row for each of ``some`` and a column for each of ``others``."""
     a, end = np.array(some, dtype=float).T[..., None]
     b, other_end = np.array(others, dtype=float).T
     first = np.minimum(end, other_end)
@@ -129,11 +123,8 @@ class PowerAverages:
         return {"count": self.count, "widths": list(self.widths), "averages": [dict(each) for each in self.tensors]}
 
     def load_state_dict(self, saved: Mapping[str, Any] | None) -> bool:
-        """Go on from an entry of a checkpoint; without one, or with other widths, begin anew.
-
-        Returns:
-            Whether there was something to go on from.
-        """
+        """Go on from an entry of a checkpoint; without one, or with other widths, begin anew. Return whether there was
+        something to go on from."""
         fits = saved is not None and list(saved["widths"]) == list(self.widths)
         self.count = self.checked = saved["count"] if saved is not None and fits else 0
         self.tensors = []

@@ -12,14 +12,9 @@ from ..cascade.module_state import PRECISIONS, autocasting, check_precision, war
 def chosen_precision(fp16: bool, precision: str | None, otherwise: str, forwarded: str | None = None) -> str:
     """Return the name of the precision that was asked for.
 
-    Args:
-        fp16: shorthand for ``precision="fp16"``.
-        precision: "no", "fp16", "bf16" or None.
-        otherwise: what holds if nothing was asked for, such as the choice of ``accelerate launch``.
-        forwarded: the same choice by the name ``accelerate_mixed_precision``.
-
-    Raises:
-        ValueError: both arguments, or an unknown name.
+    ``fp16`` is short for ``precision="fp16"``; ``forwarded`` is the same choice by the name
+    ``accelerate_mixed_precision``; ``otherwise`` holds if nothing was asked for, such as the choice of ``accelerate
+    launch``. A ValueError for choices that contradict each other, or an unknown name.
     """
     if fp16 and precision is not None:
         raise ValueError(f"give either fp16=True or precision={precision!r}, not both")
@@ -34,12 +29,8 @@ def chosen_precision(fp16: bool, precision: str | None, otherwise: str, forwarde
 
 
 class Precision:
-    """Half precision inside the network, single precision around it (Micikevicius et al. 2017, arXiv 1710.03740).
-
-    Args:
-        name: "no", "fp16" or "bf16".
-        device: where the network is.
-    """
+    """Half precision inside the network, single precision around it (Micikevicius et al. 2017, arXiv 1710.03740): "no",
+    "fp16" or "bf16" on the device of the network."""
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name, self.device, self.dtype = name, device, PRECISIONS[name]

@@ -36,13 +36,11 @@ def last_trained(unets: Sequence[nn.Module], steps: Sequence[int], first: int = 
 
 
 def enlarged(images: Tensor, cascade: Cascade, number: int, sizes: Sequence[Any] | None = None) -> Tensor:
-    """Convert the results of stage ``number - 1`` to the size and frames of stage ``number``, without a network.
+    """Convert the results of stage ``number - 1`` to the size and frames of stage ``number`` (1-based), without a
+    network.
 
-    Args:
-        images: ``(b, c, height, width)`` or ``(b, c, frames, height, width)``.
-        cascade: the model.
-        number: 1-based number of the stage whose place this takes.
-        sizes: of all stages, in place of the model's.
+    The images are ``(b, c, height, width)`` or ``(b, c, frames, height, width)``; ``sizes`` of all stages take the
+    place of the model's.
     """
     before, stage = cascade.stages[number - 2], cascade.stages[number - 1]
     if images.ndim == 5 and before.frame_stride != stage.frame_stride:
@@ -56,11 +54,7 @@ def sample_trained(cascade: Cascade, arguments: Mapping[str, Any], steps: Sequen
     """`Cascade.sample`, with plain enlargement in the place of upsamplers that have not been trained, and a warning.
 
     The whole cascade runs if not even the first stage is trained, and up to ``stop_at_unet_number`` if that is given.
-
-    Args:
-        cascade: the model.
-        arguments: of `Cascade.sample`, by name.
-        steps: updates of each U-Net.
+    The arguments are those of `Cascade.sample` by name; ``steps`` are the updates of each U-Net.
     """
     unets, first = list(cascade.unets), arguments.get("start_at_unet_number", 1)
     stop = arguments.get("stop_at_unet_number")
@@ -103,13 +97,8 @@ def _passing_over(cascade: Cascade, arguments: Mapping[str, Any], skipped: Seque
 
 
 class TrainerSampling:
-    """Samples from a model in training.
-
-    Args:
-        cascade: the model.
-        averages: moving averages of its U-Nets, or None.
-        steps: updates of each U-Net so far.
-    """
+    """Samples from a model in training: its cascade, the moving averages of its U-Nets or None, and the updates of each
+    so far."""
 
     def __init__(self, cascade: Cascade, averages: nn.ModuleList | None, steps: Tensor) -> None:
         self.cascade, self.averages, self.steps = cascade, averages, steps

@@ -30,16 +30,8 @@ def remembers_stated(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def settings_per_unet(count: int, per_unet: Mapping[str, Any], shared: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the settings of each of ``count`` U-Nets.
-
-    Args:
-        count: number of U-Nets.
-        per_unet: one value, or one for each U-Net.
-        shared: by all of them.
-
-    Raises:
-        ValueError: as `per_stage`.
-    """
+    """Return the settings of each of ``count`` U-Nets: those that are one value or one for each, as `per_stage` takes
+    them, and those that all of them share."""
     rows = zip(*(per_stage(value, count, name) for name, value in per_unet.items()), strict=True)
     return [{**shared, **dict(zip(per_unet, row, strict=True))} for row in rows]
 
@@ -53,13 +45,10 @@ def optimizer_in(contents: Mapping[str, Any]) -> str:
 
 
 def settings_in(contents: Mapping[str, Any], index: int, scheduled: bool) -> dict[str, Any]:
-    """Return the settings of one U-Net that a checkpoint tells, by name; none that it does not tell.
+    """Return the settings of one U-Net (0-based) that a checkpoint tells, by name; none that it does not tell.
 
-    Args:
-        contents: of the checkpoint.
-        index: 0-based number of the U-Net.
-        scheduled: whether the caller states a schedule. Older checkpoints do not tell theirs, only the present rate;
-            it goes on as it is unless there is a schedule to apply to the full rate.
+    Older checkpoints do not tell their schedule, only the present rate: it goes on as it is unless the caller states a
+    schedule (``scheduled``) to apply to the full rate.
     """
     run = contents.get("state", {}).get("settings", {})
     found = {name: run[name][index] for name in PERIODS if index < len(run.get(name, ()))}

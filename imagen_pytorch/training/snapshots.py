@@ -49,15 +49,9 @@ class PostHoc(NamedTuple):
 
 
 def posthoc_options(given: Any, folder: str | Path | None, sharded: bool = False) -> PostHoc | None:
-    """Check the argument ``posthoc_ema`` of a trainer.
+    """Check the argument ``posthoc_ema`` of a trainer: False (None is returned), True, or options by name.
 
-    Args:
-        given: False, True, or options by name.
-        folder: for checkpoints; snapshots are kept in the folder "posthoc" in it unless the options name another.
-        sharded: whether several processes share the weights.
-
-    Returns:
-        the options; None if there are to be no post-hoc averages.
+    Snapshots are kept in the folder "posthoc" in the one for checkpoints unless the options name another.
 
     Raises:
         TypeError: not one of these, or an unknown option.
@@ -103,15 +97,8 @@ def snapshots_beside(checkpoint: str | Path) -> str:
 
 
 class Snapshots:
-    """A folder of snapshots, files ``unet<number>.<updates>.pt``.
-
-    Args:
-        options: of the post-hoc averages.
-        fs, fs_kwargs: a ready fsspec filesystem, or arguments for making it.
-
-    Raises:
-        CheckpointError: the folder is a URL of an unknown kind.
-    """
+    """A folder of snapshots, files ``unet<number>.<updates>.pt``, on a file system that is given, made with arguments,
+    or named by its URL."""
 
     def __init__(self, options: PostHoc, fs: Any = None, fs_kwargs: Mapping[str, Any] | None = None) -> None:
         self.options = options
@@ -155,16 +142,11 @@ class Snapshots:
         return sorted(int(each[2]) for each in found if each and int(each[1]) == number)
 
     def write(self, number: int, contents: Mapping[str, Any], checked: int) -> None:
-        """Write a snapshot, then remove those that are not needed any more, and those of a run that was abandoned.
+        """Write a snapshot of U-Net ``number`` (1-based), then remove those that are not needed any more, and those of
+        a run that was abandoned: after ``checked`` updates and before this one, where training went on from an earlier
+        checkpoint.
 
-        Args:
-            number: of the U-Net, 1-based.
-            contents: as `contents` gave them.
-            checked: snapshots after this number of updates and before this one are of an abandoned run: training went
-                on from an earlier checkpoint.
-
-        Raises:
-            CheckpointNotWritten: it cannot be written; nothing was removed.
+        If it cannot be written, a CheckpointNotWritten is raised and nothing is removed.
         """
         now = contents["count"]
         write_checkpoint(contents, self.path(number, now), self.fs)
@@ -182,11 +164,7 @@ class Snapshots:
             warnings.warn(f"cannot remove the snapshot {path}: {error}", stacklevel=3)
 
     def read(self, number: int, count: int, widths: Sequence[float]) -> list[dict[str, Tensor]]:
-        """Return the averages of a snapshot.
-
-        Raises:
-            CheckpointError: it is damaged, or of averages of other widths.
-        """
+        """Return the averages of a snapshot; a CheckpointError if it is damaged, or of averages of other widths."""
         path = self.path(number, count)
         contents = read_checkpoint(path, self.fs)
         if not are_averages(contents) or list(contents["widths"]) != list(widths) or contents["count"] != count:
@@ -275,10 +253,7 @@ def _add(
     sums: dict[str, Tensor], average: Mapping[str, Tensor], factor: float, like: Mapping[str, Tensor], path: str
 ) -> None:
     """Add a multiple of an average to sums in double precision; what is not a floating-point number is taken as it is.
-
-    Raises:
-        CheckpointError: tensors of other names or shapes.
-    """
+    A CheckpointError for tensors of other names or shapes."""
     if other := [name for name in like if name not in average or average[name].shape != like[name].shape]:
         raise CheckpointError(f"{path} is of another model: {first_of(other)}; remove it to average without it")
     for name, item in like.items():

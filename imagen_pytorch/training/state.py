@@ -119,12 +119,8 @@ class TrainingState:
     def state_dict(
         self, numbers: Sequence[int] | None = None, with_optimizer: bool = True, extra: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Return the contents of a checkpoint, and in them how to build the model again.
-
-        Args:
-            numbers: of the U-Nets that it holds, 1-based; all by default.
-            with_optimizer: whether it holds optimizers, schedules, gradients and scalers.
-            extra: further entries.
+        """Return the contents of a checkpoint of these U-Nets (1-based; all by default), and in them how to build the
+        model again.
 
         Raises:
             ValueError: an extra entry with a name that is taken, or sharded gradients that wait for an update.
@@ -189,11 +185,8 @@ class TrainingState:
     ) -> tuple[list[str], list[str]]:
         """Return what of a checkpoint does not fit, and what it says otherwise of the model; nothing is changed.
 
-        Args:
-            contents: of the checkpoint.
-            only_model: whether nothing but weights and averages matters.
-            strict: whether it has to fit, and unless ``only_model`` to mean the same by its weights.
-            path: its name in errors.
+        With ``only_model`` nothing but weights and averages matters. With ``strict`` it has to fit, and unless
+        ``only_model`` to mean the same by its weights.
 
         Raises:
             CheckpointError: entries are missing or not as `state_dict` returns them.
@@ -248,16 +241,10 @@ class TrainingState:
         strict: bool = True,
         source: ShardedCheckpoint | None = None,
     ) -> None:
-        """Go on from the contents of a checkpoint, as `Checkpointing.load` does.
+        """Go on from the contents of a checkpoint, or of the sharded ``source`` that they describe; see
+        `Checkpointing.load`.
 
         They are checked before anything is changed. An error after that leaves everything as it was.
-
-        Args:
-            contents: as `read_checkpoint` returns them.
-            path: where they were read, for messages.
-            only_model: take weights and averages only.
-            strict: refuse a checkpoint of another model.
-            source: the sharded checkpoint that they describe.
 
         Raises:
             CheckpointError, CheckpointMismatch: as `check`, or weights in shards that are not finite.

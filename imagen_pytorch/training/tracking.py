@@ -10,15 +10,8 @@ from .distributed import Distributed
 
 
 class Tracking:
-    """Hands loss and rate to the trackers that were asked for with ``accelerate_log_with``.
-
-    Args:
-        processes: of the run; the main one logs.
-        asked: names of trackers, or trackers, one or several; None for none.
-
-    Raises:
-        ValueError: the package of a tracker is not installed.
-    """
+    """Hands loss and rate to the trackers, names or objects, that were asked for with ``accelerate_log_with``; the main
+    process logs. A ValueError if the package of a tracker is not installed."""
 
     def __init__(self, processes: Distributed, asked: Any) -> None:
         self.processes, self._losses = processes, []
@@ -40,15 +33,8 @@ class Tracking:
             self._losses.append(loss)
 
     def log(self, unet_number: int, rate: float, steps: Tensor) -> None:
-        """Tell the trackers ``unet<number>/loss``, the mean since the last update, and ``unet<number>/lr``.
-
-        All processes call this.
-
-        Args:
-            unet_number: the U-Net that was updated.
-            rate: with which it was updated.
-            steps: updates of each U-Net so far; logged as the step is their sum.
-        """
+        """Tell the trackers ``unet<number>/loss``, the mean since the last update, and ``unet<number>/lr``, with which
+        the U-Net was updated; the step is the sum of all updates. All processes call this."""
         if not self.active or not self._losses:
             return
         loss = self.processes.mean(sum(self._losses) / len(self._losses))

@@ -155,14 +155,11 @@ class UnetTrainer:
         backward: bool,
         observe: Observer | None = None,
     ) -> float:
-        """Compute the loss of a batch in microbatches, and with ``backward`` add its gradient to those that wait.
+        """Compute the loss of a batch of this process in microbatches, and with ``backward`` add its gradient to those
+        that wait.
 
-        Args:
-            batch: of this process.
-            shard: its place in the global batch.
-            max_batch_size: items of a microbatch, at most.
-            backward: whether to train on it.
-            observe: is called with the times and the losses of the items, a microbatch at a time.
+        ``shard`` is its place in the global batch. ``observe`` is called with the times and the losses of the items, a
+        microbatch at a time.
         """
         network = self.network if backward else None
         total = torch.zeros((), device=self.precision.device)
@@ -189,13 +186,11 @@ class UnetTrainer:
         return value
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a loss to those that wait for the next update.
+        """Add the gradient of a loss to those that wait for the next update; a ValueError if nothing of the network is
+        to be trained.
 
         The gradient of a loss that is not finite is made NaN, even where it happens to be a number: so every process
         learns from the common gradient that the update is to be skipped.
-
-        Raises:
-            ValueError: nothing of the network is to be trained.
         """
         if not loss.requires_grad:
             raise ValueError(
@@ -434,13 +429,8 @@ class UnetTrainer:
     ) -> list[str]:
         """Take over settings, optimizer, scaler, gradients and averages of a checkpoint, as far as it has them.
 
-        Args:
-            contents: of the checkpoint.
-            taken: number of updates that the schedule is at.
-            load: fills tensors in place, given by their names in the checkpoint; for sharded moments.
-
-        Returns:
-            A line for each stated setting that the checkpoint has otherwise.
+        The schedule is at ``taken`` updates; ``load`` fills sharded moments in place, given by their names in the
+        checkpoint. Return a line for each stated setting that the checkpoint has otherwise.
         """
         index = self.number - 1
         settings, notes = self.merged_settings(contents)

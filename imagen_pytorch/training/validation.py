@@ -222,12 +222,8 @@ def unusable_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) 
 
 
 def ruined_tensors(weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of tensors from which no training can go on: not finite, or too large to be multiplied.
-
-    Args:
-        weights: also averages; beyond 1e19 their squares are no numbers any more.
-        moments: of optimizers.
-    """
+    """Return the names of weights (averages among them) and moments from which no training can go on: not finite, or
+    weights too large to be multiplied: beyond 1e19 their squares are no numbers any more."""
     suspects = {name: moments[name] for name in overflowing_tensors(moments)}
     return overflowing_tensors(weights) + nonfinite_tensors(suspects)
 
@@ -240,12 +236,8 @@ def _is_usable(item: Tensor, wanted: Tensor) -> bool:
 
 
 def wrong_entries(contents: Mapping[str, Any], only_model: bool) -> list[str]:
-    """Return the names of a checkpoint's entries that are something else than a trainer writes, or missing.
-
-    Args:
-        contents: of the checkpoint.
-        only_model: whether nothing but weights and averages matters.
-    """
+    """Return the names of a checkpoint's entries that are something else than a trainer writes, or missing; with
+    ``only_model`` nothing but weights and averages matters."""
     wrong = [] if are_tensors(contents.get("model")) else ["model"]
     wrong += [] if are_tensors(contents.get("ema", {})) else ["ema"]
     run = contents.get("state", {})
