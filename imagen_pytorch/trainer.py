@@ -27,7 +27,6 @@ from .tensors import BatchShard
 from .training.arguments import PER_UNET, check_arguments, check_model
 from .training.batches import check_keywords, entries_of
 from .training.checkpointing import Checkpointing
-from .training.choosing import USUAL_DECAY, chosen_optimizer
 from .training.data import TrainingData
 from .training.delegation import arguments_of, attributes_of, methods_of
 from .training.distributed import Distributed
@@ -35,6 +34,7 @@ from .training.ema import make_average
 from .training.fsdp import shard_model
 from .training.identity import facts_of_model, facts_of_trainer
 from .training.loaders import BatchStream
+from .training.optim import USUAL_DECAY, chosen_optimizer
 from .training.options import forwarded, warn_of_lion
 from .training.precision import Precision, chosen_precision
 from .training.rng import TrainingRandomness

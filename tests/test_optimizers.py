@@ -15,8 +15,8 @@ from train_toys import imagen as command
 from imagen_pytorch import ImagenTrainer, Unet
 from imagen_pytorch.checkpoint import CheckpointError, CheckpointMismatch, read_checkpoint, write_checkpoint
 from imagen_pytorch.training import muon
-from imagen_pytorch.training.choosing import chosen_optimizer
 from imagen_pytorch.training.muon import Muon, muon_groups, orthogonalized
+from imagen_pytorch.training.optim import chosen_optimizer
 
 # -- Muon -------------------------------------------------------------------------------------------------------------
 

@@ -4,15 +4,14 @@ a checkpoint."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
 from ..tensors import per_stage
-from .choosing import ADAM
-from .optim import PERIODS
+from .optim import ADAM, PERIODS
 
 #: settings of the averages that may change while they are taken; attributes of ema-pytorch's ``EMA``
 AVERAGES = ("beta", "inv_gamma", "power", "min_value", "update_after_step", "update_every")
@@ -68,13 +67,17 @@ def settings_in(contents: Mapping[str, Any], index: int, scheduled: bool) -> dic
     return found
 
 
-def changed(own: Mapping[str, Any], found: Mapping[str, Any], of: str = "") -> list[str]:
-    """Return a line for each setting that a checkpoint has otherwise: "lr of U-Net 1: 1 (the checkpoint has 2)"."""
-    return [
+def merged(
+    own: Mapping[str, Any], found: Mapping[str, Any], stated: Collection[str], of: str = ""
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the settings with which training goes on, and a line for each stated one that a checkpoint has otherwise,
+    "lr of U-Net 1: 1 (the checkpoint has 2)": what the caller stated stays, the others are as in the checkpoint."""
+    notes = [
         f"{name}{of}: {own[name]} (the checkpoint has {value})"
         for name, value in found.items()
-        if name in own and own[name] != value
+        if name in stated and name in own and own[name] != value
     ]
+    return {**own, **{name: value for name, value in found.items() if name not in stated}}, notes
 
 
 def move_moments(source: Optimizer, target: Optimizer) -> None:

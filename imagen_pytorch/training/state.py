@@ -26,7 +26,7 @@ from .identity import facts_of_checkpoint
 from .meaning import changes
 from .optim import PERIODS
 from .rng import TrainingRandomness
-from .settings import AVERAGES, changed
+from .settings import AVERAGES, merged
 from .unet_trainer import UnetTrainer
 from .validation import ruined_tensors, unusable_weights, wrong_entries
 
@@ -203,9 +203,7 @@ class TrainingState:
         numbers, count = self._numbers_in(contents), len(self.unet_trainers)
         tensors = {entry: items for entry, items in self._tensors(numbers).items() if entry in contents}
         unusable = [
-            f"{entry}/{name}"
-            for entry, items in tensors.items()
-            for name in unusable_weights(contents[entry], items)
+            f"{entry}/{name}" for entry, items in tensors.items() for name in unusable_weights(contents[entry], items)
         ]
         if unusable:
             raise CheckpointError(
@@ -216,9 +214,7 @@ class TrainingState:
             raise CheckpointMismatch(
                 f"the checkpoint {path} holds U-Net {unknown[0]}, the model has {count}; nothing was loaded"
             )
-        found = [
-            f"{entry}: {text}" for entry, items in tensors.items() for text in differences(contents[entry], items)
-        ]
+        found = [f"{entry}: {text}" for entry, items in tensors.items() for text in differences(contents[entry], items)]
         if not only_model:
             steps = len(contents.get("steps", ()))
             found += [] if steps == count else [f"steps of {steps} U-Nets, the model has {count}"]
@@ -326,16 +322,14 @@ class TrainingState:
 
     def _load_settings(self, found: Mapping[str, Any]) -> list[str]:
         """Load the settings that the caller did not state; return a line for each stated one that differs."""
-        notes: list[str] = []
-        if "max_grad_norm" in found:
-            if "max_grad_norm" in self.stated:
-                notes += changed({"max_grad_norm": self.max_grad_norm}, found)
-            else:
-                self.max_grad_norm = found["max_grad_norm"]
-        for name, value in found.get("averages", {}).items() if self.averages is not None else ():
-            if f"ema_{name}" in self.stated:
-                notes += changed({f"ema_{name}": getattr(self.averages[0], name)}, {f"ema_{name}": value})
-                continue
-            for average in self.averages:
-                setattr(average, name, value)
+        own = {"max_grad_norm": self.max_grad_norm}
+        given = {name: found[name] for name in own if name in found}
+        if self.averages is not None:
+            own |= {f"ema_{name}": getattr(self.averages[0], name) for name in AVERAGES}
+            given |= {f"ema_{name}": value for name, value in found.get("averages", {}).items()}
+        settings, notes = merged(own, given, self.stated)
+        self.max_grad_norm = settings.pop("max_grad_norm")
+        for average in self.averages or ():
+            for name, value in settings.items():
+                setattr(average, name.removeprefix("ema_"), value)
         return notes

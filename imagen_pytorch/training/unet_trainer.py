@@ -21,13 +21,12 @@ from ..checkpoints import nonfinite_tensors
 from ..tensors import BatchShard
 from ..wording import first_of
 from .batches import apart_from_its_graph
-from .choosing import ADAM, BY_NAME, Choice
 from .distributed import Distributed, lost_connections_named, without_sync
 from .fsdp import gradient_norm, load_optimizer_state, optimizer_state, parameters_of
-from .optim import PERIODS, Warmup, make_optimizer, make_scheduler
+from .optim import ADAM, BY_NAME, PERIODS, Choice, Warmup, make_optimizer, make_scheduler
 from .posthoc import PowerAverages
 from .precision import Precision
-from .settings import changed, move_moments, optimizer_in, settings_in
+from .settings import merged, move_moments, optimizer_in, settings_in
 from .validation import (
     are_averages,
     are_gradients,
@@ -409,21 +408,6 @@ class UnetTrainer:
             if shape != wanted
         ]
 
-    def merged_settings(self, contents: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """Return the settings with which training goes on from a checkpoint, and lines on stated ones that differ.
-
-        What the caller stated stays; everything else is as in the checkpoint, as far as it tells.
-        """
-        scheduled = not self.stated.isdisjoint(PERIODS)
-        found = settings_in(contents, self.number - 1, scheduled)
-        stated = {name: value for name, value in found.items() if name in self.stated}
-        rest = {name: value for name, value in found.items() if name not in self.stated}
-        notes, of = changed(self.settings, stated, f" of U-Net {self.number}"), f" of U-Net {self.number}"
-        choice, before = self._optimizer_for(contents), optimizer_in(contents)
-        if choice.name != before:
-            notes.append(f"optimizer{of}: {choice} (the checkpoint has {before}), its moments begin anew")
-        return {**self.settings, **rest, "optimizer": choice}, notes
-
     def load_state_dict(
         self, contents: Mapping[str, Any], taken: int, load: Callable[[Mapping[str, Tensor]], object]
     ) -> list[str]:
@@ -432,10 +416,15 @@ class UnetTrainer:
         The schedule is at ``taken`` updates; ``load`` fills sharded moments in place, given by their names in the
         checkpoint. Return a line for each stated setting that the checkpoint has otherwise.
         """
-        index = self.number - 1
-        settings, notes = self.merged_settings(contents)
+        index, of = self.number - 1, f" of U-Net {self.number}"
+        found = settings_in(contents, index, not self.stated.isdisjoint(PERIODS))
+        settings, notes = merged(self.settings, found, self.stated, of)
+        choice, before = self._optimizer_for(contents), optimizer_in(contents)
+        if choice.name != before:
+            notes.append(f"optimizer{of}: {choice} (the checkpoint has {before}), its moments begin anew")
+        settings["optimizer"] = choice
         optimizer = make_optimizer(self.unet, settings)
-        if f"optim{index}" in contents and settings["optimizer"].name == optimizer_in(contents):
+        if f"optim{index}" in contents and choice.name == before:
             saved = contents[f"optim{index}"]
             holder = make_optimizer(self.unet, settings, separate=len(saved["param_groups"]) > 1)
             # how an optimizer computes is of this trainer: only the moments are taken
