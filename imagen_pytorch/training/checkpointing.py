@@ -39,11 +39,7 @@ class Checkpointing:
         state: what is saved.
         say: prints a line on the main process.
         snapshots: of the post-hoc averages, or None.
-        checkpoint_path, checkpoint_every: a folder for checkpoints and their period; both or neither.
-        max_checkpoints_keep: number of newest checkpoints to keep there; 0 or less keeps all.
-        checkpoint_fs, fs_kwargs: a ready fsspec filesystem, or arguments for making it.
-        save_in_background: write periodic checkpoints while training goes on.
-        on_save_error: "stop" or "warn".
+        checkpoint_path and the following: as of `ImagenTrainer`.
 
     Attributes:
         store: the folder, or None.
@@ -85,7 +81,7 @@ class Checkpointing:
 
     @property
     def can_checkpoint(self) -> bool:
-        """Return whether there is a folder for checkpoints."""
+        """Whether there is a folder for checkpoints."""
         return self.store is not None
 
     @property

@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -96,12 +97,14 @@ def _passing_over(cascade: Cascade, arguments: Mapping[str, Any], skipped: Seque
     return outputs
 
 
+@dataclass
 class TrainerSampling:
     """Samples from a model in training: its cascade, the moving averages of its U-Nets or None, and the updates of each
     so far."""
 
-    def __init__(self, cascade: Cascade, averages: nn.ModuleList | None, steps: Tensor) -> None:
-        self.cascade, self.averages, self.steps = cascade, averages, steps
+    cascade: Cascade
+    averages: nn.ModuleList | None
+    steps: Tensor
 
     @property
     def unets(self) -> nn.ModuleList:

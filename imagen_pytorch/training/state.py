@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,71 +42,35 @@ class CheckpointRuined(CheckpointError):
     """A checkpoint whose weights are not finite, known after they were read."""
 
 
-@contextmanager
-def _restored_on_error(tensors: Iterable[Tensor], objects: Iterable[object], scalers: Iterable[Any]) -> Iterator[None]:
-    """Restore tensors with their gradients, attributes of objects and the state of loss scalers after an error.
-
-    A copy of the tensors is in main memory meanwhile. What objects hold is replaced by a load, not changed.
-    """
-    kept = [(item, item.grad, local_part(item)[0].detach().to("cpu", copy=True)) for item in tensors]
-    attributes, scales = [(each, dict(vars(each))) for each in objects], [(each, each.state_dict()) for each in scalers]
-    try:
-        yield
-    except BaseException:
-        with torch.no_grad():
-            for item, gradient, copy in kept:
-                local_part(item)[0].copy_(copy)
-                item.grad = gradient
-        for each, before in attributes:
-            vars(each).clear()
-            vars(each).update(before)
-        for each, scale in scales:
-            each.load_state_dict(scale)
-        raise
-
-
+@dataclass(eq=False)
 class TrainingState:
-    """All that outlives the process of a training.
-
-    Where weights are sharded, all processes call each method.
-
-    Args:
-        cascade: the model.
-        averages: moving averages of its U-Nets, or None.
-        unet_trainers: one per U-Net.
-        randomness: the stream of random draws.
-        data: the training data, whose position counts.
-        processes: of the run.
-        max_grad_norm: to which gradients are scaled down, or None.
-        stated: names of the settings that the caller chose; a checkpoint does not replace them.
+    """All that outlives the process of a training. Where weights are sharded, all processes call each method.
 
     Attributes:
+        stated: names of the settings that the caller chose; a checkpoint does not replace them.
         steps: updates taken by each U-Net.
         notes: how the checkpoint that was loaded last differs from this trainer, a line each.
     """
 
-    def __init__(
-        self,
-        cascade: Cascade,
-        averages: nn.ModuleList | None,
-        unet_trainers: Sequence[UnetTrainer],
-        randomness: TrainingRandomness,
-        data: TrainingData,
-        processes: Distributed,
-        max_grad_norm: float | None,
-        stated: Collection[str],
-    ) -> None:
-        self.cascade, self.averages, self.unet_trainers = cascade, averages, tuple(unet_trainers)
-        self.randomness, self.data, self.processes = randomness, data, processes
-        self.max_grad_norm, self.stated = max_grad_norm, stated
+    cascade: Cascade
+    averages: nn.ModuleList | None
+    unet_trainers: tuple[UnetTrainer, ...]
+    randomness: TrainingRandomness
+    data: TrainingData
+    processes: Distributed
+    max_grad_norm: float | None
+    stated: Collection[str]
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
         self.steps = torch.zeros(len(self.unet_trainers), dtype=torch.long)
-        self.notes: list[str] = []
 
     # -- for a checkpoint ---------------------------------------------------------------------------------------------
 
-    def _tensors(self, numbers: Sequence[int], saved: bool = True) -> dict[str, dict[str, Tensor]]:
-        """Return weights and averages of these U-Nets (and of none) by entry and name: as they are saved, or the
+    def _tensors(self, numbers: Collection[int] | None = None, saved: bool = True) -> dict[str, dict[str, Tensor]]:
+        """Return weights and averages of these U-Nets, or all, and of none by entry and name: as they are saved, or the
         trainer's own."""
+        numbers = range(1, len(self.unet_trainers) + 1) if numbers is None else numbers
         found: dict[str, dict[str, Tensor]] = {}
         for entry, module, prefix in (("model", self.cascade, "unets."), ("ema", self.averages, "")):
             if module is None:
@@ -130,12 +95,11 @@ class TrainingState:
                 raise ValueError(f'the entry "{name}" of a checkpoint is the trainer\'s own; choose another name')
         if self.processes.sharded and any(each.pending for each in self.unet_trainers):
             raise ValueError("a sharded training is saved between updates: call update() first")
-        every = range(1, len(self.unet_trainers) + 1) if numbers is None else numbers
-        tensors = self._tensors(every)
+        tensors = self._tensors(numbers)
         contents: dict[str, Any] = {"version": __version__, "state": self._run(numbers), "model": tensors.pop("model")}
         contents["steps"] = self.steps.clone()
         for each in self.unet_trainers:
-            if each.number in every:
+            if numbers is None or each.number in numbers:
                 contents |= each.state_dict(with_optimizer)
         contents |= tensors
         try:
@@ -166,7 +130,7 @@ class TrainingState:
 
         Where weights are sharded, of the part that this process holds.
         """
-        tensors = self._tensors(range(1, len(self.unet_trainers) + 1), saved=False)
+        tensors = self._tensors(saved=False)
         weights = {f"{entry}/{name}": item for entry, items in tensors.items() for name, item in items.items()}
         for each in self.unet_trainers:
             for index, average in enumerate(each.posthoc.tensors if each.posthoc is not None else ()):
@@ -247,7 +211,7 @@ class TrainingState:
             ProcessesDiffer: other processes have other contents.
         """
         advice = "put the same file where each of them reads it"
-        if self.processes.count > 1:
+        if self.processes.count > 1:  # the digest takes time
             self.processes.check_same(f"the checkpoint {path}", facts_of_checkpoint(contents), advice)
         left, notes = self.check(contents, only_model, strict, path)
         notes += [f"loaded what fits; left out: {each}" for each in left]
@@ -261,13 +225,29 @@ class TrainingState:
                 raise CheckpointRuined(f"{path}: it holds weights that are not finite{where}; nothing was loaded")
         self.notes = [excerpt(note, _LONG) for note in notes]
 
-    def _transaction(self) -> Any:
-        """Context that leaves everything as it was before an error inside it."""
-        every = self._tensors(range(1, len(self.unet_trainers) + 1), saved=False)
-        tensors = [self.steps, *(item for items in every.values() for item in items.values())]
-        posthoc = [each.posthoc for each in self.unet_trainers if each.posthoc is not None]
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Leave everything as it was before an error inside the block: tensors with their gradients, attributes of
+        objects, loss scalers. A copy of the tensors is in main memory meanwhile; objects are replaced, not changed."""
+        tensors = [self.steps, *(item for items in self._tensors(saved=False).values() for item in items.values())]
+        kept = [(item, item.grad, local_part(item)[0].detach().to("cpu", copy=True)) for item in tensors]
         objects = [self, self.randomness, self.data, *self.data.streams(), *(self.averages or ()), *self.unet_trainers]
-        return _restored_on_error(tensors, [*objects, *posthoc], [each.scaler for each in self.unet_trainers])
+        objects += [each.posthoc for each in self.unet_trainers if each.posthoc is not None]
+        attributes = [(each, dict(vars(each))) for each in objects]
+        scales = [each.scaler.state_dict() for each in self.unet_trainers]
+        try:
+            yield
+        except BaseException:
+            with torch.no_grad():
+                for item, gradient, copy in kept:
+                    local_part(item)[0].copy_(copy)
+                    item.grad = gradient
+            for each, before in attributes:
+                vars(each).clear()
+                vars(each).update(before)
+            for each, scale in zip(self.unet_trainers, scales, strict=True):
+                each.scaler.load_state_dict(scale)
+            raise
 
     def _load(self, contents: dict[str, Any], only_model: bool, source: ShardedCheckpoint | None) -> list[str]:
         """Load all that fits; return a line for each setting of this trainer that the checkpoint has otherwise."""
