@@ -13,8 +13,7 @@ from ..io.errors import (
 )
 from .background import BackgroundWriter
 from .contents import nonfinite_tensors, snapshot
-from .describe import CheckpointInfo, describe_checkpoint
-from .files import read_checkpoint, write_checkpoint
+from .files import CheckpointInfo, describe_checkpoint, read_checkpoint, write_checkpoint
 from .paths import previous_of
 from .store import CheckpointStore, newest_in, verify_checkpoint
 

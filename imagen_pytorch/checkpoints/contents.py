@@ -232,3 +232,10 @@ def overflowing_tensors(tensors: Mapping[str, Tensor]) -> list[str]:
         return []
     norms = ((name, torch.linalg.vector_norm(item, dtype=torch.float32)) for name, item in local.items())
     return [name for name, norm in norms if not bool(torch.isfinite(norm))]
+
+
+def ruined_tensors(weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of weights (averages among them) and moments from which no training can go on: not finite, or
+    weights too large to be multiplied."""
+    suspects = {name: moments[name] for name in overflowing_tensors(moments)}
+    return overflowing_tensors(weights) + nonfinite_tensors(suspects)

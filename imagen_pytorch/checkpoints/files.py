@@ -1,14 +1,15 @@
-"""One checkpoint in one file: written in one step, sealed, and read without executing anything in it."""
+"""One checkpoint: written in one step, sealed, read or described without executing anything in it."""
 
 from __future__ import annotations
 
 import os
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..io.atomic import note, noted, publish, second_name, sync_folder, temporary_file
 from ..io.errors import (
@@ -19,27 +20,51 @@ from ..io.errors import (
     CheckpointUnreachable,
     reason,
 )
-from ..io.files import check_disk_space, get_file, is_local, kind_of, locate, make_folder, parent_of, put_file
+from ..io.files import check_disk_space, get_file, is_local, kind_of, locate, make_folder, parent_of, put_file, retry
 from ..io.locks import check_locks
 from .background import pause, settle
 from .contents import plain_contents, room_for, size_of
-from .describe import describe_checkpoint, has_safetensors, named_entries
-from .format_pt import Archive, read_pt, write_pt
-from .format_safetensors import is_safetensors, read_safetensors, verify_safetensors, write_safetensors
+from .format_pt import Archive, describe_pt, read_pt, write_pt
+from .format_safetensors import (
+    describe_safetensors,
+    is_safetensors,
+    looks_like_safetensors,
+    read_safetensors,
+    verify_safetensors,
+    write_safetensors,
+)
 from .paths import is_folder, previous_of, reading, set_aside
-from .sharded import read_sharded
+from .sharded import ShardedCheckpoint, read_sharded
+
+#: bytes of a tensor whose values are read
+_SMALL = 1 << 16
+
+
+def _has_safetensors(file: BinaryIO, name: str) -> bool:
+    """Return the format of an open file, known by how it begins, and by its name if that says nothing."""
+    total = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    start = file.read(9)
+    return looks_like_safetensors(start, total) or (is_safetensors(name) and not start.startswith(b"PK"))
+
+
+def _named_entries(contents: Any) -> dict[str, Any]:
+    """Return contents that are a dict with names as keys; a CheckpointError if they are something else."""
+    if not isinstance(contents, dict) or not all(isinstance(key, str) for key in contents):
+        raise CheckpointError(f"it holds a {type(contents).__name__} instead of named entries")
+    return contents
 
 
 def _read_local(path: str, name: str, mapped: bool) -> dict[str, Any]:
     with open(path, "rb") as file:
-        contents = (read_safetensors if has_safetensors(file, name) else read_pt)(file, mapped)
-    return named_entries(contents)
+        contents = (read_safetensors if _has_safetensors(file, name) else read_pt)(file, mapped)
+    return _named_entries(contents)
 
 
 def check_file(path: str | Path) -> None:
     """Raise a CheckpointError if a local file is damaged; takes no memory for what it holds."""
     with reading(locate(path)[0], path), open(path, "rb") as file:
-        if has_safetensors(file, str(path)):
+        if _has_safetensors(file, str(path)):
             verify_safetensors(file)
         else:
             Archive(file).verify()
@@ -80,6 +105,58 @@ def read_checkpoint(
         if not isinstance(error, CheckpointMissing | CheckpointUnreachable):
             note(fs, place, str(error))
         raise
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """A checkpoint without its weights.
+
+    Attributes:
+        path: where it is, as it was named.
+        format: "pt", "safetensors" or "shards".
+        size: bytes of all of its files.
+        contents: as `read_checkpoint` gives them, with tensors on the device "meta".
+    """
+
+    path: str
+    format: str
+    size: int
+    contents: dict[str, Any]
+
+
+def describe_checkpoint(
+    path: str | Path, values: Collection[str] = (), fs: Any = None, fs_kwargs: Mapping[str, Any] | None = None
+) -> CheckpointInfo:
+    """Return what a checkpoint holds. Nothing in it is ever executed, and no memory is taken for weights.
+
+    The description of a file is some kilobytes at its start or end, so one in an object store is examined without
+    fetching it. Checksums cover the weights too and are therefore not compared.
+
+    Args:
+        path: a file of torch.save or safetensors, or a folder of shards; a local path or any fsspec URL.
+        values: names of entries that are small tensors and whose values are read all the same.
+        fs, fs_kwargs: a ready file system, or arguments for making it.
+
+    Raises:
+        CheckpointMissing: there is nothing.
+        CheckpointUnreachable: no connection or permission.
+        CheckpointError: it is damaged, or holds anything but tensors and plain containers.
+    """
+    settle()
+    fs, place = locate(path, fs, fs_kwargs)
+    if is_folder(fs, place, path):
+        source = ShardedCheckpoint(fs, place)
+        size = sum(file.size for file in source.manifest.files.values())
+        return CheckpointInfo(str(path), "shards", size, source.described())
+    # of a remote file only those bytes are fetched that are read
+    options = {} if is_local(fs) else {"block_size": 1 << 16}
+    with reading(fs, path), retry(lambda: fs.open(place, "rb", **options)) as file:
+        safe = _has_safetensors(file, place)
+        contents = (
+            describe_safetensors(file, values, _SMALL) if safe else describe_pt(file, values, _SMALL, is_local(fs))
+        )
+        size = file.seek(0, os.SEEK_END)
+        return CheckpointInfo(str(path), "safetensors" if safe else "pt", size, _named_entries(contents))
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

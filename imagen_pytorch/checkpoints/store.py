@@ -16,14 +16,14 @@ from ..io.files import is_local, kind_of, locate, make_folder, name_of, names_in
 from ..io.locks import lock_of_folder
 from ..wording import first_of
 from .background import settle
-from .contents import named_tensors, nonfinite_tensors, overflowing_tensors
+from .contents import named_tensors, ruined_tensors
 from .files import read_checkpoint, write_checkpoint
 from .paths import MANIFEST, is_sharded, set_aside
 from .sharded import ShardedCheckpoint
 
 _NAME = re.compile(r"^checkpoint\.(0|[1-9][0-9]{0,17})(\.pt)?$")
 #: entries of a checkpoint that training changes at every step
-_WEIGHTS, _MOMENTS = ("model", "ema"), re.compile(r"^optim\d+$")
+_WEIGHTS, _MOMENTS = re.compile("^(model|ema)$"), re.compile(r"^optim\d+$")
 
 
 def read_finite(path: str, fs: Any) -> dict[str, Any]:
@@ -33,9 +33,11 @@ def read_finite(path: str, fs: Any) -> dict[str, Any]:
     training cannot continue from them.
     """
     contents = read_checkpoint(path, fs)
-    moments = {name: value for name, value in contents.items() if _MOMENTS.match(name)}
-    weights = dict(named_tensors({name: contents[name] for name in _WEIGHTS if name in contents}))
-    if names := overflowing_tensors(weights) + nonfinite_tensors(moments):
+    weights, moments = (
+        dict(named_tensors({name: value for name, value in contents.items() if kind.match(name)}))
+        for kind in (_WEIGHTS, _MOMENTS)
+    )
+    if names := ruined_tensors(weights, moments):
         text = f"{path}: it holds weights that are NaN, infinite or too large, in {first_of(names)}"
         note(*locate(path, fs), text)
         raise CheckpointError(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import CheckpointError, read_checkpoint, write_checkpoint
-from ..io.files import forget_listings, kind_of, locate
+from ..io.files import kind_of, locate, names_in
 from ..registry import suggestion
 from ..wording import first_of
 from .arguments import Range, check_number
@@ -133,13 +134,10 @@ class Snapshots:
 
     def counts(self, number: int) -> list[int]:
         """Return the numbers of updates of all snapshots of a U-Net, in ascending order."""
-        forget_listings(self.fs, self.folder)
-        try:
-            names = [str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in self.fs.ls(self.folder, detail=False)]
-        except FileNotFoundError:
-            return []
-        found = (_FILE.match(name) for name in names)
-        return sorted(int(each[2]) for each in found if each and int(each[1]) == number)
+        with suppress(FileNotFoundError):
+            found = map(_FILE.match, names_in(self.fs, self.folder))
+            return sorted(int(each[2]) for each in found if each and int(each[1]) == number)
+        return []
 
     def write(self, number: int, contents: Mapping[str, Any], checked: int) -> None:
         """Write a snapshot of U-Net ``number`` (1-based), then remove those that are not needed any more, and those of

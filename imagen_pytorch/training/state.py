@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..cascade.cascade import Cascade
 from ..checkpoints import CheckpointError, CheckpointMismatch
-from ..checkpoints.contents import local_part
+from ..checkpoints.contents import local_part, ruined_tensors
 from ..checkpoints.model import differences
 from ..checkpoints.sharded import ShardedCheckpoint
 from ..version import __version__
@@ -29,7 +29,7 @@ from .optim import PERIODS
 from .rng import TrainingRandomness
 from .settings import AVERAGES, merged
 from .unet_trainer import UnetTrainer
-from .validation import ruined_tensors, unusable_weights, wrong_entries
+from .validation import unusable_weights, wrong_entries
 
 #: characters of a version, and of a note, at most: both quote the file
 _SHORT, _LONG = 40, 2000

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..cascade.batch import TrainingBatch
 from ..cascade.cascade import Cascade
 from ..cascade.module_state import compile_once
-from ..checkpoints import nonfinite_tensors
+from ..checkpoints.contents import nonfinite_tensors, ruined_tensors
 from ..tensors import BatchShard
 from ..wording import first_of
 from .batches import apart_from_its_graph
@@ -27,14 +27,7 @@ from .optim import ADAM, BY_NAME, PERIODS, Choice, Warmup, make_optimizer, make_
 from .posthoc import PowerAverages
 from .precision import Precision
 from .settings import merged, move_moments, optimizer_in, settings_in
-from .validation import (
-    are_averages,
-    are_gradients,
-    is_optimizer_state,
-    is_scale,
-    is_schedule,
-    ruined_tensors,
-)
+from .validation import are_averages, are_gradients, is_optimizer_state, is_scale, is_schedule
 
 #: entries of every checkpoint, without the number of the U-Net
 _ENTRIES = ("optim", "scheduler", "scaler", "gradients", "posthoc")

@@ -221,13 +221,6 @@ def unusable_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) 
     return other or overflowing_tensors(common)
 
 
-def ruined_tensors(weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of weights (averages among them) and moments from which no training can go on: not finite, or
-    weights too large to be multiplied: beyond 1e19 their squares are no numbers any more."""
-    suspects = {name: moments[name] for name in overflowing_tensors(moments)}
-    return overflowing_tensors(weights) + nonfinite_tensors(suspects)
-
-
 def _is_usable(item: Tensor, wanted: Tensor) -> bool:
     if item.is_complex() or item.is_floating_point() != wanted.is_floating_point():
         return False
