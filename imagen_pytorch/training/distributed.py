@@ -170,13 +170,15 @@ class Distributed:
             torch.distributed.broadcast_object_list(held, src=rank, device=self._talk_device())
         return held[0]
 
-    def all_gather(self, value: int) -> list[int]:
-        """Return the values of all processes, in the order of their numbers; all of them call this."""
-        held = torch.zeros(self.count, dtype=torch.int64, device=self._talk_device())
+    def all_gather(self, value: Value) -> list[Value]:
+        """Return the numbers of all processes, in the order of these; all of them call this. Faster than `gather`."""
+        if self.count == 1:
+            return [value]
+        kind = torch.float64 if isinstance(value, float) else torch.int64
+        held = torch.zeros(self.count, dtype=kind, device=self._talk_device())
         held[self.rank] = value
-        if self.count > 1:
-            with lost_connections_named():
-                torch.distributed.all_reduce(held)
+        with lost_connections_named():
+            torch.distributed.all_reduce(held)
         return held.tolist()
 
     def gather(self, value: Value) -> list[Value]:
@@ -226,12 +228,7 @@ class Distributed:
 
     def mean(self, value: float) -> float:
         """Return the mean over processes; all of them call this."""
-        if self.count == 1:
-            return value
-        held = torch.tensor(value, dtype=torch.float64, device=self._talk_device())
-        with lost_connections_named():
-            torch.distributed.all_reduce(held)
-        return float(held) / self.count
+        return sum(self.all_gather(float(value))) / self.count
 
     def _talk_device(self) -> torch.device:
         return torch.device("cpu") if torch.distributed.get_backend() == "gloo" else self.device
