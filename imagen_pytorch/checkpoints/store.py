@@ -45,11 +45,8 @@ def read_finite(path: str, fs: Any) -> dict[str, Any]:
 
 
 def verify_checkpoint(path: str, fs: Any) -> dict[str, Any] | None:
-    """Check that a file or a folder of shards can be read, and a file as `read_finite` does; raise its errors.
-
-    Returns:
-        the contents of a file; None for a folder.
-    """
+    """Check that a file or a folder of shards can be read, and a file as `read_finite` does; raise its errors. Return
+    the contents of a file, None for a folder."""
     place = locate(path, fs)[1]
     if not is_sharded(fs, place):
         return read_finite(path, fs)

@@ -194,7 +194,7 @@ class Checkpointing:
     def load(
         self, path: str | Path, only_model: bool = False, strict: bool = True, noop_if_not_exist: bool = False
     ) -> dict[str, Any] | None:
-        """Go on from a file that `save` wrote. Nothing is changed if it does not fit.
+        """Go on from a file that `save` wrote, and return its contents. Nothing is changed if it does not fit.
 
         What was passed to the constructor stays: rate, warm-up, decay and the like. Everything else is as in the file.
         Each difference is one line in ``resume_notes``, which is printed.
@@ -208,9 +208,6 @@ class Checkpointing:
                 (another objective, noise schedule, normalisation ...); False takes what fits and says what did not.
             noop_if_not_exist: do nothing and return None if the file does not exist.
 
-        Returns:
-            The contents of the file.
-
         Raises:
             CheckpointMissing: no such file.
             CheckpointError: it is damaged, or holds more than tensors and plain containers.
@@ -219,13 +216,9 @@ class Checkpointing:
         fs, place = locate(path, self._fs, self._fs_kwargs)
         if noop_if_not_exist and self.processes.on_main(lambda: kind_of(fs, place)) is None:
             return None
-        if self.processes.sharded and is_sharded(fs, place):
-            source = ShardedCheckpoint(fs, place)
-            contents = source.described()
-            self.take_over(contents, path, only_model, strict, source)
-            return contents
-        contents = read_checkpoint(path, self._fs, self._fs_kwargs)
-        self.take_over(contents, path, only_model, strict)
+        source = ShardedCheckpoint(fs, place) if self.processes.sharded and is_sharded(fs, place) else None
+        contents = read_checkpoint(path, self._fs, self._fs_kwargs) if source is None else source.described()
+        self.take_over(contents, path, only_model, strict, source)
         return contents
 
     def take_over(
@@ -254,16 +247,11 @@ class Checkpointing:
         return self._folder().paths()
 
     def save_to_checkpoint_folder(self, background: bool = False) -> str:
-        """Write ``checkpoint.<total steps>.pt`` into the folder and remove those beyond ``max_checkpoints_keep``.
+        """Write ``checkpoint.<total steps>.pt`` into the folder, remove those beyond ``max_checkpoints_keep``, and
+        return its path. Arguments as for `save`.
 
-        With sharded weights it is a folder ``checkpoint.<total steps>``, which all processes write together
-        and any number of them can read.
-
-        Args:
-            background: as for `save`; never with sharded weights.
-
-        Returns:
-            Its path.
+        With sharded weights it is a folder ``checkpoint.<total steps>``, which all processes write together, never in
+        the background, and any number of them can read.
 
         Raises:
             ValueError: the trainer has no checkpoint folder.
@@ -288,9 +276,7 @@ class Checkpointing:
 
     def load_from_checkpoint_folder(self, last_total_steps: int = -1) -> str | None:
         """Go on from the newest checkpoint in the folder that is whole, or from the one of this total number of steps.
-
-        Returns:
-            Its path; None if the folder holds none.
+        Return its path; None if the folder holds none.
 
         Raises:
             ValueError: the trainer has no checkpoint folder.

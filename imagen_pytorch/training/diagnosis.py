@@ -97,14 +97,11 @@ def losses_by_level(times: Tensor, losses: Tensor) -> dict[str, float]:
 
 
 def diagnose(rows: Iterable[Mapping[str, Any]]) -> list[Finding]:
-    """Judge a training from its log, one finding for each U-Net whose curve is long enough.
+    """Judge a training from its log, one finding for each U-Net with `LEAST` points or more, in their order.
 
     Args:
         rows: of ``metrics.jsonl``, in order: objects with "unet", "step", "loss" and, where there is validation,
             "valid_loss" and the entries of `LEVELS`.
-
-    Returns:
-        findings in the order of the U-Nets; none for a U-Net with fewer than `LEAST` points.
     """
     rows = list(rows)
     found = curves(rows, ("loss", "valid_loss", *LEVELS))

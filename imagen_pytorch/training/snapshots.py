@@ -197,16 +197,14 @@ class Reconstructed(NamedTuple):
 def reconstruct(
     contents: Mapping[str, Any], checkpoint: str | Path, width: float, folder: str | Path | None = None
 ) -> dict[int, Reconstructed]:
-    """Compute the averages of a relative width of all U-Nets whose post-hoc averages a checkpoint holds.
+    """Compute the averages of a relative width of all U-Nets whose post-hoc averages a checkpoint holds, by their
+    numbers (1-based).
 
     Args:
         contents: of the checkpoint; the averages end with it.
         checkpoint: its path.
         width: relative width, a fraction of the number of updates.
         folder: of the snapshots; by default the one that belongs to the checkpoint.
-
-    Returns:
-        by the number of the U-Net, 1-based.
 
     Raises:
         ValueError: a width that no average has, or a checkpoint without post-hoc averages.

@@ -97,14 +97,12 @@ class UnetTrainer:
     def __deepcopy__(self, memo: dict[Any, Any]) -> UnetTrainer:
         """Return a trainer of the copied network, with an optimizer of its own in the same state."""
         new = memo[id(self)] = object.__new__(UnetTrainer)
-        anew = ("optimizer", "scheduler", "scaler", "network")
+        anew = ("scheduler", "scaler", "network")
         new.__dict__ |= {name: copy.deepcopy(item, memo) for name, item in vars(self).items() if name not in anew}
         new.network, new.scaler = None, new.precision.scaler()
         new.scaler.load_state_dict(self.scaler.state_dict())
-        new.optimizer = make_optimizer(new.unet, new.settings)
-        new.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
         taken = 0 if self.scheduler is None else self.scheduler.last_epoch
-        new.scheduler = None if self.scheduler is None else make_scheduler(new.optimizer, new.settings, taken)
+        new.scheduler = make_scheduler(new.optimizer, new.settings, taken)
         for mine, theirs in zip(self.unet.parameters(), new.unet.parameters(), strict=True):
             theirs.grad = None if mine.grad is None else mine.grad.clone()
         return new
