@@ -253,11 +253,8 @@ class ImagenTrainer(nn.Module):
     )
 
     def validate_unet_number(self, unet_number: int | None = None) -> int:
-        """Return the number of the U-Net that is meant: the given one, the only one, or the only one to be trained.
-
-        Raises:
-            TypeError, ValueError: it is not clear, or the U-Net does not exist.
-        """
+        """Return the number of the U-Net that is meant: the given one, the only one, or the only one to be trained. A
+        TypeError or ValueError if it is not clear, or the U-Net does not exist."""
         number = unet_number
         if number is None:  # 0 is a mistake, no absence
             number = self.only_train_unet_number or self.imagen.only_train_unet_number
@@ -268,11 +265,8 @@ class ImagenTrainer(nn.Module):
         return check_unet_number(number, self.num_unets)
 
     def validate_and_set_unet_being_trained(self, unet_number: int | None = None) -> int:
-        """Return the number of the U-Net that is trained from now on; another one may follow at any time.
-
-        Raises:
-            ValueError: as `validate_unet_number`, or another one only is to be trained.
-        """
+        """Return the number of the U-Net that is trained from now on; another one may follow at any time. A ValueError
+        as `validate_unet_number`, or if another one only is to be trained."""
         number = self.validate_unet_number(unet_number)
         if self.only_train_unet_number not in (None, number):
             raise ValueError(f"this trainer trains U-Net {self.only_train_unet_number} only, got {number}")
@@ -326,11 +320,8 @@ class ImagenTrainer(nn.Module):
     # -- training -----------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Close the set-up; called by the first step.
-
-        Raises:
-            CheckpointLocked: another run saves into the checkpoint folder.
-        """
+        """Close the set-up; called by the first step. A CheckpointLocked if another run saves into the checkpoint
+        folder."""
         if not self.prepared:
             self.checkpoints.lock()
         self.prepared = True

@@ -23,18 +23,16 @@ DAY = 24 * 60 * 60
 class PacedFile(io.BufferedRandom):
     """A file that calls ``pause`` before each piece that is read or written."""
 
-    pause: Callable[[], object] | None = None
+    pause: Callable[[], object] = staticmethod(lambda: None)
 
     def read(self, size: int | None = -1) -> bytes:
         """Read after a pause."""
-        if self.pause is not None:
-            self.pause()
+        self.pause()
         return super().read(size)
 
     def write(self, data: Any) -> int:
         """Write after a pause."""
-        if self.pause is not None:
-            self.pause()
+        self.pause()
         return super().write(data)
 
 
@@ -96,7 +94,7 @@ def temporary_file(folder: str, pause: Callable[[], object] | None = None) -> It
     _remove_stale(folder)
     path, handle = _create(folder)
     file = PacedFile(io.FileIO(path, "r+b", opener=lambda *_: handle))
-    file.pause = pause
+    file.pause = pause or file.pause
     try:
         yield file
     finally:

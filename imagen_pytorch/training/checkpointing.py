@@ -81,7 +81,7 @@ class Checkpointing:
 
     @property
     def can_checkpoint(self) -> bool:
-        """Whether there is a folder for checkpoints."""
+        """True if there is a folder for checkpoints."""
         return self.store is not None
 
     @property

@@ -272,10 +272,6 @@ class Distributed:
 
         A process that has got a signal names the next step, and the first to name one decides. No other can be further:
         the gradients of the next step need all of them. It costs a look into the launcher's key-value store.
-
-        Args:
-            step: number of steps so far.
-            signal: number of the one that this process has got, if any.
         """
         if self.count == 1:
             return signal

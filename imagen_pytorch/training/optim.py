@@ -188,15 +188,9 @@ def rate_factor(
 def make_scheduler(optimizer: Optimizer, settings: Mapping[str, Any], taken: int = 0) -> LambdaLR | None:
     """Make the learning-rate schedule of `rate_factor` after ``taken`` updates; None for a constant rate.
 
-    An optimizer that has a schedule already gets the new one in its place.
-
-    Args:
-        optimizer: its rates become those of the schedule.
-        settings: arguments of `rate_factor` by name, see `PERIODS`; others are ignored.
-        taken: number of updates so far.
-
-    Raises:
-        TypeError, ValueError: numbers that are none of steps; nothing is changed then.
+    The rates of the optimizer become those of the schedule; one that has a schedule already gets the new one in its
+    place. ``settings`` are the arguments of `rate_factor` by name, see `PERIODS`, among others. Nothing is changed if
+    they are not numbers of updates.
     """
     periods = {name: settings[name] for name in PERIODS}
     check_arguments(periods, per_unet=False)
@@ -216,12 +210,8 @@ def make_scheduler(optimizer: Optimizer, settings: Mapping[str, Any], taken: int
 
 
 class Warmup:
-    """A view of the progress of a warm-up, which is a part of the schedule.
-
-    Args:
-        scheduler: the schedule.
-        warmup_period: the rate is full from this update on.
-    """
+    """A view of the progress of a warm-up, which is a part of the schedule; the rate is full from update
+    ``warmup_period`` on."""
 
     def __init__(self, scheduler: LambdaLR, warmup_period: int) -> None:
         self._scheduler, self.warmup_period = scheduler, warmup_period

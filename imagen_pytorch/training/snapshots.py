@@ -181,13 +181,8 @@ def _spread(counts: Sequence[int], end: int) -> list[int]:
 
 
 class Reconstructed(NamedTuple):
-    """The weights of one U-Net, averaged over a relative width.
-
-    Attributes:
-        weights: by their names in the network.
-        combination: of snapshots and of the averages in the checkpoint, which come last.
-        count: number of snapshots.
-    """
+    """The weights of one U-Net by their names in the network, averaged over a relative width: a combination of
+    ``count`` snapshots and of the averages in the checkpoint, which come last."""
 
     weights: dict[str, Tensor]
     combination: Combination

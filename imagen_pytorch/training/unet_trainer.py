@@ -54,8 +54,7 @@ class UnetTrainer:
     Args:
         cascade: the model.
         number: 1-based number of the U-Net.
-        processes: of the run.
-        precision: in which the network computes.
+        processes, precision: of the run.
         settings: of its optimizer and schedule, by name; what `make_optimizer` and `make_scheduler` take.
         average: moving average of its weights, or None.
         stated: names of the settings that the caller chose; a checkpoint does not replace them.
@@ -114,17 +113,8 @@ class UnetTrainer:
         return None if self.scheduler is None or period is None else Warmup(self.scheduler, period)
 
     def set_decay(self, end: int | None, taken: int) -> None:
-        """Let the rate fall to 0 at update ``end``, or not at all; the present rate becomes the one of that schedule.
-
-        With a cool-down the fall begins ``cooldown_steps`` before the end.
-
-        Args:
-            end: counted from the first update; None turns the decay off.
-            taken: number of updates so far.
-
-        Raises:
-            TypeError, ValueError: ``end`` is not a number of updates; nothing is changed.
-        """
+        """Let the rate fall to 0 at update ``end``, or not at all, after ``taken`` updates; see
+        `ImagenTrainer.set_decay`. Nothing is changed if ``end`` is not a number of updates."""
         settings = {**self.settings, "cosine_decay_max_steps": end}
         self.scheduler, self.settings = make_scheduler(self.optimizer, settings, taken), settings
         self.stated |= {"cosine_decay_max_steps"}
@@ -211,11 +201,8 @@ class UnetTrainer:
         """Take one optimizer step from the waiting gradients, then schedule and averages; return whether it was taken.
 
         None is taken as long as batches are missing. The step is skipped, and neither schedule nor averages move, if
-        the loss or any gradient is not finite.
-
-        Raises:
-            ValueError: no gradient waits.
-            TrainingDiverged: too many skipped steps in a row.
+        the loss or any gradient is not finite. A ValueError if no gradient waits, a `TrainingDiverged` after too many
+        skipped steps in a row.
         """
         if not self.pending:
             raise ValueError(
