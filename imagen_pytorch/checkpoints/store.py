@@ -135,11 +135,19 @@ class CheckpointStore:
         """Let other runs save here."""
         self._lock.release()
 
+    def check_lock(self) -> None:
+        """Raise `CheckpointLocked` if another run has taken the folder over since `lock`."""
+        self._lock.check()
+
     # -- what is there ------------------------------------------------------------------------------------------------
 
     def path(self, steps: int) -> str:
-        """Return the path of the file of a number of steps. That of a folder of shards has no suffix."""
+        """Return the path of the file of a number of steps."""
         return f"{self.folder.rstrip('/')}/checkpoint.{steps}.pt"
+
+    def folder_path(self, steps: int) -> str:
+        """Return the path of the folder of shards of a number of steps."""
+        return self.path(steps).removesuffix(".pt")
 
     def _every(self) -> list[_Found]:
         """All checkpoints, newest first, folders that are not complete included."""
@@ -176,7 +184,7 @@ class CheckpointStore:
 
     def make_way(self, path: str) -> None:
         """Check that this run may write a file or folder here, and set aside what `read` could not read there."""
-        self._lock.check()
+        self.check_lock()
         if path in self._damaged and kind_of(self.fs, path) is not None:
             set_aside(self.fs, path, f"{path} could not be read")
         self._damaged.discard(path)
@@ -249,8 +257,8 @@ class CheckpointStore:
         settle()
         if steps >= 0:
             path = self.path(steps)
-            if kind_of(self.fs, path) is None and is_sharded(self.fs, path.removesuffix(".pt")):
-                path = path.removesuffix(".pt")
+            if kind_of(self.fs, path) is None and is_sharded(self.fs, self.folder_path(steps)):
+                path = self.folder_path(steps)
             return path, reader(path, self.fs)
         damaged = 0
         for path in self.paths():

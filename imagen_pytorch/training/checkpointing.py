@@ -259,7 +259,7 @@ class Checkpointing:
             CheckpointLocked: another run saves into this folder.
         """
         folder, steps = self._folder(), int(self.state.steps.sum())
-        path = folder.path(steps).removesuffix(".pt" if self.processes.sharded else "")
+        path = folder.folder_path(steps) if self.processes.sharded else folder.path(steps)
         with self._save_errors():
             self._refuse_ruined(path)
             if self.processes.sharded:
