@@ -34,7 +34,7 @@ from .io.errors import reason
 from .nn.presets import UNETS
 from .signatures import ConfigError, Configuration, FieldError, model_from_signature, part
 from .trainer import ImagenTrainer
-from .training.options import forwarded
+from .training.arguments import forwarded
 
 #: Names of the noise schedules as an enum.
 NoiseSchedule = Enum("NoiseSchedule", {name: name for name in SCHEDULES.names()}, type=str)  # type: ignore[misc]

@@ -24,7 +24,7 @@ from .checkpoints import read_checkpoint
 from .checkpoints.model import described_model
 from .imagen import ElucidatedImagen
 from .tensors import BatchShard
-from .training.arguments import PER_UNET, check_arguments, check_model
+from .training.arguments import PER_UNET, check_arguments, check_model, forwarded, warn_of_lion
 from .training.batches import check_keywords, entries_of
 from .training.checkpointing import Checkpointing
 from .training.data import TrainingData
@@ -35,7 +35,6 @@ from .training.fsdp import shard_model
 from .training.identity import facts_of_model, facts_of_trainer
 from .training.loaders import BatchStream
 from .training.optim import USUAL_DECAY, chosen_optimizer
-from .training.options import forwarded, warn_of_lion
 from .training.precision import Precision, chosen_precision
 from .training.rng import TrainingRandomness
 from .training.sampling import TrainerSampling, untrained

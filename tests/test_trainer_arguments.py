@@ -14,8 +14,7 @@ from accelerate.tracking import GeneralTracker
 from toys import CAPTIONS, pictures, small_imagen
 
 from imagen_pytorch import Imagen, ImagenTrainer, Unet3D
-from imagen_pytorch.training.arguments import NUMBERS, SWITCHES, check_arguments
-from imagen_pytorch.training.options import HONOURED, REFUSED
+from imagen_pytorch.training.arguments import HONOURED, NUMBERS, REFUSED, SWITCHES, check_arguments
 
 IMPOSSIBLE = (math.nan, math.inf, -math.inf, -1, -0.5, 0, True, "1", {}, 2.5, torch.ones(2))
 

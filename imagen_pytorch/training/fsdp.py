@@ -81,7 +81,8 @@ def shard(unet: nn.Module, mesh: Any) -> None:
             part.attention.narrow = False  # it would take the weights of a block that is not gathered yet
     for block in reversed(blocks):
         fully_shard(block, **options)
-    unet.register_forward_hook(_own_memory)
+    # FSDP hangs its hooks on the answer, which must not be a view
+    unet.register_forward_hook(lambda _, __, answer: answer if answer._base is None else answer.clone())
     fully_shard(unet, **options)
     for name, item in unet.named_parameters():
         if name in scalars:
@@ -103,11 +104,6 @@ def _without_exchange(unet: Any) -> Iterator[None]:
 def is_shared(tensor: Tensor) -> bool:
     """Return whether this is a ``DTensor``, of which a process holds a part."""
     return hasattr(tensor, "placements")
-
-
-def _own_memory(_: nn.Module, __: Any, answer: Tensor) -> Tensor:
-    """Return the answer, copied if it is a view: FSDP hangs its hooks on it."""
-    return answer if answer._base is None else answer.clone()
 
 
 def _open_entrances(unet: nn.Module) -> None:

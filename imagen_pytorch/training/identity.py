@@ -101,13 +101,8 @@ def contents_digest(contents: Mapping[str, Any]) -> str:
             stack += [(f"{path}/{index}", item) for index, item in enumerate(value)]
         elif isinstance(value, Tensor) and not value.is_meta:
             made.update(f"{path} {tuple(value.shape)} {value.dtype}".encode())
-            made.update(_sample(value))
+            part = value.detach().reshape(-1)[:: max(1, value.numel() // SAMPLED)].cpu().contiguous()
+            made.update(part.view(torch.uint8).numpy().tobytes() if len(part) else b"")
         else:
             made.update(f"{path} {value!r}".encode("utf-8", "surrogatepass"))
     return made.hexdigest()
-
-
-def _sample(tensor: Tensor) -> bytes:
-    flat = tensor.detach().reshape(-1)
-    part = flat[:: max(1, len(flat) // SAMPLED)].cpu().contiguous()
-    return part.view(torch.uint8).numpy().tobytes() if len(part) else b""

@@ -105,7 +105,8 @@ def _differing(
     models, kinds = (own, found), (own["type"], kind)
     usual = [_defaults(CASCADES[each]) if isinstance(each, str) and each in CASCADES else {} for each in kinds]
     for name, group in CASCADE.items():
-        if group == SHAPES or not all(name in each for each in usual) or _without_text(name, models):
+        unused = name == "text_encoder_name" and not any(model.get("condition_on_text", True) for model in models)
+        if group == SHAPES or not all(name in each for each in usual) or unused:
             continue
         mine, theirs = (
             _per_unet(name, model.get(name, default[name]), len(model["unets"]))
@@ -116,11 +117,6 @@ def _differing(
         pair = [model["unets"][number - 1] for model in models if number <= len(model["unets"])]
         if len(pair) == 2 and all(isinstance(unet, Mapping) for unet in pair):
             yield from _network_lines(number, *pair)
-
-
-def _without_text(name: str, models: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether an argument is about captions, of which neither model takes any."""
-    return name == "text_encoder_name" and not any(model.get("condition_on_text", True) for model in models)
 
 
 def _network_lines(number: int, own: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

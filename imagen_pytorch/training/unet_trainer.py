@@ -341,18 +341,14 @@ class UnetTrainer:
             for name, item in gradients.items()
             if name in own and item.shape != own[name].shape
         ]
-        found += self._averages_that_differ(contents.get(f"posthoc{index}"), index)
+        saved, shapes = (
+            contents.get(f"posthoc{index}"),
+            {name: item.shape for name, item in self.unet.state_dict().items()},
+        )
+        averages = [] if saved is None or self.posthoc is None else saved["averages"]
+        if any(shapes != {name: item.shape for name, item in each.items()} for each in averages):
+            found.append(f"posthoc{index} has averages of other names or shapes than the network")
         return found + self._moments_that_differ(contents, f"optim{index}")
-
-    def _averages_that_differ(self, saved: Mapping[str, Any] | None, index: int) -> list[str]:
-        if saved is None or self.posthoc is None:
-            return []
-        own = {name: tuple(item.shape) for name, item in self.unet.state_dict().items()}
-        return [
-            f"posthoc{index} has averages of other names or shapes than the network"
-            for each in saved["averages"]
-            if own != {name: tuple(item.shape) for name, item in each.items()}
-        ][:1]
 
     def _optimizer_for(self, contents: Mapping[str, Any]) -> Choice:
         """Return the optimizer with which training goes on: the stated one, else that of the checkpoint if its name
