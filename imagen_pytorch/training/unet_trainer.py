@@ -317,19 +317,20 @@ class UnetTrainer:
 
     def wrong_entries(self, contents: dict[str, Any]) -> list[str]:
         """Return the names of entries of a checkpoint that are not as `state_dict` returns them, shapes aside."""
-        names = {part: f"{part}{self.number - 1}" for part in _ENTRIES}
-        found = {part: contents.get(name) for part, name in names.items()}
-        of_adam = optimizer_in(contents) == ADAM.name
-        wrong = [] if names["optim"] not in contents or is_optimizer_state(found["optim"], of_adam) else ["optim"]
-        if found["scheduler"] is not None and not is_schedule(found["scheduler"], None if wrong else found["optim"]):
-            wrong.append("scheduler")
-        if self.scaler.is_enabled() and found["scaler"] is not None and not is_scale(found["scaler"]):
-            wrong.append("scaler")
-        if found["gradients"] is not None and not are_gradients(found["gradients"]):
-            wrong.append("gradients")
-        if found["posthoc"] is not None and not are_averages(found["posthoc"]):
-            wrong.append("posthoc")
-        return [names[part] for part in wrong]
+        index = self.number - 1
+        found = {part: contents.get(f"{part}{index}") for part in _ENTRIES}
+        known = f"optim{index}" not in contents or is_optimizer_state(
+            found["optim"], optimizer_in(contents) == ADAM.name
+        )
+        fits = {
+            "optim": known,
+            "scheduler": is_schedule(found["scheduler"], found["optim"] if known else None),
+            "scaler": not self.scaler.is_enabled() or is_scale(found["scaler"]),
+            "gradients": are_gradients(found["gradients"]),
+            "posthoc": are_averages(found["posthoc"]),
+        }
+        held = [part for part in _ENTRIES if found[part] is not None or part == "optim"]
+        return [f"{part}{index}" for part in held if not fits[part]]
 
     def differences(self, contents: dict[str, Any]) -> list[str]:
         """Return the entries of a checkpoint that do not fit this U-Net; none if all do or are absent."""

@@ -31,12 +31,9 @@ def is_number(value: Any, least: float = -math.inf, below: float = math.inf) -> 
 
 def are_counts(values: Any) -> bool:
     """Return whether these are whole numbers from 0 to 2**53: a list or a vector of them."""
-    if isinstance(values, Tensor):
-        whole = values.ndim == 1 and not (values.is_floating_point() or values.is_complex())
-        return whole and values.dtype != torch.bool and all(0 <= item < _COUNTABLE for item in values.tolist())
-    return isinstance(values, list | tuple) and all(
-        isinstance(item, int) and is_number(item, 0, _COUNTABLE) for item in values
-    )
+    if isinstance(values, Tensor) and values.ndim == 1:
+        values = values.tolist()
+    return isinstance(values, list | tuple) and all(type(item) is int and 0 <= item < _COUNTABLE for item in values)
 
 
 def are_tensors(values: Any) -> bool:
