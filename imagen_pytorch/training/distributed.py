@@ -6,7 +6,7 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -285,10 +285,3 @@ class Distributed:
                 return None
             last, number = map(int, store.get(key).split())
         return number if step >= last else None
-
-
-def without_sync(network: nn.Module | None, last: bool) -> AbstractContextManager[object]:
-    """Context of one piece of a batch: gradients are exchanged with the last one only."""
-    if last or not hasattr(network, "no_sync"):
-        return nullcontext()
-    return network.no_sync()

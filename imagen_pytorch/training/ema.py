@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -48,14 +47,3 @@ def start_average(average: Any) -> None:
     average.copy_params_from_model_to_ema()
     average.step.zero_()
     average.initted.fill_(False)
-
-
-@contextmanager
-def swap_unets(owner: nn.Module, stand_ins: nn.ModuleList) -> Iterator[None]:
-    """``owner.unets`` are other networks inside the block and the very same ones as before after it."""
-    own = owner.unets
-    owner.unets = stand_ins
-    try:
-        yield
-    finally:
-        owner.unets = own

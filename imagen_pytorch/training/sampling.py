@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ..cascade.cascade import Cascade
 from ..images import resample_frames, resize, to_pil, unnormalize
-from .ema import swap_unets
 
 
 def untrained(unet: nn.Module) -> bool:
@@ -116,8 +115,12 @@ class TrainerSampling:
     @contextmanager
     def use_ema_unets(self) -> Iterator[None]:
         """Let the model's U-Nets be the averaged ones inside the block; `sample` in other threads waits for its end."""
-        with self.cascade.turn, swap_unets(self.cascade, self.unets):
-            yield
+        with self.cascade.turn:
+            own, self.cascade.unets = self.cascade.unets, self.unets
+            try:
+                yield
+            finally:
+                self.cascade.unets = own
 
     def sample(self, *args: Any, use_non_ema: bool = False, **kwargs: Any) -> Any:
         """Return images from the averaged weights.

@@ -21,7 +21,7 @@ from ..checkpoints.contents import nonfinite_tensors, ruined_tensors
 from ..tensors import BatchShard
 from ..wording import first_of
 from .batches import apart_from_its_graph
-from .distributed import Distributed, lost_connections_named, without_sync
+from .distributed import Distributed, lost_connections_named
 from .fsdp import gradient_norm, load_optimizer_state, optimizer_state, parameters_of
 from .optim import ADAM, BY_NAME, PERIODS, Choice, Warmup, make_optimizer, make_scheduler
 from .posthoc import PowerAverages
@@ -147,7 +147,9 @@ class UnetTrainer:
         with self._complete_batches(), lost_connections_named(), torch.set_grad_enabled(backward), whole as independent:
             microbatches = self.processes.microbatches(independent, max_batch_size, shard.largest)
             for index, (part, fraction) in enumerate(microbatches, start=1):
-                with without_sync(network, last=index == len(microbatches)):
+                # gradients are exchanged with the last microbatch only
+                alone = index < len(microbatches) and hasattr(network, "no_sync")
+                with network.no_sync() if alone else nullcontext():
                     with self.precision.autocast():
                         if observe is None:
                             loss = self.cascade.loss(part, network)
