@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from ..io.atomic import sync
-from ..io.errors import CheckpointError
+from ..io.errors import ODD, CheckpointError, reason
 from .contents import FREE_DESCRIPTION, check_plain, map_tensors
-from .pickle_scan import NAMES, ODD, UNSAFE, scan_pickle, undecodable
+from .pickle_scan import NAMES, UNSAFE, scan_pickle, undecodable
 
 #: bytes that are read and hashed at a time: enough to let other threads run meanwhile
 PIECE = 1 << 20
@@ -249,7 +249,7 @@ def _load(archive: Archive, verify: bool, **options: Any) -> Any:
     except ODD as error:  # torch has the last word
         if isinstance(error, CheckpointError) or (isinstance(error, RuntimeError) and "alloc" in str(error)):
             raise
-        raise undecodable(" ".join(str(error).split())[:200]) from error
+        raise undecodable(reason(error)) from error
     check_plain(contents, 8 * len(data) + 1000)
     return contents
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..io.atomic import sync
-from ..io.errors import CheckpointError
+from ..io.errors import ODD, CheckpointError, errors_as
 from .contents import (
     DTYPES,
     FREE_DESCRIPTION,
@@ -89,12 +89,8 @@ _FLOATS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 def contents_of(structure: Any, tensors: Mapping[str, Tensor]) -> Any:
     """Return the contents that a structure in JSON describes; a CheckpointError if it is damaged."""
-    try:
+    with errors_as(CheckpointError, "its description cannot be decoded", ODD):
         return _nested(json.loads(structure), tensors)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError("its description cannot be decoded") from error
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -223,7 +219,7 @@ def describe_safetensors(file: BinaryIO, values: Collection[str], small: int) ->
     are named and take at most ``small`` bytes."""
     raw, count = _header(file)
     tensors: dict[str, Tensor] = {}
-    try:
+    with errors_as(CheckpointError, "its header cannot be decoded", ODD):
         header = json.loads(raw)
         metadata = header.pop(_METADATA, {})
         for name, entry in header.items():
@@ -236,8 +232,4 @@ def describe_safetensors(file: BinaryIO, values: Collection[str], small: int) ->
                 held = bytearray(read_at(file, 8 + len(raw) + begin, size))
                 tensors[name] = torch.frombuffer(held, dtype=dtype).view(shape)
         structure = metadata.get(_STRUCTURE)
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, RuntimeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError("its header cannot be decoded") from error
     return {"model": tensors} if structure is None else contents_of(structure, tensors)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..io.errors import CheckpointError, CheckpointMissing
+from ..io.errors import ODD, CheckpointError, CheckpointMissing, errors_as
 from ..io.files import kind_of, retry, sizes_in
 from .contents import DTYPES, LARGEST_TENSOR, are_counts
 from .paths import MANIFEST
@@ -90,7 +90,7 @@ class Manifest(NamedTuple):
     def from_bytes(cls, data: bytes) -> Manifest:
         """Read it and check that it is possible; a CheckpointError if it is damaged, of another format, or contradicts
         itself."""
-        try:
+        with errors_as(CheckpointError, "its manifest cannot be decoded", ODD):
             given = json.loads(data)
             body = {name: given[name] for name in ("files", "tensors", "folder") if name in given}
             if given["format"] not in _FORMATS or given["sha256"] != _digest(body):
@@ -101,10 +101,6 @@ class Manifest(NamedTuple):
                 str(name): Entry(DTYPES[kind], tuple(shape), tuple(_part(row, names) for row in parts))
                 for name, (kind, shape, parts) in body["tensors"].items()
             }
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError("its manifest cannot be decoded") from error
         found = cls(files, tensors, folder)
         found.check()
         return found

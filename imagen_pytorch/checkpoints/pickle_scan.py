@@ -7,19 +7,14 @@ torch.save does not write for tensors and plain containers are refused.
 from __future__ import annotations
 
 import io
-import pickle
 import pickletools
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..io.errors import CheckpointError
+from ..io.errors import ODD, CheckpointError, errors_as
 from .contents import DTYPES, MAX_DEPTH, MAX_TUPLE_KEYS, are_counts, is_plain_key
 
 UNSAFE = "it holds more than tensors and plain containers, which could run code; nothing was executed"
-#: what following or decoding a damaged pickle can raise
-ODD = (ValueError, TypeError, LookupError, OverflowError, AttributeError, AssertionError, EOFError, RuntimeError,
-       struct.error, pickle.UnpicklingError)  # fmt: skip
 _SIZES = {"Bool": 1, "Byte": 1, "Char": 1, "Short": 2, "Int": 4, "Long": 8, "Half": 2, "BFloat16": 2, "Float": 4,
           "Double": 8, "ComplexFloat": 8, "ComplexDouble": 16, "Untyped": 1}  # fmt: skip
 _STORAGES = {f"torch {kind}Storage": size for kind, size in _SIZES.items()} | {"torch.storage UntypedStorage": 1}
@@ -176,15 +171,11 @@ def scan_pickle(data: bytes, sizes: Mapping[str, int]) -> bool:
     CheckpointError if it is damaged, would do anything but build plain contents, or claims more than the file holds.
     """
     scan, stream = _Scan(sizes, 4 * len(data) + 1000), io.BytesIO(data)
-    try:
+    with errors_as(CheckpointError, "its contents cannot be decoded", ODD):
         for instruction, argument, _ in pickletools.genops(stream):
             if instruction.name not in _FOLLOW:
                 raise CheckpointError(UNSAFE)
             _FOLLOW[instruction.name](scan, argument)
-    except CheckpointError:
-        raise
-    except ODD as error:
-        raise undecodable(type(error).__name__) from error
     if len(scan.stack) != 1 or scan.marks or stream.read(1):
         raise undecodable("something is left over")
     return scan.weights_only

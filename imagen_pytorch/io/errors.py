@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+#: what decoding damaged bytes can raise
+ODD = (ValueError, TypeError, LookupError, OverflowError, AttributeError, AssertionError, EOFError, RuntimeError,
+       struct.error, pickle.UnpicklingError)  # fmt: skip
 
 
 class CheckpointError(ValueError):
@@ -46,7 +52,9 @@ def reason(error: BaseException) -> str:
 
 
 @contextmanager
-def errors_as(kind: type[CheckpointError], what: str, caught: type[Exception] = Exception) -> Iterator[None]:
+def errors_as(
+    kind: type[CheckpointError], what: str, caught: type[Exception] | tuple[type[Exception], ...] = Exception
+) -> Iterator[None]:
     """Raise errors of the block as ``kind``, with ``what`` could not be done; a `CheckpointError` passes unchanged.
 
     Every file system has errors of its own, so all of them are caught by default.
