@@ -49,15 +49,12 @@ def facts_of_data(loader: Any, seed: int) -> dict[str, Any]:
     """Return the values that processes must have in common to share the batches of a loader."""
     batches = getattr(loader, "batch_sampler", None)
     batches = getattr(batches, "batches", batches)  # of one process's share
-    names = ("batch_size", "shuffle", "drop_last", "seed")
-    options = {name: getattr(batches, name) for name in names if isinstance(getattr(batches, name, None), int)}
-    return {"the number of items": None, **_worded(items_of(loader)), "the seed": seed, **_worded(options)}
-
-
-def _worded(facts: Mapping[str, Any]) -> dict[str, Any]:
-    words = {"items": "the number of items", "names": "the digest of their names", "seed": "the seed of the order"}
-    cut = {name: value[:12] if isinstance(value, str) else value for name, value in facts.items()}
-    return {words.get(name, name): value for name, value in cut.items()}
+    order = {name: getattr(batches, name, None) for name in ("batch_size", "shuffle", "drop_last")}
+    order["the seed of the order"] = getattr(batches, "seed", None)
+    items = items_of(loader)
+    names = str(items.get("names", "unknown"))[:12]
+    facts = {"the number of items": items.get("items"), "the digest of their names": names, "the seed": seed}
+    return facts | {name: value for name, value in order.items() if isinstance(value, int)}
 
 
 def facts_of_model(model: nn.Module, seed: int | None) -> dict[str, Any]:
