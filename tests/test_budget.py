@@ -9,11 +9,14 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 from every_file import each_file
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "imagen_pytorch"
 
+#: the most lines of all files of rooms that are to become smaller; a change that makes one smaller lowers its number
+ROOMS = {("training", "trainer.py"): 5650, ("io", "checkpoints"): 3350}
 MAX_FILE, MAX_FUNCTION, USUAL_FUNCTION, UNUSUAL_SHARE, MAX_PARAMETERS, MAX_COPY = 500, 60, 40, 0.02, 10, 5
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -80,6 +83,13 @@ def parameters(node: Function) -> list[ast.arg]:
 def test_files_are_short(path):
     count = len(path.read_text(encoding="utf-8").splitlines())
     assert count <= MAX_FILE, f"{count} lines; split it at a noun"
+
+
+@pytest.mark.parametrize("names", ROOMS, ids="+".join)
+def test_rooms_do_not_grow(names):
+    parts = [path for path in files if path.relative_to(PACKAGE).parts[0] in names]
+    count = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in parts)
+    assert parts and count <= ROOMS[names], f"{count} lines; the room is to become smaller"
 
 
 @each_file(files)

@@ -96,7 +96,7 @@ def _passing_over(cascade: Cascade, arguments: Mapping[str, Any], skipped: Seque
     return outputs
 
 
-@dataclass
+@dataclass(eq=False)
 class TrainerSampling:
     """Samples from a model in training: its cascade, the moving averages of its U-Nets or None, and the updates of each
     so far."""
