@@ -30,11 +30,6 @@ def exponent_of(width: float) -> float:
     return float(roots[np.isreal(roots)].real.max())
 
 
-def width_of(exponent: float) -> float:
-    """Return the relative width of an exponent, sqrt((g + 1) / ((g + 2)^2 (g + 3)))."""
-    return math.sqrt((exponent + 1) / ((exponent + 2) ** 2 * (exponent + 3)))
-
-
 class Profile(NamedTuple):
     """The weights of an average over time.
 
