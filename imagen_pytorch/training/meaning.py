@@ -104,9 +104,10 @@ def _differing(
     """Return lines about all arguments that differ, each with its kind."""
     models, kinds = (own, found), (own["type"], kind)
     usual = [_defaults(CASCADES[each]) if isinstance(each, str) and each in CASCADES else {} for each in kinds]
+    of_captions = any(model.get("condition_on_text", True) for model in models)
     for name, group in CASCADE.items():
-        unused = name == "text_encoder_name" and not any(model.get("condition_on_text", True) for model in models)
-        if group == SHAPES or not all(name in each for each in usual) or unused:
+        unused = name == "text_encoder_name" and not of_captions
+        if group == SHAPES or unused or not all(name in each for each in usual):
             continue
         mine, theirs = (
             _per_unet(name, model.get(name, default[name]), len(model["unets"]))
@@ -132,14 +133,11 @@ def _network_lines(number: int, own: Mapping[str, Any], found: Mapping[str, Any]
 
 def _lines(name: str, own: Sequence[Any], found: Sequence[Any], numbers: Sequence[int]) -> Iterator[str]:
     """Return one line about all U-Nets if they differ alike, else one for each that differs."""
-    numbers = [number for number in numbers if number <= min(len(own), len(found))]
-    pairs = {number: (own[number - 1], found[number - 1]) for number in numbers}
-    different = {number: pair for number, pair in pairs.items() if pair[0] != pair[1]}
-    if different and list(pairs.values()) == [next(iter(different.values()))] * len(pairs):
-        yield _line(name, *next(iter(different.values())))
-        return
-    for number, pair in different.items():
-        yield _line(f"{name} of U-Net {number}", *pair)
+    pairs = {number: (own[number - 1], found[number - 1]) for number in numbers if number <= min(len(own), len(found))}
+    alike = all(pair == next(iter(pairs.values())) for pair in pairs.values())
+    for number, pair in list(pairs.items())[: 1 if alike else None]:
+        if pair[0] != pair[1]:
+            yield _line(name if alike else f"{name} of U-Net {number}", *pair)
 
 
 def _line(name: str, own: Any, found: Any) -> str:
@@ -170,17 +168,14 @@ def _repeated(value: Any, count: int) -> list[Any]:
 
 def _per_unet(name: str, value: Any, count: int) -> list[Any]:
     """Return the value of an argument for each U-Net, in one spelling."""
-    if name == "noise_schedules" and value is not None and len(_listed(value)) <= count:
+    listed = value if isinstance(value, list | tuple) else [value]
+    if name == "noise_schedules" and value is not None and len(listed) <= count:
         value = padded_schedules(value, count)
     if name in _SIZES:
         single = count == 1 and isinstance(value, list | tuple) and len(value) == 2
         values = [value] if single else _repeated(value, count)
         return [[each, each] if isinstance(each, int) else each for each in values]
     return [_spelled(FAMILIES.get(name), each) for each in _repeated(value, count)]
-
-
-def _listed(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list | tuple) else [value]
 
 
 def _spelled(family: Registry[Any] | None, value: Any) -> Any:
