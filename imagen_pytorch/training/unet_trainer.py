@@ -96,10 +96,12 @@ class UnetTrainer:
     def __deepcopy__(self, memo: dict[Any, Any]) -> UnetTrainer:
         """Return a trainer of the copied network, with an optimizer of its own in the same state."""
         new = memo[id(self)] = object.__new__(UnetTrainer)
-        anew = ("scheduler", "scaler", "network")
+        anew = ("optimizer", "scheduler", "scaler", "network")
         new.__dict__ |= {name: copy.deepcopy(item, memo) for name, item in vars(self).items() if name not in anew}
         new.network, new.scaler = None, new.precision.scaler()
         new.scaler.load_state_dict(self.scaler.state_dict())
+        new.optimizer = make_optimizer(new.unet, new.settings)
+        new.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
         taken = 0 if self.scheduler is None else self.scheduler.last_epoch
         new.scheduler = make_scheduler(new.optimizer, new.settings, taken)
         for mine, theirs in zip(self.unet.parameters(), new.unet.parameters(), strict=True):
@@ -321,9 +323,8 @@ class UnetTrainer:
         """Return the names of entries of a checkpoint that are not as `state_dict` returns them, shapes aside."""
         index = self.number - 1
         found = {part: contents.get(f"{part}{index}") for part in _ENTRIES}
-        known = f"optim{index}" not in contents or is_optimizer_state(
-            found["optim"], optimizer_in(contents) == ADAM.name
-        )
+        of_adam = optimizer_in(contents) == ADAM.name
+        known = f"optim{index}" not in contents or is_optimizer_state(found["optim"], of_adam)
         fits = {
             "optim": known,
             "scheduler": is_schedule(found["scheduler"], found["optim"] if known else None),
@@ -344,10 +345,8 @@ class UnetTrainer:
             for name, item in gradients.items()
             if name in own and item.shape != own[name].shape
         ]
-        saved, shapes = (
-            contents.get(f"posthoc{index}"),
-            {name: item.shape for name, item in self.unet.state_dict().items()},
-        )
+        saved = contents.get(f"posthoc{index}")
+        shapes = {name: item.shape for name, item in self.unet.state_dict().items()}
         averages = [] if saved is None or self.posthoc is None else saved["averages"]
         if any(shapes != {name: item.shape for name, item in each.items()} for each in averages):
             found.append(f"posthoc{index} has averages of other names or shapes than the network")
