@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import shlex
 import warnings
@@ -135,8 +136,7 @@ class Checkpointing:
             if self.writes_folder(path):
                 self._writer.wait()
                 fs, place = locate(path, self._fs, self._fs_kwargs)
-                kept = {"overwrite": overwrite, "keep_previous": keep_previous}
-                write_sharded(fs, place, *split_shared(contents), **kept)
+                write_sharded(fs, place, *split_shared(contents), overwrite=overwrite, keep_previous=keep_previous)
             else:
                 contents = gathered(contents, keep=self.processes.is_main)
                 target = (path, self._fs, self._fs_kwargs, overwrite, keep_previous)
@@ -169,11 +169,10 @@ class Checkpointing:
         """Write now, or a copy of the present state while training goes on."""
         self.wait_for_saves()  # that an earlier one failed must not cost this one
         with self._save_errors():
-            if not later:
+            if later:
+                self._writer.submit(functools.partial(write, snapshot(contents)))
+            else:
                 write(contents)
-                return
-            held = snapshot(contents)
-            self._writer.submit(lambda: write(held))
 
     @contextmanager
     def _save_errors(self) -> Iterator[None]:
