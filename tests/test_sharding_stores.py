@@ -225,7 +225,7 @@ def test_a_run_that_was_taken_over_while_it_wrote_publishes_nothing(tmp_path, mo
 def test_a_trainer_honours_its_options_for_folders(tmp_path, monkeypatch):
     trainer, given = ImagenTrainer(small_imagen(condition_on_text=False)), []
     assert not trainer.writes_folder(tmp_path / "run")
-    monkeypatch.setattr(type(trainer.processes), "sharded", property(lambda _: True))
+    monkeypatch.setattr(trainer.processes, "sharded", True)
     monkeypatch.setattr(checkpointing, "split_shared", lambda contents: ({}, contents))
     monkeypatch.setattr(checkpointing, "write_sharded", lambda *arguments, **options: given.append(options))
     assert trainer.writes_folder(tmp_path / "run") and not trainer.writes_folder(tmp_path / "run.pt")
