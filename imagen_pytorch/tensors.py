@@ -7,7 +7,7 @@ Shape legend of the package: ``b`` batch, ``c`` channels, ``h w`` height and wid
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, TypeVar
@@ -25,7 +25,9 @@ Value = TypeVar("Value")
 class BatchShard:
     """The rows of a global batch that one rank has, and a generator for them.
 
-    Ranks that divide a batch draw what one process would draw for all of it, and each takes its rows.
+    Ranks that divide a batch draw together what one process would draw for all of it. Every draw takes one seed from
+    the generator, and each block of rows of the global batch has a generator that starts from this seed plus the number
+    of the block. So a rank draws its own rows, and those that share a block with them.
 
     Args:
         first: index of the first row in the global batch.
@@ -33,7 +35,8 @@ class BatchShard:
         total: rows of the global batch.
         weight: weight of the rank's mean in the mean over ranks: 1 if all have as many rows, 0 if it has none.
         largest: number of rows of the rank that has the most.
-        generator: in the same state on every rank.
+        generator: in the same state on every rank; for draws that the batch shares, and for the seeds of all others. On
+            the CPU no draw waits for a GPU.
     """
 
     first: int
@@ -49,6 +52,33 @@ class BatchShard:
         total, own = sum(counts), counts[rank]
         weight = len(counts) * own / total if own else 0.0
         return cls(sum(counts[:rank]) if own else 0, own or 1, total, weight, max(counts))
+
+    def draw(
+        self, sample: Callable[..., Tensor], shape: Sequence[int], device: torch.device | str | None, dtype: torch.dtype
+    ) -> Tensor:
+        """Draw the rows of this rank on a device.
+
+        Args:
+            sample: ``torch.randn`` or ``torch.rand``.
+            shape: of the rows of this rank together.
+            device: by default that of the generator.
+
+        Raises:
+            ValueError: another number of rows, or the shard has no generator.
+        """
+        if self.count != shape[0]:
+            raise ValueError(f"a share of {self.count} rows cannot serve a batch of {shape[0]}")
+        if self.generator is None:
+            raise ValueError("this share has no generator to draw from")
+        seed = int(torch.randint(2**62, (), generator=self.generator, device=self.generator.device))
+        block = torch.Generator(self.generator.device if device is None else device)
+        # a block takes about as long as its seed: on a CPU a few rows of scalars, on a GPU also some images
+        rows = max(1, (2**10 if block.device.type == "cpu" else 2**20) // max(1, math.prod(shape[1:])))
+        numbers = range(self.first // rows, (self.first + self.count - 1) // rows + 1)
+        size, options = (rows, *shape[1:]), {"device": block.device, "dtype": dtype}
+        drawn = [sample(size, generator=block.manual_seed(seed + number), **options) for number in numbers]
+        skipped = self.first - rows * numbers.start
+        return torch.cat(drawn)[skipped : skipped + self.count]
 
 
 #: One generator for a batch, one per item (a draw then never depends on other items), one for some rows of a larger
@@ -126,10 +156,7 @@ def _draw(
     if isinstance(generator, torch.Generator):
         return sent(sample(tuple(shape), generator=generator, device=generator.device, dtype=dtype), device)
     if isinstance(generator, BatchShard):
-        if generator.count != shape[0]:
-            raise ValueError(f"a share of {generator.count} rows cannot serve a batch of {shape[0]}")
-        whole = _draw(sample, (generator.total, *shape[1:]), generator.generator, device, dtype)
-        return whole[generator.first : generator.first + generator.count]
+        return generator.draw(sample, shape, device, dtype)
     if len(generator) != shape[0]:
         raise ValueError(f"{len(generator)} generators cannot serve a batch of {shape[0]}; give one per item")
     rows = [sample(tuple(shape[1:]), generator=item, device=item.device, dtype=dtype) for item in generator]

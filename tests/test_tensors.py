@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -39,19 +40,54 @@ def test_generators_advance_and_one_serves_a_whole_batch(draw):
     assert torch.equal(first, draw((2, 5), torch.Generator().manual_seed(3)))
 
 
+def shard_of(counts, rank):
+    return replace(BatchShard.of(counts, rank), generator=torch.Generator().manual_seed(3))
+
+
 @pytest.mark.parametrize("draw", DRAWS)
-@pytest.mark.parametrize("counts", [[3], [2, 2], [3, 0, 1], [1, 1, 1, 0]])
-def test_the_shards_of_all_ranks_are_the_batch(draw, counts):
+@pytest.mark.parametrize("row", [(), (5,), (200,), (3, 20, 20)])
+@pytest.mark.parametrize("counts", [[3], [2, 2], [3, 0, 1], [1, 1, 1, 0], [7, 5, 13], [1000, 30]])
+def test_the_shards_of_all_ranks_are_the_batch(draw, row, counts):
     """Each rank draws its rows of the global batch; the means of all ranks together are the mean of the batch."""
-    whole = draw((sum(counts), 5), torch.Generator().manual_seed(3))
+    alone = shard_of([sum(counts)], 0)
+    first, second = draw((sum(counts), *row), alone), draw((sum(counts), *row), alone)
+    assert first.shape == (sum(counts), *row) and not torch.equal(first, second)
+    assert len(first.flatten(1).unique(dim=0)) == sum(counts) if row else True
     rows, mean = [], 0.0
     for rank, own in enumerate(counts):
-        shard = replace(BatchShard.of(counts, rank), generator=torch.Generator().manual_seed(3))
+        shard = shard_of(counts, rank)
         assert shard.count == max(own, 1) and shard.largest == max(counts) and shard.total == sum(counts)
-        found = draw((shard.count, 5), shard)
-        rows.append(found[:own])  # a rank without rows draws one that counts nothing
-        mean += float(found.mean()) * shard.weight / len(counts)
-    assert torch.equal(torch.cat(rows), whole) and mean == pytest.approx(float(whole.mean()), abs=1e-6)
+        found = torch.stack([draw((shard.count, *row), shard) for _ in range(2)])
+        rows.append(found[:, :own])  # a rank without rows draws one that counts nothing
+        mean += float(found[0].mean()) * shard.weight / len(counts)
+    assert torch.equal(torch.cat(rows, 1), torch.stack([first, second]))
+    assert mean == pytest.approx(float(first.mean()), abs=1e-6)
+
+
+@pytest.mark.parametrize("row", [(), (7,), (3, 16, 16), (3, 64, 64)])
+def test_draws_of_a_rank_do_not_grow_with_the_number_of_ranks(row):
+    """Beyond its own rows a rank draws at most the rest of two blocks of 1,024 numbers."""
+    drawn = []
+
+    def sample(shape, **options):
+        drawn.append(math.prod(shape))
+        return torch.rand(shape, **options)
+
+    for ranks in (1, 2, 64, 1024):
+        drawn.clear()
+        shard_of([4] * ranks, ranks // 2).draw(sample, (4, *row), None, torch.float32)
+        assert sum(drawn) <= 4 * math.prod(row) + 2 * 1024
+
+
+def test_blocks_are_independent():
+    """Their generators start from seeds that follow each other."""
+    rows = randn((64, 3, 24, 24), shard_of([64], 0)).flatten(1).double()
+    correlation = torch.corrcoef(rows) - torch.eye(64, dtype=torch.float64)
+    assert correlation.abs().max() < 5.5 / rows.shape[1] ** 0.5
+    assert abs(rows.mean()) < 4 / rows.numel() ** 0.5 and abs(rows.std() - 1) < 4 / (2 * rows.numel()) ** 0.5
+    first = randn((1000, 1024), shard_of([1000], 0))[:, 0]
+    assert abs(first.mean()) < 4 / 1000**0.5 and abs(first.std() - 1) < 4 / 2000**0.5
+    assert abs((first[1:] * first[:-1]).mean()) < 4 / 1000**0.5
 
 
 @pytest.mark.parametrize("draw", DRAWS)
@@ -77,6 +113,8 @@ def test_distributions_and_precision():
     [
         (lambda: seeded([1, 2], 3), "3 images need one seed or 3 seeds, got 2"),
         (lambda: randn((3, 2), seeded(0, 2)), "2 generators cannot serve a batch of 3"),
+        (lambda: randn((3, 2), shard_of([2], 0)), "a share of 2 rows cannot serve a batch of 3"),
+        (lambda: randn((2, 2), BatchShard.of([2], 0)), "this share has no generator to draw from"),
         (lambda: per_stage((1, 2, 3), 2, "timesteps"), r"timesteps needs one value, .* 2 U-Nets; got 3: \(1, 2, 3\)"),
     ],
 )

@@ -46,7 +46,7 @@ class TrainingRandomness:
 
     Args:
         seed: start of the stream, or None.
-        device: where the draws are made.
+        device: of the training, whose global random state dropout draws from.
         broadcast: returns the main process's value on every process: all of them follow one stream, and each takes
             its rows of what is drawn for the global batch.
     """
@@ -54,7 +54,7 @@ class TrainingRandomness:
     def __init__(self, seed: int | None, device: torch.device, broadcast: Callable[[int], int] | None = None) -> None:
         self.seed, self.device, self._broadcast = seed, device, broadcast
         self._seeds: torch.Generator | None = None
-        self._draws = torch.Generator(device)
+        self._draws = torch.Generator()
         if seed is not None:
             self._start(seed)
 
@@ -90,7 +90,7 @@ class TrainingRandomness:
         """Yield a generator that gives the same draws at each call with the same ``parts``."""
         seed = derived_seed(VALIDATION_SEED, *parts)
         with isolated(seed, self.device):
-            yield torch.Generator(self.device).manual_seed(seed)
+            yield torch.Generator().manual_seed(seed)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the stream."""
