@@ -7,7 +7,8 @@ Shape legend of the package: ``b`` batch, ``c`` channels, ``h w`` height and wid
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, TypeVar
@@ -104,6 +105,8 @@ def once(generator: Generators) -> torch.Generator | None:
     """Return the generator of draws that a batch shares."""
     if isinstance(generator, BatchShard):
         return generator.generator
+    if isinstance(generator, SeededGenerators):
+        generator.undo()
     return generator[0] if isinstance(generator, list | tuple) else generator
 
 
@@ -136,9 +139,54 @@ def _whole_seed(seed: Any) -> int:
     return int(number)
 
 
-def seeded(seed: Any, batch: int) -> list[torch.Generator]:
+class SeededGenerators(list[torch.Generator]):
+    """One generator per batch item. For a GPU the next draw is made in a thread, while it computes.
+
+    This begins when the same draw is asked for twice in a row. If then another one is asked for, the generators are set
+    back, so that the numbers are those of a plain list.
+    """
+
+    def __init__(self, generators: Iterable[torch.Generator]) -> None:
+        super().__init__(generators)
+        self._pool = ThreadPoolExecutor(1)
+        self._last: tuple[Any, ...] | None = None
+        self._next: tuple[list[Tensor], Future[Tensor]] | None = None
+
+    def _rows(self, sample: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.stack([sample(shape, generator=item, device=item.device, dtype=dtype) for item in self])
+
+    def undo(self) -> None:
+        """Set the generators back to where they are without the draw in the thread."""
+        if self._next is not None:
+            states, drawn = self._next
+            drawn.result()
+            for item, state in zip(self, states, strict=True):
+                item.set_state(state)
+            self._next = None
+
+    def draw(self, sample: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype, ahead: bool) -> Tensor:
+        """Draw a row per item, where its generator is.
+
+        Args:
+            sample: ``torch.randn`` or ``torch.rand``.
+            shape: of a row.
+            ahead: whether the next draw may be made in a thread.
+        """
+        request = sample, shape, dtype
+        if self._next is not None and request == self._last:
+            found, self._next = self._next[1].result(), None
+        else:
+            self.undo()
+            found = self._rows(*request)
+        if ahead and request == self._last:
+            self._next = [item.get_state() for item in self], self._pool.submit(self._rows, *request)
+        self._last = request
+        return found
+
+
+def seeded(seed: Any, batch: int) -> SeededGenerators:
     """Return one CPU generator per batch item. Arguments and errors as `seeds_of`."""
-    return [torch.Generator().manual_seed(item) for item in seeds_of(seed, batch)]
+    return SeededGenerators(torch.Generator().manual_seed(item) for item in seeds_of(seed, batch))
 
 
 def sent(value: Tensor, device: torch.device | str | None) -> Tensor:
@@ -159,8 +207,9 @@ def _draw(
         return generator.draw(sample, shape, device, dtype)
     if len(generator) != shape[0]:
         raise ValueError(f"{len(generator)} generators cannot serve a batch of {shape[0]}; give one per item")
-    rows = [sample(tuple(shape[1:]), generator=item, device=item.device, dtype=dtype) for item in generator]
-    return sent(torch.stack(rows), device)
+    items = generator if isinstance(generator, SeededGenerators) else SeededGenerators(generator)
+    ahead = device is not None and torch.device(device).type not in ("cpu", "meta")
+    return sent(items.draw(sample, tuple(shape[1:]), dtype, ahead), device)
 
 
 def randn(

@@ -12,6 +12,7 @@ from cascade_toys import KINDS, cascade, pictures, sample, standing_in, text, un
 from imagen_pytorch.cascade.module_state import alone_on_device, on_device
 from imagen_pytorch.diffusion.samplers import SAMPLERS
 from imagen_pytorch.imagen import ElucidatedImagen, Imagen
+from imagen_pytorch.tensors import SeededGenerators
 
 
 @pytest.fixture(autouse=True)
@@ -320,3 +321,21 @@ def test_the_signature_is_visible_and_texts_come_first():
         names = list(inspect.signature(kind.sample).parameters)
         assert names[:4] == ["self", "texts", "text_masks", "text_embeds"]
         assert {"cond_scale", "seed", "inpaint_masks", "skip_steps", "sampler", "steps"} <= set(names)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "dpmpp_2m"])
+def test_noise_that_a_thread_draws_ahead_changes_nothing(name, monkeypatch):
+    """As where the network is on a GPU."""
+    made, begun = ready(stages=2), []
+    given = {"text_embeds": text(), "seed": 5, "sampler": name, "steps": 6, "inpaint_resample_times": 2,
+             "inpaint_images": pictures(), "inpaint_masks": torch.arange(8).expand(2, 8, 8) < 4}  # fmt: skip
+    plain = sample(made, **given)
+    draw = SeededGenerators.draw
+
+    def ahead(self, *request):
+        found = draw(self, *request[:-1], True)
+        begun.append(self._next is not None)
+        return found
+
+    monkeypatch.setattr(SeededGenerators, "draw", ahead)
+    assert torch.equal(sample(made, **given), plain) and any(begun)

@@ -12,6 +12,7 @@ from imagen_pytorch.tensors import (
     BatchShard,
     bernoulli,
     expand_to,
+    once,
     per_stage,
     quantile,
     rand,
@@ -88,6 +89,22 @@ def test_blocks_are_independent():
     first = randn((1000, 1024), shard_of([1000], 0))[:, 0]
     assert abs(first.mean()) < 4 / 1000**0.5 and abs(first.std() - 1) < 4 / 2000**0.5
     assert abs((first[1:] * first[:-1]).mean()) < 4 / 1000**0.5
+
+
+def test_draws_made_ahead_are_those_of_a_plain_list():
+    """Whatever follows on a draw that was made ahead: the same, another shape, distribution or precision, or none."""
+    requests = [(torch.randn, (3, 4)), (torch.rand, (3, 4)), (torch.randn, ())]
+    order = [0, 0, 0, 0, 1, 0, 0, 0, 2, 2, 2, 1, 1, 1, 1, 0]
+    plain, ahead = seeded(5, 3), seeded(5, 3)
+    for place in order:
+        sample, shape = requests[place]
+        wanted = torch.stack([sample(shape, generator=item) for item in plain])
+        assert torch.equal(ahead.draw(sample, shape, torch.float32, ahead=True), wanted)
+    for _ in range(2):
+        ahead.draw(torch.rand, (2,), torch.float32, ahead=True), [torch.rand(2, generator=item) for item in plain]
+    assert torch.equal(rand((5,), once(ahead)), torch.rand(5, generator=plain[0]))
+    wanted = torch.stack([torch.randn(3, 4, generator=item, dtype=torch.float64) for item in plain])
+    assert torch.equal(ahead.draw(torch.randn, (3, 4), torch.float64, ahead=False), wanted)
 
 
 @pytest.mark.parametrize("draw", DRAWS)
