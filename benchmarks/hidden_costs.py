@@ -1,4 +1,4 @@
-"""Costs that no step of a training shows: opening models and folders, bookkeeping per item, cached captions.
+"""Costs that no step of a training shows: opening models and folders, bookkeeping per item, draws, cached captions.
 
     python benchmarks/hidden_costs.py                                     # this checkout
     git worktree add /tmp/before COMMIT
@@ -52,6 +52,32 @@ def seconds(items):
 loaders = [make_loader(range(8000), 16, seed=1, shuffle=True, collate_fn=list) for _ in range(2)]
 taken = [seconds(loader) for loader in loaders][1]
 print(1e6 * (taken - seconds(range(8000))) / 8000)
+""",
+    "bytes of an image of 256x256 from a folder, for a training": """
+from imagen_pytorch.data import Dataset
+data = Dataset(sys.argv[1], 256)
+data.as_uint8 = True
+print(data[0].nbytes)
+""",
+    "the same image from the cache, us": """
+from imagen_pytorch.data import Dataset
+data = Dataset(sys.argv[1], 256)
+data.as_uint8 = True
+for turn in range(2):
+    start = time.perf_counter()
+    for index in range(100):
+        data[index]
+print(1e6 * (time.perf_counter() - start) / 100)
+""",
+    "noise of a rank for 8 images of 64x64, of 8 ranks, ms": """
+from dataclasses import replace
+from imagen_pytorch.tensors import BatchShard, randn
+shard = replace(BatchShard.of([8] * 8, 3), generator=torch.Generator().manual_seed(0))
+randn((8, 3, 64, 64), shard)
+start = time.perf_counter()
+for _ in range(50):
+    randn((8, 3, 64, 64), shard)
+print(1e3 * (time.perf_counter() - start) / 50)
 """,
     "cached token of width 1,000 in bfloat16, bytes": """
 from imagen_pytorch.text import TextEncoder

@@ -84,6 +84,10 @@ update is Adam, checks and averages at every step
 SAVING = """## What a checkpoint costs a training
 `python benchmarks/saving.py`: seconds of a step, of the step that follows a save, and of the call that saves
 """
+HIDDEN = """## Costs that no step shows
+`python benchmarks/hidden_costs.py --beside CHECKOUT`: each number in a process of its own, in turns with an earlier
+version
+"""
 MEMORY = """## Memory of videos
 `python benchmarks/video_memory.py`: MiB that a 64x64 clip takes beyond a single frame
 """
@@ -193,6 +197,10 @@ def page(folder: Path) -> str:
         kinds = result["rows"]
         rows = [[kind, *(f"{value:.3g}" for value in row.values())] for kind, row in kinds.items()]
         parts += [SAVING, when(result), table(["save", *next(iter(kinds.values()))], rows)]
+    if "hidden_costs" in found:
+        result = found["hidden_costs"]
+        rows = [[name, *(f"{value:g}" for value in row.values())] for name, row in result["rows"].items()]
+        parts += [HIDDEN, when(result), table(["cost", *next(iter(result["rows"].values()))], rows)]
     if "video_memory" in found:
         result = found["video_memory"]
         kinds = result["peak MiB above one frame"]
