@@ -15,7 +15,7 @@ VALIDATION_SEED = 20_220_523
 
 def derived_seed(*parts: int) -> int:
     """Return one well-mixed seed of several numbers, such as a seed and a counter."""
-    return int(np.random.SeedSequence([part % (1 << 64) for part in parts]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([part % (1 << 64) for part in parts]).generate_state(1, np.uint64)[0]) >> 1
 
 
 @contextmanager
