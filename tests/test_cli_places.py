@@ -20,7 +20,7 @@ PATHS = {
     "export": ["--output"],
     "info": [None],
     "profile": ["--config", "--model", "--output"],
-    "sample": ["--model", "--output", "--prompts"],
+    "sample": ["--model", "--output", "--prompts", "--from-png"],
     "train": ["--config", "--checkpoint", "--output"],
 }
 for options in PATHS.values():

@@ -20,7 +20,7 @@ LAYERS = (
     ("compat",),
     ("imagen",),
     ("signatures", "configs", "checkpoints", "checkpoint", "export", "pretrained", "training", "trainer",
-     "evaluation", "profiling"),
+     "image_metadata", "evaluation", "profiling"),
     # doors: command line, lazy names, and files that only re-export what lives below under names people know
     ("cli", "__init__", "__main__", "imagen_pytorch", "elucidated_imagen", "imagen_video", "t5", "utils", "testing"),
 )

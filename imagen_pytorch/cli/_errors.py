@@ -33,6 +33,7 @@ CODES = {
     "NoFileSystem": USAGE,
     "PackageMissing": USAGE,
     "DataError": DATA,
+    "MetadataError": DATA,
     "SampleNotFinite": CHECKPOINT,
     "OutOfMemoryError": MEMORY,
     "MemoryError": MEMORY,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..image_metadata import save_options
 from ..lines import append_lines, backup, next_free
 from ..wording import printable
 
@@ -271,19 +272,13 @@ def check_image_name(path: Path, mode: str = "RGB") -> None:
 
 
 def encoded(image: Image.Image, suffix: str = ".png", texts: Mapping[str, str] | None = None) -> bytes:
-    """An image as the contents of a file with this suffix; a PNG holds the texts under their keywords."""
+    """An image as the contents of a file with this suffix, with the texts in it as `save_options` says."""
     from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
 
     Image.init()
     kind = Image.registered_extensions()[suffix.lower()]
     if kind == "JPEG" and image.mode not in ("L", "RGB"):
         image = image.convert("RGB")
     buffer = io.BytesIO()
-    options = {}
-    if kind == "PNG" and texts:
-        options["pnginfo"] = PngInfo()
-        for keyword, text in texts.items():
-            options["pnginfo"].add_itxt(keyword, text)
-    image.save(buffer, format=kind, **options)
+    image.save(buffer, format=kind, **save_options(kind, texts))
     return buffer.getvalue()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..image_metadata import NotAnImage, may_hold_settings, read_settings
 from ..signatures import ConfigError, parse, read_json
 from ..wording import excerpt
 from ._memory import plan_of
@@ -237,12 +240,33 @@ def collected(found: Found, stages: list[StageEstimate], machine: Machine, warni
     }
 
 
+def _is_image(target: str | None) -> bool:
+    if target is None or not os.path.isfile(target):
+        return False
+    with open(target, "rb") as file:
+        return may_hold_settings(file.read(12))
+
+
+def _print_settings(path: str, as_json: bool) -> None:
+    """Print the settings in an image or video."""
+    settings = read_settings(path)
+    if as_json:
+        click.echo(json.dumps({"target": path, "kind": "image", "settings": settings}, indent=2, allow_nan=False))
+        return
+    for name, value in settings.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        click.echo(f"{excerpt(name):16}  {excerpt(text, 2000)}")
+
+
 def run(request: Request) -> None:
     """Print what the target is and costs.
 
     Raises:
         click.ClickException: anything that the user can put right.
     """
+    if _is_image(request.target):
+        with suppress(NotAnImage):
+            return _print_settings(request.target, request.as_json)
     checkpoint = _checkpoint_of(request.target)
     found = _from_config(request.target) if checkpoint is None else _from_checkpoint(checkpoint)
 

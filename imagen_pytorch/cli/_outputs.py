@@ -60,12 +60,12 @@ class Images:
         check_image_name(path, self.mode)
 
     def encode(self, item: Any, suffix: str, stage: int, texts: Mapping[str, str] | None = None) -> bytes:
-        """The result of a stage (counted from 0) as the contents of a file; a PNG of an image holds the texts."""
+        """The result of a stage (counted from 0) as the contents of a file; with the texts in it."""
         del stage  # images of all stages are alike
         return encoded(item, suffix, texts)
 
     def write(self, item: Any, path: Path, stage: int, texts: Mapping[str, str] | None = None) -> list[Path]:
-        """Write the results of a stage (counted from 0) to new files; PNG files hold the texts.
+        """Write the results of a stage (counted from 0) to new files, with the texts in them.
 
         Returns:
             where they are.
@@ -149,14 +149,13 @@ class Videos(Images):
             check_video(path.suffix, self.fps)
 
     def encode(self, item: Any, suffix: str, stage: int, texts: Mapping[str, str] | None = None) -> bytes:
-        """The result of a stage (counted from 0) as the contents of a file; videos hold no texts."""
+        """The result of a stage (counted from 0) as the contents of a file, with the texts in it."""
         from ..evaluation.videos import encoded_video
 
-        del texts
-        return encoded_video(item, suffix, self.rate(stage))
+        return encoded_video(item, suffix, self.rate(stage), texts)
 
     def write(self, item: Any, path: Path, stage: int, texts: Mapping[str, str] | None = None) -> list[Path]:
-        """Write the result of a stage (counted from 0) to new files: one, or one per frame; PNG frames hold the texts.
+        """Write the result of a stage (counted from 0) to new files with the texts in them: one, or one per frame.
 
         Returns:
             where they are.

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from ..image_metadata import metadata_texts
 from ..version import __version__
 from ..wording import first_of
 from ._errors import USAGE, CommandFailed, say
 from ._files import check_place, counts_frames, slug, tell, write_new
+from ._from_image import Position, Source
 from ._models import find_model, load, spoken
 from ._options import chosen_device, guidance_weight
 from ._outputs import Images, check_name, check_video_name, outputs_of
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 #: bytes of the captions of one call
 _MAX_PROMPT_BYTES = 1 << 26
+#: tokens of a caption that is padded, at most: their number comes from a file
+_MAX_TOKENS = 4096
 #: images on one sheet, at most
 MAX_CELLS = 4096
 #: a line of captions that looks like one with options after the caption, or like an object of JSON
@@ -63,6 +67,8 @@ class Request:
     device: str
     quiet: bool
     sweep: tuple[Axis, ...] = ()
+    from_png: Source | None = None
+    no_metadata: bool = False
 
     def captions(self) -> list[str]:
         """All captions that were given, in order.
@@ -122,10 +128,11 @@ class Wanted(NamedTuple):
 
 
 class Made(NamedTuple):
-    """One image or video: its request, and the result of every stage."""
+    """One image or video: its request, the result of every stage, and its place in the batch."""
 
     wanted: Wanted
     stages: list[Any]
+    position: Position
 
 
 def check_arguments(imagen: Cascade, arguments: dict[str, Any]) -> None:
@@ -208,7 +215,25 @@ def sample_arguments(request: Any, imagen: Cascade, stop: int | None) -> dict[st
     }
 
 
-def _listed(values: Iterable[Any]) -> str:
+def choices(imagen: Cascade, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return guidance, sampler and steps of a call of `Cascade.sample`, one for each U-Net: the given or its own."""
+    from ..diffusion.guidance import GUIDANCE
+    from ..diffusion.samplers import SAMPLERS
+    from ..tensors import per_stage
+
+    count = len(imagen.unets)
+    scales, samplers, steps = (per_stage(arguments[name], count, name) for name in ("cond_scale", "sampler", "steps"))
+    own = [stage.process for stage in imagen.stages]
+    plans = [process.plan(number, name) for process, name, number in zip(own, samplers, steps, strict=True)]
+    return {
+        "cond_scale": list(scales),
+        "guidance": GUIDANCE.spell(GUIDANCE.make(arguments["guidance"] or imagen.guidance or "cfg")),
+        "sampler": [SAMPLERS.spell(item) if SAMPLERS.name_of(item) else type(item).__name__ for item, *_ in plans],
+        "steps": [len(levels) - 1 for _, levels, _ in plans],
+    }
+
+
+def _listed(values: list[Any]) -> str:
     """One value if all are alike, else all of them."""
     words = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
     return words[0] if len(set(words)) == 1 else ",".join(words)
@@ -216,25 +241,11 @@ def _listed(values: Iterable[Any]) -> str:
 
 def settings(imagen: Cascade, arguments: dict[str, Any]) -> str:
     """Guidance, sampler and steps of a call of `Cascade.sample` in words, of each U-Net where they differ."""
-    from ..diffusion.guidance import GUIDANCE
-    from ..diffusion.samplers import SAMPLERS
-    from ..tensors import per_stage
-
-    count = len(imagen.unets)
-    used = arguments["stop_at_unet_number"] or count
-    own = [stage.process for stage in imagen.stages]
-    given = [per_stage(arguments[name], count, name)[:used] for name in ("cond_scale", "sampler", "steps")]
-    plans = [process.plan(number, name) for process, name, number in zip(own, *given[1:], strict=False)]
-    samplers = [
-        SAMPLERS.spell(sampler) if SAMPLERS.name_of(sampler) else type(sampler).__name__ for sampler, *_ in plans
-    ]
-    steps = [len(levels) - 1 for _, levels, _ in plans]
-    method = GUIDANCE.spell(GUIDANCE.make(arguments["guidance"] or imagen.guidance or "cfg"))
-    guidance = (
-        "no guidance"
-        if set(given[0]) == {1} and not method.startswith("cfgpp")
-        else f"guidance {method} {_listed(given[0])}"
-    )
+    chosen = choices(imagen, arguments)
+    used = arguments["stop_at_unet_number"] or len(imagen.unets)
+    scales, samplers, steps = (chosen[name][:used] for name in ("cond_scale", "sampler", "steps"))
+    unguided = set(scales) == {1} and not chosen["guidance"].startswith("cfgpp")
+    guidance = "no guidance" if unguided else f"guidance {chosen['guidance']} {_listed(scales)}"
     return f"{guidance}, sampler {_listed(samplers)}, {_listed(steps)} steps"
 
 
@@ -245,8 +256,21 @@ def results(imagen: Cascade, wanted: Iterable[Wanted], batch_size: int, argument
         captions = [item.caption for item in batch]
         texts = {"batch_size": len(batch)} if None in captions else {"texts": captions}
         stages = imagen.sample(**texts, seed=[item.seed for item in batch], **arguments)
-        for item, outputs in zip(batch, zip(*stages, strict=True), strict=True):
-            yield Made(item, list(outputs))
+        tokens = imagen.encode(captions).embeds.shape[1] if len(set(captions)) > 1 else 0
+        for index, (item, outputs) in enumerate(zip(batch, zip(*stages, strict=True), strict=True)):
+            yield Made(item, list(outputs), Position(len(batch), index, tokens))
+
+
+def _again(imagen: Cascade, wanted: Wanted, position: Position, arguments: dict[str, Any]) -> Iterator[Made]:
+    """Make an image or video at its place in a batch of the same size, with captions padded as they were."""
+    from torch.nn.functional import pad
+
+    if position.tokens:
+        embeds, mask = imagen.encode([wanted.caption or ""] * position.size)
+        room = max(min(position.tokens, _MAX_TOKENS) - embeds.shape[1], 0)
+        arguments = {**arguments, "text_embeds": pad(embeds, (0, 0, 0, room)), "text_masks": pad(mask, (0, room))}
+    every = results(imagen, [wanted] * position.size, position.size, arguments)
+    return (item._replace(position=position) for item in islice(every, position.index, position.index + 1))
 
 
 def target_path(request: Request, caption: str | None, suffix: str) -> Path:
@@ -261,23 +285,40 @@ def target_path(request: Request, caption: str | None, suffix: str) -> Path:
     return given / name if is_folder else given
 
 
-def _texts(made: Made, words: str) -> dict[str, str]:
-    """The text chunks of a PNG file: caption, seed and sampling options."""
-    caption = {} if made.wanted.caption is None else {"Description": made.wanted.caption}
-    return {**caption, "Comment": f"{words}, seed {made.wanted.seed}", "Software": f"imagen-pytorch {__version__}"}
+def _texts(request: Request, session: Session, made: Made, stage: int) -> dict[str, str]:
+    """Return the texts in the file of a stage (counted from 0): its settings, and for viewers of PNG the main ones."""
+    if request.no_metadata:
+        return {}
+    imagen, outputs, (caption, seed) = session.imagen, session.outputs, made.wanted
+    height, width = imagen.stages[stage].size
+    found = {
+        "prompt": caption,
+        "negative_prompt": request.negative,
+        "seed": seed,
+        "stop_at_unet": stage + 1 if stage + 1 < len(imagen.unets) else None,
+        **{name: getattr(outputs, name, None) for name in ("frames", "fps")},
+        **{name: getattr(request, name) for name in ("precision", "compile", "cache_interval", "load_ema")},
+        "batch": made.position._asdict(),
+        "size": [width, height],
+        **session.maker,
+    }
+    viewers = {} if caption is None else {"Description": caption}
+    viewers |= {"Comment": f"{session.words}, seed {seed}", "Software": f"imagen-pytorch {__version__}"}
+    return viewers | metadata_texts({name: value for name, value in found.items() if value is not None})
 
 
-def _write(request: Request, made: Made, outputs: Images, process: Process, words: str) -> None:
-    texts = _texts(made, words)
+def _write(request: Request, session: Session, made: Made, process: Process) -> None:
+    outputs = session.outputs
     name = process.file_name(target_path(request, made.wanted.caption, outputs.suffix), made.wanted.seed)
     last = len(made.stages) - 1
-    written = outputs.write(made.stages[last], name, last, texts)
+    written = outputs.write(made.stages[last], name, last, _texts(request, session, made, last))
     for path in written:
         tell(path)
     if request.save_stages:
-        for number, item in enumerate(made.stages[:-1], start=1):
-            for path in outputs.write(item, outputs.of_stage(written, name, number), number - 1, texts):
-                tell(path)
+        for stage, item in enumerate(made.stages[:-1]):
+            path = outputs.of_stage(written, name, stage + 1)
+            for each in outputs.write(item, path, stage, _texts(request, session, made, stage)):
+                tell(each)
 
 
 def _write_grid(request: Request, made: list[Made], outputs: Images) -> None:
@@ -321,6 +362,9 @@ class Session:
         seed: of the first image of each caption.
         stop: the U-Net to stop after, or None.
         place: the model and its device in words.
+        arguments: of `Cascade.sample`, the same for everything that is made.
+        words: what they choose, in words.
+        maker: the same for the settings in files, and the model, its device and versions.
     """
 
     imagen: Cascade
@@ -329,10 +373,32 @@ class Session:
     seed: int
     stop: int | None
     place: str
+    arguments: dict[str, Any]
+    words: str
+    maker: dict[str, Any]
 
     def wanted(self, num_images: int) -> Iterator[Wanted]:
         """Yield everything to make: each caption with ``num_images`` seeds."""
         return (Wanted(caption, self.seed + index) for caption in self.texts for index in range(num_images))
+
+
+def _maker(imagen: Cascade, arguments: dict[str, Any], model: str) -> dict[str, Any]:
+    """Return those settings that are the same in all files: the choices of a call, the model, device and versions."""
+    import torch
+
+    from ..pretrained import pretrained_name
+    from ..training.identity import contents_digest
+
+    chosen = choices(imagen, arguments)
+    alike = {name: values[0] for name, values in chosen.items() if isinstance(values, list) and len(set(values)) == 1}
+    name = pretrained_name(model) or re.split(r"[/\\]", model.rstrip("/\\"))[-1]
+    return {
+        **chosen,
+        **alike,
+        "model": {"name": name, "digest": contents_digest({"model": imagen.state_dict()})},
+        "device": str(imagen.device),
+        "versions": {"imagen_pytorch": __version__, "torch": torch.__version__},
+    }
 
 
 def open_session(request: Request, process: Process) -> Session:
@@ -355,7 +421,11 @@ def open_session(request: Request, process: Process) -> Session:
     if named:
         check_place(target_path(request, "name", outputs.suffix))
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
-    return Session(imagen, outputs, texts, seed, stop, f"{spoken(model, request.model)} on {device}")
+    place, arguments = f"{spoken(model, request.model)} on {device}", sample_arguments(request, imagen, stop)
+    words, maker = settings(imagen, arguments), _maker(imagen, arguments, model)
+    if request.from_png:
+        request.from_png.compare(maker, spoken(model, model))
+    return Session(imagen, outputs, texts, seed, stop, place, arguments, words, maker)
 
 
 def run(request: Request) -> None:
@@ -366,18 +436,23 @@ def run(request: Request) -> None:
     """
     process, to_stdout = this_process(), request.output == "-"
     session = open_session(request, process)
-    outputs, arguments = session.outputs, sample_arguments(request, session.imagen, session.stop)
-    words = settings(session.imagen, arguments)
+    outputs, arguments = session.outputs, {**session.arguments, **session.outputs.arguments()}
     if not request.quiet and process.rank == 0:
-        say(f"{session.place}: {words}, seed {session.seed}")
+        say(f"{session.place}: {session.words}, seed {session.seed}")
     every = process.items(session.wanted(request.num_images))
+    if request.from_png and max(len(session.texts), request.num_images, process.count) == 1:
+        position = request.from_png.position_for(request.batch_size)
+        items = _again(session.imagen, next(every), position, arguments)
+    else:
+        items = results(session.imagen, every, request.batch_size, arguments)
     made = []
-    for item in results(session.imagen, every, request.batch_size, {**arguments, **outputs.arguments()}):
+    for item in items:
         if to_stdout:
             stage = len(item.stages) - 1
-            sys.stdout.buffer.write(outputs.encode(item.stages[-1], outputs.suffix, stage, _texts(item, words)))
+            texts = _texts(request, session, item, stage)
+            sys.stdout.buffer.write(outputs.encode(item.stages[-1], outputs.suffix, stage, texts))
             continue
-        _write(request, item, outputs, process, words)
+        _write(request, session, item, process)
         if request.grid:
             made.append(item)
     if request.grid:

@@ -19,7 +19,6 @@ from ._sampling import (
     open_session,
     results,
     sample_arguments,
-    settings,
     target_path,
 )
 
@@ -75,8 +74,7 @@ def run(request: Request) -> None:
         check_arguments(imagen, call)
     if not request.quiet:
         names = " and ".join(axis.name for axis in request.sweep)
-        fixed = settings(imagen, sample_arguments(request, imagen, session.stop))
-        say(f"{session.place}: {fixed} but for {names}, seed {session.seed}")
+        say(f"{session.place}: {session.words} but for {names}, seed {session.seed}")
     made = []
     for call in calls:
         items = results(imagen, wanted, request.batch_size, {**call, **outputs.arguments()})

@@ -23,7 +23,7 @@ def info(**request: Any) -> None:
 
     TARGET is a configuration file, the name of a ready-made configuration, or a checkpoint: a .pt or .safetensors file,
     a folder of checkpoints or of shards, or the address of one. Without it: ./imagen.pt, ./imagen_config.json or emoji,
-    the first that there is.
+    the first that there is. Of an image or video that imagen sample made, the settings are printed.
 
     Nothing is allocated, and of a checkpoint nothing but its description is read. k, M, G ... are powers of 1000. The
     encoder of captions is not counted.
@@ -32,6 +32,7 @@ def info(**request: Any) -> None:
     imagen info paper                            the paper's cascade
     imagen info imagen.pt                        a checkpoint
     imagen info mine.json --batch-size 64 --precision bf16
+    imagen info a_red_heart.png                  an image, and how it was made
     """
     from ._info import Request, run
 

@@ -82,6 +82,13 @@ class _Sample(click.Command):
     help="Captions from a file, one per line, or from standard input with -; empty lines and those with # are skipped.",
 )
 @click.option(
+    "--from-png",
+    metavar="FILE",
+    type=Place(),
+    help="Make the image or video in FILE again from the settings in it; options beside this one change them. Also for "
+    "JPEG, WebP, AVIF, GIF, MP4 and WebM.",
+)
+@click.option(
     "--negative",
     type=Caption(),
     metavar="TEXT",
@@ -111,6 +118,7 @@ class _Sample(click.Command):
 @click.option("--stop-at-unet", type=COUNT, metavar="N", help="Stop after this U-Net.")
 @click.option("--save-stages", is_flag=True, help="Also write what every U-Net before the last one made.")
 @click.option("--grid", is_flag=True, help="Also write all of them with their captions on one sheet.")
+@click.option("--no-metadata", is_flag=True, help="Write no settings into the files.")
 @click.option("--batch-size", type=BATCH, metavar="N", default=16, show_default=True, help="Size of a batch.")
 @click.option(
     "--sweep",
@@ -122,17 +130,20 @@ class _Sample(click.Command):
 )
 @device_option
 @quiet_option
-def sample(no_load_ema: bool, load_ema: bool, **request: Any) -> None:
+@click.pass_context
+def sample(context: click.Context, no_load_ema: bool, load_ema: bool, **request: Any) -> None:
     """Make images or videos of TEXT with a trained model and print where they are.
 
     No file is ever replaced: the next free name is taken (-1, -2 ...). The same seed gives the same image, however
     many are made at once. Processes that torchrun starts share the images; each file then has its seed in its name.
+    PNG, JPEG, WebP, AVIF, GIF, MP4 and WebM files hold the settings that they were made with; imagen info shows them.
 
     \b
     imagen sample "a 3d render of a bear on a white background" -n 4 --grid
     imagen sample --prompts captions.txt --output images/ --cond-scale 3,1
     imagen sample --model moving-digits "the digit 3 moves left" --frames 16 --output three.gif
     imagen sample "a 3d render of a bear on a white background" --sweep cond_scale=1,2,4 steps=8,16
+    imagen sample --from-png images/a_red_heart.png --steps 50
     """
     if request["sweep"]:
         from ._sweep import run
@@ -140,4 +151,9 @@ def sample(no_load_ema: bool, load_ema: bool, **request: Any) -> None:
         from ._sampling import run
     from ._sampling import Request
 
-    run(Request(load_ema=load_ema and not no_load_ema, **request))
+    request["load_ema"] = load_ema and not no_load_ema
+    if request["from_png"] is not None:
+        from ._from_image import completed
+
+        request = completed(request, context)
+    run(Request(**request))

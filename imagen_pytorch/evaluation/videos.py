@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from ..image_metadata import save_options
 from ..images import to_pil
 from .plots import captioned_grid, opaque
 
@@ -86,7 +87,7 @@ def _indexed(frames: Sequence[Image.Image]) -> tuple[list[np.ndarray], np.ndarra
     return list(_nearest(colours, palette)[places.reshape(packed.shape)]), palette
 
 
-def _gif(frames: Sequence[Image.Image], fps: float) -> bytes:
+def _gif(frames: Sequence[Image.Image], fps: float, **metadata: Any) -> bytes:
     from PIL import Image
 
     indices, palette = _indexed(opaque(frames))
@@ -99,16 +100,16 @@ def _gif(frames: Sequence[Image.Image], fps: float) -> bytes:
         image.putpalette(colours)
     durations = [10 * hundredths for hundredths in ticks(len(frames), fps, 100)]
     options = {"duration": durations, "loop": 0, "optimize": False, "disposal": 1, "transparency": AS_BEFORE}
-    return _saved(images, "GIF", palette=colours, **options)
+    return _saved(images, "GIF", palette=colours, **options, **metadata)
 
 
-def _png(frames: Sequence[Image.Image], fps: float) -> bytes:
+def _png(frames: Sequence[Image.Image], fps: float, **metadata: Any) -> bytes:
     # Pillow merges equal neighbours only if they have the same disposal: 2 restores the frame before, the same one
     disposal = [2 if repeat else 0 for repeat in _repeats(frames)]
-    return _saved(frames, "PNG", duration=ticks(len(frames), fps, 1000), loop=0, disposal=disposal)
+    return _saved(frames, "PNG", duration=ticks(len(frames), fps, 1000), loop=0, disposal=disposal, **metadata)
 
 
-def _webp(frames: Sequence[Image.Image], fps: float) -> bytes:
+def _webp(frames: Sequence[Image.Image], fps: float, **metadata: Any) -> bytes:
     from PIL import Image
 
     images = [np.array(frame) for frame in frames]
@@ -116,12 +117,12 @@ def _webp(frames: Sequence[Image.Image], fps: float) -> bytes:
         if repeat:  # the encoder always merges equal neighbours: one level of one pixel is changed
             pixels[(0, 0, -1) if pixels.ndim == 3 else (0, 0)] ^= 1
     images = [Image.fromarray(pixels) for pixels in images]
-    return _saved(images, "WEBP", duration=ticks(len(frames), fps, 1000), loop=0, lossless=True)
+    return _saved(images, "WEBP", duration=ticks(len(frames), fps, 1000), loop=0, lossless=True, **metadata)
 
 
-def _avif(frames: Sequence[Image.Image], fps: float) -> bytes:
+def _avif(frames: Sequence[Image.Image], fps: float, **metadata: Any) -> bytes:
     durations = ticks(len(frames), fps, 1000)
-    return _saved(frames, "AVIF", duration=durations, quality=90, subsampling="4:4:4", speed=6)
+    return _saved(frames, "AVIF", duration=durations, quality=90, subsampling="4:4:4", speed=6, **metadata)
 
 
 # -- PyAV -------------------------------------------------------------------------------------------------------------
@@ -145,12 +146,14 @@ def _pyav() -> Any:
     return av
 
 
-def _vp9(container: str) -> Callable[[Sequence[Image.Image], float], bytes]:
-    def write(frames: Sequence[Image.Image], fps: float) -> bytes:
+def _vp9(container: str) -> Callable[..., bytes]:
+    def write(frames: Sequence[Image.Image], fps: float, metadata: Mapping[str, str] | None = None) -> bytes:
         av = _pyav()
         rate = Fraction(fps).limit_denominator(1001)
         buffer, images = io.BytesIO(), [_for_players(frame) for frame in opaque(frames)]
-        with av.open(buffer, "w", format=container) as file:
+        options = {"movflags": "use_metadata_tags"} if metadata and container == "mp4" else {}
+        with av.open(buffer, "w", format=container, options=options) as file:
+            file.metadata.update(metadata or {})
             stream = file.add_stream("libvpx-vp9", rate=rate)
             stream.height, stream.width = images[0].shape[:2]
             stream.pix_fmt = "yuv420p"
@@ -175,7 +178,7 @@ def _vp9(container: str) -> Callable[[Sequence[Image.Image], float], bytes]:
 class _Format(NamedTuple):
     """A file format: its writer, its highest frame rate, and the name of the format in Pillow."""
 
-    write: Callable[[Sequence[Image.Image], float], bytes]
+    write: Callable[..., bytes]
     fastest: float
     pillow: str | None
 
@@ -237,7 +240,10 @@ def check_video(suffix: str, fps: float) -> None:
 
 
 def encoded_video(
-    frames: Float[Tensor, "c f h w"] | Sequence[Image.Image], suffix: str = ".gif", fps: float = 8.0
+    frames: Float[Tensor, "c f h w"] | Sequence[Image.Image],
+    suffix: str = ".gif",
+    fps: float = 8.0,
+    texts: Mapping[str, str] | None = None,
 ) -> bytes:
     """Return a video as the contents of a file with this suffix. It plays in a loop if the format supports loops.
 
@@ -252,13 +258,15 @@ def encoded_video(
         suffix: one of `FORMATS`.
         fps: frames a second. Durations are whole hundredths of a second in a GIF, thousandths in WebP, PNG and AVIF.
             They differ by one where needed, so that the total is right.
+        texts: metadata, as `save_options` writes them.
 
     Raises:
         ValueError: no frames, frames of several sizes, an unknown suffix, or a rate that the format cannot show.
         ImportError: ``.mp4`` and ``.webm`` without PyAV.
     """
     check_video(suffix, fps)
-    return FORMATS[suffix.lower()].write(as_frames(frames), fps)
+    kind = FORMATS[suffix.lower()]
+    return kind.write(as_frames(frames), fps, **save_options(kind.pillow, texts))
 
 
 def save_video(frames: Float[Tensor, "c f h w"] | Sequence[Image.Image], path: str | Path, fps: float = 8.0) -> Path:
