@@ -53,7 +53,7 @@ setup(
         "accelerate>=0.26",
         "click>=8.2",
         "einops>=0.7",
-        "ema-pytorch>=0.5",
+        "ema-pytorch>=0.7",
         "filelock>=3.30",
         "fsspec>=2023.6",
         "huggingface-hub>=0.23",
