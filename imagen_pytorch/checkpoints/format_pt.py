@@ -111,7 +111,7 @@ class Archive:
         """Return the bytes of a small entry; a CheckpointError if their CRC is wrong."""
         try:
             return self.zip.read(name)
-        except (zipfile.BadZipFile, ValueError, struct.error) as error:
+        except (zipfile.BadZipFile, EOFError, ValueError, struct.error) as error:
             raise CheckpointError(f"the checksum of its entry {name} is wrong") from error
 
     def description(self) -> tuple[str, bytes]:
