@@ -4,8 +4,8 @@
     git worktree add /tmp/before COMMIT
     python benchmarks/hidden_costs.py --beside /tmp/before --save         # an earlier one beside it, in turns
 
-Every measurement runs in a process of its own, on one thread; the numbers are medians. ``--save`` writes them, dated,
-to benchmarks/results.
+Every measurement runs in a process of its own, on one thread; times are CPU time, the numbers medians. ``--save``
+writes them, dated, to benchmarks/results.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ START = "import sys, time, torch\ntorch.set_num_threads(1)\n"
 #: a program for each measurement: it prints one number
 PROGRAMS = {
     "open a pretrained model, s": """
-start = time.perf_counter()
+start = time.process_time()
 from imagen_pytorch.checkpoint import load_imagen_from_checkpoint
 load_imagen_from_checkpoint(sys.argv[2])
-print(time.perf_counter() - start)
+print(time.process_time() - start)
 """,
     f"open a folder of {IMAGES} images, us per image": """
 from imagen_pytorch.data import Dataset
-start = time.perf_counter()
+start = time.process_time()
 data = Dataset(sys.argv[1], 16)
-print(1e6 * (time.perf_counter() - start) / len(data))
+print(1e6 * (time.process_time() - start) / len(data))
 """,
     "bookkeeping of an item in batches of 16, us": """
 from imagen_pytorch.training.loaders import make_loader
 def seconds(items):
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in items:
         pass
-    return time.perf_counter() - start
+    return time.process_time() - start
 loaders = [make_loader(range(8000), 16, seed=1, shuffle=True, collate_fn=list) for _ in range(2)]
 taken = [seconds(loader) for loader in loaders][1]
 print(1e6 * (taken - seconds(range(8000))) / 8000)
@@ -64,20 +64,20 @@ from imagen_pytorch.data import Dataset
 data = Dataset(sys.argv[1], 256)
 data.as_uint8 = True
 for turn in range(2):
-    start = time.perf_counter()
+    start = time.process_time()
     for index in range(100):
         data[index]
-print(1e6 * (time.perf_counter() - start) / 100)
+print(1e6 * (time.process_time() - start) / 100)
 """,
     "noise of a rank for 8 images of 64x64, of 8 ranks, ms": """
 from dataclasses import replace
 from imagen_pytorch.tensors import BatchShard, randn
 shard = replace(BatchShard.of([8] * 8, 3), generator=torch.Generator().manual_seed(0))
 randn((8, 3, 64, 64), shard)
-start = time.perf_counter()
+start = time.process_time()
 for _ in range(50):
     randn((8, 3, 64, 64), shard)
-print(1e3 * (time.perf_counter() - start) / 50)
+print(1e3 * (time.process_time() - start) / 50)
 """,
     "cached token of width 1,000 in bfloat16, bytes": """
 from imagen_pytorch.text import TextEncoder
@@ -130,7 +130,7 @@ def main() -> None:
                 for _ in range(options.repeats)
             ]
             rows[name] = {side: round(statistics.median(turn[side] for turn in turns), 3) for side in checkouts}
-            print(f"{name:55}" + "".join(f"{side} {value:<12g}" for side, value in rows[name].items()), flush=True)
+            print(f"{name:60}" + "".join(f"{side} {value:<12g}" for side, value in rows[name].items()), flush=True)
     if options.save:
         about = {"date": datetime.date.today().isoformat(), "machine": machine(), "repeats": options.repeats}
         RESULT.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n")

@@ -200,7 +200,8 @@ def page(folder: Path) -> str:
     if "hidden_costs" in found:
         result = found["hidden_costs"]
         rows = [[name, *(f"{value:g}" for value in row.values())] for name, row in result["rows"].items()]
-        parts += [HIDDEN, when(result), table(["cost", *next(iter(result["rows"].values()))], rows)]
+        about = when(result).replace("\n", f"; number of measurements: {result['repeats']}\n")
+        parts += [HIDDEN, about, table(["cost", *next(iter(result["rows"].values()))], rows)]
     if "video_memory" in found:
         result = found["video_memory"]
         kinds = result["peak MiB above one frame"]
