@@ -267,13 +267,16 @@ def test_a_loss_and_its_gradients_wait_for_no_accelerator(kind):
 @both
 def test_a_training_step_waits_for_the_loss_that_it_returns_and_for_the_norm(kind):
     """What else is read lies on the CPU wherever the model is: pictures that are checked there (`check_range`, and the
-    length of captions, `_trim_text`), new embeddings (`_encode_new`), random states, and the counters of averages."""
+    length of captions, `_trim_text`), new embeddings (`_encode_new`), random states, the seeds of draws (`draw`), and
+    the counters of averages."""
     trainer = ImagenTrainer(small_imagen((8,), kind), verbose=False)
     pictures = torch.rand(4, 3, 8, 8)
     with Reads() as reads:
         trainer(pictures, texts=CAPTIONS)
         trainer.update()
-    on_cpu = {"check_range", "_trim_text", "_encode_new", "draw_seed", "_advance"}
+    with trainer.randomness.step() as generator:  # wherever the model is
+        assert generator.device == torch.device("cpu")
+    on_cpu = {"check_range", "_trim_text", "_encode_new", "draw_seed", "draw", "_advance"}
     assert {name: count for name, count in reads.found.items() if name not in on_cpu} == {"loss": 1, "update": 1}
     average = trainer.ema_unets[0].to("meta")
     assert average.step.device == average.initted.device == torch.device("cpu")
