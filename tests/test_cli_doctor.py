@@ -52,7 +52,8 @@ def test_a_healthy_machine(run, monkeypatch, tmp_path):
 
 def test_what_fails_is_said_with_what_to_do(run, monkeypatch):
     monkeypatch.setattr(_doctor.shutil, "disk_usage", lambda _: Usage(10, 9, 1))
-    monkeypatch.setattr(_doctor.metadata, "requires", lambda _: ["torch>=99", "no-such-pkg>=2", 'nix; extra == "x"'])
+    extras = ['nix; extra == "x"', 'nets>=1; extra == "features"']
+    monkeypatch.setattr(_doctor.metadata, "requires", lambda _: ["torch>=99", "no-such-pkg>=2", *extras])
 
     def refused(**_):
         raise PermissionError(13, "Permission denied", "/secret")
@@ -64,6 +65,7 @@ def test_what_fails_is_said_with_what_to_do(run, monkeypatch):
     assert done.exit_code == 1 and json.loads(done.stdout)["healthy"] is False
     assert found["packages"]["advice"] == 'pip install "torch>=99" "no-such-pkg>=2"'
     assert found["extra x"]["state"] == "note" and "nix missing" in found["extra x"]["found"]
+    assert found["extra features"]["advice"] == 'pip install --no-deps "nets>=1"'  # their requirements are of no use
     assert found["disk"]["state"] == found["this folder"]["state"] == "fails" and found["hub"]["state"] == "note"
     assert "/secret" not in done.stdout
     assert "fails  this folder: Permission denied\n       go to a folder of your own, or give --output" in run().stdout

@@ -26,6 +26,8 @@ from ._progress import MOSTLY
 _DISK, _SHARED = 1e9, 64e6
 #: seconds to wait for a connection
 _WAIT = 3.0
+#: extras whose packages hold weights only, and ask for others that are not needed
+_ALONE = ("features",)
 #: verdicts on a training that call for a change of it
 _WRONG = ("diverged", "rate too high", "overfitting")
 
@@ -66,7 +68,8 @@ def _packages() -> Iterator[Check]:
             if version == "missing" or not requirement.specifier.contains(version, prereleases=True):
                 lacking.append(f'"{requirement.name}{requirement.specifier}"')
         state = "ok" if not lacking else "note" if extra else "fails"
-        advice = f"pip install {' '.join(lacking)}" if lacking else ""
+        alone = "--no-deps " if extra in _ALONE else ""
+        advice = f"pip install {alone}{' '.join(lacking)}" if lacking else ""
         yield Check(f"extra {extra}" if extra else "packages", ", ".join(found), state, advice)
 
 
