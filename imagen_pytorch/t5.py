@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from .compat.t5 import (
-    DEFAULT_T5_NAME,
-    MAX_LENGTH,
     get_encoded_dim,
     get_model,
     get_model_and_tokenizer,
@@ -13,6 +11,7 @@ from .compat.t5 import (
     t5_encode_tokenized_text,
     t5_tokenize,
 )
+from .text import DEFAULT_T5_NAME, MAX_LENGTH
 
 __all__ = [
     "DEFAULT_T5_NAME",

@@ -13,19 +13,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from ..tensors import token_mask
-from ..text import DEFAULT_T5_NAME, MAX_LENGTH, TransformersEncoder, text_encoder
-
-__all__ = [
-    "DEFAULT_T5_NAME",
-    "MAX_LENGTH",
-    "get_encoded_dim",
-    "get_model",
-    "get_model_and_tokenizer",
-    "get_tokenizer",
-    "t5_encode_text",
-    "t5_encode_tokenized_text",
-    "t5_tokenize",
-]
+from ..text import DEFAULT_T5_NAME, TransformersEncoder, text_encoder
 
 
 def _device() -> torch.device:
