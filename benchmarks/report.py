@@ -1,11 +1,12 @@
 """The measurements of benchmarks/results as a page.
 
-python benchmarks/report.py     # writes docs/speed.md, and the table of the README
+python benchmarks/report.py     # writes docs/speed.md, and the sentence of the README
 """
 
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,12 @@ HERE = Path(__file__).parent
 PAGE, README = HERE.parent / "docs" / "speed.md", HERE.parent / "README.md"
 #: between these lines of the README
 BEGIN, END = "<!-- written by benchmarks/report.py -->\n", "<!-- end -->\n"
-#: the cases that the README names, and in which words
-CHOSEN = {
-    "guided step, README": "guided sampling step, 64x64, the first network of imagen-pytorch's README",
-    "guided step, defaults": "the same, all defaults (attention at every level)",
-    "a finished picture, README": "a finished image of the first network: 20 ancestral steps here, 250 there",
-    "a finished picture": "the same of a smaller network, 32x32",
-    "a finished picture with reuse": "that one with 24 steps here, of which two in three reuse inner maps",
-    "training, README": "training step, the first network",
-    "training, defaults": "training step, all defaults",
-    "training, video": "training step, a video of 16 frames",
-}
-CHOSEN_GPU = {
-    "guided step, README, bf16": "guided sampling step, 64x64, one image, that network",
-    "guided step, README, bf16 compiled": "the same with `compile=True`",
-    "guided step, large, bf16 compiled": "416 million parameters, 8 images, `compile=True`",
-}
+#: the cases that the README names, and in which words: "{}" is how many times our time the other package takes
+README_CASES = (
+    ("guided step, README", "a sampling step takes them {imagen-pytorch} and {diffusers} times as long"),
+    ("training, README", "a training step {imagen-pytorch} and {diffusers} times"),
+    ("a finished picture, README", "an image, of 20 steps here and 250 there, {imagen-pytorch} times (imagen-pytorch)"),
+)
 PEERS = ("imagen-pytorch", "diffusers", "transformers", "bare", "torch alone")
 
 INTRO = """# Speed
@@ -212,27 +203,14 @@ def page(folder: Path) -> str:
 
 
 def block(folder: Path) -> str:
-    """What the README says of it: how many times our time the others take, and their memory beside ours."""
-    parts = []
-    for name, chosen, how in (("compare", CHOSEN, "float32, eager"), ("gpu", CHOSEN_GPU, "bf16")):
-        result = json.loads((folder / f"{name}.json").read_text())
-        found = {(row["case"], row["side"]): row for row in result["rows"]}
-
-        def cell(case: str, side: str, found: dict[tuple[str, str], dict[str, Any]] = found) -> str:
-            row, own = found.get((case, side)), found[case, "ours"]
-            if row is None:
-                return ""
-            memory = f", {row['memory']} MB against {own['memory']}" if case == "training, defaults" else ""
-            return f"{row['ratio']:.1f}{memory}"
-
-        rows = [
-            [words, cell(case, "imagen-pytorch"), cell(case, "diffusers")]
-            for case, words in chosen.items()
-            if (case, "ours") in found
-        ]
-        head = ["time of the others in times ours", "imagen-pytorch", "diffusers"]
-        parts.append(f"{table(head, rows)}\n{how}; {when(result)}")
-    return "\n".join(parts)
+    """Return the README's sentence: how many times our time the others take."""
+    result = json.loads((folder / "compare.json").read_text())
+    ratios: dict[str, dict[str, str]] = {}
+    for row in result["rows"]:
+        ratios.setdefault(row["case"], {})[row["side"]] = f"{row['ratio']:.1f}"
+    said = "; ".join(words.format(**ratios[case]) for case, words in README_CASES)
+    text = f"Beside lucidrains/imagen-pytorch and diffusers, with networks of the same widths on a CPU: {said}."
+    return "\n".join(textwrap.wrap(f"{text} {when(result)}".rstrip(), 118)) + "\n"
 
 
 def with_block(text: str, block: str) -> str:

@@ -20,7 +20,7 @@ def report(monkeypatch):
 
 
 def test_the_page_is_that_of_the_results(report):
-    """Nobody wrote a number into it by hand, nor into the README's table."""
+    """Nobody wrote a number into it by hand, nor into the README's sentence."""
     results = ROOT / "benchmarks" / "results"
     assert report.PAGE.read_text() == report.page(results)
     text = report.README.read_text()
