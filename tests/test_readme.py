@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -43,6 +44,18 @@ def test_the_block_of_the_page_about_videos_runs(tmp_path, monkeypatch):
     assert names["video"].shape == (2, 3, 12, 16, 16) and names["longer"].shape == (2, 3, 4, 16, 16)
     assert names["film"].shape == (2, 3, 16, 16, 16)
     assert torch.equal(names["between"][:, :, ::3], names["video"][:, :, ::3])
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
+    names: dict = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"quickstart.ipynb, {cell['id']}", "exec"), names)
+    kept = names["keep"][:, None].expand_as(names["known"])
+    assert (names["filled"][kept] - names["known"][kept]).abs().max() < 1e-5
+    assert not torch.equal(names["varied"][0], names["varied"][2]) and names["losses"][-1] < names["losses"][0]
 
 
 def test_a_script_for_the_other_package_runs(tmp_path, monkeypatch):
