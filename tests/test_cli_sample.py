@@ -382,14 +382,6 @@ def test_a_file_that_is_no_list_of_captions_is_refused_before_it_is_read_whole(r
     assert done.exit_code == 2 and "more than 64 MiB" in done.stderr
 
 
-@pytest.mark.parametrize("line", ["a green square --n blurry --d 7", '{"prompt": "a green square", "seed": 4}'])
-def test_options_among_captions_are_said_not_to_be_read(run, line):
-    Path("captions.txt").write_text(f"one\n{line}\n{line}\n")
-    done = run("--prompts", "captions.txt")
-    assert len(made(done)) == 3 and done.stderr.count("options and JSON among captions are not read") == 1
-    assert line in done.stderr
-
-
 def test_ordinary_dashes_and_braces_are_no_options(run):
     Path("captions.txt").write_text("a well-known thing - at night\nan arrow --> here\n{curly} hair\nx -- y\n")
     done = run("--prompts", "captions.txt")

@@ -37,7 +37,10 @@ ALIASES = {
     "outdir": "output",
 }
 #: commands in the order in which they are met; any others follow
-ORDER = ("demo", "sample", "train", "eval", "compare", "config", "info", "profile", "export", "doctor", "completion")
+ORDER = (
+    "demo", "sample", "enlarge", "train", "eval", "compare", "config", "info", "profile", "export", "doctor",
+    "completion",
+)  # fmt: skip
 _DEBUG = "imagen.debug"
 
 

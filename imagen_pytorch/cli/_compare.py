@@ -17,8 +17,9 @@ from ._errors import say
 from ._files import check_place, encoded, tell, write_new
 from ._judge import EMBEDDED_JUDGE, caption_judge
 from ._models import find_model
+from ._prompts import read_captions
 from ._real import RealData, chosen_source, recorded_source
-from ._sampling import Wanted, read_captions
+from ._sampling import Wanted
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,16 +14,19 @@ from click.core import ParameterSource
 from ..image_metadata import MetadataError, read_settings
 from ..wording import excerpt
 from ._errors import CHECKPOINT, CommandFailed, say
+from ._given import GIVEN, digest_of, named_file
 from ._options import PerStage
 
 #: the option of `imagen sample` that each entry of the settings states
 OPTIONS = {"prompt": "text", "negative_prompt": "negative"} | {
     name: name
-    for name in "seed cond_scale guidance sampler steps stop_at_unet frames fps precision compile cache_interval "
-    "load_ema".split()
+    for name in "seed cond_scale guidance sampler steps start_at_unet stop_at_unet strength fit frames fps window "
+    "precision compile cache_interval load_ema".split()
 }
 #: the options among them whose values are texts
 _TEXTS = ("text", "negative", "guidance", "sampler")
+#: the options that take the place of others
+_REPLACED = (("prompts", "text"), ("no_load_ema", "load_ema"), ("seconds", "frames"))
 _COUNT = click.IntRange(min=0, max=1_000_000)
 
 
@@ -83,7 +87,7 @@ class Source(NamedTuple):
         return Position()
 
 
-def _option(option: click.Parameter, context: click.Context, value: Any) -> Any:
+def converted(option: click.Parameter, context: click.Context, value: Any) -> Any:
     """Convert a value of the settings as the same text on the command line."""
     items = value if isinstance(value, list) and isinstance(option.type, PerStage) else [value]
     if option.name in _TEXTS and not all(isinstance(item, str) for item in items):
@@ -100,6 +104,16 @@ def _position(value: Any) -> Position:
     return found
 
 
+def _file(value: Any) -> dict[str, str]:
+    """Return the entry of a given image: its name without a folder, and its hash."""
+    entry = {name: value.get(name) for name in ("name", "sha256")} if isinstance(value, dict) else {}
+    if not entry or not all(isinstance(item, str) for item in entry.values()):
+        raise click.BadParameter("it has no name and sha256")
+    if not re.fullmatch(r"[^/\\\0]+", entry["name"]):
+        raise click.BadParameter("its name is not that of a file")
+    return entry
+
+
 def _model(value: Any) -> str:
     """Return the name of the model."""
     values = [value.get(name) for name in ("name", "digest")] if isinstance(value, dict) else [None]
@@ -109,15 +123,17 @@ def _model(value: Any) -> str:
 
 
 def _values(path: str, settings: Mapping[str, Any], context: click.Context) -> dict[str, Any]:
-    """Return the options that the settings state, "batch" as a `Position`, and the name of the model.
+    """Return the options that the settings state, "batch" as a `Position`, the name of the model, and given images by
+    their entries.
 
     Raises:
         MetadataError: an option does not take its value, or an entry is missing.
     """
     options = {option.name: option for option in context.command.params}
-    readers = {entry: partial(_option, options[name], context) for entry, name in OPTIONS.items()}
+    readers = {entry: partial(converted, options[name], context) for entry, name in OPTIONS.items()}
     found = {}
-    for entry, read in {**readers, "batch": _position, "model": _model}.items():
+    readers |= {**dict.fromkeys(GIVEN, _file), "batch": _position, "model": _model}
+    for entry, read in readers.items():
         value = settings.get(entry)
         if value is None and entry not in ("seed", "batch", "model"):
             continue
@@ -127,6 +143,13 @@ def _values(path: str, settings: Mapping[str, Any], context: click.Context) -> d
             reason = excerpt(getattr(error, "message", error))
             raise MetadataError(f"the settings in {path} cannot be used: {entry}: {reason}") from error
     return found
+
+
+def _same_file(name: str, entry: dict[str, str], given: str | None, made: str) -> str:
+    """Return the path of a given image: that of the command line if it is the same one, else where it is found."""
+    if given is None:
+        return named_file(name, entry, made)
+    return given if digest_of(given) == entry["sha256"] else entry["name"]
 
 
 def completed(request: dict[str, Any], context: click.Context) -> dict[str, Any]:
@@ -143,7 +166,12 @@ def completed(request: dict[str, Any], context: click.Context) -> dict[str, Any]
     found = _values(path, settings, context)
     position, model = found.pop("batch"), found.pop("model")
     given = {name for name in context.params if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
-    given |= {other for name, other in (("prompts", "text"), ("no_load_ema", "load_ema")) if name in given}
+    given |= {other for name, other in _REPLACED if name in given}
+    if "frames" in found:  # a video whose settings state no window was made at once
+        found.setdefault("window", found["frames"])
+    for name in GIVEN:
+        if name in found:
+            found[name] = _same_file(name, found[name], request[name], path)
     changed = {name: value for name, value in found.items() if name in given and value != request[name]}
     if changed and not request["quiet"]:
         pairs = (f"{name} {excerpt(request[name], 40)} for {excerpt(value, 40)}" for name, value in changed.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from ._files import (
     write_new,
     write_series,
 )
+from ._options import FRAMES
 
 if TYPE_CHECKING:
     from ..cascade.cascade import Cascade
@@ -101,6 +103,8 @@ class Videos(Images):
         imagen: the model.
         frames: how many at the full rate; None: as many as the model's configuration says.
         fps: frames a second; None: as many as the model's configuration says.
+        seconds: the length in place of ``frames``.
+        window: frames that are made at once; None: as many as the model's configuration says, if they divide.
 
     Raises:
         click.UsageError: the number of frames is not stated anywhere, or they do not fit the model.
@@ -108,11 +112,20 @@ class Videos(Images):
 
     noun = "clip"
 
-    def __init__(self, imagen: Cascade, frames: int | None = None, fps: float | None = None) -> None:
+    def __init__(
+        self,
+        imagen: Cascade,
+        frames: int | None = None,
+        fps: float | None = None,
+        seconds: float | None = None,
+        window: int | None = None,
+    ) -> None:
         super().__init__(imagen.channels)
-        self.frames = imagen.video_frames if frames is None else frames
         self.fps = float(imagen.fps if fps is None else fps)
         self.factors = tuple(imagen.temporal_downsample_factor)
+        if seconds is not None:
+            frames = self.factors[0] * FRAMES.convert(math.ceil(seconds * self.fps / self.factors[0]), None, None)
+        self.frames = imagen.video_frames if frames is None else frames
         self.suffix = ".gif" if self.fps <= 50 else ".webp"
         if self.frames is None:
             raise click.UsageError("the model does not say how many frames its videos have: give --frames N")
@@ -121,10 +134,20 @@ class Videos(Images):
                 f"the number of frames must be a multiple of {self.factors[0]}, for the first U-Net makes one frame in "
                 f"{self.factors[0]} (temporal_downsample_factor); got {self.frames}"
             )
+        self.window = self._window(imagen.video_frames) if window is None else window
+        if self.window is not None and self.window >= self.frames:
+            self.window = None
+        self.repaints = not imagen.given_frames_prob
+
+    def _window(self, own: int | None) -> int | None:
+        """The model's own number of frames, if its U-Nets can make half of them after the other half."""
+        return own if own and own > 1 and own // 2 % self.factors[0] == 0 else None
 
     def arguments(self) -> dict[str, Any]:
-        """Arguments of `Cascade.sample`."""
-        return {"video_frames": self.frames, "fps": self.fps}
+        """Arguments of `Cascade.sample`, or of `Cascade.sample_long` if the video is made in parts."""
+        if self.window is None:
+            return {"video_frames": self.frames, "fps": self.fps}
+        return {"total_frames": self.frames, "window": self.window, "inpaint": self.repaints, "fps": self.fps}
 
     def length(self, stage: int) -> str:
         """The length of the results of a stage (counted from 0), in words."""
@@ -218,14 +241,18 @@ def check_name(path: Path) -> None:
         )
 
 
-def outputs_of(imagen: Cascade, frames: int | None = None, fps: float | None = None) -> Images:
+def outputs_of(imagen: Cascade, **length: Any) -> Images:
     """The kind of results that a model makes: images or videos.
 
+    Args:
+        imagen: the model.
+        length: arguments of `Videos`; None where none is stated.
+
     Raises:
-        click.UsageError: frames or their rate for a model that makes images, or none for one that makes videos.
+        click.UsageError: a length for a model that makes images, or none for one that makes videos.
     """
     if imagen.is_video:
-        return Videos(imagen, frames, fps)
-    if frames is not None or fps is not None:
-        raise click.UsageError("this model makes images: it takes no --frames and no --fps")
+        return Videos(imagen, **length)
+    if given := [f"--{name}" for name, value in length.items() if value is not None]:
+        raise click.UsageError(f"this model makes images: it takes no {' and no '.join(given)}")
     return Images(imagen.channels)

@@ -18,9 +18,14 @@ class Process(NamedTuple):
     count: int
     local: int
 
-    def items(self, everything: Iterable[Item]) -> Iterator[Item]:
-        """Every ``count``-th item, starting at the rank: all processes together have each of them once."""
-        return islice(everything, self.rank, None, self.count)
+    def items(self, everything: Iterable[Item], before: int = 0) -> Iterator[Item]:
+        """Every ``count``-th item, starting at the rank: all processes together have each of them once.
+
+        Args:
+            everything: the items.
+            before: how many other items came before these, so that their division goes on.
+        """
+        return islice(everything, (self.rank - before) % self.count, None, self.count)
 
     def file_name(self, path: Path, seed: int) -> Path:
         """A file name that no other process uses: with several processes, it contains the seed."""

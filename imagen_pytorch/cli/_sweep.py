@@ -11,16 +11,9 @@ import click
 from ._errors import say
 from ._files import tell, write_new
 from ._process import this_process
-from ._sampling import (
-    MAX_CELLS,
-    Request,
-    Wanted,
-    check_arguments,
-    open_session,
-    results,
-    sample_arguments,
-    target_path,
-)
+from ._request import MAX_CELLS, Request, target_path
+from ._sampling import Wanted, check_arguments, results, sample_arguments
+from ._session import Session, open_sessions
 
 if TYPE_CHECKING:
     from ._assignments import Axis
@@ -63,30 +56,35 @@ def run(request: Request) -> None:
     """
     _check(request)
     columns, rows = (*request.sweep, None)[:2]
-    session = open_session(request, this_process())
-    imagen, outputs = session.imagen, session.outputs
-    wanted = list(session.wanted(request.num_images))
+    sessions = open_sessions(request, this_process())
     cells = [{**column, **row} for row, column in product(_settings_of(rows), _settings_of(columns))]
-    if len(cells) * len(wanted) > MAX_CELLS:
-        raise click.UsageError(f"{len(cells) * len(wanted):,} images are too many for sheets: at most {MAX_CELLS:,}")
-    calls = [sample_arguments(replace(request, **cell), imagen, session.stop) for cell in cells]
+    if (number := len(cells) * sum(session.count for session in sessions)) > MAX_CELLS:
+        raise click.UsageError(f"{number:,} images are too many for sheets: at most {MAX_CELLS:,}")
+    for session in sessions:
+        _write_sheets(session, cells, _labels(rows), _labels(columns))
+
+
+def _write_sheets(session: Session, cells: list[dict[str, Any]], rows: list[str], columns: list[str]) -> None:
+    imagen, outputs, request = session.imagen, session.outputs, session.request
+    wanted = list(session.wanted())
+    requests = [replace(request, **cell) for cell in cells]
+    calls = [session.arguments | sample_arguments(each, imagen, session.stop) for each in requests]
     for call in calls:
         check_arguments(imagen, call)
     if not request.quiet:
         names = " and ".join(axis.name for axis in request.sweep)
-        say(f"{session.place}: {session.words} but for {names}, seed {session.seed}")
+        say(f"{session.place}: {session.words} but for {names}, seed {wanted[0].seed}")
     made = []
     for call in calls:
         items = results(imagen, wanted, request.batch_size, {**call, **outputs.arguments()})
         made.append([item.stages[-1] for item in items])
-    width = len(_labels(columns))
+    width = len(columns)
     for index, item in enumerate(wanted):
         images = [cell[index] for cell in made]
         table = [images[first : first + width] for first in range(0, len(images), width)]
-        stage = (session.stop or len(imagen.unets)) - 1
-        sheet = outputs.table(table, _labels(rows), _labels(columns), _title(item))
+        sheet = outputs.table(table, rows, columns, _title(item))
         path = outputs.grid_name(target_path(request, item.caption, outputs.suffix), _WORD)
-        tell(write_new(outputs.encode(sheet, path.suffix, stage), path))
+        tell(write_new(outputs.encode(sheet, path.suffix, session.last - 1), path))
 
 
 def _title(item: Wanted) -> str:

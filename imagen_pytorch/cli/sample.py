@@ -12,6 +12,7 @@ from ._options import (
     FRAMES,
     SEED,
     Caption,
+    PerStage,
     Place,
     Positive,
     device_option,
@@ -19,6 +20,8 @@ from ._options import (
     sampling_options,
 )
 
+#: the ways in which an image of another shape is fitted to the model
+FITS = ("crop", "pad", "stretch")
 COUNT = click.IntRange(min=1)
 #: what `--load-ema` takes as its value; anything else after it is the caption
 _WORDS = {"true", "false", "t", "f", "yes", "no", "y", "n", "on", "off", "1", "0"}
@@ -79,7 +82,9 @@ class _Sample(click.Command):
     "--prompts",
     metavar="FILE",
     type=Place(),
-    help="Captions from a file, one per line, or from standard input with -; empty lines and those with # are skipped.",
+    help="Captions from a file, one per line, or from standard input with -. Options may follow a caption "
+    "(a cat --n rain --d 7 --s 20 --l 3) or stand with it in an object of JSON. Images that exist with the same "
+    "settings are not made again.",
 )
 @click.option(
     "--from-png",
@@ -94,6 +99,37 @@ class _Sample(click.Command):
     metavar="TEXT",
     help="What the image must not show (needs a --cond-scale other than 1).",
 )
+@click.option(
+    "--init",
+    metavar="FILE",
+    type=Place(),
+    help="Start from this image instead of noise alone, or enlarge it with --start-at-unet.",
+)
+@click.option(
+    "--strength",
+    type=PerStage(float, 0, 1),
+    help="How far --init is changed: 0 leaves it as it is, 1 ignores it; one number or one per U-Net.  [default: 0.7]",
+)
+@click.option(
+    "--inpaint",
+    metavar="FILE",
+    type=Place(),
+    help="Paint a part of this image and keep the rest: where --mask is white, else where the image is transparent.",
+)
+@click.option(
+    "--mask",
+    metavar="FILE",
+    type=Place(),
+    help="The part of --inpaint to paint: white in an image of the same size.",
+)
+@click.option(
+    "--fit",
+    type=click.Choice(FITS),
+    default="crop",
+    show_default=True,
+    help="How a given image of another shape is fitted to the model: cut off what is beyond its middle, add a margin "
+    "(white, with --inpaint painted), or change its proportions.",
+)
 @sampling_options
 @click.option(
     "--frames", type=FRAMES, metavar="N", help="Frames of each video.  [default: as in the model's configuration]"
@@ -103,6 +139,13 @@ class _Sample(click.Command):
     type=Positive(),
     metavar="X",
     help="Frames a second of the videos, also a condition of the model.  [default: as in the model's configuration]",
+)
+@click.option("--seconds", type=Positive(), metavar="X", help="Length of each video in seconds, in place of --frames.")
+@click.option(
+    "--window",
+    type=FRAMES,
+    metavar="N",
+    help="Frames of a long video that are made at once, given those before.  [default: as many as the model's own]",
 )
 @click.option(
     "--load-ema",
@@ -115,6 +158,13 @@ class _Sample(click.Command):
     help="Use the averaged weights if the checkpoint has them. Also --load_ema.",
 )
 @click.option("--no-load-ema", is_flag=True, help="The same as --load-ema false.")
+@click.option(
+    "--start-at-unet",
+    type=COUNT,
+    metavar="N",
+    default=1,
+    help="Begin with this U-Net, which enlarges --init.",
+)
 @click.option("--stop-at-unet", type=COUNT, metavar="N", help="Stop after this U-Net.")
 @click.option("--save-stages", is_flag=True, help="Also write what every U-Net before the last one made.")
 @click.option("--grid", is_flag=True, help="Also write all of them with their captions on one sheet.")
@@ -144,12 +194,14 @@ def sample(context: click.Context, no_load_ema: bool, load_ema: bool, **request:
     imagen sample --model moving-digits "the digit 3 moves left" --frames 16 --output three.gif
     imagen sample "a 3d render of a bear on a white background" --sweep cond_scale=1,2,4 steps=8,16
     imagen sample --from-png images/a_red_heart.png --steps 50
+    imagen sample "a 3d render of a bear on a white background" --init photo.jpg --strength 0.8
+    imagen sample "a 3d render of a bear on a white background" --inpaint photo.png --mask mask.png
     """
     if request["sweep"]:
         from ._sweep import run
     else:
-        from ._sampling import run
-    from ._sampling import Request
+        from ._session import run
+    from ._request import Request
 
     request["load_ema"] = load_ema and not no_load_ema
     if request["from_png"] is not None:

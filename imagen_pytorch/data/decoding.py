@@ -198,16 +198,16 @@ def opened(source: Any) -> Iterator[Image.Image]:
 # -- as a viewer shows them -------------------------------------------------------------------------------------------
 
 
-def decode(source: Any, size: Size) -> Image.Image:
+def decode(source: Any, size: Size | None = None) -> Image.Image:
     """Read an image completely and turn it upright; of an animation the first frame.
 
     Args:
         source: a path, the bytes of a file, an open binary file, or a Pillow image that need not be read yet.
-        size: (height, width) that is needed; a JPEG much larger than that is read at a fraction of its size.
+        size: (height, width) that is needed; a JPEG much larger than that is read at a fraction of its size, and what a
+            centre crop would leave out may be missing. None: all of the image.
 
     Raises:
         OSError: it cannot be read, for any reason.
-        OSError: it cannot be read, for whatever reason.
     """
     from PIL import Image
 
@@ -217,8 +217,9 @@ def decode(source: Any, size: Size) -> Image.Image:
             source.load()
             return _shown(source, size)
     with opened(source) as image:
-        needed = 2 * max(size) / min(image.size)
-        image.draft(image.mode, tuple(math.ceil(side * needed) for side in image.size))
+        if size is not None:
+            needed = 2 * max(size) / min(image.size)
+            image.draft(image.mode, tuple(math.ceil(side * needed) for side in image.size))
         if image.info.get("default_image"):
             image.seek(1)  # the default image is for viewers without support for animations
         image.load()
@@ -235,9 +236,9 @@ def pixels(image: Image.Image, channels: int) -> Float[Tensor, "c h w"]:
         return from_pil(image, channels)
 
 
-def _shown(image: Image.Image, size: Size) -> Image.Image:
-    tags = getattr(image, "tag_v2", {})
-    return _reduced(_middle(_eight_bits(_upright(image), tags), size), size)
+def _shown(image: Image.Image, size: Size | None) -> Image.Image:
+    whole = _eight_bits(_upright(image), getattr(image, "tag_v2", {}))
+    return whole if size is None else _reduced(_middle(whole, size), size)
 
 
 def _upright(image: Image.Image) -> Image.Image:
