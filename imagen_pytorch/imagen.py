@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from .cascade.cascade import Cascade
+from .cascade.description import CASCADES, imagen_from_config, unet_from_config
 from .cascade.limits import MAX_STEPS, check_each, check_flag, check_member, check_name, check_positive
 from .cascade.options import SharedOptions
-from .cascade.sizes import is_pair
 from .compat.elucidated import ElucidatedFormulas
 from .compat.gaussian_diffusion import NoiseSchedulers
 from .construction import records_construction
@@ -20,13 +19,14 @@ from .diffusion.objectives import EDM, OBJECTIVES, Objective
 from .diffusion.process import DiffusionProcess
 from .diffusion.samplers import SAMPLERS, EDMChurn
 from .diffusion.schedules import SCHEDULES, Karras, Schedule
-from .nn.presets import UNETS
+from .model_files import ModelFiles
 from .ranges import check_number, check_whole
-from .registry import Registry, Spec
+from .registry import Spec
 from .tensors import per_stage
-from .text import DEFAULT_T5_NAME, TextEncoder, known_dim
+from .text import DEFAULT_T5_NAME, TextEncoder
 
-CASCADES: Registry[type[Cascade]] = Registry("type of model")
+__all__ = ["CASCADES", "ElucidatedImagen", "Hparams", "Imagen", "edm_process", "imagen_from_config", "padded_schedules",
+           "unet_from_config"]  # fmt: skip
 
 
 def _networks(unets: nn.Module | Sequence[nn.Module]) -> tuple[nn.Module, ...]:
@@ -88,7 +88,7 @@ _OF_STAGES = (
 
 
 @CASCADES.register("original")
-class Imagen(NoiseSchedulers, Cascade):
+class Imagen(NoiseSchedulers, ModelFiles):
     """A cascade with the processes of Imagen: variance preserving, continuous in time (Saharia et al. 2022,
     arXiv 2205.11487; Kingma et al. 2021, arXiv 2107.00630).
 
@@ -298,7 +298,7 @@ _RANGES = {
 
 
 @CASCADES.register("elucidated")
-class ElucidatedImagen(ElucidatedFormulas, NoiseSchedulers, Cascade):
+class ElucidatedImagen(ElucidatedFormulas, NoiseSchedulers, ModelFiles):
     """A cascade with the process of EDM (Karras et al. 2022, arXiv 2206.00364).
 
     The arguments that it shares with `Imagen` mean the same. Its own are all per-unet.
@@ -403,56 +403,3 @@ def edm_process(
         prepared=(churn,),
         steps=hparams.num_sample_steps,
     )
-
-
-def unet_from_config(config: Mapping[str, Any]) -> nn.Module:
-    """Build a network from its constructor arguments and the name of its class ("type", by default "Unet").
-
-    Raises:
-        ValueError: an unknown network.
-        TypeError: an argument that the network does not take.
-    """
-    arguments = dict(config)
-    return UNETS[arguments.pop("type", "Unet")](**arguments)
-
-
-def imagen_from_config(config: Mapping[str, Any]) -> Cascade:
-    """Build the model that `Cascade.to_config` described, with new weights.
-
-    The description is data: nothing is imported or fetched, and the text encoder is not used.
-
-    Raises:
-        ValueError: an unknown model or network, arguments that contradict each other, or a text model whose width
-            of caption embeddings is neither recorded nor well known.
-        TypeError: an argument that the model does not take.
-    """
-    arguments = dict(config)
-    kind = arguments.pop("type", "original")
-    unets = [unet_from_config(unet) for unet in arguments.pop("unets")]
-    if arguments.get("condition_on_text", True) and arguments.get("text_embed_dim") is None:
-        arguments["text_embed_dim"] = _recorded_dim(arguments, unets)
-    sizes = arguments.get("image_sizes")
-    if len(unets) == 1 and is_pair(sizes):  # a rectangle, as earlier versions recorded it
-        arguments["image_sizes"] = [list(sizes)]
-    return CASCADES[kind](unets, **arguments)
-
-
-def _recorded_dim(arguments: Mapping[str, Any], unets: Sequence[nn.Module]) -> int | None:
-    """Return the width of caption embeddings of a described model that does not state it.
-
-    Raises:
-        ValueError: only the encoder itself has the width.
-    """
-    if arguments.get("text_encoder") is not None:
-        return None  # the caller's encoder has it
-    name = arguments.get("text_encoder_name", DEFAULT_T5_NAME)
-    known = None if name is None else known_dim(name)
-    if known is None:
-        stated = (getattr(unet, "_locals", {}).get("text_embed_dim") for unet in unets)
-        known = next((dim for dim in stated if dim is not None), None)
-    if known is None:
-        raise ValueError(
-            f'the description lacks the width of the embeddings of its text encoder "{name}" '
-            "(imagen.text_embed_dim), and nothing is fetched to find out: add that number, or build the model yourself"
-        )
-    return known

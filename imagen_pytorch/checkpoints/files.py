@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -169,6 +170,7 @@ def write_checkpoint(
     fs_kwargs: Mapping[str, Any] | None = None,
     overwrite: bool = True,
     keep_previous: bool = False,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a checkpoint so that ``path`` is always either its old self or the complete new file. Parents are made.
 
@@ -184,6 +186,7 @@ def write_checkpoint(
         overwrite: whether an existing file may be replaced.
         keep_previous: leave the file that is replaced as ``<stem>.previous<suffix>``. One that cannot be read does not
             take that name: it is kept as ``<stem>.unreadable<suffix>``, and a warning says so.
+        metadata: texts in the header of a ``.safetensors`` file, for other tools.
 
     Raises:
         TypeError: contents that are not plain.
@@ -202,7 +205,9 @@ def write_checkpoint(
         if kind and not overwrite:
             raise CheckpointNotWritten(f"{path} exists already; allow overwrite=True or choose another path")
         make_folder(fs, parent_of(place))
-        _write(plain, fs, os.path.realpath(place) if is_local(fs) else place, overwrite, keep_previous)
+        place = os.path.realpath(place) if is_local(fs) else place
+        fill = partial(write_safetensors, metadata=metadata) if is_safetensors(place) else write_pt
+        _write(plain, fs, place, fill, overwrite, keep_previous)
     except (CheckpointNotWritten, CheckpointLocked):
         raise
     except Exception as error:  # every store has errors of its own
@@ -212,12 +217,14 @@ def write_checkpoint(
         raise CheckpointNotWritten(f"{text}; what was there before is untouched") from error
 
 
-def _write(plain: Mapping[str, Any], fs: Any, path: str, overwrite: bool, keep_previous: bool) -> None:
+def _write(
+    plain: Mapping[str, Any], fs: Any, path: str, fill: Callable[..., None], overwrite: bool, keep_previous: bool
+) -> None:
     folder = os.path.dirname(path) if is_local(fs) else tempfile.gettempdir()
     check_locks(fs, path)
     with temporary_file(folder, pause) as file:
         check_disk_space(folder, room_for(plain))
-        (write_safetensors if is_safetensors(path) else write_pt)(plain, file)
+        fill(plain, file)
         if is_local(fs):
             with suppress(OSError, AttributeError):  # readers of the old file can read the new one
                 os.fchmod(file.fileno(), stat.S_IMODE(os.stat(path).st_mode))

@@ -101,10 +101,10 @@ def is_safetensors(path: str) -> bool:
     return path.lower().endswith(".safetensors")
 
 
-def write_safetensors(contents: Mapping[str, Any], file: BinaryIO) -> None:
+def write_safetensors(contents: Mapping[str, Any], file: BinaryIO, metadata: Mapping[str, str] | None = None) -> None:
     """Write plain contents into an empty file, read them back and put their checksum into the header.
 
-    Each tensor is stored by itself: memory that several share is stored several times.
+    Each tensor is stored by itself: memory that several share is stored several times. ``metadata`` is for other tools.
 
     Raises:
         TypeError: elements of a kind that the format does not have.
@@ -113,7 +113,8 @@ def write_safetensors(contents: Mapping[str, Any], file: BinaryIO) -> None:
     """
     tensors: dict[str, Tensor] = {}
     structure = json.dumps(_flattened(contents, (), tensors), separators=(",", ":"))
-    header: dict[str, Any] = {_METADATA: {"format": "pt", _DIGEST: _NO_DIGEST, _STRUCTURE: structure}}
+    own = {"format": "pt", _DIGEST: _NO_DIGEST, _STRUCTURE: structure}
+    header: dict[str, Any] = {_METADATA: {**own, **(metadata or {})}}
     # large elements first: each tensor then begins where its elements may
     end, order = 0, sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     for name in order:

@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from ..cascade.cascade import Cascade
+from ..cascade.description import imagen_from_config
 from ..construction import ModelTooLarge, build_on_meta
-from ..imagen import imagen_from_config
 from ..io.errors import CheckpointError, CheckpointMismatch, reason
 from ..registry import UnknownMember
 from ..text import TextEncoder
