@@ -132,7 +132,7 @@ def export_onnx(
         CheckpointNotWritten: the file exists and must not be replaced.
     """
     if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
-        raise ImportError(f'ONNX needs {" and ".join(missing)}: pip install "imagen-pytorch[onnx]"')
+        raise ImportError(f"ONNX needs packages that are missing: pip install {' '.join(missing)}")
     fs, place = locate(path)
     if kind_of(fs, place) and not overwrite:
         raise CheckpointNotWritten(f"{path} exists already; allow overwrite=True or choose another path")

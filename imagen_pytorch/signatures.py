@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
@@ -225,29 +229,117 @@ def model_from_signature(
     return model
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
-    """Return the contents of a JSON file.
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Return the contents of a configuration file: TOML or YAML by its suffix (.toml, .yaml, .yml), else JSON. An entry
+    "$schema", by which editors complete and check the file, is left out.
 
     Raises:
-        ConfigError: the file does not exist, or does not hold a JSON object. The message names the place of an error.
+        ConfigError: the file does not exist, or does not hold such an object. The message names the place of an error.
     """
+    kind, loads = _FORMATS.get(Path(path).suffix.lower(), ("JSON", _from_json))
     try:
         with open(path, "rb") as file:
             text = file.read(_LARGEST + 1)
         if len(text) > _LARGEST:
             raise ConfigError(f"the configuration {path} has more than {_LARGEST:,} bytes")
-        contents = json.loads(text.decode("utf-8"))
+        contents = loads(text.decode("utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"the configuration {path} is not valid UTF-8") from error
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise ConfigError(f"{path} is not valid JSON: {place}: {error.msg}") from error
+    except _NotValid as error:
+        raise ConfigError(f"{path} is not valid {kind}: {error}") from error
+    except ImportError as error:
+        raise ConfigError(f"{path}: {error}") from error
     except ValueError as error:
         raise ConfigError(f"{path} holds a number that is too long") from error
     except RecursionError as error:
         raise ConfigError(f"{path} has too many brackets within each other") from error
     if not isinstance(contents, dict):
-        raise ConfigError(f"{path} must hold one JSON object, found {type(contents).__name__}")
+        raise ConfigError(f"{path} must hold one {kind} object, found {type(contents).__name__}")
+    contents.pop("$schema", None)
     return contents
+
+
+@contextmanager
+def errors_in_file(path: str | Path) -> Iterator[None]:
+    """Add the name of a configuration file to errors inside the block, and the line if it can be found easily.
+
+    Raises:
+        ConfigError: as inside, with both.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}{_line_of(str(error), path)}") from error
+
+
+def _line_of(message: str, path: str | Path) -> str:
+    """Return " (line N)" for the only line that sets the first entry that a message names, or nothing."""
+    found = re.match(r'[\w.\[\]]*?(\w+)(?:\[\d+\])*: (?:unknown key "([^"]+)")?|unknown key "([^"]+)"', message)
+    key = found and (found[3] or found[2] or found[1])
+    if not key:
+        return ""
+    with suppress(OSError, UnicodeDecodeError), open(path, encoding="utf-8") as file:
+        entry = re.compile(rf"(?<![\w$-])[\"']?{re.escape(key)}[\"']?\s*[:=]")
+        lines = [number for number, line in enumerate(file, start=1) if entry.search(line)]
+        return f" (line {lines[0]})" if len(lines) == 1 else ""
+    return ""
+
+
+class _NotValid(ValueError):
+    """A text that breaks the rules of its format, with the place."""
+
+
+def _from_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _NotValid(f"line {error.lineno}, column {error.colno}: {error.msg}") from error
+
+
+def _from_toml(text: str) -> Any:
+    name = "tomllib" if sys.version_info >= (3, 11) else "tomli"
+    try:
+        toml = importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"TOML needs Python 3.11, or pip install {name}") from error
+    try:
+        return toml.loads(text)
+    except toml.TOMLDecodeError as error:
+        raise _NotValid(str(error)) from error
+
+
+def _from_yaml(text: str) -> Any:
+    """Read YAML 1.2, in which "no" and "off" are texts and 3e-4 is a number. Aliases, which may stand for
+    any amount of data, are refused."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {
+            first: [item for item in items if item[0].rpartition(":")[2] not in ("bool", "float", "timestamp")]
+            for first, items in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.composer.ComposerError(None, None, "aliases are not read", self.peek_event().start_mark)
+            return super().compose_node(parent, index)
+
+    number = re.compile(r"([-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\.inf|\.nan)$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(true|false|True|False)$"), list("tfTF"))
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    try:
+        return yaml.load(text, Loader)
+    except yaml.MarkedYAMLError as error:
+        mark, problem = error.problem_mark, " ".join(str(error.problem).split())
+        raise _NotValid(f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else problem) from error
+    except yaml.YAMLError as error:
+        raise _NotValid(" ".join(str(error).split())) from error
+
+
+#: other formats than JSON by the suffix of a file: name, and the function that reads a text
+_FORMATS = {".toml": ("TOML", _from_toml), ".yaml": ("YAML", _from_yaml), ".yml": ("YAML", _from_yaml)}

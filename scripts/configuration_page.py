@@ -25,8 +25,10 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 
 TOP = """# The configuration
 
-`imagen train --config FILE` reads a JSON file with the entries below; `imagen config` writes one to start from. What is
-left out has the default of this page. None, True and False of the descriptions are null, true and false in JSON.
+`imagen train --config FILE` reads a JSON, TOML or YAML file with the entries below; `imagen config` writes one to start
+from, with `--data FOLDER --size N` one for your images. `imagen config --schema` prints the schema by which editors
+complete and check a file that names it under `"$schema"`. What is left out has the default of this page. None, True and
+False of the descriptions are null, true and false in JSON.
 `imagen train --set imagen.cond_drop_prob=0.2` changes one entry, and an entry
 that does not exist or does not fit is refused with its place. "Per-unet" entries are one value or one per U-Net,
 "per-level" entries one value or one per entry of `dim_mults`.

@@ -36,7 +36,7 @@ from imagen_pytorch.cli._demo_images import ImageDemo
 from imagen_pytorch.cli._presets import find_config
 from imagen_pytorch.configs import TrainingConfig
 from imagen_pytorch.pretrained import FOLDER, PROMPTS, WEIGHTS
-from imagen_pytorch.signatures import parse, read_json
+from imagen_pytorch.signatures import parse, read_config
 
 START, END = "<!-- figures: scripts/make_pretrained.py -->", "<!-- end of figures -->"
 #: Splits of emoji64 that the model has not learned, the number of images that are drawn of each split, and of real ones
@@ -66,7 +66,7 @@ def by_the_demo(model: Any) -> dict[str, Any]:
 
     The judge learns the demo's images, and finds each generated image's caption among all of theirs.
     """
-    values = read_json(find_config("emoji").path)
+    values = read_config(find_config("emoji").path)
     demo = ImageDemo(Options(None, "emoji", None, 96, 0, "", "cpu", True), values, parse(TrainingConfig, values))
     demo.training = SimpleNamespace(trainer=model)
     demo.imagen, demo.cond_scale, demo.outputs = model, None, SimpleNamespace(arguments=dict)
@@ -120,7 +120,7 @@ def check_prompts(folder: Path) -> None:
     Raises:
         ValueError: a prompt that is a caption of the training data.
     """
-    config = parse(TrainingConfig, read_json(folder / "config.json"))
+    config = parse(TrainingConfig, read_config(folder / "config.json"))
     learned = set(captions_of(open_data(config, (8, 8))))
     if known := [prompt for prompt in (folder / PROMPTS).read_text().splitlines() if prompt in learned]:
         raise ValueError(f"{PROMPTS} has captions of the training data: {known}")
@@ -232,7 +232,7 @@ def main() -> None:
     folder = given.folder or FOLDER / given.name
     if given.stages:
         folder.mkdir(parents=True, exist_ok=True)
-        config = parse(TrainingConfig, read_json(given.config))
+        config = parse(TrainingConfig, read_config(given.config))
         with tempfile.TemporaryDirectory() as temporary:
             whole = Path(temporary) / "imagen.pt"
             joined(config, given.stages, whole)

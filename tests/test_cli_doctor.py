@@ -25,7 +25,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: socket.socket())
-    monkeypatch.setattr(_doctor, "_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(_doctor, "product_seconds", lambda *_: 1.0)
     return lambda *arguments: CliRunner().invoke(main, ["doctor", *(str(item) for item in arguments)])
 
 
@@ -79,7 +79,7 @@ def test_a_precision_that_the_device_lacks_is_a_note(run, monkeypatch):
             raise RuntimeError("not implemented")
         return 2.0 if dtype == torch.float16 else 1.0
 
-    monkeypatch.setattr(_doctor, "_seconds", seconds)
+    monkeypatch.setattr(_doctor, "product_seconds", seconds)
     done = run("--json")
     found = report(done)
     assert done.exit_code == 0 and found["bf16"]["state"] == found["fp16"]["state"] == "note"

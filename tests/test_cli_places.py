@@ -14,13 +14,13 @@ from imagen_pytorch.cli._options import Place
 #: options whose value is a path
 PATHS = {
     "compare": ["--prompts", "--output"],
-    "config": ["--path"],
+    "config": ["--path", "--data"],
     "eval": [None, "--output"],
     "demo": ["--config", "--output"],
     "export": ["--output"],
     "info": [None],
     "profile": ["--config", "--model", "--output"],
-    "sample": ["--model", "--output", "--prompts", "--from-png"],
+    "sample": ["--model", "--output", "--prompts", "--from-png", "--init", "--inpaint", "--mask"],
     "train": ["--config", "--checkpoint", "--output"],
 }
 for options in PATHS.values():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from imagen_pytorch.cli import main
 from imagen_pytorch.configs import TrainingConfig
-from imagen_pytorch.signatures import ConfigError, parse, read_json
+from imagen_pytorch.signatures import ConfigError, parse, read_config
 
 GOOD = {
     "type": "elucidated",
@@ -125,7 +125,7 @@ def test_a_file_is_read_or_refused_in_one_line(data, tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "a.json"
     path.write_bytes(bytes(text))
     try:
-        parse(TrainingConfig, read_json(path))
+        parse(TrainingConfig, read_config(path))
     except ConfigError as error:
         assert "\n" not in str(error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pkgutil
 import sys
@@ -14,7 +15,9 @@ import click
 from ..registry import suggestion
 from ..version import __version__
 from ._errors import CommandFailed, exit_code, format_error, one_line, warnings_as_lines
+from ._files import COLLECTED
 from ._options import Place
+from ._signals import is_main_process
 
 #: spellings of the README era and of other projects, and the canonical ones for them
 ALIASES = {
@@ -88,6 +91,21 @@ def _import_option() -> click.Option:
     )
 
 
+def _collect(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        context.meta[COLLECTED] = {"command": context.info_name, "outputs": []}
+
+
+def _json_option() -> click.Option:
+    return click.Option(
+        ["--json", "as_json"],
+        is_flag=True,
+        expose_value=False,
+        callback=_collect,
+        help="Print one JSON object for programs: the paths of all results, or the error.",
+    )
+
+
 class Commands(click.Group):
     """The files of this folder as commands, each imported when it is needed; errors end as one line."""
 
@@ -103,7 +121,8 @@ class Commands(click.Group):
             return None
         command = getattr(import_module(f".{cmd_name}", __name__), cmd_name)
         if all(parameter.name != "debug" for parameter in command.params):
-            command.params += [_import_option(), _debug_option()]
+            own = any(parameter.name == "as_json" for parameter in command.params)
+            command.params += [*([] if own else [_json_option()]), _import_option(), _debug_option()]
         return command
 
     def resolve_command(
@@ -123,13 +142,18 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error becomes a sentence with an exit code."""
         try:
-            return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, KeyboardInterrupt):
+            result = super().invoke(ctx)
+        except click.exceptions.Exit as left:
+            result = left.exit_code
+        except (click.ClickException, click.Abort, KeyboardInterrupt):
             raise
         except Exception as error:
             if ctx.meta.get(_DEBUG):
                 traceback.print_exc()
             raise CommandFailed(format_error(error), exit_code(error)) from error
+        if COLLECTED in ctx.meta and is_main_process():
+            click.echo(json.dumps({**ctx.meta[COLLECTED], "exit_code": result if isinstance(result, int) else 0}))
+        return result
 
     def main(self, *args: Any, standalone_mode: bool = True, **settings: Any) -> Any:
         """Run and leave with an exit code; with ``standalone_mode=False`` return or raise, as click does."""
@@ -143,12 +167,17 @@ class Commands(click.Group):
             with warnings_as_lines():
                 result = super().main(*args, standalone_mode=False, **settings)
         except click.ClickException as error:
-            click.echo(one_line(error), err=True)
-            sys.exit(error.exit_code)
+            text, code = one_line(error), error.exit_code
         except (click.Abort, KeyboardInterrupt):
-            click.echo("interrupted", err=True)
-            sys.exit(130)
-        sys.exit(result if isinstance(result, int) else 0)
+            text, code = "interrupted", 130
+        else:
+            sys.exit(result if isinstance(result, int) else 0)
+        click.echo(text, err=True)
+        words = list(args[0] or () if args else settings.get("args") or sys.argv[1:])
+        wants = "--json" in words[: words.index("--") if "--" in words else None]  # it may stand beyond the mistake
+        if wants and is_main_process():
+            click.echo(json.dumps({"error": text, "exit_code": code}))
+        sys.exit(code)
 
 
 @click.group(
@@ -168,11 +197,11 @@ def main(context: click.Context) -> None:
     """Text-to-image and text-to-video diffusion cascades: write a configuration, train, sample.
 
     \b
-    imagen demo                                  train a small cascade on embedded images
-    imagen train --data ./images --unet all    train on a folder of images with captions
-    imagen train --data moving-digits            train a model of videos
-    imagen config                                write ./imagen_config.json, to be edited
-    imagen sample "a 3d render of a bear on a white background"    draw with the newest model
+    imagen demo                               train a small cascade, show images
+    imagen sample "a 3d render of a bear on a white background"
+    imagen train --data ./images --unet all   train on images with captions
+    imagen train --data moving-digits         train a model of videos
+    imagen config                             write ./imagen_config.json, to edit
 
     Every option is also an environment variable: IMAGEN_TRAIN_BATCH_SIZE=8 is --batch-size 8 of `imagen train`.
 

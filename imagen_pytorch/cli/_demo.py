@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..lines import backup
 from ..pretrained import load_demo, pretrained_names, pretrained_prompts
-from ..signatures import ConfigError, read_json
+from ..signatures import ConfigError, read_config
 from ._data import caption_of, images_of, open_data
 from ._errors import USAGE, CommandFailed, say
 from ._files import check_place, overwrite, replace_file, slug, tell
@@ -98,7 +98,7 @@ def configured(name: str, steps: int | None, seed: int) -> tuple[dict[str, Any],
     from ..configs import TrainingConfig
     from ..signatures import parse
 
-    values = scaled(read_json(find_config(name).path), steps)
+    values = scaled(read_config(find_config(name).path), steps)
     values = {**values, "trainer": {**(values.get("trainer") or {}), "seed": seed}}
     return values, parse(TrainingConfig, values)
 
@@ -185,7 +185,7 @@ class Demo(ABC):
         if not config.is_file() or (self.folder / METRICS).exists():
             return False
         try:
-            return read_json(config) == self.values
+            return read_config(config) == self.values
         except ConfigError:
             return False
 

@@ -91,10 +91,10 @@ def _device() -> Iterator[Check]:
         "ok" if enough else "fails",
         "" if enough else "end other programs",
     )
-    base = _seconds(device, torch.float32)
+    base = product_seconds(device, torch.float32)
     for dtype, option in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):
         try:
-            speed = base / _seconds(device, dtype)
+            speed = base / product_seconds(device, dtype)
         except RuntimeError:
             yield Check(option, "not available on this device", "note", f"leave out --precision {option}")
             continue
@@ -103,7 +103,7 @@ def _device() -> Iterator[Check]:
         yield Check(option, found, "note" if advice else "ok", advice)
 
 
-def _seconds(device: object, dtype: object) -> float:
+def product_seconds(device: object, dtype: object) -> float:
     """Return the median time of a product of two matrices."""
     import torch
 

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -39,6 +39,8 @@ _NUMBER = re.compile(r"%0?\d*d")
 _ATTEMPTS = 1000
 #: the list of what these commands have written into a folder: data sets pass over what is named in it
 OUTPUTS = ".imagen-outputs"
+#: where the context of a call with --json keeps its results
+COLLECTED = "imagen.collected"
 
 
 # -- names ------------------------------------------------------------------------------------------------------------
@@ -55,9 +57,26 @@ def slug(caption: str) -> str:
 
 
 def tell(path: str | Path) -> None:
-    """Print the path of a result: unchanged for programs, with control characters escaped on a terminal."""
-    if sys.stdout is not None:  # closed before the start
+    """Print the path of a result: unchanged for programs, with control characters escaped on a terminal. With --json it
+    becomes an entry of the object that the command prints at its end."""
+    if collected := _collected():
+        collected["outputs"].append(os.fspath(path))
+    elif sys.stdout is not None:  # closed before the start
         click.echo(printable(path) if sys.stdout.isatty() else os.fsencode(path))
+
+
+def show(text: str) -> None:
+    """Print a result that is text; with --json it becomes an entry of the object, too."""
+    if collected := _collected():
+        collected["text"] = "\n".join(filter(None, [collected.get("text"), text]))
+    else:
+        click.echo(text)
+
+
+def _collected() -> dict[str, Any] | None:
+    """The object in which a command with --json collects its results; None without --json."""
+    context = click.get_current_context(silent=True)
+    return None if context is None else context.meta.get(COLLECTED)
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..image_metadata import NotAnImage, may_hold_settings, read_settings
-from ..signatures import ConfigError, parse, read_json
+from ..signatures import ConfigError, errors_in_file, parse, read_config
 from ..wording import excerpt
 from ._memory import plan_of
 from ._models import MODEL
@@ -111,11 +111,11 @@ def _values(path: Path) -> Any:
         ConfigError: it is a broken one.
     """
     try:
-        return read_json(path)
+        return read_config(path)
     except ConfigError as error:
-        if path.suffix.lower() == ".json":
+        if path.suffix.lower() in (".json", ".toml", ".yaml", ".yml"):
             raise
-        raise click.UsageError(f"{path} is neither a checkpoint nor a configuration, which is a JSON file") from error
+        raise click.UsageError(f"{path} is neither a checkpoint nor a configuration in JSON, TOML or YAML") from error
 
 
 def _from_config(target: str | None) -> Found:
@@ -124,11 +124,9 @@ def _from_config(target: str | None) -> Found:
     from ..construction import build_on_meta
 
     values = _values(path)
-    try:
+    with errors_in_file(path):
         config = parse(TrainingConfig, values)
         cascade = build_on_meta(config.imagen._make)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
     return Found(str(path), cascade, plan_of(config, cascade))
 
 

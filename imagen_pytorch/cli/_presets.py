@@ -63,18 +63,18 @@ class ConfigChoice(NamedTuple):
 
 def _made_for(data: str | None) -> str:
     """The ready-made configuration for a data set; the default one for data that have none of their own."""
-    from ..signatures import read_json
+    from ..signatures import read_config
 
     names = (READY_MADE, *(name for name in preset_names() if name not in (DEFAULT, PAPER, READY_MADE)))
-    own = (name for name in names if read_json(preset_path(name)).get("dataset_name") == data)
+    own = (name for name in names if read_config(preset_path(name)).get("dataset_name") == data)
     return next(own, READY_MADE)
 
 
 def are_shipped(captions: object) -> bool:
     """Return whether captions for samples are those of a ready-made configuration, which belong to its own data."""
-    from ..signatures import read_json
+    from ..signatures import read_config
 
-    return any(read_json(preset_path(name)).get("sample_texts") == captions for name in preset_names())
+    return any(read_config(preset_path(name)).get("sample_texts") == captions for name in preset_names())
 
 
 def find_config(given: str | None, data: str | None = None) -> ConfigChoice:

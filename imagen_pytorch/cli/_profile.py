@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from ..lines import next_free
-from ..signatures import ConfigError, parse, read_json
+from ..signatures import errors_in_file, parse, read_config
 from ._errors import say
-from ._files import check_place, tell
+from ._files import check_place, show, tell
 from ._memory import MemoryCheck
 from ._options import chosen_device
 from ._presets import find_config
@@ -77,8 +77,8 @@ def _from_config(request: Request, device: torch.device) -> Subject:
     from ..configs import TrainingConfig
 
     path = find_config(request.config).path
-    values = read_json(path)
-    try:
+    values = read_config(path)
+    with errors_in_file(path):
         config = parse(TrainingConfig, values)
         loader, source = config.split_dataset_arguments()
         if request.training and request.unet <= len(config.imagen.unets):
@@ -86,8 +86,6 @@ def _from_config(request: Request, device: torch.device) -> Subject:
             memory.before_data()
             memory.before_training(request.batch_size or loader["batch_size"], source.get("num_frames"))
         cascade = config.imagen.create()
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
     frames = cascade.video_frames or source.get("num_frames")
     return Subject(str(path), cascade, config.trainer.given(), loader["batch_size"], config.max_batch_size, frames)
 
@@ -249,7 +247,7 @@ def run(request: Request) -> None:
     found.steps = work.repeats * work.steps
     gpu = device.type == "cuda"
     profiled_for = 1000 * found.seconds / found.steps
-    click.echo(f"a step takes {1000 * seconds:,.1f} ms, and {profiled_for:,.1f} ms while it is looked at")
+    show(f"a step takes {1000 * seconds:,.1f} ms, and {profiled_for:,.1f} ms while it is looked at")
     for part in (parts_table, operators_table, reads_lines):
-        click.echo("\n" + "\n".join(part(found, gpu)))
+        show("\n" + "\n".join(part(found, gpu)))
     tell(trace)

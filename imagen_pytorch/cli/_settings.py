@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from ..signatures import ConfigError, parse, read_json
+from ..signatures import ConfigError, errors_in_file, parse, read_config
 from ..wording import excerpt
 from ._errors import say
 from ._presets import ConfigChoice, are_shipped, find_config
@@ -200,7 +200,7 @@ def build_settings(request: Request) -> Settings:
     """
     request.check()
     choice = find_config(request.config, request.data)
-    given = read_json(choice.path)
+    given = read_config(choice.path)
     for parts, value in request.entries or ():
         given = with_entry(given, parts, value)
     values, dropped = _overridden(given, request, choice)
@@ -211,10 +211,8 @@ def build_settings(request: Request) -> Settings:
 
     from ..configs import TrainingConfig
 
-    try:
+    with errors_in_file(choice.path):
         config = parse(TrainingConfig, values)
-    except ConfigError as error:
-        raise ConfigError(f"{choice.path}: {error}") from error
     for key in ("checkpoint_path", "dataset_name"):
         if not getattr(config, key).strip() or "\0" in getattr(config, key):
             raise ConfigError(f"{choice.path}: {key}: a path or name must not be empty or hold a NUL character")

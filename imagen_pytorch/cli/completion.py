@@ -11,13 +11,15 @@ def completion(shell: str) -> None:
     """Print a script that lets Tab complete the commands, options, values and file names of this program.
 
     \b
-    imagen completion bash >> ~/.bashrc          or: source <(imagen completion bash)
+    imagen completion bash >> ~/.bashrc
+    source <(imagen completion bash)
     imagen completion zsh >> ~/.zshrc
     imagen completion fish > ~/.config/fish/completions/imagen.fish
     """
     from click.shell_completion import BashComplete, FishComplete, ZshComplete
 
     from . import main
+    from ._files import show
 
     kind = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}[shell]
-    click.echo(kind(main, {}, "imagen", "_IMAGEN_COMPLETE").source())
+    show(kind(main, {}, "imagen", "_IMAGEN_COMPLETE").source())

@@ -54,7 +54,7 @@ def enlarge(files: tuple[str, ...], scale: int | None, fit: str | None, **reques
 
     \b
     imagen enlarge small.png
-    imagen enlarge icons/*.png --output large/ --prompt "a 3d render of a bear on a white background"
+    imagen enlarge icons/*.png -o large/ --prompt "a 3d render of a bear"
     imagen enlarge photo.jpg --fit crop
     """
     from ._enlarging import run

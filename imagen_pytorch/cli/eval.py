@@ -67,8 +67,8 @@ def eval(no_load_ema: bool, **request: Any) -> None:
     the digit, as they say; without --metrics and --extractor.
 
     \b
-    imagen eval                                       the newest model, on the data it was trained on
-    imagen eval imagen.pt --split pair --limit 400    on captions that it has not seen
+    imagen eval                                      the newest model, on its data
+    imagen eval imagen.pt --split pair --limit 400   on captions it has not seen
     imagen eval images/ --data ./photos --metrics kid,precision
     """
     from ._eval import run

@@ -40,8 +40,8 @@ def profile(**request: Any) -> None:
     https://ui.perfetto.dev or chrome://tracing; its path is printed last.
 
     \b
-    imagen profile                                    training steps of the first U-Net
-    imagen profile --unet 2 --sample --batch-size 4   sampling steps of its upsampler
+    imagen profile                                training steps of U-Net 1
+    imagen profile --unet 2 --sample              sampling steps of its upsampler
     imagen profile --model imagen.pt --steps 10 --output runs/a
     """
     from ._profile import Request, run

@@ -163,6 +163,7 @@ class _Sample(click.Command):
     type=COUNT,
     metavar="N",
     default=1,
+    show_default=True,
     help="Begin with this U-Net, which enlarges --init.",
 )
 @click.option("--stop-at-unet", type=COUNT, metavar="N", help="Stop after this U-Net.")
@@ -191,11 +192,11 @@ def sample(context: click.Context, no_load_ema: bool, load_ema: bool, **request:
     \b
     imagen sample "a 3d render of a bear on a white background" -n 4 --grid
     imagen sample --prompts captions.txt --output images/ --cond-scale 3,1
-    imagen sample --model moving-digits "the digit 3 moves left" --frames 16 --output three.gif
-    imagen sample "a 3d render of a bear on a white background" --sweep cond_scale=1,2,4 steps=8,16
+    imagen sample --model moving-digits "the digit 3 moves left" -o three.gif
+    imagen sample --prompts captions.txt --sweep cond_scale=1,2,4 steps=8,16
     imagen sample --from-png images/a_red_heart.png --steps 50
-    imagen sample "a 3d render of a bear on a white background" --init photo.jpg --strength 0.8
-    imagen sample "a 3d render of a bear on a white background" --inpaint photo.png --mask mask.png
+    imagen sample --prompts captions.txt --init photo.jpg --strength 0.8
+    imagen sample --prompts captions.txt --inpaint photo.png --mask mask.png
     """
     if request["sweep"]:
         from ._sweep import run

@@ -161,11 +161,11 @@ def train(**request: Any) -> None:
     configuration says otherwise. A folder of images without captions trains a model without text.
 
     \b
-    imagen train                                   the embedded images, the first U-Net
-    imagen train --unet 2                          its upsampler
-    imagen train --data ./images --unet all      a folder with captions beside the images (cat.png, cat.txt)
-    imagen train --dataset moving-digits           videos of digits that move as their captions say
-    imagen train --config mine.json --max-steps 5000 --text "a cat" --sample-every 500
+    imagen train                               U-Net 1 on the embedded images
+    imagen train --unet 2                      its upsampler
+    imagen train --data ./images --unet all    images with captions (cat.txt)
+    imagen train --data moving-digits          videos of moving digits
+    imagen train --config mine.json --max-steps 5000 --sample-every 500
     """
     from ._training import Request, run
 
