@@ -49,7 +49,7 @@ def test_the_batch_of_an_exported_network_is_free(name, monkeypatch):
         nn.init.normal_(parameter, std=0.2)
     net, names = Named(net, list(conditions)), [{0: MANY}] * len(conditions)
     shapes = {"x": {0: MANY}, "time": {0: MANY}, "conditions": names}
-    program = export(net, (x, torch.zeros(4), [*conditions.values()]), dynamic_shapes=shapes).module()
+    program = export(net, (x, torch.zeros(4), [*conditions.values()]), dynamic_shapes=shapes, strict=False).module()
     for batch in (2, 7):
         rows = torch.arange(batch) % 4
         given = x[rows] + torch.rand(batch).view(-1, *(1,) * (x.ndim - 1)), torch.linspace(-1, 1, batch)
