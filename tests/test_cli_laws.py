@@ -79,6 +79,11 @@ def test_results_are_one_json_object(tmp_path, monkeypatch):
     assert CliRunner().invoke(main, ["config", "--force", "--quiet"]).stderr == ""
 
 
+def test_an_image_and_an_object_do_not_share_standard_output():
+    done = CliRunner().invoke(main, ["sample", "a red heart", "-o", "-", "--json"])
+    assert done.exit_code == 2 and "both take standard output" in json.loads(done.stdout)["error"]
+
+
 def test_json_is_a_word_after_the_end_of_options(tmp_path):
     done = CliRunner().invoke(main, ["export", "--nonsense", "--", "--json"])
     assert done.exit_code == 2 and done.stdout == ""

@@ -59,22 +59,22 @@ def slug(caption: str) -> str:
 def tell(path: str | Path) -> None:
     """Print the path of a result: unchanged for programs, with control characters escaped on a terminal. With --json it
     becomes an entry of the object that the command prints at its end."""
-    if collected := _collected():
-        collected["outputs"].append(os.fspath(path))
+    if found := collected():
+        found["outputs"].append(os.fspath(path))
     elif sys.stdout is not None:  # closed before the start
         click.echo(printable(path) if sys.stdout.isatty() else os.fsencode(path))
 
 
 def show(text: str) -> None:
     """Print a result that is text; with --json it becomes an entry of the object, too."""
-    if collected := _collected():
-        collected["text"] = "\n".join(filter(None, [collected.get("text"), text]))
+    if found := collected():
+        found["text"] = "\n".join(filter(None, [found.get("text"), text]))
     else:
         click.echo(text)
 
 
-def _collected() -> dict[str, Any] | None:
-    """The object in which a command with --json collects its results; None without --json."""
+def collected() -> dict[str, Any] | None:
+    """Return the object in which a command with --json collects its results; None without --json."""
     context = click.get_current_context(silent=True)
     return None if context is None else context.meta.get(COLLECTED)
 

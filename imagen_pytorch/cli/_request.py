@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._files import counts_frames, slug
+from ._files import collected, counts_frames, slug
 from ._from_image import Source
 from ._outputs import Images, check_name, check_video_name
 from ._process import Process
@@ -133,6 +133,8 @@ def check_request(request: Request, process: Process, prompts: list[Prompt]) -> 
     count = count_of(request, prompts)
     if to_stdout and (count > 1 or request.grid or request.save_stages):
         raise click.UsageError("--output - takes a single image or video; give a folder for several")
+    if to_stdout and collected() is not None:
+        raise click.UsageError("--json and --output - both take standard output: give one of them")
     if request.grid and count > MAX_CELLS:
         raise click.UsageError(f"a sheet has room for {MAX_CELLS:,} of them: leave out --grid, or make fewer")
     if process.count > 1 and (to_stdout or request.grid):
