@@ -253,14 +253,16 @@ def test_links_where_a_training_and_a_sampling_write(tmp_path, monkeypatch):
     values = {"imagen": model, "dataset_name": "pictures", "dataset": {"batch_size": 2}, "checkpoint_path": "imagen.pt"}
     Path("imagen_config.json").write_text(json.dumps(values))
     Path("run").mkdir()
-    for name in ("sample-1.png", "loss.png", "metrics.jsonl", "skipped.jsonl", "sample.png"):
+    record = ("command.txt", "config.resolved.json", "environment.json", "report.html")
+    for name in ("sample-000001.png", "loss.png", "metrics.jsonl", "skipped.jsonl", "sample.png", *record):
         Path("run", name).symlink_to(tmp_path / "outside" / name)
     done = CliRunner().invoke(main, ["train", "--steps", "1", "--sample-every", "1", "--log-every", "1", "-o", "run"])
-    assert done.exit_code == 0 and "run/sample-1-1.png" in done.stderr, done.stderr
+    assert done.exit_code == 0 and "run/sample-000001-1.png" in done.stderr, done.stderr
     sampled = CliRunner().invoke(main, ["sample", "--model", "run", "-o", "run/"])
-    assert (sampled.exit_code, sampled.stdout) == (0, "run/sample-2.png\n"), sampled.stderr
+    assert (sampled.exit_code, sampled.stdout) == (0, "run/sample-1.png\n"), sampled.stderr
     assert os.listdir("outside") == []
-    assert listed_outputs(Path("run")) >= {"sample-1-1.png", "loss.png", "sample-2.png"}
+    assert listed_outputs(Path("run")) >= {"sample-000001-1.png", "loss.png", "sample-1.png"}
+    assert all(Path("run", name).is_file() and not Path("run", name).is_symlink() for name in record)
 
 
 def test_a_link_is_set_aside_and_not_followed(tmp_path):

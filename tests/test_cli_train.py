@@ -73,15 +73,17 @@ def test_the_configuration_says_how_long(folder):
 def test_everything_goes_into_the_output_folder(folder):
     done = succeed("train", "--steps", 1, "--output", "runs/a", "--sample-every", 1, "--text", "a blue square")
     assert done.stdout == "runs/a/imagen.pt\n"
-    assert sorted(os.listdir("runs/a")) == [".imagen-outputs", "imagen.pt", "loss.png", "metrics.jsonl", "sample-1.png"]
+    record = ["command.txt", "config.resolved.json", "environment.json"]
+    files = [*record, "imagen.pt", "loss.png", "metrics.jsonl", "report.html", "sample-000001.png"]
+    assert [name for name in sorted(os.listdir("runs/a")) if name != ".imagen-outputs"] == files
 
 
 def test_samples_appear_at_their_period_and_nothing_is_replaced(folder):
     succeed("train", "--steps", 4, "--sample-every", 2, "--text", "a red square", "--text", "a blue square")
-    assert sorted(path.name for path in folder.glob("sample*")) == ["sample-1.png", "sample-2.png"]
+    assert sorted(path.name for path in folder.glob("sample*")) == ["sample-000002.png", "sample-000004.png"]
     os.remove("imagen.pt")
     succeed("train", "--steps", 2, "--sample-every", 2)
-    assert (folder / "sample-1-1.png").is_file()
+    assert (folder / "sample-000002-1.png").is_file()
     assert (folder / "metrics-1.jsonl").is_file() and len(metrics()) == 1
 
 
@@ -89,11 +91,14 @@ def test_samples_of_an_upsampler_enlarge_images_of_the_data_until_the_stage_befo
     done = succeed("train", "--unet", 2, "--steps", 2, "--sample-every", 1)
     assert done.stderr.count("samples of U-Net 2 enlarge images of the data") == 1
     assert done.stderr.endswith("next: the same command with --unet 1 trains U-Net 1 of 2\n")
-    assert sorted(path.name for path in folder.glob("sample*")) == ["sample-1-unet2.png", "sample-2-unet2.png"]
+    assert sorted(path.name for path in folder.glob("sample*")) == [
+        "sample-000001-unet2.png",
+        "sample-000002-unet2.png",
+    ]
     done = succeed("train", "--unet", 1, "--steps", 1)
     assert "the same command with --unet" not in done.stderr and "sample --model imagen.pt" in done.stderr
     done = succeed("train", "--unet", 2, "--steps", 1, "--sample-every", 1)
-    assert "enlarge images" not in done.stderr and (folder / "sample-3-unet2.png").is_file()
+    assert "enlarge images" not in done.stderr and (folder / "sample-000003-unet2.png").is_file()
 
 
 @pytest.mark.slow
@@ -180,16 +185,16 @@ def test_the_default_configuration_made_small(folder):
     values |= {"sample_at_every": 1, "validate_at_every": 0}
     Path("full.json").write_text(json.dumps(values))
     succeed("train", "--config", "full.json", "--epoches", 1, "--unet", 1)
-    assert steps() == [2, 0, 0] and Path("sample-1.png").is_file()
+    assert steps() == [2, 0, 0] and Path("sample-000001.png").is_file()
 
 
 def test_an_unconditional_model(folder):
     """It takes captioned pictures too, without their captions."""
     write_config(model={"condition_on_text": False})
     succeed("train", "--steps", 1, "--sample-every", 1)
-    assert Path("sample-1.png").is_file()
+    assert Path("sample-000001.png").is_file()
     done = succeed("sample", "-n", 2)
-    assert done.stdout.split() == ["sample.png", "sample-2.png"]  # sample-1.png is from the training
+    assert done.stdout.split() == ["sample.png", "sample-1.png"]
     refused = imagen("sample", "a red square")
     assert refused.exit_code == 2 and "without TEXT" in refused.stderr
 
@@ -206,7 +211,7 @@ def test_own_pictures_without_a_configuration(folder):
     os.remove("imagen_config.json")
     short = ("--steps", 1, "--batch-size", 2, "--sample-every", 1, "--cond-scale", 1)
     done = succeed("train", "--data", "pictures", *short)
-    assert "pictures: 4 images" in done.stderr and Path("sample-1.png").is_file()
+    assert "pictures: 4 images" in done.stderr and Path("sample-000001.png").is_file()
 
 
 # -- mistakes -------------------------------------------------------------------------------------------------------

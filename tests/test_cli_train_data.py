@@ -80,7 +80,7 @@ def test_a_run_in_the_folder_of_its_data_does_not_read_what_it_wrote(folder):
     arguments = ("--config", "../config.json", "--steps", 1, "--sample-every", 1, "--text", "a red square")
     for _ in range(2):
         assert ".: 4 images\n" in succeed("train", *arguments).stderr
-    assert Path("sample-2.png").is_file() and Path("loss.png").is_file() and steps() == [2]
+    assert Path("sample-000002.png").is_file() and Path("loss.png").is_file() and steps() == [2]
 
 
 # -- captions ---------------------------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ def test_images_without_captions_train_a_model_without_text(folder):
     write_config(model=FREE, dataset=None)
     done = succeed("train", "--steps", 1, "--sample-every", 1, "--batch-size", 2)
     assert "no image of pictures has a caption: this model is trained without text" in done.stderr
-    assert "pictures: 4 images without captions" in done.stderr and Path("sample-1.png").is_file()
+    assert "pictures: 4 images without captions" in done.stderr and Path("sample-000001.png").is_file()
     params = read_checkpoint("imagen.pt")["imagen_params"]
     assert params["condition_on_text"] is False and done.stderr.endswith("sample --model imagen.pt\n")
     assert "going on from imagen.pt after 1 steps" in succeed("train", "--steps", 1, "--batch-size", 2).stderr
@@ -126,7 +126,7 @@ def test_a_configuration_that_asks_for_captions_is_refused_with_the_cure(folder,
     values["imagen"]["condition_on_text"] = False  # the cure
     Path("imagen_config.json").write_text(json.dumps({**values, "sample_texts": ["a red square"]}))
     done = succeed("train", "--steps", 1, "--sample-every", 1)
-    assert "sample_texts is left out" in done.stderr and Path("sample-1.png").is_file()
+    assert "sample_texts is left out" in done.stderr and Path("sample-000001.png").is_file()
     refused(imagen("train", "--steps", 1, "--text", "a red square", "-q"), 2, "--text", "condition_on_text")
 
 

@@ -46,7 +46,7 @@ PRECISE = ("info", "profile", "sample", "train")
 )  # fmt: skip
 def test_precisions_have_the_names_of_other_libraries_too(command, given, meant):
     assert option_of(command, "precision").type.convert(given, None, None) == meant
-    with pytest.raises(click.BadParameter, match="'fp8' is not one of 'no', 'fp16', 'bf16'"):
+    with pytest.raises(click.BadParameter, match="'fp8' is not one of 'fp32', 'bf16', 'fp16', 'auto'"):
         option_of(command, "precision").type.convert("fp8", None, None)
 
 

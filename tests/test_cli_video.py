@@ -222,9 +222,9 @@ def train(*arguments: object):
 def test_samples_are_moving_sheets_and_the_model_knows_its_data(folder):
     done = train("--sample-every", 1)
     assert "moving-digits: 12 clips\n" in done.stderr and "clips/s" in done.stderr
-    assert "wrote sample-1.gif" in done.stderr and animation("sample-1.gif")[::2] == (2, 670)
+    assert "wrote sample-000001.gif" in done.stderr and animation("sample-000001.gif")[::2] == (2, 670)
     train("--unet", 2, "--sample-every", 1)
-    assert animation("sample-1-unet2.gif")[::2] == (4, 670)
+    assert animation("sample-000001-unet2.gif")[::2] == (4, 670)
     model = load_imagen_from_checkpoint("imagen.pt")
     assert (model.video_frames, model.fps) == (4, 6.0)
     assert animation(sample("the digit 3 moves left")[0]) == (4, (8, 8), 670)
@@ -233,7 +233,7 @@ def test_samples_are_moving_sheets_and_the_model_knows_its_data(folder):
 def test_a_model_without_captions(folder):
     write_config(model={"condition_on_text": False})
     train("--sample-every", 1)
-    assert animation("sample-1.gif")[0] == 2
+    assert animation("sample-000001.gif")[0] == 2
 
 
 def gifs(count: int, moving: bool) -> Path:
@@ -258,7 +258,7 @@ def test_a_folder_of_clips_in_place_of_the_configured_data(folder):
 def test_pictures_train_a_model_of_videos_as_single_frames(folder):
     done = train("--data", gifs(3, moving=False), "--sample-every", 1)
     assert "films: 3 images, each trained as a clip of one frame" in done.stderr
-    assert animation("sample-1.gif")[0] == 2
+    assert animation("sample-000001.gif")[0] == 2
     write_config(dataset={"batch_size": 2}, dataset_name="films")  # nobody says how long clips are
     train("--output", "other", "--sample-every", 1)
     assert load_imagen_from_checkpoint("other/imagen.pt").video_frames is None

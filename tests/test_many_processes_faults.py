@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are fo
 TOTAL = 9
 TRAIN = ("train", "--max-steps", TOTAL, "--seed", 3, "--save-every", 1, "--log-every", 1)
 WHOLE = {"imagen.pt", "imagen.previous.pt", "imagen_config.json", "loss.png", "metrics.jsonl", "pictures"}
-WHOLE |= {".imagen-outputs"}
+WHOLE |= {".imagen-outputs", "command.txt", "config.resolved.json", "environment.json", "report.html"}
 SHARDS = ("--strategy", "fsdp2", "--checkpoint", "runs/shards")
 LAUNCHERS = {
     "torchrun": ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2),
@@ -103,10 +103,10 @@ def test_a_signal_to_one_stops_both_after_the_same_step(nursery, folder, referen
 @pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_signal_before_the_first_step_is_no_private_matter(nursery, folder, rank):
     slow = (
-        "import imagen_pytorch.cli._training as room, os, pathlib, time\nmake = room._make_trainer\n"
+        "import imagen_pytorch.cli._training as room, os, pathlib, time\nmake = room.make_trainer\n"
         "def held(*arguments):\n    pathlib.Path('held' + os.environ['RANK']).touch()\n"
         "    while not pathlib.Path('go').exists():\n        time.sleep(0.01)\n"
-        "    return make(*arguments)\nroom._make_trainer = held\n"
+        "    return make(*arguments)\nroom.make_trainer = held\n"
     )
     ranks = nursery.ranks(folder, *TRAIN, before=(slow, slow))
     for number, child in enumerate(ranks):

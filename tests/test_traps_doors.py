@@ -302,7 +302,7 @@ def test_the_default_configuration_trains_on_a_table_of_the_hub(folder, monkeypa
     assert read_checkpoint("new/imagen.previous.pt")["steps"].tolist() == [2, 0, 0]
     lines = [json.loads(line) for line in Path("new/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "valid_loss" in line] == [2]
-    assert [path.name for path in Path("new").glob("sample*")] == ["sample-1.png"]
+    assert [path.name for path in Path("new").glob("sample*")] == ["sample-000003.png"]
 
 
 # -- other doors ------------------------------------------------------------------------------------------------------

@@ -75,8 +75,25 @@ def computes_in(name: str, device_type: str) -> bool:
     return ask is None or bool(ask())
 
 
+def fast_precision(device: torch.device) -> str:
+    """Return "bf16" for a GPU with instructions for it, else "no"."""
+    fast = device.type == "xpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
+    return "bf16" if fast else "no"
+
+
 def warn_if_emulated(name: str, device: torch.device) -> None:
-    """Warn if half precision would be slower."""
+    """Warn if half precision would be slower.
+
+    Raises:
+        ValueError: the device does not have it, and torch would compute in single precision instead.
+    """
+    if PRECISIONS[name] is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with autocasting(device, name):
+                works = torch.is_autocast_enabled(device.type)
+        if not works:
+            raise ValueError(f'precision {name!r} does not exist on the device "{device}": use "no" (fp32)')
     if not computes_in(name, device.type):
         warnings.warn(
             f"this processor has no instructions for {name} and emulates them: precision='no' is several times faster",

@@ -17,6 +17,7 @@ from ..version import __version__
 from ._errors import CommandFailed, exit_code, format_error, one_line, warnings_as_lines
 from ._files import COLLECTED
 from ._options import Place
+from ._program import ARGUMENTS
 from ._signals import is_main_process
 
 #: spellings of the README era and of other projects, and the canonical ones for them
@@ -29,6 +30,9 @@ ALIASES = {
     "dataset": "data",
     "dtype": "precision",
     "mixed-precision": "precision",
+    "resume-from-checkpoint": "resume",
+    "checkpoints-total-limit": "keep",
+    "report-to": "log-with",
     "checkpointing-steps": "save-every",
     "guidance-scale": "cond-scale",
     "scale": "cond-scale",
@@ -41,7 +45,7 @@ ALIASES = {
 }
 #: commands in the order in which they are met; any others follow
 ORDER = (
-    "demo", "sample", "enlarge", "train", "eval", "compare", "config", "info", "profile", "export", "doctor",
+    "demo", "sample", "enlarge", "train", "eval", "compare", "config", "info", "profile", "export", "report", "doctor",
     "completion",
 )  # fmt: skip
 _DEBUG = "imagen.debug"
@@ -137,7 +141,9 @@ class Commands(click.Group):
         if args and not args[0].startswith("-") and canonical_option(args[0]) not in known:
             hint = suggestion(args[0], known)
             raise click.UsageError(f'no command "{args[0]}"; known: {", ".join(known)}{hint}', ctx)
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        ctx.meta[ARGUMENTS] = list(rest)
+        return name, command, rest
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error becomes a sentence with an exit code."""

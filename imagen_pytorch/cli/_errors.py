@@ -96,19 +96,9 @@ def format_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {text} (unexpected; --debug shows where)"
 
 
-#: options of other programs that are not options here, and what does the same
-_ABSENT = {
-    "--resume": "training goes on from its checkpoint where there is one",
-    "--resume-from-checkpoint": "training goes on from its checkpoint where there is one; --checkpoint names it",
-    "--fresh": "-o with another folder, or --checkpoint with another name, starts a new model",
-}
-
-
 def one_line(error: click.ClickException) -> str:
     """The several lines of a click message as one: the command, what is wrong, where to read on."""
-    absent = _ABSENT.get(error.option_name) if isinstance(error, click.NoSuchOption) else None
-    message = error.format_message() if absent is None else f"no option {error.option_name} is needed: {absent}"
-    text = " ".join(message.split()).removesuffix(".")
+    text = " ".join(error.format_message().split()).removesuffix(".")
     cut = "" if len(text) <= MAX_LENGTH else " ... (--debug shows the rest)"
     text = f"{printable(text[:MAX_LENGTH])}{cut}"
     context = getattr(error, "ctx", None)

@@ -156,6 +156,22 @@ def overwrite(contents: bytes, path: Path) -> None:
         remember([path])
 
 
+def set_aside(path: Path) -> None:
+    """Rename what has this name, unless these commands wrote it."""
+    if path.name not in listed_outputs(path.parent):
+        backup(path)
+
+
+def replace_own(contents: bytes, path: Path) -> None:
+    """Write a file in place of the one that these commands wrote under this name; another one is set aside.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    set_aside(path)
+    overwrite(contents, path)
+
+
 def remember(paths: Sequence[Path]) -> None:
     """Add names of one folder to the list of outputs in it, if that can be written."""
     with suppress(OSError, UnicodeError):

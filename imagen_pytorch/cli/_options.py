@@ -22,8 +22,10 @@ BATCH, FRAMES = click.IntRange(min=1, max=1_000_000), click.IntRange(min=1, max=
 USUAL_COND_SCALE = 3.0
 #: the largest guidance weight, and the most sampling steps
 LARGEST_SCALE, MAX_STEPS = 1e6, 100_000
+#: what `--resume` and its relatives in other programs call the newest run
+LATEST = "latest"
 #: other names of kinds of precision
-_PRECISIONS = {"fp32": "no", "float32": "no", "float16": "fp16", "bfloat16": "bf16"}
+_PRECISIONS = {"no": "fp32", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 class Positive(click.ParamType):
@@ -177,22 +179,29 @@ class Entry(click.ParamType):
 
 
 class Precision(click.Choice):
-    """A kind of mixed precision; other spellings of the three are taken, too."""
+    """A precision to compute in; other spellings are taken, too. "auto" takes what suits the device."""
 
     def __init__(self) -> None:
-        super().__init__(["no", "fp16", "bf16"])
+        super().__init__(["fp32", "bf16", "fp16", "auto"])
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """One of no, fp16 and bf16.
+        """One of no (fp32), fp16 and bf16.
 
         Raises:
             click.BadParameter: it is none of them.
         """
-        return super().convert(_PRECISIONS.get(value, value), param, ctx)
+        name = super().convert(_PRECISIONS.get(value, value), param, ctx)
+        if name == "auto":
+            from ..cascade.module_state import fast_precision
+
+            given = None if ctx is None else ctx.params.get("device")  # which is processed first
+            return fast_precision(chosen_device(given or "auto"))
+        return "no" if name == "fp32" else name
 
 
 device_option = click.option(
     "--device",
+    is_eager=True,
     default="auto",
     show_default=True,
     metavar="auto|cpu|cuda|cuda:N|mps",
@@ -229,9 +238,9 @@ sampler_option = click.option(
 precision_option = click.option(
     "--precision",
     type=Precision(),
-    default="no",
+    default="fp32",
     show_default=True,
-    help="Compute in half precision: faster where the hardware has it. Also --dtype.",
+    help="Half precision is faster where the hardware has it; auto: bf16 on GPUs that have it. Also --dtype.",
 )
 
 compile_option = click.option(
@@ -301,9 +310,8 @@ def chosen_device(name: str) -> Any:
     import torch
 
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        there = torch.accelerator.is_available()
+        return torch.device(torch.accelerator.current_accelerator().type if there else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:

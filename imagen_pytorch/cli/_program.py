@@ -6,8 +6,16 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
 
 NAMES = ("imagen", "imagen_pytorch")
+#: where a context of click keeps the arguments of the present command
+ARGUMENTS = "imagen.arguments"
+#: options that a command has no more when it goes on: the folder and the length are stated anew
+_ANEW = ("--steps", "--epochs", "--max-steps", "--output", "-o", "--resume", "--fresh")
 
 
 def _spelled(path: str) -> str:
@@ -36,3 +44,38 @@ def _is_first(name: str, path: str) -> bool:
     """Return whether the shell finds this very file under a name."""
     found = shutil.which(name)
     return found is not None and os.path.abspath(found) == os.path.abspath(path)
+
+
+def command_line(folder: Path | None = None, goal: int | None = None) -> str | None:
+    """Return the present command as a line for a shell; None outside a command.
+
+    Args:
+        folder: let the command go on with the run in this folder.
+        goal: and up to this step.
+    """
+    context = click.get_current_context(silent=True)
+    arguments = None if context is None else context.meta.get(ARGUMENTS)
+    if context is None or arguments is None:
+        return None
+    if folder is not None:
+        arguments = _without(arguments, _ANEW, context.token_normalize_func or str)
+        arguments += ["--resume"] if context.params.get("resume") and context.params.get("config") is None else []
+        arguments += ["--output", str(folder)] if str(folder) != "." else []
+        arguments += ["--max-steps", str(goal)] if goal is not None else []
+    return shlex.join([*shlex.split(program()), str(context.info_name), *arguments])
+
+
+def _without(arguments: list[str], options: tuple[str, ...], canonical: Callable[[str], str]) -> list[str]:
+    """Return the arguments of a command without some of its options and their values."""
+    kept, rest = [], list(arguments)
+    while rest:
+        word = rest.pop(0)
+        name, equals, _ = word.partition("=")
+        name = f"--{canonical(name[2:])}" if name.startswith("--") else name[:2]
+        if name not in options:
+            kept.append(word)
+            continue
+        optional = name == "--fresh" or (name == "--resume" and rest[:1] and rest[0].startswith("-"))
+        if not (equals or optional or (name == "-o" and len(word) > 2)):
+            del rest[:1]
+    return kept

@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from ..wording import excerpt
@@ -49,6 +50,7 @@ class Progress:
         unit: what the batches consist of.
         mean: of a number over all processes of the run; all of them call it when a line is due.
         reading_share: fraction of the time of the last steps spent waiting for data; None where it is unknown.
+        epoch: number of steps that are one pass over the data.
     """
 
     def __init__(
@@ -61,9 +63,10 @@ class Progress:
         unit: str = "img",
         mean: Callable[[float], float] = float,
         reading_share: Callable[[], float | None] = lambda: None,
+        epoch: int | None = None,
     ) -> None:
         self.span, self.images_per_step, self.log, self.every, self.quiet = span, images_per_step, log, every, quiet
-        self.unit, self.mean, self.reading_share = unit, mean, reading_share
+        self.unit, self.mean, self.reading_share, self.epoch = unit, mean, reading_share, epoch
         self.step, self._rate = span.first, 0.0
         self.shown = math.nan  # mean loss of the last interval; of the first one while it lasts
         self._losses: list[float] = []
@@ -143,19 +146,23 @@ class Progress:
         loss = self.shown if math.isfinite(self.shown) else None
         reading = self.reading_share()
         waits = {} if reading is None else {"reading": round(reading, 3)}
-        self._write(loss=loss, lr=self._rate, images_per_second=round(speed, 2), **waits)
+        self._write(loss=loss, images_per_second=round(speed, 2), **waits)
         if self._bar is None:
             left = (self.span.last - self.step) * self.images_per_step / max(self.speed(), 1e-9)
+            whole = now - self._began + left
             self.say(
                 f"U-Net {self.span.unet_number}  step {self.step}/{self.span.last}  loss {self.shown:.4f}  "
-                f"lr {self._rate:.2g}  {speed:.0f} {self.unit}/s  {clock(left)} left"
+                f"lr {self._rate:.2g}  {speed:.0f} {self.unit}/s  {clock(whole)} in all, {clock(left)} left"
             )
         if reading is not None and reading > MOSTLY and not self._told:
             self._told = True
             self.say(f"reading the data takes {reading:.0%} of the time (dataset.num_workers: processes that read)")
 
     def _write(self, **values: Any) -> None:
-        self.log.write(unet=self.span.unet_number, step=self.step, from_step=self.span.first, **values)
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        passes = {} if self.epoch is None else {"epoch": round(self.step / self.epoch, 3)}
+        place = {"unet": self.span.unet_number, "step": self.step, "from_step": self.span.first}
+        self.log.write(**place, **passes, time=now, lr=self._rate, **values)
 
     def validated(self, loss: float, by_level: Mapping[str, float] | None = None) -> None:
         """Record a validation.

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: items of the data that lend their captions or their images to the samples
 BORROWED = 4
+#: seed of every sheet, whose noise is therefore the same at every step
+SHEET_SEED = 0
 
 
 def training_outputs(imagen: Cascade) -> Images:
@@ -90,8 +92,8 @@ class Samples:
             return {**start, **({"texts": texts} if texts else {"batch_size": len(images)})}
         return {"texts": self.captions} if self.captions else {"batch_size": BORROWED}
 
-    def write(self, number: int, name: str) -> Path | None:
-        """Sample a U-Net (1-based) and write a sheet of that name, without its suffix.
+    def write(self, number: int, step: int) -> Path | None:
+        """Sample a U-Net (1-based) after a step of its training and write a sheet that says so.
 
         Where the weights are shared out, all processes call this; the main one writes.
 
@@ -102,13 +104,16 @@ class Samples:
         items = self.trainer.sample(
             **arguments,
             **self.outputs.arguments(),
-            seed=0,
+            seed=SHEET_SEED,
             cond_scale=self.cond_scale,
             stop_at_unet_number=number,
             use_tqdm=False,
         )
         if not self.trainer.processes.is_main:
             return None
-        suffix = self.outputs.suffix
-        sheet = self.outputs.grid(items, arguments.get("texts") or [""] * len(items))
-        return write_new(self.outputs.encode(sheet, suffix, number - 1), self.folder / f"{name}{suffix}")
+        scale = self.cond_scale[number - 1] if isinstance(self.cond_scale, list) else self.cond_scale
+        unet = f"U-Net {number}, " if len(self.trainer.imagen.unets) > 1 else ""
+        title = f"{unet}step {step}, seed {SHEET_SEED}, guidance {scale:g}"
+        sheet = self.outputs.grid(items, arguments.get("texts") or [""] * len(items), title=title)
+        name = f"sample-{step:06}{f'-unet{number}' if number > 1 else ''}{self.outputs.suffix}"
+        return write_new(self.outputs.encode(sheet, self.outputs.suffix, number - 1), self.folder / name)

@@ -61,6 +61,11 @@ class Request:
     quiet: bool
     force: bool
     entries: tuple[tuple[list[str], Any], ...] = ()
+    resume: str | None = None
+    fresh: bool = False
+    keep: int | None = None
+    sample_at_first: bool = False
+    log_with: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Refuse options that contradict each other, an empty caption, and a learning rate of 0.
@@ -172,6 +177,10 @@ def _overridden(values: dict[str, Any], request: Request, choice: ConfigChoice) 
     if request.precision is not None:
         trainer["precision"] = request.precision
         trainer.pop("fp16", None)
+    if request.seed is not None:
+        trainer["seed"] = request.seed
+    if request.log_with:
+        trainer["accelerate_log_with"] = list(request.log_with)
     if request.compile:
         trainer["compile"] = True
     if request.strategy is not None:

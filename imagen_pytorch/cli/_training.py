@@ -9,19 +9,23 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..lines import backup
 from ._data import noun_of, open_data, open_or_adapt, stage_size, with_clip_length, without_text
-from ._errors import MEMORY, CommandFailed, exit_code, format_error, say
+from ._decay import fit_decay, states_decay
+from ._errors import MEMORY, USAGE, CommandFailed, exit_code, format_error, say
 from ._files import backup_output, encoded, overwrite, tell
+from ._making import make_trainer
 from ._memory import MemoryCheck
 from ._metrics import MetricsLog
 from ._options import chosen_device
-from ._program import program
+from ._program import command_line, program
 from ._progress import Progress, Span
+from ._runs import environment, placed, precision_of, resolved, write_record
 from ._samples import Samples, borrowed_captions
 from ._saving import SavedRun
 from ._settings import Request, Settings, build_settings, placed_checkpoint
@@ -32,7 +36,6 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
     from ..configs import TrainingConfig
-    from ..trainer import ImagenTrainer
 
 #: steps of a training whose length is not stated
 USUAL_STEPS = 1000
@@ -40,31 +43,6 @@ USUAL_STEPS = 1000
 VALIDATION_BATCHES = 8
 #: the entry of a checkpoint that says what it was trained on
 _DATA = "data_source"
-
-
-def _make_trainer(config: TrainingConfig, request: Request) -> ImagenTrainer:
-    import torch
-
-    from ..training.snapshots import snapshots_beside
-
-    device = chosen_device(request.device)
-    options: dict[str, Any] = {"verbose": False}  # standard output is for results
-    if device.type == "cpu" and chosen_device("auto").type != "cpu":
-        options["accelerate_cpu"] = True
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
-    if request.seed is not None:
-        torch.manual_seed(request.seed)  # of the new weights; the trainer's is that of everything else
-        options["seed"] = request.seed
-    if posthoc := config.trainer.posthoc_ema:
-        posthoc = dict(posthoc) if isinstance(posthoc, Mapping) else {}
-        options["posthoc_ema"] = {"folder": snapshots_beside(placed_checkpoint(config, request)), **posthoc}
-    if config.validate_at_every:
-        options["split_valid_from_train"] = True
-    trainer = config.create(**options)
-    if request.device != "auto" and trainer.device.type != device.type:
-        raise click.UsageError(f'--device {request.device}: training on this machine uses "{trainer.device.type}"')
-    return trainer
 
 
 class Run:
@@ -80,11 +58,12 @@ class Run:
         self.request, self.config, self.may_drop_text = request, config, may_drop_text
         self.folder = request.folder
         self.checkpoint = placed_checkpoint(config, request)
-        self.saved = SavedRun(self.checkpoint, request.quiet)
+        self.saved = SavedRun(self.checkpoint, request.quiet, request.resume, request.keep)
         self.log = MetricsLog(self.folder / "metrics.jsonl", writes=is_main_process())
         self.span = Span(0, 0, 0)
-        self.stopped = False
+        self.stopped = self.recorded = False
         self.failed: set[str] = set()  # what went wrong once and has been named
+        self.enlarging: set[int] = set()  # U-Nets of which it was said that their samples enlarge images of the data
         count = len(config.imagen.unets)
         null = [number for number, unet in enumerate(config.imagen.unets, start=1) if getattr(unet, "is_null", False)]
         every = [number for number in range(1, count + 1) if number not in null]
@@ -111,7 +90,7 @@ class Run:
         frames = getattr(self.config.imagen, "video_frames", None)
         memory.before_training(len(dataset), frames)  # type: ignore[arg-type]
         self.unit = "clips" if noun == "clip" else "img"
-        self.trainer = _make_trainer(self.config, self.request)
+        self.trainer = make_trainer(self.config, self.request)
         self.processes = self.trainer.processes
         loader, arguments = self.config.split_dataset_arguments()
         self.batch_size = min(loader["batch_size"], len(dataset))  # type: ignore[arg-type]
@@ -129,8 +108,12 @@ class Run:
         self.data = data_record(self.config.dataset_name, dataset, arguments)
         if self.processes.count > 1:
             self.say(f"strategy {self.processes.strategy}: {self.processes.count} processes share every batch")
+        self.say(f"device {self.trainer.device}, precision {precision_of(self.trainer)}")
         self.saved.attach(self.trainer, {_DATA: self.data})
-        if self.saved.exists():
+        self.goes_on = self.saved.exists()
+        if self.goes_on and self.request.fresh:
+            raise CommandFailed(f"--fresh: {self.checkpoint} exists already; --checkpoint names another file", USAGE)
+        if self.goes_on:
             self._resume()
         elif is_main_process():
             backup(self.log.path)
@@ -203,51 +186,19 @@ class Run:
         total = self.config.total_steps(number)
         if total is not None:
             return total
-        decay = None if self._states_decay() else self.trainer.decay_steps(number)
+        decay = None if states_decay(self.config) else self.trainer.decay_steps(number)
         return decay if decay is not None and decay > taken else taken + USUAL_STEPS
 
     def resume_command(self) -> str:
-        """The command to type after an interruption."""
-        if not self.span.last or (self.request.steps is None and self.request.epochs is None):
+        """The command to type after an interruption, to be pasted unless a launcher stood in front of it."""
+        stated = any(value is not None for value in (self.request.steps, self.request.epochs, self.request.max_steps))
+        goal = self.span.last if stated and self.span.last else None
+        line = command_line(self.folder, goal) if self.processes.count == 1 else None
+        if line is not None:
+            return f"to go on: {line}"
+        if goal is None or self.request.max_steps is not None:
             return "the same command goes on"
-        return f"the same command with --max-steps {self.span.last} in place of --steps or --epochs goes on"
-
-    # -- learning rates -----------------------------------------------------------------------------------------------
-
-    def _states_decay(self) -> bool:
-        return "cosine_decay_max_steps" in self.config.trainer.model_fields_set
-
-    def _fit_decay(self, span: Span) -> None:
-        """Let the learning rate fall until the run's goal, unless the configuration says that it falls more slowly or
-        not at all: no step is computed at a rate of 0. With ``cooldown_steps`` it falls at the end of the run only.
-        """
-        number, end = span.unet_number, span.last
-        before, cooldown = self.trainer.decay_steps(number), self.trainer.cooldown_steps(number)
-        if self._states_decay():
-            stated = self.config.trainer.cosine_decay_max_steps
-            stated = stated[number - 1] if isinstance(stated, list | tuple) else stated
-            if stated is None and cooldown is not None:
-                self.say(
-                    f"U-Net {number}: the learning rate stays constant: trainer.cosine_decay_max_steps is null, so "
-                    "cooldown_steps has no effect; leave cosine_decay_max_steps out for a cool-down at the end of the "
-                    "run"
-                )
-            if stated is None or stated >= end:
-                return
-            reason = f"trainer.cosine_decay_max_steps is {stated}"
-        else:
-            reason = "it was constant" if before is None else f"it ended at step {before}"
-        if end == before:
-            return
-        self.trainer.set_decay(number, end)
-        if span.first or self._states_decay():
-            rate = self.trainer.get_lr(number)
-            begin = 0 if cooldown is None else max(0, end - cooldown)
-            constant = f"is constant until step {begin} and " if begin > span.first else ""
-            self.say(
-                f"U-Net {number}: the learning rate {constant}falls until step {end}, where this run ends, from "
-                f"{rate:.2g} now ({reason})"
-            )
+        return f"the same command with --max-steps {goal} in place of --steps or --epochs goes on"
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -288,8 +239,12 @@ class Run:
         if span.first >= span.last:
             self.say(f"U-Net {number} has been trained for {span.first} steps; --steps N trains it further")
             return
-        self._fit_decay(span)
-        every, duties = self.request.log_every, self._periodic_tasks()
+        for line in fit_decay(self.trainer, self.config, span):
+            self.say(line)
+        every, duties, epoch = self.request.log_every, self._periodic_tasks(), len(self.trainer.train_dl)
+        parameters = sum(item.numel() for item in self.trainer.imagen.unets[number - 1].parameters())
+        steps = f"{span.last - span.first} steps, {epoch} to an epoch"
+        self.say(f"U-Net {number}: {parameters:,} parameters, {steps}, each with {self.batch_size} {self.unit}")
         progress = Progress(
             span,
             self.batch_size,
@@ -299,9 +254,16 @@ class Run:
             self.unit,
             self.processes.mean,
             lambda: self.trainer.reading_share,
+            epoch,
         )
         with self.saved.kept(), progress:
             step, stops = span.first, self.stops(interruption)
+            if not stops:
+                self._record()
+            if self.request.sample_at_first and not (step or stops):
+                began = time.monotonic()
+                self.sample(number, step, progress)
+                progress.pause(time.monotonic() - began)
             while step < span.last and not stops:
                 rate = self.trainer.get_lr(number)
                 loss = self.trainer.train_step(unet_number=number, max_batch_size=self.config.max_batch_size)
@@ -314,10 +276,19 @@ class Run:
                         duty(number, step, progress)
                 progress.pause(time.monotonic() - began)
 
+    def _record(self) -> None:
+        """Write once how this run is made."""
+        if is_main_process() and not self.recorded:
+            self.recorded = True
+            with self.warn_on_error("record of the run"):
+                values = resolved(self.config, self.checkpoint, self.folder)
+                write_record(self.folder, values, environment(self.trainer), self.goes_on)
+
     def _common_values(self, span: Span) -> dict[str, Any]:
         """The values that several processes must have in common to do the same at every step."""
         names = ("max_batch_size", "save_at_every", "validate_at_every", "sample_at_every")
-        return {"the last step": span.last, **{name: getattr(self.config, name) for name in names}}
+        own = {"the last step": span.last, "sample_at_first": self.request.sample_at_first}
+        return {**own, **{name: getattr(self.config, name) for name in names}}
 
     def _periodic_tasks(self) -> tuple[tuple[int, Callable[[int, int, Progress], None]], ...]:
         """The periodic tasks and their periods; saving comes first, before anything that may fail."""
@@ -364,21 +335,49 @@ class Run:
         levels = losses_by_level(*map(torch.cat, zip(*seen, strict=True))) if seen else {}
         levels = {name: self.processes.mean(levels.get(name, math.nan)) for name in LEVELS}
         if math.isfinite(mean):
+            self._track(number, {"valid_loss": mean})
             progress.validated(mean, {name: value for name, value in levels.items() if math.isfinite(value)})
+            self._keep_best(number, mean)
+
+    def _track(self, number: int, values: Mapping[str, float]) -> None:
+        """Hand numbers about a U-Net to the trackers, beside those that the trainer gives them."""
+        if self.trainer.tracking.active:
+            named = {f"unet{number}/{name}": value for name, value in values.items()}
+            with self.warn_on_error("validation loss for the trackers"):
+                self.trainer.accelerator.log(named, step=sum(self.taken()))
+
+    def _track_sheet(self, number: int, path: Path) -> None:
+        """Hand a sheet to the trackers that take images."""
+        import numpy as np
+        from PIL import Image
+
+        for tracker in self.trainer.accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                with Image.open(path) as sheet:
+                    images = np.asarray(sheet.convert("RGB"))[None]
+                tracker.log_images({f"unet{number}/samples": images}, step=sum(self.taken()))
+
+    def _keep_best(self, number: int, loss: float) -> None:
+        """Write the checkpoint with the lowest validation loss of a U-Net, if earlier checkpoints are to be kept."""
+        if self.request.keep:
+            curve = self.log.history().get(f"U-Net {number} validation", [])
+            if self.processes.broadcast(all(loss <= earlier for _, earlier in curve)):
+                self.saved.save_best(number)
 
     def sample(self, number: int, step: int, progress: Progress) -> None:
         """Write a sheet of samples of the U-Net, and the curve of the losses so far."""
         if not (is_main_process() or self.processes.sharded):
             return
         with self.warn_on_error(f"samples of U-Net {number}"):
-            if self.samples.needs_examples(number) and step <= self.config.sample_at_every:
+            if self.samples.needs_examples(number) and number not in self.enlarging:
+                self.enlarging.add(number)
                 progress.say(
                     f"samples of U-Net {number} enlarge images of the data: a U-Net before it has not been trained yet"
                 )
-            suffix = f"-unet{number}" if number > 1 else ""
-            path = self.samples.write(number, f"sample-{step // self.config.sample_at_every}{suffix}")
+            path = self.samples.write(number, step)
             if path is not None:
                 progress.say(f"wrote {path}")
+                self._track_sheet(number, path)
         self._draw_curve()
 
     def _draw_curve(self) -> Any:
@@ -400,6 +399,15 @@ class Run:
         path = self._draw_curve()
         if path is not None:
             self.say(f"wrote {path}")
+
+    def write_report(self) -> None:
+        """Write ``report.html`` anew from what is in the folder, and report it."""
+        from ._report import write_report
+
+        with self.warn_on_error("report.html"):
+            path = write_report(self.folder) if is_main_process() else None
+            if path is not None:
+                self.say(f"wrote {path}")
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -460,6 +468,7 @@ def run(request: Request) -> int:
     """
     if not is_main_process():
         request = replace(request, quiet=True)
+    request = placed(request)
     with Interruption() as interruption:
         return _run(request, build_settings(request), interruption)
 
@@ -476,8 +485,11 @@ def _run(request: Request, settings: Settings, interruption: Interruption) -> in
         training.saved.save_last()
         training.draw_curve()
         training.list_skipped()
+        training.write_report()
         if is_main_process():
             training.report_end()
+        for tracker in training.trainer.accelerator.trackers:
+            tracker.finish()
         # a launcher ends all processes when the first has gone: none goes before the last word
         training.processes.broadcast(None)
     return interruption.exit_code() if training.stopped else 0

@@ -9,10 +9,12 @@ import click
 from ._options import (
     BATCH,
     LARGEST_SCALE,
+    LATEST,
     SEED,
     USUAL_COND_SCALE,
     Caption,
     Entry,
+    Names,
     PerStage,
     Place,
     Precision,
@@ -102,8 +104,15 @@ class UnetChoice(click.ParamType):
 @click.option(
     "--sample-every", type=PERIOD, metavar="N", help="Period of samples; 0: none.  [default: sample_at_every]"
 )
+@click.option("--sample-at-first", is_flag=True, help="Also draw samples before the first step.")
 @click.option(
     "--save-every", type=PERIOD, metavar="N", help="Period of checkpoints; 0: at the end.  [default: save_at_every]"
+)
+@click.option(
+    "--keep",
+    type=COUNT,
+    metavar="N",
+    help="Keep N earlier checkpoints, each with its step in its name, and with --valid the best one.",
 )
 @click.option("--log-every", type=COUNT, metavar="N", default=50, show_default=True, help="Period of metrics.")
 @click.option(
@@ -114,7 +123,14 @@ class UnetChoice(click.ParamType):
 @click.option(
     "--seed", type=SEED, metavar="N", help="Seed of all random numbers; the same one gives the same training."
 )
-@click.option("--precision", type=Precision(), help="Mixed precision. Also --dtype.")
+@click.option("--precision", type=Precision(), help="Mixed precision; auto: bf16 on GPUs that have it. Also --dtype.")
+@click.option(
+    "--log-with",
+    type=Names(),
+    metavar="NAME[,...]",
+    help="Also log to a tracker of Accelerate: tensorboard, wandb, trackio, mlflow, aim, comet_ml, clearml, dvclive or "
+    "swanlab. Also --report_to.",
+)
 @click.option("--compile", is_flag=True, help="Compile the networks first: minutes, worth it for long trainings.")
 @click.option(
     "--set",
@@ -137,6 +153,20 @@ class UnetChoice(click.ParamType):
     "folder]",
 )
 @click.option(
+    "--resume",
+    type=Place(),
+    is_flag=False,
+    flag_value=LATEST,
+    metavar="[RUN]",
+    help="Go on with a run, named by its folder or one of its checkpoints, and with its configuration; without a name "
+    "the newest in or below the output folder. Also --resume_from_checkpoint.",
+)
+@click.option(
+    "--fresh",
+    is_flag=True,
+    help="Start a new model in a folder without one: a free name like that of -o, else runs/DATE-DATA.",
+)
+@click.option(
     "--allow-mismatch",
     is_flag=True,
     help="Go on from a checkpoint of a model that differs, with the weights that fit; what differs is said.",
@@ -148,7 +178,8 @@ class UnetChoice(click.ParamType):
     default=".",
     show_default=True,
     metavar="FOLDER",
-    help="For samples, metrics.jsonl, loss.png, and the checkpoint unless --checkpoint says where.",
+    help="For samples, metrics.jsonl, loss.png, report.html, the configuration, and the checkpoint unless --checkpoint "
+    "says where.",
 )
 @click.option("--force", is_flag=True, help="Train although the memory seems too small for it.")
 @device_option

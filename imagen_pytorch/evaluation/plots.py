@@ -182,7 +182,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 @dataclass(frozen=True)
-class _Axes:
+class Axes:
     """The map from (step, loss) to pixels of a plot whose ordinate is logarithmic."""
 
     box: tuple[float, float, float, float]
@@ -190,31 +190,34 @@ class _Axes:
     losses: tuple[float, float]
 
     def x(self, step: float) -> float:
+        """Return the abscissa of a step."""
         left, _, right, _ = self.box
         first, last = self.steps
         return left + (right - left) * (step - first) / max(last - first, 1)
 
     def y(self, loss: float) -> float:
+        """Return the ordinate of a loss."""
         _, top, _, bottom = self.box
         low, high = (math.log(value) for value in self.losses)
         share = (math.log(max(loss, self.losses[0])) - low) / (high - low)
         return bottom - (bottom - top) * min(share, 1.0)
 
     def line(self, curve: Curve) -> list[tuple[float, float]]:
+        """Return a curve in pixels."""
         return [(self.x(step), self.y(value)) for step, value in curve]
 
 
-def _axes(curves: Mapping[str, Curve], box: tuple[float, float, float, float]) -> _Axes:
+def axes_of(curves: Mapping[str, Curve], box: tuple[float, float, float, float]) -> Axes:
     """Return axes that show all smoothed curves and all but the most extreme raw values."""
     values = sorted(value for curve in curves.values() for _, value in curve)
     steady = [value for curve in curves.values() for _, value in smoothed(curve)]
     low = min(values[len(values) // 200], *steady) if steady else 0.1
     high = max(values[-1 - len(values) // 200], *steady) if steady else 1.0
     steps = [step for curve in curves.values() for step, _ in curve] or [0, 1]
-    return _Axes(box, (min(0, *steps), max(1, *steps)), (low / 1.12, high * 1.12))
+    return Axes(box, (min(0, *steps), max(1, *steps)), (low / 1.12, high * 1.12))
 
 
-def _draw_axes(canvas: ImageDraw.ImageDraw, axes: _Axes, size: int) -> None:
+def _draw_axes(canvas: ImageDraw.ImageDraw, axes: Axes, size: int) -> None:
     left, top, right, bottom = axes.box
     font = built_in(size)
     for loss in log_ticks(*axes.losses):
@@ -244,7 +247,7 @@ def loss_curve(history: Mapping[str, Curve], size: tuple[int, int] = (880, 480))
     fine = 2  # drawn larger, then reduced: Pillow's own lines are jagged
     curves = {name: [(s, v) for s, v in curve if math.isfinite(v) and v > 0] for name, curve in history.items()}
     width, height, letter = size[0] * fine, size[1] * fine, 14 * fine
-    axes = _axes(curves, (letter * 5, letter * 3.2, width - letter * 2, height - letter * 4))
+    axes = axes_of(curves, (letter * 5, letter * 3.2, width - letter * 2, height - letter * 4))
     sheet = Image.new("RGB", (width, height), PAPER)
     canvas = ImageDraw.Draw(sheet)
     _draw_axes(canvas, axes, letter)
