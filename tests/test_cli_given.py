@@ -60,20 +60,28 @@ PAINTED[2:6, 2:6] = True
 def test_strength_goes_from_the_image_itself_to_noise_alone(run):
     far = []
     for strength in (0, 0.5, 1):
-        options = ["--seed", 1, "--steps", 4, "--strength", strength, "-o", f"{strength}.png"]
+        options = ["--seed", 1, "--steps", 4, "--strength", f"{strength},{strength}", "-o", f"{strength}.png"]
         done = run("sample", "x", "--init", "exact.png", *options)
-        assert made(done) == [f"{strength}.png"] and f"from exact.png with strength {float(strength)}" in done.stderr
+        assert made(done) == [f"{strength}.png"] and "from exact.png with strength" in done.stderr
         far.append(np.abs(levels(f"{strength}.png") - levels("exact.png")).mean())
     assert far[0] <= 1 and far[0] < far[1]
     made(run("sample", "x", "--seed", 1, "--steps", 4, "-o", "plain.png"))
     assert np.abs(levels("plain.png") - levels("1.png")).max() <= 12  # the image is still there, below the noise
 
 
+def test_one_strength_is_that_of_the_first_unet(run):
+    made(run("sample", "x", "--init", "exact.png", "--strength", 0, "--seed", 1, "-o", "a.png"))
+    made(run("sample", "x", "--init", "exact.png", "--strength", "0,1", "--seed", 1, "-o", "b.png"))
+    assert (levels("a.png") == levels("b.png")).all() and read_settings("a.png")["strength"] == 0
+    made(run("sample", "--from-png", "a.png", "-o", "c.png"))
+    assert Path("a.png").read_bytes() == Path("c.png").read_bytes()
+
+
 def test_a_caption_is_not_needed_and_the_image_lends_its_name(run):
     done = run("sample", "--init", "photo.png", "-n", 2)
     assert made(done) == ["photo-1.png", "photo-2.png"] and "guidance cfg 0" in done.stderr
     assert "photo.png: 60x40 pixels, fitted to 8x8 (--fit crop)" in done.stderr
-    assert read_settings("photo-1.png")["strength"] == 0.7 and "prompt" not in read_settings("photo-1.png")
+    assert read_settings("photo-1.png")["strength"] == 0.4 and "prompt" not in read_settings("photo-1.png")
 
 
 def test_an_upsampler_enlarges_a_small_image(run):
@@ -175,13 +183,13 @@ def test_an_image_is_taken_as_a_viewer_shows_it(run):
     clear.paste((9, 9, 9, 0), (0, 0, 8, 4))
     clear.save("clear.png")
     for name in ("exact", "turned", "clear"):
-        made(run("sample", "x", "--init", f"{name}.png", "--strength", 0, "-o", f"{name}-out.png"))
+        made(run("sample", "x", "--init", f"{name}.png", "--strength", "0,0", "-o", f"{name}-out.png"))
     assert np.abs(levels("turned-out.png") - levels("exact-out.png")).max() <= 1
     assert levels("clear-out.png")[:4].min() >= 254
     for mode in ("1", "P", "L", "LA", "CMYK", "I;16"):
         suffix = ".jpg" if mode == "CMYK" else ".png"
         Image.new(mode, (5, 7)).save(f"kind{suffix}")
-        made(run("sample", "x", "--init", f"kind{suffix}", "--strength", 0))
+        made(run("sample", "x", "--init", f"kind{suffix}", "--strength", "0,0"))
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------

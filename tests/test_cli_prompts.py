@@ -195,7 +195,9 @@ def test_a_wrong_line_is_refused_before_the_first_image(run, calls):
 
 def test_lines_name_images(run):
     Image.new("RGB", (8, 8), "red").save("red.png")
-    Path("a.txt").write_text('{"init": "red.png", "strength": 0}\n{"prompt": "x", "init": "red.png", "strength": 0}\n')
+    Path("a.txt").write_text(
+        '{"init": "red.png", "strength": [0, 0]}\n{"prompt": "x", "init": "red.png", "strength": [0, 0]}\n'
+    )
     first, second = made(run("--prompts", "a.txt"))
     assert (first, second) == ("red-1.png", "x.png") and np.asarray(Image.open(first))[0, 0].tolist()[0] >= 254
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 #: the options that name images
 GIVEN = ("init", "inpaint", "mask")
-#: fraction of the noise levels that an image starts from where neither --strength nor the settings state one
-USUAL_STRENGTH = 0.7
+#: strength of the first U-Net where neither --strength nor the settings state one
+USUAL_STRENGTH = 0.4
 
 
 class GivenImages(NamedTuple):
@@ -194,7 +194,9 @@ def given_images(request: Any, imagen: Cascade) -> GivenImages:
         levels = _levels(_to_model(request, image, size, "init"), imagen.channels)
         if start == 1:
             strength = USUAL_STRENGTH if request.strength is None else request.strength
-            arguments |= {"init_images": levels, "strength": strength}
+            # the others see the first one's image: below 1 they would mix both, like a double exposure
+            every = strength if isinstance(strength, list) else [strength] + [1.0] * (len(imagen.unets) - 1)
+            arguments |= {"init_images": levels, "strength": every}
             entries["strength"] = strength
             words.append(f"from {request.init} with strength {strength}")
         else:
