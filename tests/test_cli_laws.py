@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from imagen_pytorch.cli import ORDER, main
 
 #: commands that print a report and nothing else, on which --quiet would have no effect
-REPORTS = {"info", "doctor", "completion"}
+REPORTS = {"info", "report", "doctor", "completion"}
 
 
 def context(name: str) -> click.Context:

@@ -6,6 +6,7 @@ import struct
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image, features
@@ -13,6 +14,7 @@ from PIL import Image, features
 from imagen_pytorch.data import Dataset, TableDataset, VideoDataset
 from imagen_pytorch.data import decoding as data_decoding
 from imagen_pytorch.data.decoding import decode, pixels
+from imagen_pytorch.data.skipping import DataError
 
 #: (height, width) of the scene: four different colours, so that every way of turning it shows
 SIZE = (16, 24)
@@ -92,6 +94,10 @@ COLOUR = {
 def test_colours_are_those_of_a_viewer(tmp_path, name):
     ending, write, tolerance = COLOUR[name]
     write(tmp_path / f"a{ending}")
+    if name == "YCbCr TIFF" and int(PIL.__version__.split(".")[0]) < 13:  # which does not read what it writes
+        with pytest.raises(DataError, match="a.tif: truncated"), pytest.warns(UserWarning, match="left out"):
+            shown(tmp_path / f"a{ending}")
+        return
     assert (shown(tmp_path / f"a{ending}") - EXPECTED).abs().max() <= tolerance + 1e-6
 
 

@@ -21,6 +21,7 @@ LAYERS = (
     ("imagen",),
     ("signatures", "configs", "checkpoint", "export", "pretrained", "training", "trainer", "image_metadata",
      "evaluation", "profiling"),
+    ("ui",),
     # doors: command line, lazy names, and files that only re-export what lives below under names people know
     ("cli", "__init__", "__main__", "imagen_pytorch", "elucidated_imagen", "imagen_video", "t5", "utils", "testing"),
 )
@@ -32,7 +33,7 @@ FOUNDATION = {"torch", "numpy", "einops", "jaxtyping", "PIL", "fsspec", "fileloc
 # packages that nobody should wait for before using them: imported inside the function that needs them
 ON_USE = set(
     "transformers accelerate av datasets ema_pytorch PIL rich gcsfs s3fs pandas diffusers scipy sentencepiece "
-    "tokenizers safetensors huggingface_hub requests fsspec filelock".split()
+    "tokenizers safetensors huggingface_hub requests fsspec filelock gradio".split()
 )
 FORBIDDEN = {"torchvision", "kornia", "beartype", "pytorch_warmup"}
 

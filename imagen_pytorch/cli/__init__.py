@@ -45,8 +45,8 @@ ALIASES = {
 }
 #: commands in the order in which they are met; any others follow
 ORDER = (
-    "demo", "sample", "enlarge", "train", "eval", "compare", "config", "info", "profile", "export", "report", "doctor",
-    "completion",
+    "demo", "sample", "enlarge", "ui", "train", "eval", "compare", "config", "info", "profile", "export", "report",
+    "doctor", "completion",
 )  # fmt: skip
 _DEBUG = "imagen.debug"
 

@@ -12,7 +12,7 @@ from ._given import read_image
 from ._process import this_process
 from ._prompts import Prompt
 from ._request import Request, check_request
-from ._session import draw, open_model
+from ._session import Model, draw, open_model
 
 if TYPE_CHECKING:
     from ..images import Size
@@ -22,7 +22,18 @@ def _words(size: Size) -> str:
     return f"{size[1]}x{size[0]}"
 
 
-def _begin(sizes: list[Size], size: Size, path: str, fit: str | None) -> int:
+def sizes_of(model: Model) -> list[Size]:
+    """Return the sizes of the images of each U-Net.
+
+    Raises:
+        click.UsageError: no U-Net enlarges images.
+    """
+    if len(model.imagen.unets) == 1 or model.imagen.is_video:
+        raise click.UsageError(f"{model.place}: this model has no U-Net that enlarges images")
+    return [stage.size for stage in model.imagen.stages]
+
+
+def begin(sizes: list[Size], size: Size, path: str, fit: str | None) -> int:
     """Return the number of the U-Net that an image of this size is for.
 
     Raises:
@@ -72,12 +83,10 @@ def run(request: Request, files: tuple[str, ...], scale: int | None, fit: str | 
     check_request(request, process, prompts * len(files))
     images = [read_image(path)[0].size[::-1] for path in files]
     model = open_model(request, process)
-    sizes = [stage.size for stage in model.imagen.stages]
-    if len(sizes) == 1 or model.imagen.is_video:
-        raise click.UsageError(f"{model.place}: this model has no U-Net that enlarges images")
+    sizes = sizes_of(model)
     sessions = []
     for path, size in zip(files, images, strict=True):
-        start = _begin(sizes, size, path, fit)
+        start = begin(sizes, size, path, fit)
         stop = _end(sizes, start, scale)
         own = {"init": path, "start_at_unet": start, "stop_at_unet": None if stop == len(sizes) else stop}
         name = f"{Path(path).stem}_{_words(sizes[stop - 1])}"

@@ -81,6 +81,12 @@ def _message(error: BaseException) -> str:
     return text
 
 
+def is_expected(error: BaseException) -> bool:
+    """Return whether the message of an exception is a sentence for users."""
+    foreseen = isinstance(error, ValueError | TypeError | OSError | ImportError | click.ClickException)
+    return foreseen or exit_code(error) == MEMORY or type(error).__module__.startswith("imagen_pytorch")
+
+
 def format_error(error: BaseException) -> str:
     """An exception as a sentence; for an unexpected one, with a hint on how to see its traceback."""
     text = _message(error)
@@ -90,8 +96,7 @@ def format_error(error: BaseException) -> str:
         where = f"{error.filename}: " if error.filename else ""
         hint = "; free some space" if error.errno == errno.ENOSPC else ""
         return f"{where}{os.strerror(error.errno)}{hint}"
-    foreseen = isinstance(error, ValueError | TypeError | OSError | ImportError)
-    if foreseen or type(error).__module__.startswith("imagen_pytorch"):
+    if is_expected(error):
         return text
     return f"{type(error).__name__}: {text} (unexpected; --debug shows where)"
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: the checkpoint that is taken where none is named
 MODEL = "imagen.pt"
 #: names of checkpoints that are looked for below the present folder, how deep, and among how many files
-_CHECKPOINT, _DEPTH, _ENTRIES = re.compile(r"imagen\.pt|checkpoint\.\d{1,18}\.pt"), 4, 20_000
+CHECKPOINT, _DEPTH, _ENTRIES = re.compile(r"imagen\.pt|checkpoint\.\d{1,18}\.pt"), 4, 20_000
 
 
 def find_model(given: str | None) -> str:
@@ -61,8 +61,8 @@ def spoken(model: str, given: str | None) -> str:
     return f'{"no model here: " if given is None else ""}pretrained model "{name}"'
 
 
-def newest_below(folder: str) -> str | None:
-    """The checkpoint of the usual names that was written last in a folder or below it; None if there is none.
+def files_below(folder: str, name: re.Pattern[str]) -> dict[str, int]:
+    """Return the files in a folder or below it whose names match, each with the time of its last change.
 
     Hidden folders and links to folders are skipped, and so is what lies deep or after very many other files.
     """
@@ -73,14 +73,20 @@ def newest_below(folder: str) -> str | None:
             with os.scandir(place) as entries:
                 for entry in entries:
                     seen += 1
-                    if _CHECKPOINT.fullmatch(entry.name) and entry.is_file():
+                    if name.fullmatch(entry.name) and entry.is_file():
                         found[os.path.normpath(entry.path)] = entry.stat().st_mtime_ns
                     elif depth < _DEPTH and entry.name[0] not in "._" and entry.is_dir(follow_symlinks=False):
                         waiting.append((entry.path, depth + 1))
                     if seen >= _ENTRIES:
-                        return max(found, key=found.__getitem__, default=None)
+                        return found
         except OSError:  # a folder that cannot be read, or that has just gone
             continue
+    return found
+
+
+def newest_below(folder: str) -> str | None:
+    """Return the checkpoint of the usual names that was written last, as `files_below`; None if there is none."""
+    found = files_below(folder, CHECKPOINT)
     return max(found, key=found.__getitem__, default=None)
 
 

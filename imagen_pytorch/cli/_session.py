@@ -234,17 +234,21 @@ def _texts(session: Session, made: Made, stage: int) -> dict[str, str]:
     return viewers | metadata_texts({**session.settings(made.wanted, stage), "batch": made.position._asdict()})
 
 
-def _write(session: Session, made: Made, process: Process) -> None:
+def write(session: Session, made: Made, process: Process) -> list[Path]:
+    """Write the files of an image or video.
+
+    Returns:
+        where they are: those of the last U-Net first.
+    """
     outputs, request = session.outputs, session.request
     name = session.path(made.wanted, process)
     *earlier, (last, result) = session.stages(made)
     written = outputs.write(result, name, last, _texts(session, made, last))
-    for path in written:
-        tell(path)
+    every = list(written)
     for stage, item in earlier if request.save_stages else ():
         path = outputs.of_stage(written, name, stage + 1)
-        for each in outputs.write(item, path, stage, _texts(session, made, stage)):
-            tell(each)
+        every += outputs.write(item, path, stage, _texts(session, made, stage))
+    return every
 
 
 def _write_grid(session: Session, made: list[Made]) -> None:
@@ -298,7 +302,8 @@ def draw(sessions: list[Session], process: Process) -> None:
                 texts = _texts(session, item, stage)
                 sys.stdout.buffer.write(session.outputs.encode(result, session.outputs.suffix, stage, texts))
                 continue
-            _write(session, item, process)
+            for path in write(session, item, process):
+                tell(path)
             if request.grid:
                 made.append(item)
     if existing.found and not sessions[0].request.quiet:
