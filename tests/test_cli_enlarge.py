@@ -114,9 +114,9 @@ def test_the_pretrained_model_enlarges_emoji(run):
 
 
 @pytest.mark.parametrize("model", ["video.pt", "repaint.pt"])
-def test_a_video_longer_than_the_models_own_is_made_in_parts(run, model):
+def test_a_video_is_made_in_parts_of_a_window(run, model):
     options = ["a ball", "-m", model, "--seed", 3, "--steps", 1, "--cond-scale", 1]
-    made(run("sample", *options, "--frames", 8, "-o", "a.png"))
+    made(run("sample", *options, "--frames", 8, "--window", 4, "-o", "a.png"))
     imagen = load_imagen_from_checkpoint(model)
     given = {"texts": ["a ball"], "seed": 3, "steps": 1, "cond_scale": 1.0, "fps": 6.0}
     expected = imagen.sample_long(8, 4, inpaint=model == "repaint.pt", **given)
@@ -137,12 +137,13 @@ def test_length_in_seconds(run):
     made(run("sample", *options, "--seconds", 1, "--fps", 3, "-o", "b.gif"))
     assert Image.open("b.gif").n_frames == 3 and "window" not in read_settings("b.gif")
     made(run("sample", "--from-png", "b.gif", "--seconds", 2, "-o", "c.gif"))
-    assert read_settings("c.gif")["frames"] == 6 and read_settings("c.gif")["window"] == 3
+    assert read_settings("c.gif")["frames"] == 6 and "window" not in read_settings("c.gif")
 
 
-def test_a_window_of_all_frames_makes_them_at_once(run, monkeypatch):
+@pytest.mark.parametrize("window", [[], ["--window", 6]])
+def test_without_a_shorter_window_all_frames_are_made_at_once(run, monkeypatch, window):
     monkeypatch.setattr(ElucidatedImagen, "sample_long", None)
-    made(run("sample", "a ball", "-m", "video.pt", "--frames", 6, "--window", 6, "--steps", 1, "-o", "a.gif"))
+    made(run("sample", "a ball", "-m", "video.pt", "--frames", 6, *window, "--steps", 1, "-o", "a.gif"))
     made(run("sample", "--from-png", "a.gif", "-o", "b.gif"))
     assert Path("a.gif").read_bytes() == Path("b.gif").read_bytes()
 
@@ -151,7 +152,7 @@ def test_a_window_of_all_frames_makes_them_at_once(run, monkeypatch):
     ("arguments", "words"),
     [
         (["--frames", 8, "--seconds", 1], "--frames and --seconds both say how long"),
-        (["--frames", 8, "--save-stages"], "--save-stages: a video of more than 4 frames is made in parts"),
+        (["--frames", 8, "--window", 4, "--save-stages"], "a video of more than 4 frames is made in parts"),
         (["--frames", 8, "--window", 1], "window of 2"),
         (["--seconds", 1e9], "is not in the range"),
         (["-m", "imagen.pt", "--seconds", 1], "this model makes images: it takes no --seconds"),

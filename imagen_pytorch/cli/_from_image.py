@@ -167,8 +167,6 @@ def completed(request: dict[str, Any], context: click.Context) -> dict[str, Any]
     position, model = found.pop("batch"), found.pop("model")
     given = {name for name in context.params if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
     given |= {other for name, other in _REPLACED if name in given}
-    if "frames" in found:  # a video whose settings state no window was made at once
-        found.setdefault("window", found["frames"])
     for name in GIVEN:
         if name in found:
             found[name] = _same_file(name, found[name], request[name], path)

@@ -104,7 +104,7 @@ class Videos(Images):
         frames: how many at the full rate; None: as many as the model's configuration says.
         fps: frames a second; None: as many as the model's configuration says.
         seconds: the length in place of ``frames``.
-        window: frames that are made at once; None: as many as the model's configuration says, if they divide.
+        window: frames that are made at once, each part given the frames before it; None: all.
 
     Raises:
         click.UsageError: the number of frames is not stated anywhere, or they do not fit the model.
@@ -134,14 +134,8 @@ class Videos(Images):
                 f"the number of frames must be a multiple of {self.factors[0]}, for the first U-Net makes one frame in "
                 f"{self.factors[0]} (temporal_downsample_factor); got {self.frames}"
             )
-        self.window = self._window(imagen.video_frames) if window is None else window
-        if self.window is not None and self.window >= self.frames:
-            self.window = None
+        self.window = None if window is None or window >= self.frames else window
         self.repaints = not imagen.given_frames_prob
-
-    def _window(self, own: int | None) -> int | None:
-        """The model's own number of frames, if its U-Nets can make half of them after the other half."""
-        return own if own and own > 1 and own // 2 % self.factors[0] == 0 else None
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of `Cascade.sample`, or of `Cascade.sample_long` if the video is made in parts."""

@@ -146,7 +146,7 @@ class _Sample(click.Command):
     "--window",
     type=FRAMES,
     metavar="N",
-    help="Frames of a long video that are made at once, given those before.  [default: as many as the model's own]",
+    help="Frames of a long video that are made at once, given those before: less memory.  [default: all frames]",
 )
 @click.option(
     "--load-ema",
