@@ -93,7 +93,7 @@ def test_lines(line, caption, options):
     assert read(line) == (caption, options)
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), st.integers(0, 2**63 - 1))
+@given(st.text(max_size=30), st.integers(0, 2**63 - 1))
 @settings(max_examples=60, deadline=None)
 def test_json_holds_any_caption(caption, seed):
     assert read(json.dumps({"prompt": caption, "seed": seed})) == (caption, {"seed": seed})
