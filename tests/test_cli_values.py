@@ -52,7 +52,7 @@ def test_precisions_have_the_names_of_other_libraries_too(command, given, meant)
 
 def test_all_commands_have_options_with_numbers():
     numbered = {command for command, _ in OPTIONS}
-    assert numbered == set(main.list_commands(CONTEXT)) - {"config", "doctor", "completion"} and len(OPTIONS) > 25
+    assert numbered == set(main.list_commands(CONTEXT)) - {"doctor", "completion", "report"} and len(OPTIONS) > 25
 
 
 @pytest.mark.parametrize(("command", "option"), OPTIONS, ids=lambda word: word.strip("-"))
@@ -69,7 +69,7 @@ def test_numbers_that_are_none_are_refused_before_anything_is_done(command, opti
 
 #: options of which no number is too large: they end something, are a rate, or count what is made one after another
 ENDLESS = {"--num-images", "--unet", "--stop-at-unet", "--steps", "--max-steps", "--epochs", "--judge", "--valid",
-           "--log-every", "--save-every", "--sample-every", "--lr", "--fps"}  # fmt: skip
+           "--log-every", "--save-every", "--sample-every", "--lr", "--fps", "--keep"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
