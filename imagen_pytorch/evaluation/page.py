@@ -36,7 +36,7 @@ vertical-align:middle;margin-right:.4em}
 .chart span{position:absolute;font-size:.75rem;line-height:1}.chart .y{right:100%;margin-right:.4rem;translate:0 50%}
 .chart .x{top:100%;margin-top:.4rem;translate:-50% 0}.axis{font-size:.8rem;text-align:center;margin:1.4rem 0 0 3.2rem}
 polyline,path{fill:none;vector-effect:non-scaling-stroke}
-.film input{display:block;width:100%;max-width:40rem;margin:.25rem 0 .5rem}.film img{max-width:none;display:block}
+.film input{display:block;width:100%;max-width:40rem;margin:.25rem 0 .5rem}.film img{max-width:100%;display:block}
 [hidden]{display:none !important}
 </style></head><body>
 """
