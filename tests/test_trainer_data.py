@@ -11,7 +11,8 @@ from imagen_pytorch import ElucidatedImagen, Imagen, ImagenTrainer
 from imagen_pytorch.cascade.batching import in_batches
 from imagen_pytorch.data import Dataset
 from imagen_pytorch.images import resize, to_pil
-from imagen_pytorch.training.loaders import BatchStream, make_loader, named_batch
+from imagen_pytorch.training.batches import named_batch
+from imagen_pytorch.training.loaders import BatchStream, make_loader
 from imagen_pytorch.training.optim import rate_factor
 
 

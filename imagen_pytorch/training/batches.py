@@ -1,90 +1,88 @@
-"""Checks of the entries of a batch, before any computation."""
+"""The entries of a batch by name, checked before any computation."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..cascade.batch import TrainingBatch
 from ..cascade.cascade import Cascade
 from ..registry import suggestion
-from .loaders import named_batch
 
 #: arguments of a batch that are of the trainer, not of the caller
-_OWN = ("unet_number", "generator")
+_OWN = ("self", "unet_number", "generator")
 
 
-def entries_of(batch: Any, cascade: Cascade, names: tuple[str, ...]) -> dict[str, Any]:
-    """Return the entries of a batch of a loader as keywords of `Cascade.training_batch`.
+def named_batch(batch: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Return the entries of a batch as keyword arguments of the trainer.
 
     Args:
-        batch: as for `named_batch`.
-        cascade: the model.
+        batch: a dict, a tuple or list in the order of ``names``, or images alone. An entry that is a list of strings
+            is always ``texts``.
         names: of the entries of a tuple.
 
     Raises:
-        ValueError, TypeError: as `named_batch`, `check_images` and `check_tuple`.
+        ValueError: a tuple with more entries than names.
+        TypeError: something else than a batch.
+    """
+    if isinstance(batch, Mapping):
+        return dict(batch)
+    if isinstance(batch, Tensor | np.ndarray):
+        return {"images": batch}
+    if not isinstance(batch, list | tuple):
+        raise TypeError(f"a loader yields tensors, tuples or dicts, got {type(batch).__name__}")
+    if len(batch) > len(names):
+        raise ValueError(
+            f"the loader yields {len(batch)} values, but only {len(names)} names are known: {', '.join(names)}; "
+            "name them all in dl_tuple_output_keywords_names"
+        )
+    return {"texts" if _are_texts(value) else name: value for name, value in zip(names, batch, strict=False)}
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(item, str) for item in value)
+
+
+def entries_of(batch: Any, cascade: Cascade, names: tuple[str, ...]) -> dict[str, Any]:
+    """Return the entries of a batch of a loader as keywords of `Cascade.training_batch`. Arguments as for
+    `named_batch`.
+
+    Raises:
+        ValueError, TypeError: as `named_batch` and `check_keywords`; no ``images``; or an entry of a tuple that cannot
+            be what its place makes it, such as a label.
     """
     named = named_batch(batch, names)
-    check_images(cascade, named)
-    if isinstance(batch, list | tuple):
-        check_tuple(named, names)
-    return named
-
-
-def check_keywords(cascade: Cascade, names: Mapping[str, Any]) -> None:
-    """Refuse what no batch has.
-
-    Raises:
-        TypeError: a name that `Cascade.training_batch` does not take.
-    """
-    known = [name for name in inspect.signature(type(cascade).training_batch).parameters if name not in (*_OWN, "self")]
-    for name in names:
-        if name not in known:
-            raise TypeError(f'a batch has no "{name}"{suggestion(name, tuple(known))}; it has {", ".join(known)}')
-
-
-def check_images(cascade: Cascade, batch: Mapping[str, Any]) -> None:
-    """Refuse a batch of a loader that has no images, or names that nothing here has.
-
-    Raises:
-        ValueError: there are no ``images``.
-        TypeError: as `check_keywords`.
-    """
-    if "images" not in batch:
-        came = ", ".join(f'"{name}"' for name in batch) or "nothing"
-        near = suggestion("images", tuple(str(name) for name in batch))
+    if "images" not in named:
+        came = ", ".join(f'"{name}"' for name in named) or "nothing"
+        near = suggestion("images", tuple(str(name) for name in named))
         raise ValueError(
             f'the loader yields {came} and no "images"{near}; rename its entries in the data set or with collate_fn, '
             "or let it yield tuples and name these in dl_tuple_output_keywords_names"
         )
-    check_keywords(cascade, batch)
-
-
-def check_tuple(batch: Mapping[str, Any], names: tuple[str, ...]) -> None:
-    """Refuse entries of a loader's tuple that cannot be what their place makes them, such as labels.
-
-    Args:
-        batch: by name, as `named_batch` gives it.
-        names: of the entries of a tuple.
-
-    Raises:
-        ValueError: ``text_embeds`` that are no embeddings.
-    """
-    embeds = batch.get("text_embeds")
-    if embeds is not None and getattr(embeds, "ndim", 3) != 3:
-        place = names.index("text_embeds") + 1 if "text_embeds" in names else 0
+    check_keywords(cascade, named)
+    embeds = named.get("text_embeds")
+    if isinstance(batch, list | tuple) and embeds is not None and getattr(embeds, "ndim", 3) != 3:
         raise ValueError(
-            f"entry {place} of the loader's tuple was taken for text_embeds, which are (batch, tokens, width), got "
-            f"{tuple(embeds.shape)}: name the entries in dl_tuple_output_keywords_names, or leave labels out with "
-            "collate_fn"
+            f"entry {names.index('text_embeds') + 1} of the loader's tuple was taken for text_embeds, which are "
+            f"(batch, tokens, width), got {tuple(embeds.shape)}: name the entries in dl_tuple_output_keywords_names, "
+            "or leave labels out with collate_fn"
         )
+    return named
+
+
+def check_keywords(cascade: Cascade, names: Mapping[str, Any]) -> None:
+    """Raise a TypeError for a name that `Cascade.training_batch` does not take."""
+    known = [name for name in inspect.signature(type(cascade).training_batch).parameters if name not in _OWN]
+    for name in names:
+        if name not in known:
+            raise TypeError(f'a batch has no "{name}"{suggestion(name, tuple(known))}; it has {", ".join(known)}')
 
 
 @contextmanager

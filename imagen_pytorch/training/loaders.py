@@ -6,10 +6,9 @@ import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
@@ -33,37 +32,6 @@ from .workers import Staff, Waiting, is_lost_worker, like
 
 #: options of torch's ``DataLoader`` that decide its order and that we do not replace
 _OWN_ORDER = ("sampler", "batch_sampler", "generator")
-
-
-def named_batch(batch: Any, names: Sequence[str]) -> dict[str, Any]:
-    """Return the entries of a batch as keyword arguments of the trainer.
-
-    Args:
-        batch: a dict, a tuple or list in the order of ``names``, or images alone. An entry that is a list of strings
-            is always ``texts``.
-        names: of the entries of a tuple.
-
-    Raises:
-        ValueError: a tuple with more entries than names.
-        TypeError: something else than a batch.
-    """
-    if isinstance(batch, Mapping):
-        return dict(batch)
-    if isinstance(batch, Tensor | np.ndarray):
-        return {"images": batch}
-    if not isinstance(batch, list | tuple):
-        raise TypeError(f"a loader yields tensors, tuples or dicts, got {type(batch).__name__}")
-    if len(batch) > len(names):
-        raise ValueError(
-            f"the loader yields {len(batch)} values, but only {len(names)} names are known: {', '.join(names)}; "
-            "name them all in dl_tuple_output_keywords_names"
-        )
-    return {"texts" if is_texts(value) else name: value for name, value in zip(names, batch, strict=False)}
-
-
-def is_texts(value: Any) -> bool:
-    """Return whether this is a batch of captions."""
-    return isinstance(value, list | tuple) and bool(value) and all(isinstance(item, str) for item in value)
 
 
 def make_loader(dataset: Any, batch_size: int, seed: int, **options: Any) -> DataLoader:
