@@ -280,12 +280,12 @@ class ConditioningEncoder(Persistent):
         Raises:
             ValueError: as `forward`; or a ready conditioning, from which the caption cannot be removed.
         """
-        answer = self.forward(*args, **kwargs)
+        answer = self(*args, **kwargs)
         if cond_scale == 1 or not self.cond_on_text:
             return answer
         if len(args) > 2 or kwargs.get("conditioning") is not None:
             raise ValueError("forward_with_cond_scale takes text_embeds and the like, not a ready conditioning")
-        null = self.forward(*args, **{**kwargs, "cond_drop_prob": 1.0, "text_keep": None})
+        null = self(*args, **{**kwargs, "cond_drop_prob": 1.0, "text_keep": None})
         update = answer - null
         if remove_parallel_component:
             axis = F.normalize(answer.flatten(1), dim=1).view_as(answer)

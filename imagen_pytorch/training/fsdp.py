@@ -7,7 +7,7 @@ the optimizer. From then on every parameter is a ``DTensor`` of which each proce
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -23,8 +23,6 @@ from ..nn.blocks import ContextAttention
 from .distributed import Distributed
 from .precision import Precision
 
-#: methods of a network, beside its forward pass, that use its weights
-_ENTRANCES = ("condition", "forward_with_cond_scale")
 #: mark of a parameter that has no axis outside of sharded training
 _SCALAR = "stands_for_a_scalar"
 
@@ -88,7 +86,7 @@ def shard(unet: nn.Module, mesh: Any) -> None:
         if name in scalars:
             setattr(item, _SCALAR, True)
     unet.no_sync = partial(_without_exchange, unet)
-    _open_entrances(unet)
+    _open_condition(unet)
 
 
 @contextmanager
@@ -106,39 +104,18 @@ def is_shared(tensor: Tensor) -> bool:
     return hasattr(tensor, "placements")
 
 
-def _open_entrances(unet: nn.Module) -> None:
-    """Have the weights of no block at hand in methods that are called from outside, too."""
+def _open_condition(unet: nn.Module) -> None:
+    """Have the weights of no block at hand in ``condition``, when it is called from outside, too."""
     from torch.distributed.fsdp import register_fsdp_forward_method
 
-    depth = 0
-
-    def enter(*_: Any) -> None:
-        nonlocal depth
-        depth += 1
-
-    def leave(*_: Any) -> None:
-        nonlocal depth
-        depth -= 1
-
-    unet.register_forward_pre_hook(enter)
-    unet.register_forward_hook(leave, always_call=True)
-    for name in _ENTRANCES:
-        if not hasattr(unet, name):
-            continue
-        inner = getattr(unet, name)
-        register_fsdp_forward_method(unet, name)
-        outer = getattr(unet, name)
-
-        def entrance(*args: Any, inner: Any = inner, outer: Any = outer, **kwargs: Any) -> Any:
-            if depth:  # inside a pass they are at hand, and would be let go too early
-                return inner(*args, **kwargs)
-            enter()
-            try:
-                return outer(*args, **kwargs)
-            finally:
-                leave()
-
-        setattr(unet, name, entrance)
+    passes: list[bool] = []
+    unet.register_forward_pre_hook(lambda *_: passes.append(True))
+    unet.register_forward_hook(lambda *_: passes.clear(), always_call=True)
+    inner = unet.condition
+    register_fsdp_forward_method(unet, "condition")
+    outer = unet.condition
+    # inside a pass they are at hand, and would be let go too early
+    unet.condition = lambda *args, **kwargs: (inner if passes else outer)(*args, **kwargs)
 
 
 # -- gradients ------------------------------------------------------------------------------------------------------
@@ -193,33 +170,41 @@ def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer_state(
-    optimizer: Optimizer, saved: Mapping[str, Any], prefix: str, load: Callable[[Mapping[str, Tensor]], object]
+    optimizer: Optimizer,
+    saved: Mapping[str, Any],
+    prefix: str,
+    load: Callable[[Mapping[str, Tensor]], object],
+    order: Sequence[nn.Parameter] | None = None,
 ) -> None:
-    """Load what `optimizer_state` returned; into shards, if the optimizer has them.
+    """Load the moments that `optimizer_state` returned; how the optimizer computes stays as it is.
+
+    The largest second moments, which ``amsgrad`` needs, begin at the present ones if they were not saved.
 
     Moments of sharded parameters are not read from ``saved``, so they may be without memory: ``load`` fills tensors in
-    place, given by names such as "optim0/state/3/exp_avg", where ``prefix`` is "optim0".
+    place, given by names such as "optim0/state/3/exp_avg", where ``prefix`` is "optim0". ``order`` are the parameters
+    as the saved state numbers them, by default as the optimizer does.
     """
     parameters = parameters_of(optimizer)
-    if not any(map(is_shared, parameters)):
-        optimizer.load_state_dict(dict(saved))
-        return
+    order, places = order or parameters, {item: place for place, item in enumerate(parameters)}
+    sharded = any(map(is_shared, parameters))
     state = {
-        index: {
-            key: torch.zeros_like(parameters[index], requires_grad=False) if _is_moment(key, item) else item
+        places[order[index]]: {
+            key: torch.zeros_like(order[index], requires_grad=False) if sharded and _is_moment(key, item) else item
             for key, item in each.items()
         }
         for index, each in saved["state"].items()
     }
-    optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
-    load(
-        {
-            f"{prefix}/state/{index}/{key}": item
-            for index in state
-            for key, item in optimizer.state[parameters[index]].items()
-            if _is_moment(key, item)
-        }
-    )
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    loaded = {index: optimizer.state[order[index]] for index in saved["state"]}
+    if sharded:
+        moments = ((f"{prefix}/state/{index}", each) for index, each in loaded.items())
+        load({f"{name}/{key}": item for name, each in moments for key, item in each.items() if _is_moment(key, item)})
+    for group in optimizer.param_groups:
+        for each in (optimizer.state[item] for item in group["params"] if item in optimizer.state):
+            if group.get("amsgrad"):
+                each.setdefault("max_exp_avg_sq", torch.clone(each["exp_avg_sq"]))
+            elif "amsgrad" in group:
+                each.pop("max_exp_avg_sq", None)
 
 
 def fill(targets: Mapping[str, Tensor], contents: Mapping[str, Any]) -> None:

@@ -7,9 +7,6 @@ import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import torch
-from torch.optim import Optimizer
-
 from ..tensors import per_stage
 from .optim import ADAM, PERIODS
 
@@ -78,20 +75,3 @@ def merged(
         if name in stated and name in own and own[name] != value
     ]
     return {**own, **{name: value for name, value in found.items() if name not in stated}}, notes
-
-
-def move_moments(source: Optimizer, target: Optimizer) -> None:
-    """Hand the moments of an optimizer to another one of the same parameters, grouped in whatever way.
-
-    The largest second moments, which ``amsgrad`` needs, begin at the present ones.
-    """
-    for group in target.param_groups:
-        for parameter in group["params"]:
-            if parameter not in source.state:
-                continue
-            moments = dict(source.state[parameter])
-            if group.get("amsgrad"):
-                moments.setdefault("max_exp_avg_sq", torch.clone(moments["exp_avg_sq"]))
-            elif "amsgrad" in group:
-                moments.pop("max_exp_avg_sq", None)
-            target.state[parameter] = moments

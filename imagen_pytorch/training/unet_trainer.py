@@ -26,7 +26,7 @@ from .fsdp import gradient_norm, load_optimizer_state, optimizer_state, paramete
 from .optim import ADAM, BY_NAME, PERIODS, Choice, Warmup, make_optimizer, make_scheduler
 from .posthoc import PowerAverages
 from .precision import Precision
-from .settings import merged, move_moments, optimizer_in, settings_in
+from .settings import merged, optimizer_in, settings_in
 from .validation import are_averages, are_gradients, is_optimizer_state, is_scale, is_schedule
 
 #: entries of every checkpoint, without the number of the U-Net
@@ -402,11 +402,8 @@ class UnetTrainer:
         optimizer = make_optimizer(self.unet, settings)
         if f"optim{index}" in contents and choice.name == before:
             saved = contents[f"optim{index}"]
-            holder = make_optimizer(self.unet, settings, separate=len(saved["param_groups"]) > 1)
-            # how an optimizer computes is of this trainer: only the moments are taken
-            saved = {"state": saved["state"], "param_groups": holder.state_dict()["param_groups"]}
-            load_optimizer_state(holder, saved, f"optim{index}", load)
-            move_moments(holder, optimizer)
+            grouped = make_optimizer(self.unet, settings, separate=len(saved["param_groups"]) > 1)
+            load_optimizer_state(optimizer, saved, f"optim{index}", load, parameters_of(grouped))
         self.optimizer, self.settings = optimizer, settings
         self.scheduler = make_scheduler(optimizer, settings, taken)
         own, scale = self.scaler.state_dict(), contents.get(f"scaler{index}") or {}
