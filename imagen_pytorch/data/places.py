@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..registry import no_file_system
+from ..io.files import open_url
 from .decoding import printable, reason_of
 from .local_folder import LocalFolder, Place, bounded
 from .skipping import DataError
@@ -26,9 +26,6 @@ FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryErr
 
 #: Keys of file systems for values that change with the contents of a file.
 STAMPS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "modified")
-
-#: Packages of file systems, by protocol.
-PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs"}
 
 
 class NoFileSystem(DataError):
@@ -193,17 +190,9 @@ def _copied(url: str, fs: Any) -> tuple[Any, str]:
 
 
 def _made(url: str, options: dict[str, Any]) -> tuple[Any, str]:
-    from fsspec import available_protocols
-    from fsspec.core import url_to_fs
-
-    protocol = url.partition("://")[0].split("::")[-1]
     try:
-        return url_to_fs(url, **options)
+        return open_url(url, options)
     except ImportError as error:
-        hint = f"pip install {PACKAGES[protocol]}" if protocol in PACKAGES else str(error)
-        raise PackageMissing(f"{printable(url)} cannot be read without a package that is missing: {hint}") from None
+        raise PackageMissing(f"{printable(url)} cannot be read without a package that is missing: {error}") from None
     except ValueError as error:
-        known = tuple(sorted(available_protocols()))
-        is_known = any(part in known for part in (protocol, url.partition("://")[0]))
-        reason = error if is_known else no_file_system(protocol, known)
-        raise NoFileSystem(f"{printable(url)} cannot be read: {reason}") from None
+        raise NoFileSystem(f"{printable(url)} cannot be read: {error}") from None

@@ -46,25 +46,35 @@ def locate(path: str | Path, fs: Any = None, fs_kwargs: Mapping[str, Any] | None
     Raises:
         CheckpointMisaddressed: a URL of an unknown kind, or one whose file system cannot be opened.
     """
-    from fsspec.core import url_to_fs
-
     text = str(path)
     with errors_as(CheckpointMisaddressed, f"cannot open {path}"):
         if fs is not None:
             return fs, fs._strip_protocol(text)
         if "://" not in text:
             return _locate_local(text, fs_kwargs or {})
-        *outer, last = text.split("::")
-        known = tuple(sorted(_protocols()))
-        for part in (*outer, *([last] if "://" in last else [])):
-            if (protocol := part.partition("://")[0]) not in known:
-                raise CheckpointMisaddressed(f"cannot open {path}: {no_file_system(protocol, known)}")
-        try:
-            return url_to_fs(text, **(fs_kwargs or {}))
-        except ImportError as error:
-            package = _PACKAGES.get(text.split("://", 1)[0])
-            hint = f"; pip install {package}" if package else ""
-            raise CheckpointMisaddressed(f"cannot open {path}: {reason(error)}{hint}") from error
+        return open_url(text, fs_kwargs or {})
+
+
+def open_url(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """Return the file system of a URL, made with these arguments, and the path as that file system spells it.
+
+    Raises:
+        ValueError: an unknown protocol, also of a URL in a chain.
+        ImportError: the package of the file system is not installed; the message says how to install it.
+    """
+    from fsspec.core import url_to_fs
+
+    *outer, last = url.split("::")
+    known = tuple(sorted(_protocols()))
+    for part in (*outer, *([last] if "://" in last else [])):
+        if (protocol := part.partition("://")[0]) not in known:
+            raise ValueError(no_file_system(protocol, known))
+    try:
+        return url_to_fs(url, **options)
+    except ImportError as error:
+        package = _PACKAGES.get(url.partition("://")[0].split("::")[-1])
+        hint = f"; pip install {package}" if package else ""
+        raise ImportError(f"{' '.join(str(error).split())}{hint}") from error
 
 
 def _locate_local(text: str, options: Mapping[str, Any]) -> tuple[Any, str]:
