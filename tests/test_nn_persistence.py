@@ -160,7 +160,7 @@ def test_a_file_that_was_cut_is_refused_and_one_that_cannot_be_written_leaves_th
     whole = path.read_bytes()
 
     def full(_, file):
-        file.write_bytes(whole[:100])
+        file.write(whole[:100])
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import secrets
 import stat
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..image_metadata import save_options
+from ..io.atomic import replacing
 from ..lines import append_lines, backup, next_free
 from ..wording import printable
 
@@ -135,13 +135,10 @@ def replace_file(contents: bytes, path: Path) -> None:
         OSError: it cannot be written, or a folder has this name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".imagen-{secrets.token_hex(8)}.tmp")
-    _create(contents, beside)
     try:
-        os.replace(beside, path)
+        with replacing(path) as file:
+            file.write(contents)
     except OSError as error:
-        with suppress(OSError):
-            beside.unlink()
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 

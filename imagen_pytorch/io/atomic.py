@@ -131,16 +131,27 @@ def publish(file: Any, path: str, overwrite: bool = True) -> None:
         os.link(file.name, path)
 
 
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[PacedFile]:
+    """Open a new local file that takes the name ``path`` at the end of the block, unless an error ends it.
+
+    What has that name stays complete until then; a link gives way and is not followed.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    with temporary_file(folder) as file:
+        yield file
+        sync(file)
+        publish(file, os.fspath(path))
+    sync_folder(folder)
+
+
 def write_bytes(fs: Any, path: str, data: bytes) -> None:
     """Write a small file in one step, here or in an object store."""
     if not is_local(fs):
         retry(lambda: fs.pipe_file(path, data))
         return
-    with temporary_file(os.path.dirname(path)) as file:
+    with replacing(path) as file:
         file.write(data)
-        sync(file)
-        publish(file, path)
-    sync_folder(os.path.dirname(path))
 
 
 def second_name(fs: Any, path: str, name: str) -> None:
@@ -148,17 +159,14 @@ def second_name(fs: Any, path: str, name: str) -> None:
     if not is_local(fs):
         retry(lambda: fs.cp_file(path, name))
         return
-    folder = os.path.dirname(name)
-    other = temporary_name(folder)
+    other = temporary_name(os.path.dirname(name))
     try:
         try:
             os.link(path, other)
             os.replace(other, name)
         except OSError:  # no hard links on this drive, or tidied up by another process
-            with temporary_file(folder) as copy, open(path, "rb") as file:
+            with replacing(name) as copy, open(path, "rb") as file:
                 shutil.copyfileobj(file, copy, 1 << 24)
-                sync(copy)
-                publish(copy, name)
     finally:
         with suppress(OSError):  # a link that is the same file already stays there
             os.remove(other)

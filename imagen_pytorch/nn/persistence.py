@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..construction import class_name, plain
+from ..io.atomic import replacing
 from ..registry import Registry
 
 UNETS: Registry[type[nn.Module]] = Registry("network")
@@ -99,12 +100,8 @@ class Persistent(nn.Module):
         path = Path(path).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
         config, state = self.to_config_and_state_dict()
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            torch.save({"type": class_name(self), "config": plain(config), "state_dict": state}, unfinished)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with replacing(path) as file:
+            torch.save({"type": class_name(self), "config": plain(config), "state_dict": state}, file)
 
     @classmethod
     def hydrate_from_file(cls, path: str | os.PathLike[str]) -> Persistent:
