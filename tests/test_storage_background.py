@@ -49,7 +49,7 @@ def test_a_writer_rests_until_somebody_waits_for_it(monkeypatch):
     def write():
         for piece in range(3):
             began.set()
-            writer.pause()
+            background.pause()
             done.append(piece)
 
     for _ in range(2):  # the second one rests again
@@ -58,7 +58,7 @@ def test_a_writer_rests_until_somebody_waits_for_it(monkeypatch):
         writer.submit(write)
         began.wait()
         assert done == []
-        writer.pause()
+        background.pause()
         writer.wait()
         assert done == [0, 1, 2]
 

@@ -71,13 +71,6 @@ class BackgroundWriter:
         """Return whether a write has failed and its error was not raised yet. Does not wait."""
         return self._last is not None and self._last.done() and self._last.exception() is not None
 
-    def pause(self) -> None:
-        """Pause between the pieces of a write in this writer's thread, unless `settle` or `wait` was called."""
-        worked = time.perf_counter() - self._since
-        if getattr(_THREAD, "writer", None) is self and worked >= WORK:
-            self._awaited.wait(REST * worked)
-            self._since = time.perf_counter()
-
 
 def settle() -> None:
     """Wait until no writer of this process is writing; errors stay for their owners."""
@@ -86,10 +79,11 @@ def settle() -> None:
 
 
 def pause() -> None:
-    """Pause as the writer whose thread this is; elsewhere do nothing."""
+    """Pause between the pieces of a write in a writer's thread, unless it is waited for; elsewhere do nothing."""
     writer = getattr(_THREAD, "writer", None)
-    if writer is not None:
-        writer.pause()
+    if writer is not None and (worked := time.perf_counter() - writer._since) >= WORK:
+        writer._awaited.wait(REST * worked)
+        writer._since = time.perf_counter()
 
 
 @functools.cache
