@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..version import __version__
-from ._drawing import DrawingOptions, Model
+from ._drawing import DrawingOptions, Model, write_results
 from ._errors import say
-from ._files import check_place, encoded, tell, write_new
+from ._files import check_place
 from ._judge import EMBEDDED_JUDGE, caption_judge
 from ._models import find_model
 from ._prompts import read_captions
@@ -27,8 +24,6 @@ if TYPE_CHECKING:
 
     from ..evaluation.comparison import Comparison
 
-#: names of what is written
-FIGURES, SHEET = "compare.json", "compare.png"
 #: captions of data among which each image's own is looked for, and rows of the sheet, at most
 CANDIDATES, ROWS = 2000, 24
 
@@ -152,8 +147,7 @@ def run(request: Request) -> None:
         click.ClickException: anything that the user can put right.
         ValueError: a setting that the models do not take.
     """
-    output = Path(request.output)
-    check_place(output / FIGURES)
+    check_place(Path(request.output, "compare.json"))
     sides = _sides(request)
     text = not sides[0].model.imagen.unconditional
     real = _data(request, sides[0].model) if text else None
@@ -170,8 +164,6 @@ def run(request: Request) -> None:
         if not found:
             say("  without captions images have no figures of their own: look at the sheet and at imagen eval")
     facts = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "version": __version__,
         "seeds": [request.seed, request.seed + len(wanted) - 1],
         "images": len(wanted),
         "data": None if real is None else real.record,
@@ -179,5 +171,4 @@ def run(request: Request) -> None:
         "b": sides[1].record(),
         "figures": {item.name: item.figures() for item in found},
     }
-    tell(write_new(f"{json.dumps(facts, indent=2)}\n".encode(), output / FIGURES, listed=False))
-    tell(write_new(encoded(_sheet(sides, captions)), output / SHEET))
+    write_results(request.output, "compare", facts, _sheet(sides, captions))

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..version import __version__
+from ._files import encoded, tell, write_new
 from ._models import load
 from ._options import chosen_device
 from ._sampling import Wanted, check_arguments, last_unet, results, sample_arguments, settings
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
 
     from ..evaluation.subject import Enlarged
@@ -38,6 +45,27 @@ class DrawingOptions:
     output: str
     device: str
     quiet: bool
+
+
+@dataclass(frozen=True)
+class EvalOptions(DrawingOptions):
+    """The options of ``imagen eval``; the command's help says what they mean."""
+
+    target: str | None
+    data: str | None
+    split: str | None
+    limit: int
+    reference: int
+    image_size: int | None
+    extractor: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+
+def write_results(folder: str, name: str, facts: Mapping[str, Any], sheet: Image.Image) -> None:
+    """Write the facts, with date and version, to ``<name>.json`` and the sheet to ``<name>.png``; print both paths."""
+    made = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "version": __version__, **facts}
+    tell(write_new(f"{json.dumps(made, indent=2)}\n".encode(), Path(folder, f"{name}.json"), listed=False))
+    tell(write_new(encoded(sheet), Path(folder, f"{name}.png")))
 
 
 class Model:

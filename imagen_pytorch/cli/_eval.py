@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from ..version import __version__
-from ._drawing import Model
+from ._drawing import EvalOptions, Model, write_results
 from ._errors import USAGE, CommandFailed, say
-from ._eval_options import Request
-from ._eval_videos import FIGURES, SHEET, evaluate_videos, judges_clips
-from ._files import check_place, encoded, tell, write_new
+from ._eval_videos import evaluate_videos, judges_clips
+from ._files import check_place
 from ._judge import EMBEDDED_JUDGE, caption_judge, fingerprint
 from ._models import find_model
 from ._real import FolderImages, RealData, chosen_source, folder_images, image_files, recorded_source
@@ -62,7 +58,7 @@ class Generated(NamedTuple):
     small_size: tuple[int, int] | None = None
 
 
-def _drawn(model: Model, real: RealData, request: Request) -> Generated:
+def _drawn(model: Model, real: RealData, request: EvalOptions) -> Generated:
     """Draw captions of the data, each with a seed of its own."""
     text = not model.imagen.unconditional
     if text and not real.captions:
@@ -100,7 +96,7 @@ def _subject(
     real: RealData,
     training: RealData,
     extractors: list[FeatureExtractor],
-    request: Request,
+    request: EvalOptions,
     model: Model | None,
 ) -> Subject:
     """Everything that is compared; what costs time is computed when a metric asks for it."""
@@ -147,7 +143,7 @@ def _subject(
     )
 
 
-def run(request: Request) -> None:
+def run(request: EvalOptions) -> None:
     """Compute, print and write everything.
 
     Raises:
@@ -162,8 +158,8 @@ def run(request: Request) -> None:
         METRICS[name]
     for name in request.extractor:  # a wrong name is said before anything is loaded
         extractors()[name.partition(":")[0]]
-    target, output = find_target(request.target), Path(request.output)
-    check_place(output / FIGURES)
+    target = find_target(request.target)
+    check_place(Path(request.output, "eval.json"))
     model = Model(target, request, judges_clips(target, request.data)) if isinstance(target, str) else None
     if model is not None and model.imagen.is_video:
         evaluate_videos(model, request)
@@ -190,8 +186,6 @@ def run(request: Request) -> None:
             say(f"  {line}")
     facts = {
         "target": str(target),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "version": __version__,
         **made.facts,
         "data": real.record,
         "images": subject.counts(),
@@ -199,6 +193,5 @@ def run(request: Request) -> None:
         "figures": report.figures,
         "notes": report.notes,
     }
-    tell(write_new(f"{json.dumps(facts, indent=2)}\n".encode(), output / FIGURES, listed=False))
     title = ": ".join(filter(None, (str(target), made.facts.get("sampling"))))
-    tell(write_new(encoded(sheet(subject, report, title)), output / SHEET))
+    write_results(request.output, "eval", facts, sheet(subject, report, title))

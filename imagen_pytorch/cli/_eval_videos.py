@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..version import __version__
 from ._data import caption_of, images_of
+from ._drawing import EvalOptions, Model, write_results
 from ._errors import say
-from ._files import encoded, tell, write_new
 from ._judge import clip_figures, clip_table
 from ._real import chosen_source, recorded_source
 from ._sampling import Wanted
@@ -22,11 +18,6 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from ._drawing import Model
-    from ._eval_options import Request
-
-#: names of what is written
-FIGURES, SHEET = "eval.json", "eval.png"
 #: the data whose clips can be judged, and the part of them that is never trained on
 DIGITS, HELD_OUT = "moving-digits", "test"
 #: clips on the sheet
@@ -46,7 +37,7 @@ def judges_clips(model: str, data: str | None) -> bool:
     return chosen_source(data, recorded_source(model)).name == DIGITS
 
 
-def _data(model: Model, request: Request) -> tuple[Any, dict[str, Any]]:
+def _data(model: Model, request: EvalOptions) -> tuple[Any, dict[str, Any]]:
     """Open the clips to compare with, as many frames as the model makes; also what JSON says about them.
 
     Raises:
@@ -81,7 +72,7 @@ def _sheet(made: Tensor, real: Tensor, captions: list[str], title: str) -> Image
     return labelled_grid(list(zip(*rows, strict=True)), labels, ["generated", "real"], title=title, scale=2)
 
 
-def evaluate_videos(model: Model, request: Request) -> None:
+def evaluate_videos(model: Model, request: EvalOptions) -> None:
     """Compute, print and write everything.
 
     Raises:
@@ -104,14 +95,10 @@ def evaluate_videos(model: Model, request: Request) -> None:
             say(f"  {line}")
     facts = {
         "target": model.path,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "version": __version__,
         "model": model.record(),
         "sampling": words,
         "seeds": [request.seed, request.seed + count - 1],
         "data": record,
         "figures": report,
     }
-    output = Path(request.output)
-    tell(write_new(f"{json.dumps(facts, indent=2)}\n".encode(), output / FIGURES, listed=False))
-    tell(write_new(encoded(_sheet(made, real, captions, f"{model.path}: {words}")), output / SHEET))
+    write_results(request.output, "eval", facts, _sheet(made, real, captions, f"{model.path}: {words}"))

@@ -17,7 +17,7 @@ from ..image_metadata import NotAnImage, may_hold_settings, read_settings
 from ..signatures import ConfigError, errors_in_file, parse, read_config
 from ..wording import excerpt
 from ._memory import plan_of
-from ._models import MODEL
+from ._models import MODEL, checkpoint_in
 from ._presets import find_config, preset_names
 
 if TYPE_CHECKING:
@@ -30,18 +30,6 @@ if TYPE_CHECKING:
 _VERSION = 40
 #: suffixes of files that are meant as checkpoints, whatever they hold
 _CHECKPOINTS = {".pt", ".pth", ".bin", ".ckpt", ".safetensors"}
-
-
-@dataclass(frozen=True)
-class Request:
-    """The options of ``imagen info``; the command's help says what they mean."""
-
-    target: str | None
-    batch_size: int | None
-    max_batch_size: int | None
-    precision: str | None
-    frames: int | None
-    as_json: bool
 
 
 @dataclass(frozen=True)
@@ -64,20 +52,6 @@ def _looks_like_checkpoint(path: Path) -> bool:
     return path.suffix.lower() in _CHECKPOINTS or start.startswith((b"PK", b"\x80")) or start[8:9] == b"{"
 
 
-def _checkpoint_in(folder: str) -> str:
-    """The checkpoint that a folder, here or elsewhere, stands for.
-
-    Raises:
-        click.UsageError: it holds none.
-    """
-    from ..checkpoints import newest_in
-
-    found = newest_in(folder)
-    if found is None:
-        raise click.UsageError(f"the folder {folder} holds no checkpoint (imagen.pt or checkpoint.<steps>.pt)")
-    return found
-
-
 def _checkpoint_of(target: str | None) -> str | None:
     """The checkpoint that is meant, or None if it is a configuration.
 
@@ -89,10 +63,10 @@ def _checkpoint_of(target: str | None) -> str | None:
     if "://" in target:
         from ..io.files import kind_of, locate
 
-        return _checkpoint_in(target) if kind_of(*locate(target)) == "directory" else target
+        return checkpoint_in(target) if kind_of(*locate(target)) == "directory" else target
     path = Path(target)
     if path.is_dir():
-        return _checkpoint_in(target)
+        return checkpoint_in(target)
     if path.is_file():
         return target if _looks_like_checkpoint(path) else None
     if target not in preset_names():
@@ -143,13 +117,6 @@ def _from_checkpoint(path: str) -> Found:
         with torch.device("meta"):
             cascade = described_model(info.contents, path)
     return Found(path, cascade, plan, info)
-
-
-def _overridden(plan: Plan, request: Request, machine: Machine) -> Plan:
-    """The plan with the options of the command line in place of its own."""
-    names = ("batch_size", "max_batch_size", "precision", "frames")
-    given = {name: getattr(request, name) for name in names if getattr(request, name) is not None}
-    return replace(plan, **given, device=machine.device, enough=machine.memory)
 
 
 # -- as data ----------------------------------------------------------------------------------------------------------
@@ -256,29 +223,31 @@ def _print_settings(path: str, as_json: bool) -> None:
         click.echo(f"{excerpt(name):16}  {excerpt(text, 2000)}")
 
 
-def run(request: Request) -> None:
-    """Print what the target is and costs.
+def run(target: str | None, as_json: bool, **options: Any) -> None:
+    """Print what the target is and costs. The options take the place of those that it has, unless they are None.
 
     Raises:
         click.ClickException: anything that the user can put right.
     """
-    if _is_image(request.target):
+    if _is_image(target):
         with suppress(NotAnImage):
-            return _print_settings(request.target, request.as_json)
-    checkpoint = _checkpoint_of(request.target)
-    found = _from_config(request.target) if checkpoint is None else _from_checkpoint(checkpoint)
+            return _print_settings(target, as_json)
+    checkpoint = _checkpoint_of(target)
+    found = _from_config(target) if checkpoint is None else _from_checkpoint(checkpoint)
+    given = {name: value for name, value in options.items() if value is not None}
 
     from ..profiling.advice import advice, this_machine
     from ..profiling.estimates import estimate
 
-    if request.frames is not None and found.cascade is not None and not found.cascade.is_video:
+    if "frames" in given and found.cascade is not None and not found.cascade.is_video:
         raise click.UsageError("--frames is for models of videos, and this is one of images")
     machine = this_machine()
-    found = replace(found, plan=_overridden(found.plan, request, machine))
-    stages = [] if found.cascade is None else estimate(found.cascade, found.plan)
-    warnings = advice(stages, found.plan, machine)
+    plan = replace(found.plan, **given, device=machine.device, enough=machine.memory)
+    found = replace(found, plan=plan)
+    stages = [] if found.cascade is None else estimate(found.cascade, plan)
+    warnings = advice(stages, plan, machine)
     facts = collected(found, stages, machine, warnings)
-    if request.as_json:
+    if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
     from ._info_tables import lines

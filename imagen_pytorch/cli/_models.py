@@ -28,7 +28,6 @@ def find_model(given: str | None) -> str:
     Raises:
         CommandFailed: nothing is at the given place.
     """
-    from ..checkpoints import newest_in
     from ..pretrained import DEFAULT, pretrained_names, pretrained_path
 
     if given is None:
@@ -36,19 +35,29 @@ def find_model(given: str | None) -> str:
         return str(pretrained_path(DEFAULT)) if found is None else found
     if given in pretrained_names() and not Path(given).exists():
         return str(pretrained_path(given))
-    folder = Path(given)
-    if folder.is_dir():
-        newest = newest_in(given)
-        if newest is None:
-            raise CommandFailed(f"the folder {given} holds no checkpoint (imagen.pt or checkpoint.<steps>.pt)", USAGE)
-        return newest
-    if "://" not in given and not folder.is_file():
+    if Path(given).is_dir():
+        return checkpoint_in(given)
+    if "://" not in given and not Path(given).is_file():
         raise CommandFailed(
             f"no model at {given}: train one with `{program()} train` or `{program()} demo`, or name a checkpoint or "
             f"a pretrained model ({', '.join(pretrained_names())})",
             USAGE,
         )
     return given
+
+
+def checkpoint_in(folder: str) -> str:
+    """Return the checkpoint that a folder, here or elsewhere, stands for.
+
+    Raises:
+        CommandFailed: it holds none.
+    """
+    from ..checkpoints import newest_in
+
+    newest = newest_in(folder)
+    if newest is None:
+        raise CommandFailed(f"the folder {folder} holds no checkpoint (imagen.pt or checkpoint.<steps>.pt)", USAGE)
+    return newest
 
 
 def spoken(model: str, given: str | None) -> str:

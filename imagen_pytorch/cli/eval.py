@@ -71,7 +71,7 @@ def eval(no_load_ema: bool, **request: Any) -> None:
     imagen eval imagen.pt --split pair --limit 400   on captions it has not seen
     imagen eval images/ --data ./photos --metrics kid,precision
     """
+    from ._drawing import EvalOptions
     from ._eval import run
-    from ._eval_options import Request
 
-    run(Request(load_ema=not no_load_ema, **request))
+    run(EvalOptions(load_ema=not no_load_ema, **request))

@@ -18,7 +18,7 @@ from ._options import BATCH, FRAMES, Place, Precision
 @click.option("--precision", type=Precision(), help="Mixed precision. Also --dtype.")
 @click.option("--frames", type=FRAMES, metavar="N", help="Frames of each clip of a video model.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for programs; bytes and FLOPs are not rounded.")
-def info(**request: Any) -> None:
+def info(**options: Any) -> None:
     """Print what TARGET is and what it costs: parameters, FLOPs, and the memory for training and for sampling.
 
     TARGET is a configuration file, the name of a ready-made configuration, or a checkpoint: a .pt or .safetensors file,
@@ -34,6 +34,6 @@ def info(**request: Any) -> None:
     imagen info mine.json --batch-size 64 --precision bf16
     imagen info a_red_heart.png                  an image, and how it was made
     """
-    from ._info import Request, run
+    from ._info import run
 
-    run(Request(**request))
+    run(**options)
