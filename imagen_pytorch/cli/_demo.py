@@ -318,6 +318,7 @@ class Demo(ABC):
             self.train(interruption)
             self.training.save()
         self.training.draw_curve()
+        self.training.write_report()
         if interruption:
             self.say(f"interrupted and saved to {self.training.checkpoint}; the same command goes on")
             return interruption.exit_code()
