@@ -34,7 +34,7 @@ def _option(name: str) -> str:
 )
 @click.option("--prompt", "text", type=Caption(), metavar="TEXT", help="What the images show.")
 @click.option("--negative", type=Caption(), metavar="TEXT", help="What they must not show.")
-@click.option("--scale", type=click.IntRange(2, 1024), metavar="N", help="Enlarge N times.  [default: as far as possible]")
+@click.option("--scale", type=click.IntRange(2, 1024), metavar="N", help="Enlarge N times.  [default: the most]")
 @click.option(
     "--fit",
     type=click.Choice(FITS),
