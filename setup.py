@@ -22,10 +22,10 @@ FEATURES = [
 ONNX = ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"]
 
 # the last four: object stores, and servers that imitate them
-TEST = ["av>=12", "diffusers>=0.30", "hypothesis>=6.80", "pytest>=7.4", "pytest-timeout>=2.2", "pytest-xdist>=3.3",
+TEST = ["av>=14.1", "diffusers>=0.30", "hypothesis>=6.80", "pytest>=7.4", "pytest-timeout>=2.2", "pytest-xdist>=3.3",
         "ruff>=0.6", "scipy>=1.10", "typeguard==2.13.3",
         *(f'{name}; python_version >= "3.11"' for name in ONNX),
-        "gcsfs>=2023.6", "s3fs>=2023.6", "gcp-storage-emulator>=2024.8", "moto[server]>=5"]  # fmt: skip
+        "gcsfs>=2023.10", "s3fs>=2023.10", "gcp-storage-emulator>=2024.8", "moto[server]>=5"]  # fmt: skip
 
 setup(
     name="imagen-pytorch",
@@ -59,12 +59,12 @@ setup(
         "einops>=0.7",
         "ema-pytorch>=0.7",
         "filelock>=3.30",
-        "fsspec>=2023.6",
+        "fsspec>=2023.10",
         "huggingface-hub>=0.23",
         "jaxtyping>=0.2.25",
         "numpy>=1.24",
         "packaging",
-        "pillow>=10",
+        "pillow>=12.2",
         "protobuf>=4",
         "pydantic>=2.7",
         "pyyaml>=6",
@@ -79,12 +79,12 @@ setup(
         "captions": CAPTIONS,
         "datasets": ["datasets>=2.18"],
         "features": FEATURES,
-        "gcs": ["gcsfs>=2023.6"],
+        "gcs": ["gcsfs>=2023.10"],
         "onnx": ONNX,
-        "s3": ["s3fs>=2023.6"],
+        "s3": ["s3fs>=2023.10"],
         "test": TEST,
         "ui": ["gradio>=6.31,<7"],
-        "video": ["av>=12"],
+        "video": ["av>=14.1"],
     },
     entry_points={"console_scripts": ["imagen = imagen_pytorch.cli:main", "imagen_pytorch = imagen_pytorch.cli:main"]},
 )

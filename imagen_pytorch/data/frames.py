@@ -227,12 +227,15 @@ class VideoFile(Clip):
 
     def frames(self, numbers: Sequence[int], size: Size) -> Iterator[Image.Image]:
         """Yield some frames, turned upright."""
+        from av.video.reformatter import VideoReformatter
+
+        # one of its own: the one that PyAV shares among frames waits forever for its threads in a forked process
+        convert = VideoReformatter()
         wanted = [int(self.stamps[number]) for number in numbers] if len(self.stamps) else list(map(int, numbers))
         for frame in self._decoded(wanted):
             check_pixels((frame.width, frame.height))  # a frame may be larger than the header states
-            image = frame.to_image()
-            turn = getattr(frame, "rotation", 0)
-            yield image.rotate(turn, expand=True) if turn else image
+            image = convert.reformat(frame, format="rgb24").to_image()
+            yield image.rotate(frame.rotation, expand=True) if frame.rotation else image
 
     def _decoded(self, wanted: list[int]) -> Iterator[Any]:
         """Yield the frames with these timestamps, or with these numbers if there are no timestamps."""
