@@ -6,6 +6,7 @@ import io
 import json
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -134,6 +135,10 @@ def test_any_mode_becomes_the_models(tmp_path, name, channels):
 @pytest.mark.parametrize(("mode", "ending"), [("CMYK", "jpg"), ("CMYK", "tiff"), ("L", "jpg"), ("YCbCr", "tiff")])
 def test_modes_that_only_some_formats_have(tmp_path, mode, ending):
     save(tmp_path / f"a.{ending}", picture=Image.new("RGB", (9, 9), (200, 200, 200)).convert(mode))
+    if mode == "YCbCr" and int(PIL.__version__.split(".")[0]) < 13:  # which does not read what it writes
+        with pytest.warns(UserWarning), pytest.raises(DataError, match="a.tiff: truncated"):
+            list(Dataset(tmp_path, 4))
+        return
     (item,) = Dataset(tmp_path, 4)
     assert item.shape == (3, 4, 4) and (item * 255 - 200).abs().max() < 3
 
