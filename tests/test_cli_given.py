@@ -19,19 +19,13 @@ from imagen_pytorch.cli._given import fitted
 from imagen_pytorch.image_metadata import metadata_texts, read_settings
 from imagen_pytorch.images import shrink_known
 
-MODELS: dict[str, bytes] = {}
-
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """``imagen`` in a folder with models and given images."""
     monkeypatch.chdir(tmp_path)
-    if not MODELS:
-        write_model("imagen.pt")
-        write_model("grey.pt", channels=1, condition_on_text=False)
-        MODELS.update((name, Path(name).read_bytes()) for name in ("imagen.pt", "grey.pt"))
-    for name, contents in MODELS.items():
-        Path(name).write_bytes(contents)
+    write_model("imagen.pt")
+    write_model("grey.pt", channels=1, condition_on_text=False)
     draws = np.random.default_rng(0)
     Image.fromarray(draws.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save("exact.png")
     Image.fromarray(draws.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save("photo.png")

@@ -24,17 +24,13 @@ from imagen_pytorch.cli._prompts import STATED, read_line
 from imagen_pytorch.image_metadata import read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
-MODELS: dict[str, bytes] = {}
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """``imagen sample`` in a folder with a model in it."""
     monkeypatch.chdir(tmp_path)
-    if not MODELS:
-        write_model("imagen.pt")
-        MODELS["imagen.pt"] = Path("imagen.pt").read_bytes()
-    Path("imagen.pt").write_bytes(MODELS["imagen.pt"])
+    write_model("imagen.pt")
 
     def call(*arguments: object, text: str | None = None):
         return CliRunner().invoke(main, ["sample", *(str(item) for item in arguments)], input=text)

@@ -18,17 +18,12 @@ from imagen_pytorch.cli import main
 from imagen_pytorch.evaluation import sheets
 from imagen_pytorch.evaluation.sheets import labelled_grid
 
-MODELS: dict[str, bytes] = {}
-
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """``imagen sample`` in a folder with a model in it."""
     monkeypatch.chdir(tmp_path)
-    if not MODELS:
-        write_model("imagen.pt")
-        MODELS["imagen.pt"] = Path("imagen.pt").read_bytes()
-    Path("imagen.pt").write_bytes(MODELS["imagen.pt"])
+    write_model("imagen.pt")
     return lambda *arguments: CliRunner().invoke(main, ["sample", *map(str, arguments)])
 
 
